@@ -1,0 +1,524 @@
+//! The emitter: a thin hand over Cranelift's function builder that lowerings are written with.
+//!
+//! It knows the kernel ABI (frame, tile range, scratch), views (addresses of elements), counted loops, and 4-lane
+//! loads and stores that widen and narrow. Everything is 128-bit: `F32X4` and `I32X4`. A tail of fewer than four
+//! elements goes through the same 4-lane arithmetic with one element in lane 0, so an element's value never depends on
+//! where in a row it stands.
+
+use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
+use cranelift_codegen::ir::types::{F32, F32X4, I8X16, I16, I32, I32X4, I64};
+use cranelift_codegen::ir::{
+    BlockArg, ConstantData, Endianness, InstBuilder, MemFlagsData, Type, Value,
+};
+use cranelift_codegen::isa::TargetFrontendConfig;
+use cranelift_frontend::FunctionBuilder;
+use lapidary_ir::{DType, Dim};
+use lapidary_runtime::program::{FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS};
+
+use crate::view::{Base, View};
+
+/// What the emitter must know of the target's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Fused multiply-add in one instruction; else a multiply and an add.
+    pub fma: bool,
+}
+
+/// The state of one kernel being emitted.
+pub struct Emitter<'a> {
+    /// Cranelift's builder, for what has no method here.
+    pub b: FunctionBuilder<'a>,
+    /// The target's instructions.
+    pub features: Features,
+    /// Arena offsets in bytes, by buffer.
+    arena: &'a [usize],
+    frame: Value,
+    /// First tile (i64).
+    pub tile_begin: Value,
+    /// One past the last tile (i64).
+    pub tile_end: Value,
+    /// This thread's scratch.
+    pub scratch: Value,
+    scratch_bytes: usize,
+}
+
+impl<'a> Emitter<'a> {
+    /// Starts a kernel; the builder is in its entry block, whose four parameters are the ABI's.
+    pub fn new(mut b: FunctionBuilder<'a>, features: Features, arena: &'a [usize]) -> Emitter<'a> {
+        let entry = b.create_block();
+        b.append_block_params_for_function_params(entry);
+        b.switch_to_block(entry);
+        let params = b.block_params(entry).to_vec();
+        Emitter {
+            b,
+            features,
+            arena,
+            frame: params[0],
+            tile_begin: params[1],
+            tile_end: params[2],
+            scratch: params[3],
+            scratch_bytes: 0,
+        }
+    }
+
+    /// Ends the kernel: returns, seals, finalizes. Gives the scratch it takes, in bytes.
+    pub fn finish(mut self, config: TargetFrontendConfig) -> usize {
+        self.b.ins().return_(&[]);
+        self.b.seal_all_blocks();
+        self.b.finalize(config);
+        self.scratch_bytes
+    }
+
+    /// Takes `bytes` of scratch, 64-byte aligned: their address.
+    pub fn take_scratch(&mut self, bytes: usize) -> Value {
+        let at = self.scratch_bytes;
+        self.scratch_bytes += bytes.next_multiple_of(64);
+        self.offset(self.scratch, at as i64)
+    }
+
+    // ---- integers ----
+
+    /// An i64.
+    pub fn i64(&mut self, value: i64) -> Value {
+        self.b.ins().iconst(I64, value)
+    }
+
+    /// `value + offset`, both i64.
+    pub fn offset(&mut self, value: Value, offset: i64) -> Value {
+        if offset == 0 {
+            return value;
+        }
+        let offset = self.i64(offset);
+        self.b.ins().iadd(value, offset)
+    }
+
+    /// `value * factor`, both i64.
+    pub fn scale(&mut self, value: Value, factor: i64) -> Value {
+        match factor {
+            1 => value,
+            0 => self.i64(0),
+            f if f > 0 && (f as u64).is_power_of_two() => {
+                let shift = self.i64(f.trailing_zeros().into());
+                self.b.ins().ishl(value, shift)
+            }
+            f => {
+                let f = self.i64(f);
+                self.b.ins().imul(value, f)
+            }
+        }
+    }
+
+    /// The smaller of two i64.
+    pub fn min(&mut self, a: Value, b: Value) -> Value {
+        self.b.ins().smin(a, b)
+    }
+
+    /// A word of the frame.
+    fn frame_word(&mut self, word: usize) -> Value {
+        let flags = MemFlagsData::trusted().with_readonly().with_can_move();
+        self.b.ins().load(I64, flags, self.frame, (word * 8) as i32)
+    }
+
+    /// `T`, the call's rows (i64).
+    pub fn rows(&mut self) -> Value {
+        self.frame_word(FRAME_ROWS)
+    }
+
+    /// `S`, the keys with this call's rows appended (i64).
+    pub fn keys(&mut self) -> Value {
+        self.frame_word(FRAME_KEYS)
+    }
+
+    /// A dim's length in this call (i64).
+    pub fn length(&mut self, dim: Dim) -> Value {
+        match dim {
+            Dim::Fixed(n) => self.i64(n as i64),
+            Dim::Rows => self.rows(),
+            Dim::Keys => self.keys(),
+        }
+    }
+
+    // ---- views ----
+
+    /// The address of a view's element at index 0 of every axis.
+    ///
+    /// # Panics
+    /// On a view that is not in memory.
+    pub fn base(&mut self, view: &View) -> Value {
+        let size = view.dtype.bytes() as i64;
+        let base = match view.base {
+            Base::Arena(id) => {
+                let arena = self.frame_word(FRAME_ARENA);
+                self.offset(arena, self.arena[id.0] as i64)
+            }
+            Base::Slot(slot) => self.frame_word(FRAME_SLOTS + slot),
+            Base::Constant(at) => {
+                let constants = self.frame_word(FRAME_CONSTANTS);
+                self.offset(constants, at as i64)
+            }
+            Base::Number(_) | Base::Integer(_) => unreachable!("an immediate has no address"),
+        };
+        let base = self.offset(base, view.offset * size);
+        if view.per_row_offset == 0 {
+            return base;
+        }
+        let rows = self.rows();
+        let before_last = self.offset(rows, -1);
+        let bytes = self.scale(before_last, view.per_row_offset * size);
+        self.b.ins().iadd(base, bytes)
+    }
+
+    /// `address` moved by `index` (i64) along an axis of the view. Broadcast axes do not move it. A ring's key axis
+    /// wraps.
+    pub fn step(&mut self, view: &View, axis: usize, address: Value, index: Value) -> Value {
+        let stride = view.axes[axis].stride * view.dtype.bytes() as i64;
+        if stride == 0 {
+            return address;
+        }
+        let index = match view.ring {
+            Some(rows) if view.axes[axis].dim == Dim::Keys => {
+                let rows = self.i64(rows as i64);
+                self.b.ins().urem(index, rows)
+            }
+            _ => index,
+        };
+        let bytes = self.scale(index, stride);
+        self.b.ins().iadd(address, bytes)
+    }
+
+    /// `address` moved by one index for each listed axis.
+    pub fn at(&mut self, view: &View, address: Value, indices: &[(usize, Value)]) -> Value {
+        indices.iter().fold(address, |address, &(axis, index)| self.step(view, axis, address, index))
+    }
+
+    // ---- control ----
+
+    /// `for index in begin..end`, carrying `state`; the body returns the next state, the loop the last.
+    pub fn for_range(
+        &mut self,
+        begin: Value,
+        end: Value,
+        by: i64,
+        state: &[Value],
+        body: impl FnOnce(&mut Self, Value, &[Value]) -> Vec<Value>,
+    ) -> Vec<Value> {
+        let head = self.b.create_block();
+        let inside = self.b.create_block();
+        let after = self.b.create_block();
+        let index = self.b.append_block_param(head, I64);
+        let carried: Vec<Value> = state
+            .iter()
+            .map(|&v| {
+                let ty = self.b.func.dfg.value_type(v);
+                self.b.append_block_param(head, ty)
+            })
+            .collect();
+        let mut args: Vec<BlockArg> = vec![begin.into()];
+        args.extend(state.iter().map(|&v| BlockArg::from(v)));
+        self.b.ins().jump(head, &args);
+        self.b.switch_to_block(head);
+        let more = self.b.ins().icmp(IntCC::SignedLessThan, index, end);
+        self.b.ins().brif(more, inside, &[], after, &[]);
+        self.b.switch_to_block(inside);
+        let next = body(self, index, &carried);
+        let index = self.offset(index, by);
+        let mut args: Vec<BlockArg> = vec![index.into()];
+        args.extend(next.iter().map(|&v| BlockArg::from(v)));
+        self.b.ins().jump(head, &args);
+        self.b.switch_to_block(after);
+        carried
+    }
+
+    /// A loop over the kernel's tiles.
+    pub fn for_tiles(&mut self, body: impl FnOnce(&mut Self, Value)) {
+        let (begin, end) = (self.tile_begin, self.tile_end);
+        self.for_range(begin, end, 1, &[], |e, tile, _| {
+            body(e, tile);
+            vec![]
+        });
+    }
+
+    /// Splits a row-major index over axes of these lengths: one index an axis.
+    pub fn unravel(&mut self, index: Value, dims: &[Dim]) -> Vec<Value> {
+        let mut indices = vec![index; dims.len()];
+        let mut rest = index;
+        for (i, &dim) in dims.iter().enumerate().skip(1).rev() {
+            let n = self.length(dim);
+            indices[i] = self.b.ins().urem(rest, n);
+            rest = self.b.ins().udiv(rest, n);
+        }
+        if let Some(first) = indices.first_mut() {
+            *first = rest;
+        }
+        indices
+    }
+
+    /// `for i in 0..n` in fours, then one by one: the body is emitted twice and told the lanes in use (4 or 1).
+    pub fn for_lanes(
+        &mut self,
+        n: Value,
+        state: &[Value],
+        mut body: impl FnMut(&mut Self, Value, usize, &[Value]) -> Vec<Value>,
+    ) -> Vec<Value> {
+        let zero = self.i64(0);
+        let three = self.i64(!3);
+        let whole = self.b.ins().band(n, three);
+        let state = self.for_range(zero, whole, 4, state, |e, i, s| body(e, i, 4, s));
+        self.for_range(whole, n, 1, &state, |e, i, s| body(e, i, 1, s))
+    }
+
+    /// Runs `then` when `condition` (an integer) is not 0.
+    pub fn when(&mut self, condition: Value, then: impl FnOnce(&mut Self)) {
+        let inside = self.b.create_block();
+        let after = self.b.create_block();
+        self.b.ins().brif(condition, inside, &[], after, &[]);
+        self.b.switch_to_block(inside);
+        then(self);
+        self.b.ins().jump(after, &[]);
+        self.b.switch_to_block(after);
+    }
+
+    // ---- 4-lane values ----
+
+    /// A scalar f32.
+    pub fn f32(&mut self, value: f32) -> Value {
+        self.b.ins().f32const(value)
+    }
+
+    /// Four equal f32.
+    pub fn splat(&mut self, value: f32) -> Value {
+        let scalar = self.f32(value);
+        self.b.ins().splat(F32X4, scalar)
+    }
+
+    /// Four equal i32.
+    pub fn splat_int(&mut self, value: i32) -> Value {
+        let scalar = self.b.ins().iconst(I32, i64::from(value as u32));
+        self.b.ins().splat(I32X4, scalar)
+    }
+
+    /// The same bits as another type.
+    pub fn bitcast(&mut self, ty: Type, value: Value) -> Value {
+        self.b.ins().bitcast(ty, MemFlagsData::new().with_endianness(Endianness::Little), value)
+    }
+
+    /// `a * b + c` in 4 lanes or one, fused where the target has it.
+    pub fn fma(&mut self, a: Value, b: Value, c: Value) -> Value {
+        if self.features.fma {
+            self.b.ins().fma(a, b, c)
+        } else {
+            let product = self.b.ins().fmul(a, b);
+            self.b.ins().fadd(product, c)
+        }
+    }
+
+    /// Lane by lane, `a` where the mask (I32X4, 0 or -1) is set, else `b`; both F32X4.
+    pub fn choose(&mut self, mask: Value, a: Value, b: Value) -> Value {
+        let mask = self.bitcast(F32X4, mask);
+        self.b.ins().bitselect(mask, a, b)
+    }
+
+    /// The larger, lane by lane; `b` where either is NaN. (CLIF's fmax is NaN-exact and twice as slow.)
+    pub fn fmax(&mut self, a: Value, b: Value) -> Value {
+        let greater = self.b.ins().fcmp(FloatCC::GreaterThan, a, b);
+        self.choose(greater, a, b)
+    }
+
+    /// Lane 0 as a scalar.
+    pub fn lane0(&mut self, value: Value) -> Value {
+        self.b.ins().extractlane(value, 0u8)
+    }
+
+    /// Lanes rearranged: lane `i` of the result is lane `lanes[i]` of `a` (0..4) or `b` (4..8), all F32X4.
+    pub fn shuffle(&mut self, a: Value, b: Value, lanes: [u8; 4]) -> Value {
+        let bytes: Vec<u8> = lanes.iter().flat_map(|&l| (0..4).map(move |i| l * 4 + i)).collect();
+        let mask = self.b.func.dfg.immediates.push(ConstantData::from(&bytes[..]));
+        let (a, b) = (self.bitcast(I8X16, a), self.bitcast(I8X16, b));
+        let shuffled = self.b.ins().shuffle(a, b, mask);
+        self.bitcast(F32X4, shuffled)
+    }
+
+    /// The four lanes' sum as a scalar, always (0 + 2) + (1 + 3).
+    pub fn sum_lanes(&mut self, value: Value) -> Value {
+        let upper = self.shuffle(value, value, [2, 3, 0, 1]);
+        let pairs = self.b.ins().fadd(value, upper);
+        let odd = self.shuffle(pairs, pairs, [1, 0, 3, 2]);
+        let sum = self.b.ins().fadd(pairs, odd);
+        self.lane0(sum)
+    }
+
+    /// The largest of the four lanes as a scalar.
+    pub fn max_lanes(&mut self, value: Value) -> Value {
+        let upper = self.shuffle(value, value, [2, 3, 0, 1]);
+        let pairs = self.fmax(value, upper);
+        let odd = self.shuffle(pairs, pairs, [1, 0, 3, 2]);
+        let max = self.fmax(pairs, odd);
+        self.lane0(max)
+    }
+
+    /// Flags of a load: no trap; read-only data may also move, so that the scheduler need not keep loads in order.
+    fn load_flags(readonly: bool) -> MemFlagsData {
+        let flags = MemFlagsData::new().with_notrap();
+        if readonly { flags.with_readonly().with_can_move() } else { flags }
+    }
+
+    /// Loads `lanes` (4 or 1) contiguous elements as F32X4, widening f16 and bf16. One element comes in every lane.
+    pub fn load(&mut self, dtype: DType, address: Value, byte_offset: i64, lanes: usize) -> Value {
+        self.load_with(dtype, address, byte_offset, lanes, false)
+    }
+
+    /// [`Emitter::load`] of data that nothing writes while the kernel runs (weights, constants).
+    pub fn load_readonly(&mut self, dtype: DType, address: Value, byte_offset: i64, lanes: usize) -> Value {
+        self.load_with(dtype, address, byte_offset, lanes, true)
+    }
+
+    fn load_with(&mut self, dtype: DType, address: Value, offset: i64, lanes: usize, readonly: bool) -> Value {
+        let flags = Self::load_flags(readonly);
+        let offset = offset as i32;
+        match (dtype, lanes) {
+            (DType::F32, 4) => self.b.ins().load(F32X4, flags, address, offset),
+            (DType::F32, _) => {
+                let x = self.b.ins().load(F32, flags, address, offset);
+                self.b.ins().splat(F32X4, x)
+            }
+            (DType::BF16 | DType::F16, _) => {
+                let half = self.load_halves(address, offset, lanes, flags);
+                self.widen(dtype, half)
+            }
+            (DType::I32 | DType::Bool, _) => unreachable!("integers load through load_int"),
+        }
+    }
+
+    /// Four u16, or one in every lane, zero-extended to I32X4.
+    fn load_halves(&mut self, address: Value, offset: i32, lanes: usize, flags: MemFlagsData) -> Value {
+        if lanes == 4 {
+            self.b.ins().uload16x4(flags, address, offset)
+        } else {
+            let x = self.b.ins().uload16(I32, flags, address, offset);
+            self.b.ins().splat(I32X4, x)
+        }
+    }
+
+    /// Zero-extended 16-bit floats (I32X4) as F32X4. f16: every finite value, denormals included, exactly.
+    fn widen(&mut self, dtype: DType, half: Value) -> Value {
+        if dtype == DType::BF16 {
+            let shift = self.b.ins().iconst(I32, 16);
+            let bits = self.b.ins().ishl(half, shift);
+            return self.bitcast(F32X4, bits);
+        }
+        // The exponent field moves up by 13 bits, the bias by 112: a multiply by 2^112 mends it, for denormals too.
+        let magnitude = self.splat_int(0x7fff);
+        let magnitude = self.b.ins().band(half, magnitude);
+        let by = self.b.ins().iconst(I32, 13);
+        let bits = self.b.ins().ishl(magnitude, by);
+        let small = self.bitcast(F32X4, bits);
+        let bias = self.splat(f32::from_bits((127 + 112) << 23));
+        let value = self.b.ins().fmul(small, bias);
+        let sign = self.splat_int(0x8000);
+        let sign = self.b.ins().band(half, sign);
+        let by = self.b.ins().iconst(I32, 16);
+        let sign = self.b.ins().ishl(sign, by);
+        let sign = self.bitcast(F32X4, sign);
+        self.b.ins().bor(value, sign)
+    }
+
+    /// Loads 4 or 1 contiguous i32 (or bool masks) as I32X4. One element comes in every lane.
+    pub fn load_int(&mut self, address: Value, byte_offset: i64, lanes: usize) -> Value {
+        let flags = Self::load_flags(false);
+        if lanes == 4 {
+            self.b.ins().load(I32X4, flags, address, byte_offset as i32)
+        } else {
+            let x = self.b.ins().load(I32, flags, address, byte_offset as i32);
+            self.b.ins().splat(I32X4, x)
+        }
+    }
+
+    /// One i32 as i64.
+    pub fn load_index(&mut self, address: Value) -> Value {
+        let x = self.b.ins().load(I32, Self::load_flags(false), address, 0);
+        self.b.ins().sextend(I64, x)
+    }
+
+    /// Stores 4 lanes, or lane 0 alone, of an F32X4 as `dtype`, rounding to nearest even for bf16 and f16.
+    pub fn store(&mut self, dtype: DType, value: Value, address: Value, byte_offset: i64, lanes: usize) {
+        let flags = MemFlagsData::new().with_notrap();
+        let offset = byte_offset as i32;
+        match dtype {
+            DType::F32 if lanes == 4 => {
+                self.b.ins().store(flags, value, address, offset);
+            }
+            DType::F32 => {
+                let x = self.lane0(value);
+                self.b.ins().store(flags, x, address, offset);
+            }
+            DType::BF16 | DType::F16 => {
+                let half = if dtype == DType::BF16 { self.narrow_bf16(value) } else { self.narrow_f16(value) };
+                for lane in 0..lanes {
+                    let x = self.b.ins().extractlane(half, lane as u8);
+                    let x = self.b.ins().ireduce(I16, x);
+                    self.b.ins().store(flags, x, address, offset + 2 * lane as i32);
+                }
+            }
+            DType::I32 | DType::Bool => unreachable!("integers are stored through store_int"),
+        }
+    }
+
+    /// Stores 4 lanes, or lane 0 alone, of an I32X4.
+    pub fn store_int(&mut self, value: Value, address: Value, byte_offset: i64, lanes: usize) {
+        let flags = MemFlagsData::new().with_notrap();
+        let value = if lanes == 4 { value } else { self.b.ins().extractlane(value, 0u8) };
+        self.b.ins().store(flags, value, address, byte_offset as i32);
+    }
+
+    /// F32X4 rounded to bf16 (nearest even), in the low halves of I32X4; NaN stays NaN.
+    fn narrow_bf16(&mut self, value: Value) -> Value {
+        let bits = self.bitcast(I32X4, value);
+        let by = self.b.ins().iconst(I32, 16);
+        let one = self.splat_int(1);
+        let odd = self.b.ins().ushr(bits, by);
+        let odd = self.b.ins().band(odd, one);
+        let half = self.splat_int(0x7fff);
+        let rounded = self.b.ins().iadd(bits, half);
+        let rounded = self.b.ins().iadd(rounded, odd);
+        let unordered = self.b.ins().fcmp(FloatCC::Unordered, value, value);
+        let nan = self.splat_int(0x7fc0_0000);
+        let bits = self.b.ins().bitselect(unordered, nan, rounded);
+        self.b.ins().ushr(bits, by)
+    }
+
+    /// F32X4 rounded to f16 (nearest even), in the low halves of I32X4; overflow gives infinity, NaN stays NaN.
+    fn narrow_f16(&mut self, value: Value) -> Value {
+        let bits = self.bitcast(I32X4, value);
+        let sign_mask = self.splat_int(i32::MIN);
+        let sign = self.b.ins().band(bits, sign_mask);
+        let magnitude = self.b.ins().bxor(bits, sign);
+        // Normal results: rebias, round at bit 13. Small ones: an add of 0.5 aligns the denormal's bits and rounds.
+        let by = self.b.ins().iconst(I32, 13);
+        let one = self.splat_int(1);
+        let odd = self.b.ins().ushr(magnitude, by);
+        let odd = self.b.ins().band(odd, one);
+        let rebias = self.splat_int((15i32 - 127).wrapping_shl(23).wrapping_add(0xfff));
+        let normal = self.b.ins().iadd(magnitude, rebias);
+        let normal = self.b.ins().iadd(normal, odd);
+        let normal = self.b.ins().ushr(normal, by);
+        let half = self.splat(0.5);
+        let small = self.bitcast(F32X4, magnitude);
+        let small = self.b.ins().fadd(small, half);
+        let small = self.bitcast(I32X4, small);
+        let half_bits = self.splat_int(0.5f32.to_bits() as i32);
+        let small = self.b.ins().isub(small, half_bits);
+        let least_normal = self.splat_int(113 << 23);
+        let is_small = self.b.ins().icmp(IntCC::SignedLessThan, magnitude, least_normal);
+        let result = self.b.ins().bitselect(is_small, small, normal);
+        let overflow = self.splat_int(143 << 23);
+        let is_over = self.b.ins().icmp(IntCC::SignedGreaterThanOrEqual, magnitude, overflow);
+        let infinity_bits = self.splat_int(0x7f80_0000);
+        let is_nan = self.b.ins().icmp(IntCC::SignedGreaterThan, magnitude, infinity_bits);
+        let (infinity, nan) = (self.splat_int(0x7c00), self.splat_int(0x7e00));
+        let special = self.b.ins().bitselect(is_nan, nan, infinity);
+        let result = self.b.ins().bitselect(is_over, special, result);
+        let by = self.b.ins().iconst(I32, 16);
+        let sign = self.b.ins().ushr(sign, by);
+        self.b.ins().bor(result, sign)
+    }
+}

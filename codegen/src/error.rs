@@ -1,0 +1,46 @@
+//! What can go wrong in code generation.
+
+/// An error of the code generator.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A CPU that is not in the table.
+    #[error("unknown CPU `{name}`: expected native, {known}")]
+    UnknownCpu {
+        /// The name given.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// A CPU that Cranelift cannot make code for here.
+    #[error("cannot generate code for CPU `{cpu}`: {reason}")]
+    Target {
+        /// The CPU's name.
+        cpu: String,
+        /// Cranelift's words.
+        reason: String,
+    },
+    /// A graph with something that has no kernel.
+    #[error("function `{function}`: {node}: {reason}")]
+    Unsupported {
+        /// The function's name.
+        function: String,
+        /// The node, printed.
+        node: String,
+        /// What is not supported.
+        reason: String,
+    },
+    /// A kernel that Cranelift refuses: a bug of a lowering.
+    #[error("kernel `{kernel}`: {reason}")]
+    Kernel {
+        /// The kernel's name.
+        kernel: String,
+        /// Cranelift's words.
+        reason: String,
+    },
+    /// A pass failed.
+    #[error(transparent)]
+    Passes(#[from] lapidary_passes::Error),
+    /// An ill-formed graph.
+    #[error(transparent)]
+    Graph(#[from] lapidary_ir::Error),
+}

@@ -1,0 +1,139 @@
+//! The in-memory backend: kernels to machine code in this process, through cranelift-jit.
+//!
+//! In: kernels and the arena's offsets. Out: entry points, which live as long as the [`Code`] that holds them. Memory
+//! is never writable and executable at once (cranelift-jit maps it writable, then flips it).
+
+use cranelift_codegen::ir::types::I64;
+use cranelift_codegen::ir::{AbiParam, Signature};
+use cranelift_codegen::{Context, control::ControlPlane};
+use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
+use cranelift_jit::{JITBuilder, JITModule};
+use cranelift_module::{FuncId, Linkage, Module, default_libcall_names};
+use lapidary_runtime::program::KernelFn;
+
+use crate::Error;
+use crate::emit::Emitter;
+use crate::kernel::Kernel;
+use crate::lower;
+use crate::target::Target;
+
+/// What became of a kernel.
+#[derive(Clone, Debug, Default)]
+pub struct Compiled {
+    /// Scratch that it needs, in bytes a thread.
+    pub scratch_bytes: usize,
+    /// Machine code, in bytes.
+    pub code_bytes: usize,
+    /// Its CLIF, when asked for.
+    pub clif: Option<String>,
+    /// Its disassembly, when asked for.
+    pub asm: Option<String>,
+}
+
+/// Kernels being compiled into one module.
+pub struct Jit {
+    module: JITModule,
+    target: Target,
+    context: Context,
+    builder: FunctionBuilderContext,
+    functions: Vec<FuncId>,
+    /// Whether [`Compiled`] carries CLIF and disassembly.
+    pub listings: bool,
+}
+
+/// Finished machine code; entry points die with it.
+pub struct Code {
+    module: Option<JITModule>,
+}
+
+// SAFETY: the module is finished: nothing of it is touched but its executable memory, until it is freed on drop.
+unsafe impl Send for Code {}
+// SAFETY: as above; shared references reach nothing mutable.
+unsafe impl Sync for Code {}
+
+impl Drop for Code {
+    fn drop(&mut self) {
+        if let Some(module) = self.module.take() {
+            // SAFETY: the program that held the entry points owns this and is being dropped with them.
+            unsafe { module.free_memory() }
+        }
+    }
+}
+
+impl Jit {
+    /// An empty module for this target.
+    pub fn new(target: Target) -> Jit {
+        let builder = JITBuilder::with_isa(target.isa.clone(), default_libcall_names());
+        let module = JITModule::new(builder);
+        let context = module.make_context();
+        Jit {
+            module,
+            target,
+            context,
+            builder: FunctionBuilderContext::new(),
+            functions: Vec::new(),
+            listings: false,
+        }
+    }
+
+    /// Compiles a kernel; its entry point has the index of the call, counted from 0. `arena` gives each buffer's
+    /// offset in bytes.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if Cranelift refuses the code.
+    pub fn define(&mut self, kernel: &Kernel, arena: &[usize]) -> Result<Compiled, Error> {
+        let refuse = |reason: String| Error::Kernel { kernel: kernel.name.clone(), reason };
+        self.context.func.signature = kernel_signature(&self.module);
+        let name = format!("k{}_{}", self.functions.len(), kernel.name);
+        let id = self
+            .module
+            .declare_function(&name, Linkage::Local, &self.context.func.signature)
+            .map_err(|e| refuse(e.to_string()))?;
+        let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
+        let mut emitter = Emitter::new(builder, self.target.features, arena);
+        lower::lower(&mut emitter, kernel);
+        let scratch_bytes = emitter.finish(self.module.target_config());
+        let clif = self.listings.then(|| self.context.func.display().to_string());
+        self.context.set_disasm(self.listings);
+        self.module
+            .define_function_with_control_plane(id, &mut self.context, &mut ControlPlane::default())
+            .map_err(|e| refuse(format!("{e:?}")))?;
+        let code = self.context.compiled_code();
+        let compiled = Compiled {
+            scratch_bytes,
+            code_bytes: code.map_or(0, |c| c.code_info().total_size as usize),
+            clif,
+            asm: code.and_then(|c| c.vcode.clone()),
+        };
+        self.module.clear_context(&mut self.context);
+        self.functions.push(id);
+        Ok(compiled)
+    }
+
+    /// Makes the code executable: the entry points, in the order of definition, and their owner.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if memory cannot be had or protected.
+    pub fn finish(mut self) -> Result<(Vec<KernelFn>, Code), Error> {
+        self.module
+            .finalize_definitions()
+            .map_err(|e| Error::Kernel { kernel: "all".into(), reason: e.to_string() })?;
+        let entries = self
+            .functions
+            .iter()
+            .map(|&id| {
+                let address = self.module.get_finalized_function(id);
+                // SAFETY: the function was built with the signature of `KernelFn`, in this machine's C convention.
+                unsafe { std::mem::transmute::<*const u8, KernelFn>(address) }
+            })
+            .collect();
+        Ok((entries, Code { module: Some(self.module) }))
+    }
+}
+
+/// `(frame, tile_begin, tile_end, scratch)`, all 64-bit words; no result.
+fn kernel_signature(module: &JITModule) -> Signature {
+    let mut signature = module.make_signature();
+    signature.params = vec![AbiParam::new(I64); 4];
+    signature
+}

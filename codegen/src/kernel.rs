@@ -1,0 +1,239 @@
+//! A kernel before it is code: what it computes, over which views, and its tile space.
+//!
+//! The schedule makes kernels, `lower` turns each into one function of the program's kernel ABI. Tile axes are the axes
+//! that [`Kernel::tile_axes`] gives, in order, row-major; a kernel loops over the others itself.
+
+use lapidary_ir::{Dim, Id};
+use lapidary_runtime::program::Tiles;
+
+use crate::view::{Capacity, View};
+
+/// One elementwise operator: reads element `i` of each input, writes element `i` of the output.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Elementwise {
+    /// The input itself: a copy, converted to the output's dtype (floats among each other, i32 to f32).
+    Copy,
+    /// f32 (x).
+    Neg,
+    /// f32 (x).
+    Recip,
+    /// f32 (x).
+    Sqrt,
+    /// f32 (x).
+    Rsqrt,
+    /// f32 (x).
+    Exp,
+    /// f32 (x).
+    Tanh,
+    /// f32 (x).
+    Cos,
+    /// f32 (x).
+    Sin,
+    /// f32 or i32 (a, b).
+    Add,
+    /// f32 or i32 (a, b).
+    Sub,
+    /// f32 or i32 (a, b).
+    Mul,
+    /// f32 (a, b).
+    Div,
+    /// f32 (a, b).
+    Pow,
+    /// f32 or i32 (a, b) to bool.
+    Lt,
+    /// f32 or i32 (a, b) to bool.
+    Le,
+    /// bool (a, b).
+    And,
+    /// bool (c), f32 or i32 (a, b).
+    Select,
+    /// f32 (x), cap tanh(x / cap).
+    Softcap(f32),
+    /// f32 (x).
+    GeluTanh,
+    /// f32 (gate, up).
+    GatedGelu,
+    /// The index along the last axis, i32 or f32; no inputs.
+    Iota,
+}
+
+/// What a reduction does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduction {
+    /// Sum.
+    Sum,
+    /// Sum over the axis' length.
+    Mean,
+    /// Largest element; -inf of none.
+    Max,
+    /// Index of the largest element, i32.
+    Argmax,
+}
+
+/// What a linear kernel does to its accumulators.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Epilogue {
+    /// Stores them; one output a weight.
+    Store,
+    /// Stores cap tanh(y / cap); one output a weight.
+    Softcap(f32),
+    /// Two weights, one output: gelu_tanh(first) * second.
+    Gate,
+}
+
+/// How softmax keeps exp in range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maximum {
+    /// A running maximum is subtracted.
+    Online,
+    /// The logits are proven bounded: exp of them and a sum over the cache fit f32.
+    Bounded,
+}
+
+/// What a kernel computes. Views in the order of `inputs` then `outputs` below.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// Inputs, stretched to the output's axes; one output.
+    Elementwise(Elementwise),
+    /// Input with the reduced axis moved last; output (.., 1), its axes in the same order.
+    Reduce(Reduction),
+    /// a (.., M, K), b (.., K, N); output (.., M, N).
+    Matmul,
+    /// table (V, ..), ids i32 (T); output (T, ..): rows copied (converted to the output's dtype) and scaled.
+    Gather {
+        /// Multiplies each element; 1 for a plain gather (any dtype then).
+        scale: f32,
+    },
+    /// rows (G, T, D); output: the cache (G, S, D): row t of the call becomes key S - T + t, rounded to its dtype.
+    Append,
+    /// x (.., K), w (K); output (.., K).
+    RmsNorm {
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// residual (.., K), x (.., K), w (K); output (.., K).
+    AddRmsNorm {
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// x (T, K), \[norm weight (K) if there is a prologue\], weights (N, K) ..; outputs (T, N) .. .
+    Linear {
+        /// eps of an RMSNorm applied to x as it is read.
+        prologue: Option<f32>,
+        /// What happens to the accumulators.
+        epilogue: Epilogue,
+    },
+    /// x (H, T, D), pos i32 (T), inverse frequencies (D/2); output (H, T, D).
+    Rope,
+    /// q (H, T, D), k (G, S, D); output (H, T, S).
+    Scores {
+        /// Multiplies the products.
+        scale: f32,
+        /// Softcap after the scale.
+        cap: Option<f32>,
+    },
+    /// scores (.., T, S), pos i32 (T); output (.., T, S).
+    WindowMask {
+        /// How many last keys are visible.
+        window: Option<usize>,
+    },
+    /// x (.., S) and, if ranged, pos i32 (T); output the same shape.
+    Softmax {
+        /// Whether only keys (pos - window, pos] count; the rest are 0.
+        ranged: bool,
+        /// How many last keys are visible.
+        window: Option<usize>,
+        /// How exp is kept in range.
+        maximum: Maximum,
+    },
+    /// q (H, T, D), k (G, S, D), v (G, S, D), pos i32 (T); output (H, T, D).
+    Attention {
+        /// Multiplies the products.
+        scale: f32,
+        /// Softcap after the scale.
+        cap: Option<f32>,
+        /// How many last keys are visible.
+        window: Option<usize>,
+        /// How exp is kept in range.
+        maximum: Maximum,
+    },
+}
+
+/// A kernel: one launch of the schedule.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// Name, unique in its variant: `v12_linear`.
+    pub name: String,
+    /// The fused graph's node that it computes.
+    pub node: Id,
+    /// What it computes.
+    pub body: Body,
+    /// Operands read.
+    pub inputs: Vec<View>,
+    /// Operands written.
+    pub outputs: Vec<View>,
+    /// Its tile space.
+    pub tiles: Tiles,
+    /// The most rows and keys that it serves.
+    pub capacity: Capacity,
+}
+
+/// Rows of queries that one attention tile handles.
+pub const ATTENTION_ROWS: u32 = 4;
+
+impl Body {
+    /// The name in a kernel's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Body::Elementwise(Elementwise::Copy) => "copy",
+            Body::Elementwise(Elementwise::Select) => "select",
+            Body::Elementwise(Elementwise::Softcap(_)) => "softcap",
+            Body::Elementwise(Elementwise::GatedGelu) => "gated_gelu",
+            Body::Elementwise(_) => "elementwise",
+            Body::Reduce(_) => "reduce",
+            Body::Matmul => "matmul",
+            Body::Gather { .. } => "gather",
+            Body::Append => "append",
+            Body::RmsNorm { .. } => "rms_norm",
+            Body::AddRmsNorm { .. } => "add_rms_norm",
+            Body::Linear { .. } => "linear",
+            Body::Rope => "rope",
+            Body::Scores { .. } => "scores",
+            Body::WindowMask { .. } => "window_mask",
+            Body::Softmax { .. } => "softmax",
+            Body::Attention { .. } => "attention",
+        }
+    }
+}
+
+impl Kernel {
+    /// The axes of `outputs[0]` that tiles count over, outermost first: every axis but the last, those of keys, and any
+    /// second axis of rows.
+    ///
+    /// Attention and linear kernels have tile spaces of their own: attention `(G, ceil(T / ATTENTION_ROWS))`, linear
+    /// the blocks of its weights' rows, one weight after the other (for the gate epilogue the blocks of one).
+    pub fn tile_axes(output: &View) -> Vec<usize> {
+        let last = output.axes.len().saturating_sub(1);
+        let first_rows = output.axes.iter().position(|a| a.dim == Dim::Rows);
+        (0..last)
+            .filter(|&a| match output.axes[a].dim {
+                Dim::Fixed(_) => true,
+                Dim::Rows => first_rows == Some(a),
+                Dim::Keys => false,
+            })
+            .collect()
+    }
+
+    /// The tile space over [`Kernel::tile_axes`].
+    pub fn row_tiles(output: &View) -> Tiles {
+        let mut tiles = Tiles { fixed: 1, rows: 0 };
+        for a in Kernel::tile_axes(output) {
+            match output.axes[a].dim {
+                Dim::Fixed(n) => tiles.fixed *= n as u32,
+                Dim::Rows => tiles.rows = 1,
+                Dim::Keys => unreachable!("keys are no tile axis"),
+            }
+        }
+        tiles
+    }
+}

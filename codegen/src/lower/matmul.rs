@@ -1,0 +1,5 @@
+//! matmul
+use crate::emit::Emitter;
+use crate::kernel::*;
+pub(super) fn lower(_e: &mut Emitter<'_>, _k: &Kernel) {}
+pub(super) fn lower_scores(_e: &mut Emitter<'_>, _k: &Kernel, _scale: f32, _cap: Option<f32>) {}

@@ -1,0 +1,4 @@
+//! norm
+use crate::emit::Emitter;
+use crate::kernel::*;
+pub(super) fn lower(_e: &mut Emitter<'_>, _k: &Kernel, _eps: f32, _residual: bool) {}

@@ -1,0 +1,1 @@
+//! Vectorised exp, tanh, sine, cosine, logarithm.

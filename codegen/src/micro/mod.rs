@@ -1,0 +1,1 @@
+//! Microkernels: rows of one visible table.

@@ -1,0 +1,455 @@
+//! The type of a node from its operands' types: the one place that says what fits.
+//!
+//! Used over functions (where operands are nodes) and over e-graphs (where they are e-classes), hence the two closures.
+
+use egg::Id;
+
+use crate::function::Input;
+use crate::op::Op;
+use crate::types::{DType, Dim, Dims, TensorType, Type};
+
+/// The type of `op`. `ty` gives an operand's type; `leaf` the leaf node of an attribute operand.
+///
+/// # Errors
+/// One line saying which operand does not fit and what was expected.
+pub fn infer(
+    op: &Op,
+    inputs: &[Input],
+    ty: impl Fn(Id) -> Type,
+    leaf: impl Fn(Id) -> Op,
+) -> Result<Type, String> {
+    Operands { ty: &ty, leaf: &leaf }.infer(op, inputs)
+}
+
+struct Operands<'a> {
+    ty: &'a dyn Fn(Id) -> Type,
+    leaf: &'a dyn Fn(Id) -> Op,
+}
+
+type Inferred = Result<Type, String>;
+
+fn tensor(dtype: DType, shape: impl Into<Dims>) -> Inferred {
+    Ok(Type::Tensor(TensorType::new(dtype, shape)))
+}
+
+impl Operands<'_> {
+    fn infer(&self, op: &Op, inputs: &[Input]) -> Inferred {
+        match op {
+            Op::Num(_) => tensor(DType::F32, vec![]),
+            Op::Int(_) => tensor(DType::I32, vec![]),
+            Op::None | Op::DType(_) | Op::Dims(_) | Op::Online | Op::Bounded => Ok(Type::Attribute),
+            Op::Input(id) => match inputs.get(id.0 as usize) {
+                Some(input) => Ok(Type::Tensor(input.ty.clone())),
+                None => Err(format!("input {id} is not declared; there are {}", inputs.len())),
+            },
+
+            Op::Neg(x) | Op::Recip(x) | Op::Sqrt(x) | Op::Rsqrt(x) | Op::Exp(x) | Op::Tanh(x) | Op::Cos(x)
+            | Op::Sin(x) | Op::GeluTanh(x) => {
+                let x = self.tensor("x", *x)?;
+                expect_dtype("x", &x, DType::F32)?;
+                Ok(Type::Tensor(x))
+            }
+            Op::Cast([x, to]) => {
+                let x = self.tensor("x", *x)?;
+                let Op::DType(to) = (self.leaf)(*to) else { return Err("the second operand must be a dtype".into()) };
+                let legal = match (x.dtype, to) {
+                    (a, b) if a == b => false,
+                    (DType::F32 | DType::F16 | DType::BF16, b) => b.is_float(),
+                    (DType::I32, b) => b == DType::F32,
+                    (DType::Bool, _) => false,
+                };
+                if legal { tensor(to, x.shape) } else { Err(format!("no cast from {} to {to}", x.dtype)) }
+            }
+            Op::Add([a, b]) | Op::Sub([a, b]) | Op::Mul([a, b]) => {
+                let (a, b) = (self.tensor("a", *a)?, self.tensor("b", *b)?);
+                if !matches!(a.dtype, DType::F32 | DType::I32) || a.dtype != b.dtype {
+                    return Err(format!("expected two of f32 or two of i32, found {} and {}", a.dtype, b.dtype));
+                }
+                tensor(a.dtype, broadcast(&a.shape, &b.shape)?)
+            }
+            Op::Div([a, b]) | Op::Pow([a, b]) => {
+                let (a, b) = (self.tensor("a", *a)?, self.tensor("b", *b)?);
+                expect_dtype("a", &a, DType::F32)?;
+                expect_dtype("b", &b, DType::F32)?;
+                tensor(DType::F32, broadcast(&a.shape, &b.shape)?)
+            }
+            Op::Lt([a, b]) | Op::Le([a, b]) => {
+                let (a, b) = (self.tensor("a", *a)?, self.tensor("b", *b)?);
+                if !matches!(a.dtype, DType::F32 | DType::I32) || a.dtype != b.dtype {
+                    return Err(format!("expected two of f32 or two of i32, found {} and {}", a.dtype, b.dtype));
+                }
+                tensor(DType::Bool, broadcast(&a.shape, &b.shape)?)
+            }
+            Op::And([a, b]) => {
+                let (a, b) = (self.tensor("a", *a)?, self.tensor("b", *b)?);
+                expect_dtype("a", &a, DType::Bool)?;
+                expect_dtype("b", &b, DType::Bool)?;
+                tensor(DType::Bool, broadcast(&a.shape, &b.shape)?)
+            }
+            Op::Select([c, a, b]) => {
+                let c = self.tensor("condition", *c)?;
+                let (a, b) = (self.tensor("then", *a)?, self.tensor("else", *b)?);
+                expect_dtype("condition", &c, DType::Bool)?;
+                if a.dtype != b.dtype || !matches!(a.dtype, DType::F32 | DType::I32) {
+                    return Err(format!("expected two of f32 or two of i32, found {} and {}", a.dtype, b.dtype));
+                }
+                tensor(a.dtype, broadcast(&c.shape, &broadcast(&a.shape, &b.shape)?)?)
+            }
+
+            Op::Sum([x, axis]) | Op::Mean([x, axis]) | Op::Max([x, axis]) | Op::Argmax([x, axis]) => {
+                let mut x = self.tensor("x", *x)?;
+                expect_dtype("x", &x, DType::F32)?;
+                let axis = self.axis(*axis, x.rank())?;
+                x.shape.0[axis] = Dim::Fixed(1);
+                tensor(if matches!(op, Op::Argmax(_)) { DType::I32 } else { DType::F32 }, x.shape)
+            }
+
+            Op::Matmul([a, b]) => {
+                let (a, b) = (self.tensor("a", *a)?, self.tensor("b", *b)?);
+                expect_dtype("a", &a, DType::F32)?;
+                expect_dtype("b", &b, DType::F32)?;
+                let r = a.rank();
+                if r < 2 || b.rank() != r || a.shape[..r - 2] != b.shape[..r - 2] || a.shape[r - 1] != b.shape[r - 2] {
+                    return Err(format!("expected (.., M, K) x (.., K, N), found {a} x {b}"));
+                }
+                let mut shape = a.shape;
+                shape.0[r - 1] = b.shape[r - 1];
+                tensor(DType::F32, shape)
+            }
+
+            Op::Reshape([x, to]) => {
+                let (x, to) = (self.tensor("x", *x)?, self.dims("shape", *to)?);
+                if product(&x.shape) != product(&to) {
+                    return Err(format!("{x} and {to} differ in their number of elements"));
+                }
+                tensor(x.dtype, to)
+            }
+            Op::Transpose([x, p]) => {
+                let (x, p) = (self.tensor("x", *x)?, self.dims("permutation", *p)?);
+                match p.permutation() {
+                    Some(axes) if axes.len() == x.rank() => {
+                        tensor(x.dtype, axes.into_iter().map(|a| x.shape[a]).collect::<Vec<_>>())
+                    }
+                    _ => Err(format!("{p} is no permutation of the {} axes of {x}", x.rank())),
+                }
+            }
+            Op::Broadcast([x, to]) => {
+                let (x, to) = (self.tensor("x", *x)?, self.dims("shape", *to)?);
+                let fits = x.rank() == to.len()
+                    && x.shape.iter().zip(to.iter()).all(|(a, b)| a == b || *a == Dim::Fixed(1));
+                if fits { tensor(x.dtype, to) } else { Err(format!("{x} does not stretch to {to}")) }
+            }
+            Op::Slice([x, axis, start, len]) => {
+                let mut x = self.tensor("x", *x)?;
+                let axis = self.axis(*axis, x.rank())?;
+                let (start, len) = (self.int("start", *start)?, self.int("length", *len)?);
+                let fits = len > 0
+                    && match x.shape[axis] {
+                        Dim::Fixed(n) => {
+                            let n = n as i64;
+                            let from = if start < 0 { start.saturating_add(n) } else { start };
+                            from >= 0 && from.saturating_add(len) <= n
+                        }
+                        // Only the last row of a named dim is sure to be there.
+                        Dim::Rows | Dim::Keys => start == -1 && len == 1,
+                    };
+                if !fits {
+                    return Err(format!("{len} elements from {start} do not lie in axis {axis} of {x}"));
+                }
+                x.shape.0[axis] = Dim::Fixed(len as usize);
+                tensor(x.dtype, x.shape)
+            }
+            Op::Concat([a, b, axis]) => {
+                let (a, b) = (self.tensor("a", *a)?, self.tensor("b", *b)?);
+                let axis = self.axis(*axis, a.rank())?;
+                let same = a.dtype == b.dtype
+                    && a.rank() == b.rank()
+                    && (0..a.rank()).all(|i| i == axis || a.shape[i] == b.shape[i]);
+                match (same, a.shape.get(axis), b.shape.get(axis)) {
+                    (true, Some(Dim::Fixed(m)), Some(Dim::Fixed(n))) => {
+                        let mut shape = a.shape.clone();
+                        shape.0[axis] = Dim::Fixed(m + n);
+                        tensor(a.dtype, shape)
+                    }
+                    _ => Err(format!("{a} and {b} do not join along axis {axis}")),
+                }
+            }
+            Op::Gather([table, ids]) | Op::Embedding([table, ids, _]) => {
+                let (table, ids) = (self.tensor("table", *table)?, self.tensor("ids", *ids)?);
+                expect_dtype("ids", &ids, DType::I32)?;
+                if ids.rank() != 1 || table.rank() < 1 {
+                    return Err(format!("expected a table (V, ..) and ids (T), found {table} and {ids}"));
+                }
+                let mut shape = table.shape;
+                shape.0[0] = ids.shape[0];
+                match op {
+                    Op::Embedding([_, _, scale]) => {
+                        self.number("scale", *scale)?;
+                        if !table.dtype.is_float() {
+                            return Err(format!("table: expected floats, found {}", table.dtype));
+                        }
+                        tensor(DType::F32, shape)
+                    }
+                    _ => tensor(table.dtype, shape),
+                }
+            }
+            Op::Iota([shape, dtype]) => {
+                let shape = self.dims("shape", *shape)?;
+                match (self.leaf)(*dtype) {
+                    Op::DType(d @ (DType::I32 | DType::F32)) if shape.len() == 1 => tensor(d, shape),
+                    other => Err(format!("expected one axis and i32 or f32, found {shape} and {other}")),
+                }
+            }
+            Op::Append([cache, rows]) => {
+                let (cache, rows) = (self.tensor("cache", *cache)?, self.tensor("rows", *rows)?);
+                let fits = cache.rank() == 3
+                    && rows.rank() == 3
+                    && cache.shape[0] == rows.shape[0]
+                    && cache.shape[2] == rows.shape[2]
+                    && cache.shape[1] == Dim::Keys
+                    && rows.shape[1] == Dim::Rows
+                    && cache.dtype.is_float()
+                    && (rows.dtype == cache.dtype || rows.dtype == DType::F32);
+                if fits {
+                    Ok(Type::Tensor(cache))
+                } else {
+                    Err(format!("expected a cache (G, S, D) and rows (G, T, D), found {cache} and {rows}"))
+                }
+            }
+
+            Op::RmsNorm([x, w, eps]) => Ok(Type::Tensor(self.norm(*x, *w, *eps)?)),
+            Op::NormPrologue([x, w, eps]) => Ok(Type::Prologue(self.norm(*x, *w, *eps)?)),
+            Op::AddRmsNorm([residual, x, w, eps]) => {
+                let residual = self.tensor("residual", *residual)?;
+                let x = self.norm(*x, *w, *eps)?;
+                if residual == x { Ok(Type::Tensor(x)) } else { Err(format!("residual {residual} is not {x}")) }
+            }
+
+            Op::Linear([x, weights, epilogue]) => self.linear(*x, *weights, *epilogue),
+            Op::Weights(ws) => {
+                let types = ws.iter().map(|&w| self.tensor("weight", w)).collect::<Result<Vec<_>, _>>()?;
+                for w in &types {
+                    if w.rank() != 2 || !w.dtype.is_float() || w.shape.iter().any(|d| d.fixed().is_none()) {
+                        return Err(format!("expected float matrices of fixed shape, found {w}"));
+                    }
+                }
+                if types.is_empty() { Err("expected one or more".into()) } else { Ok(Type::Weights(types)) }
+            }
+            Op::Output([index, tuple]) => {
+                let index = self.int("index", *index)?;
+                match (self.ty)(*tuple) {
+                    Type::Tuple(types) => match usize::try_from(index).ok().and_then(|i| types.get(i)) {
+                        Some(t) => Ok(Type::Tensor(t.clone())),
+                        None => Err(format!("index {index} of a tuple of {}", types.len())),
+                    },
+                    other => Err(format!("expected a tuple, found {other}")),
+                }
+            }
+            Op::Store | Op::Gate => Ok(Type::Epilogue),
+            Op::Cap(cap) => {
+                self.number("cap", *cap)?;
+                Ok(Type::Epilogue)
+            }
+
+            Op::Softcap([cap, x]) => {
+                self.number("cap", *cap)?;
+                let x = self.tensor("x", *x)?;
+                expect_dtype("x", &x, DType::F32)?;
+                Ok(Type::Tensor(x))
+            }
+            Op::GatedGelu([gate, up]) => {
+                let (gate, up) = (self.tensor("gate", *gate)?, self.tensor("up", *up)?);
+                expect_dtype("gate", &gate, DType::F32)?;
+                if gate == up { Ok(Type::Tensor(gate)) } else { Err(format!("gate {gate} is not up {up}")) }
+            }
+
+            Op::Rope([x, pos, frequencies]) => {
+                let (x, pos) = (self.tensor("x", *x)?, self.tensor("pos", *pos)?);
+                let frequencies = self.tensor("frequencies", *frequencies)?;
+                expect_dtype("x", &x, DType::F32)?;
+                expect_dtype("frequencies", &frequencies, DType::F32)?;
+                let fits = x.rank() == 3
+                    && pos == TensorType::new(DType::I32, vec![x.shape[1]])
+                    && frequencies.rank() == 1
+                    && matches!((x.shape[2], frequencies.shape[0]), (Dim::Fixed(d), Dim::Fixed(h)) if d == 2 * h);
+                if fits {
+                    Ok(Type::Tensor(x))
+                } else {
+                    Err(format!("expected (H, T, D), i32 (T), (D/2), found {x}, {pos}, {frequencies}"))
+                }
+            }
+            Op::Scores([q, k, scale, cap]) => {
+                let (q, k) = self.heads(*q, *k)?;
+                self.number("scale", *scale)?;
+                self.optional_number("cap", *cap)?;
+                tensor(DType::F32, vec![q.shape[0], q.shape[1], k.shape[1]])
+            }
+            Op::WindowMask([scores, pos, window]) => {
+                let scores = self.tensor("scores", *scores)?;
+                self.range(&scores, *pos, *window)?;
+                Ok(Type::Tensor(scores))
+            }
+            Op::Softmax([x, pos, window, mode]) => {
+                let x = self.tensor("x", *x)?;
+                expect_dtype("x", &x, DType::F32)?;
+                if (self.leaf)(*pos) == Op::None {
+                    if (self.leaf)(*window) != Op::None || x.rank() < 1 {
+                        return Err("a window needs positions".into());
+                    }
+                } else {
+                    self.range(&x, *pos, *window)?;
+                }
+                self.mode(*mode)?;
+                Ok(Type::Tensor(x))
+            }
+            Op::Attention([q, k, v, pos, scale, cap, window, mode]) => {
+                let (q, k) = self.heads(*q, *k)?;
+                let v = self.tensor("v", *v)?;
+                if v != k {
+                    return Err(format!("k {k} is not v {v}"));
+                }
+                let scores = TensorType::new(DType::F32, vec![q.shape[0], q.shape[1], k.shape[1]]);
+                self.range(&scores, *pos, *window)?;
+                self.number("scale", *scale)?;
+                self.optional_number("cap", *cap)?;
+                self.mode(*mode)?;
+                Ok(Type::Tensor(q))
+            }
+        }
+    }
+
+    fn tensor(&self, what: &str, id: Id) -> Result<TensorType, String> {
+        match (self.ty)(id) {
+            Type::Tensor(t) => Ok(t),
+            other => Err(format!("{what}: expected a tensor, found {other}")),
+        }
+    }
+
+    fn number(&self, what: &str, id: Id) -> Result<f32, String> {
+        match (self.leaf)(id) {
+            Op::Num(n) => Ok(n.value()),
+            other => Err(format!("{what}: expected a number, found {other}")),
+        }
+    }
+
+    fn optional_number(&self, what: &str, id: Id) -> Result<Option<f32>, String> {
+        match (self.leaf)(id) {
+            Op::None => Ok(None),
+            Op::Num(n) => Ok(Some(n.value())),
+            other => Err(format!("{what}: expected a number or none, found {other}")),
+        }
+    }
+
+    fn int(&self, what: &str, id: Id) -> Result<i64, String> {
+        match (self.leaf)(id) {
+            Op::Int(n) => Ok(n),
+            other => Err(format!("{what}: expected an integer, found {other}")),
+        }
+    }
+
+    fn dims(&self, what: &str, id: Id) -> Result<Dims, String> {
+        match (self.leaf)(id) {
+            Op::Dims(d) => Ok(d),
+            other => Err(format!("{what}: expected a list of dims, found {other}")),
+        }
+    }
+
+    fn axis(&self, id: Id, rank: usize) -> Result<usize, String> {
+        let axis = self.int("axis", id)?;
+        match usize::try_from(axis) {
+            Ok(a) if a < rank => Ok(a),
+            _ => Err(format!("axis {axis} of a tensor of rank {rank}")),
+        }
+    }
+
+    fn mode(&self, id: Id) -> Result<(), String> {
+        match (self.leaf)(id) {
+            Op::Online | Op::Bounded => Ok(()),
+            other => Err(format!("mode: expected online or bounded, found {other}")),
+        }
+    }
+
+    fn norm(&self, x: Id, w: Id, eps: Id) -> Result<TensorType, String> {
+        let (x, w) = (self.tensor("x", x)?, self.tensor("w", w)?);
+        expect_dtype("x", &x, DType::F32)?;
+        self.number("eps", eps)?;
+        let fits = x.rank() >= 1 && w.rank() == 1 && w.shape[0] == x.shape[x.rank() - 1] && w.dtype == DType::F32;
+        if fits { Ok(x) } else { Err(format!("expected x (.., K) and w f32 (K), found {x} and {w}")) }
+    }
+
+    fn linear(&self, x: Id, weights: Id, epilogue: Id) -> Inferred {
+        let x = match (self.ty)(x) {
+            Type::Tensor(t) | Type::Prologue(t) => t,
+            other => return Err(format!("x: expected a tensor or a prologue, found {other}")),
+        };
+        expect_dtype("x", &x, DType::F32)?;
+        let Type::Weights(weights) = (self.ty)(weights) else { return Err("expected weights".into()) };
+        if x.rank() != 2 || weights.iter().any(|w| w.shape[1] != x.shape[1]) {
+            return Err(format!("expected x (T, K) and weights (N, K), found {x} and {}", Type::Weights(weights)));
+        }
+        if (self.ty)(epilogue) != Type::Epilogue {
+            return Err(format!("expected an epilogue, found {}", (self.ty)(epilogue)));
+        }
+        let out = |w: &TensorType| TensorType::new(DType::F32, vec![x.shape[0], w.shape[0]]);
+        match ((self.leaf)(epilogue), &weights[..]) {
+            (Op::Gate, [gate, up]) if gate.shape == up.shape => Ok(Type::Tensor(out(gate))),
+            (Op::Gate, _) => Err(format!("gate takes two equal weights, found {}", Type::Weights(weights))),
+            (_, [one]) => Ok(Type::Tensor(out(one))),
+            (_, many) => Ok(Type::Tuple(many.iter().map(out).collect())),
+        }
+    }
+
+    /// q (H, T, D) and k (G, S, D), G a divisor of H.
+    fn heads(&self, q: Id, k: Id) -> Result<(TensorType, TensorType), String> {
+        let (q, k) = (self.tensor("q", q)?, self.tensor("k", k)?);
+        let fits = q.rank() == 3
+            && k.rank() == 3
+            && q.dtype == DType::F32
+            && k.dtype == DType::F32
+            && q.shape[2] == k.shape[2]
+            && matches!((q.shape[0], k.shape[0]), (Dim::Fixed(h), Dim::Fixed(g)) if g > 0 && h % g == 0);
+        if fits { Ok((q, k)) } else { Err(format!("expected q (H, T, D) and k (G, S, D), found {q} and {k}")) }
+    }
+
+    /// scores (.., T, S), pos i32 (T), window none or positive.
+    fn range(&self, scores: &TensorType, pos: Id, window: Id) -> Result<(), String> {
+        let pos = self.tensor("pos", pos)?;
+        let r = scores.rank();
+        if r < 2 || pos != TensorType::new(DType::I32, vec![scores.shape[r - 2]]) {
+            return Err(format!("expected scores (.., T, S) and pos i32 (T), found {scores} and {pos}"));
+        }
+        match (self.leaf)(window) {
+            Op::None => Ok(()),
+            Op::Int(w) if w > 0 => Ok(()),
+            other => Err(format!("window: expected a positive integer or none, found {other}")),
+        }
+    }
+}
+
+fn expect_dtype(what: &str, t: &TensorType, dtype: DType) -> Result<(), String> {
+    if t.dtype == dtype { Ok(()) } else { Err(format!("{what}: expected {dtype}, found {t}")) }
+}
+
+/// The shape two operands stretch to: axes aligned at the end, length 1 stretches.
+fn broadcast(a: &Dims, b: &Dims) -> Result<Dims, String> {
+    let rank = a.len().max(b.len());
+    let at = |d: &Dims, i: usize| (i + d.len()).checked_sub(rank).map_or(Dim::Fixed(1), |i| d[i]);
+    (0..rank)
+        .map(|i| match (at(a, i), at(b, i)) {
+            (x, y) if x == y => Ok(x),
+            (x, Dim::Fixed(1)) => Ok(x),
+            (Dim::Fixed(1), y) => Ok(y),
+            _ => Err(format!("{a} and {b} do not broadcast")),
+        })
+        .collect::<Result<Vec<_>, _>>()
+        .map(Dims)
+}
+
+/// Number of elements as (fixed factor, power of T, power of S); `None` past a u64.
+fn product(dims: &Dims) -> Option<(u64, u32, u32)> {
+    dims.iter().try_fold((1u64, 0, 0), |(n, t, s), d| match d {
+        Dim::Fixed(m) => Some((n.checked_mul(*m as u64)?, t, s)),
+        Dim::Rows => Some((n, t + 1, s)),
+        Dim::Keys => Some((n, t, s + 1)),
+    })
+}

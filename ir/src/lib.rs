@@ -1,0 +1,32 @@
+//! Lapidary's tensor language.
+//!
+//! A model is a [`Module`] of a few [`Function`]s (`embed`, one decoder layer a kind, the heads). A function's body is a
+//! term of [`Op`]s, and `Op` is the e-graph's own node type: passes rewrite the very graph that models build and code
+//! generation lowers; nothing is translated.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`op`] | the operators, primitive and fused, and their attributes |
+//! | [`types`] | element types, named dims, tensor and structural types |
+//! | [`function`] | functions, modules, and the builder |
+//! | [`infer`] | the type of a node from its operands |
+//! | [`verify`] | every invariant of a function, checked |
+//! | [`text`] | printing and parsing |
+//! | [`interp`] | the meaning of every operator: the reference interpreter |
+
+#![forbid(unsafe_code)]
+
+mod error;
+pub mod function;
+pub mod infer;
+pub mod interp;
+pub mod op;
+pub mod text;
+pub mod types;
+pub mod verify;
+
+pub use egg::Id;
+pub use error::Error;
+pub use function::{Builder, Function, Input, InputKind, Module};
+pub use op::{Expr, InputId, Num, Op};
+pub use types::{DType, Dim, Dims, Extent, TensorType, Type};

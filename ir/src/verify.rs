@@ -1,0 +1,4 @@
+//! Invariants.
+use crate::{Error, Function};
+/// stub
+pub fn verify(_f: &Function) -> Result<(), Error> { Ok(()) }

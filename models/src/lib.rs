@@ -1,0 +1,1 @@
+//! Lapidary's models: configurations, checkpoints, tokenizers, and the graphs built from them.

@@ -1,0 +1,306 @@
+//! The cost of a kernel on a machine: bytes moved, arithmetic and a launch, in nanoseconds.
+//!
+//! A roofline: the longer of memory time and arithmetic time, plus the launch. Every e-node that stands for a kernel is
+//! priced whole; views and attributes cost next to nothing but never nothing, so cycles never pay.
+
+use egg::Id;
+use lapidary_ir::{Dim, Extent, InputKind, Op, TensorType, Type};
+
+use crate::analysis::{Data, Graph, widens};
+
+/// What kernels' prices are reckoned from; figures are for all threads together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Machine {
+    /// Reads of weights and caches from memory, bytes a nanosecond (GB/s).
+    pub memory: f64,
+    /// Reads and writes of activations, which stay in cache, bytes a nanosecond.
+    pub cache: f64,
+    /// f32 multiply-adds of a tuned kernel, FLOP a nanosecond (GFLOP/s).
+    pub flops: f64,
+    /// The same of an untuned loop (a matmul over arbitrary strides).
+    pub loose_flops: f64,
+    /// One exp, tanh or the like, nanoseconds an element.
+    pub transcendental: f64,
+    /// Getting a kernel started on every thread and waiting for the last, nanoseconds.
+    pub launch: f64,
+}
+
+impl Machine {
+    /// Two cores of a current x86-64 server running 128-bit code, as measured with `exp` at 0.6 ns an element.
+    pub const GENERIC: Machine =
+        Machine { memory: 28.0, cache: 60.0, flops: 60.0, loose_flops: 10.0, transcendental: 0.5, launch: 2000.0 };
+}
+
+/// A view, an attribute: small, so that fewer win, but above 0.
+const EPSILON: f64 = 1.0;
+
+/// Prices nodes of a graph for calls of one extent.
+#[derive(Clone, Copy, Debug)]
+pub struct CostModel {
+    /// The machine.
+    pub machine: Machine,
+    /// Rows and keys of the call that is priced.
+    pub extent: Extent,
+}
+
+/// What a kernel does, before it is priced.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// Bytes of weights and caches read.
+    pub memory_bytes: f64,
+    /// Bytes of activations read and written.
+    pub cache_bytes: f64,
+    /// f32 operations.
+    pub flops: f64,
+    /// Operations of loops that are not tuned.
+    pub loose_flops: f64,
+    /// exp, tanh, sine, cosine, logarithm: elements.
+    pub transcendentals: f64,
+    /// Launches.
+    pub launches: f64,
+}
+
+impl CostModel {
+    /// Price of one node, its operands not included, in nanoseconds.
+    pub fn price(&self, graph: &Graph, id: Id, node: &Op) -> f64 {
+        match self.work(graph, id, node) {
+            None => EPSILON,
+            Some(work) => self.time(work),
+        }
+    }
+
+    /// Predicted time in nanoseconds.
+    pub fn time(&self, w: Work) -> f64 {
+        let m = &self.machine;
+        let moving = w.memory_bytes / m.memory + w.cache_bytes / m.cache;
+        let computing =
+            w.flops / m.flops + w.loose_flops / m.loose_flops + w.transcendentals * m.transcendental;
+        EPSILON + w.launches * m.launch + moving.max(computing)
+    }
+
+    /// What a node's kernel does; `None` if it is no kernel.
+    pub fn work(&self, graph: &Graph, id: Id, node: &Op) -> Option<Work> {
+        let data = |id: Id| &graph[id].data;
+        let elements = |t: &TensorType| t.elements(self.extent) as f64;
+        let outputs: f64 = match &data(id).ty {
+            Type::Tensor(t) | Type::Prologue(t) => t.bytes(self.extent) as f64,
+            Type::Tuple(types) => types.iter().map(|t| t.bytes(self.extent) as f64).sum(),
+            Type::Weights(_) | Type::Epilogue | Type::Attribute => 0.0,
+        };
+        let size = match &data(id).ty {
+            Type::Tensor(t) | Type::Prologue(t) => elements(t),
+            _ => 0.0,
+        };
+        // Operands are activations (in cache) unless they come straight from the checkpoint or a KV cache.
+        let mut work = Work { launches: 1.0, cache_bytes: outputs, ..Work::default() };
+        let read = |work: &mut Work, id: Id| {
+            let (cached, bytes) = self.operand(graph, data(id), id);
+            if cached { work.cache_bytes += bytes } else { work.memory_bytes += bytes }
+        };
+        match node {
+            Op::Num(_) | Op::Int(_) | Op::None | Op::DType(_) | Op::Dims(_) | Op::Online | Op::Bounded | Op::Input(_)
+            | Op::Store | Op::Gate | Op::Cap(_) | Op::Weights(_) | Op::Output(_) => return None,
+            // Views.
+            Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_) => return None,
+            Op::Slice([x, ..]) if !has_keys(data(*x)) => return None,
+            Op::Cast([x, _]) if matches!(&data(id).ty, Type::Tensor(t) if widens(&data(*x).ty, t.dtype)) => return None,
+
+            Op::Neg(x) | Op::Recip(x) | Op::Sqrt(x) | Op::Rsqrt(x) => {
+                read(&mut work, *x);
+                work.flops = size;
+            }
+            Op::Exp(x) | Op::Tanh(x) | Op::Cos(x) | Op::Sin(x) | Op::GeluTanh(x) | Op::Softcap([_, x]) => {
+                read(&mut work, *x);
+                work.transcendentals = size;
+            }
+            Op::Cast([x, _]) | Op::Slice([x, ..]) => read(&mut work, *x),
+            Op::Add([a, b]) | Op::Sub([a, b]) | Op::Mul([a, b]) | Op::Div([a, b]) | Op::Lt([a, b]) | Op::Le([a, b])
+            | Op::And([a, b]) => {
+                read(&mut work, *a);
+                read(&mut work, *b);
+                work.flops = size;
+            }
+            Op::Pow([a, b]) | Op::GatedGelu([a, b]) => {
+                read(&mut work, *a);
+                read(&mut work, *b);
+                work.transcendentals = 2.0 * size;
+            }
+            Op::Select([c, a, b]) => {
+                read(&mut work, *c);
+                read(&mut work, *a);
+                read(&mut work, *b);
+                work.flops = size;
+            }
+            Op::Sum([x, _]) | Op::Mean([x, _]) | Op::Max([x, _]) | Op::Argmax([x, _]) => {
+                read(&mut work, *x);
+                work.flops = self.elements(data(*x));
+            }
+            Op::Matmul([a, b]) => {
+                read(&mut work, *a);
+                read(&mut work, *b);
+                let inner = match &data(*a).ty {
+                    Type::Tensor(t) => t.shape.last().map_or(1, |d| d.at(self.extent)),
+                    _ => 1,
+                };
+                work.loose_flops = 2.0 * size * inner as f64;
+            }
+            Op::Concat([a, b, _]) => {
+                read(&mut work, *a);
+                read(&mut work, *b);
+                work.launches = 2.0;
+            }
+            Op::Gather(_) | Op::Embedding(_) => work.memory_bytes = outputs / 2.0,
+            Op::Iota(_) => work.flops = size,
+            Op::Append([_, rows]) => {
+                read(&mut work, *rows);
+                // Written in place: the rows, not the cache.
+                work.cache_bytes = 2.0 * self.bytes(data(*rows));
+            }
+
+            Op::RmsNorm([x, w, _]) => {
+                read(&mut work, *x);
+                read(&mut work, *w);
+                work.flops = 4.0 * size;
+            }
+            Op::AddRmsNorm([r, x, w, _]) => {
+                read(&mut work, *r);
+                read(&mut work, *x);
+                read(&mut work, *w);
+                work.flops = 5.0 * size;
+            }
+            // Every thread norms all rows into scratch of its own: no launch, and nothing shared.
+            Op::NormPrologue([_, w, _]) => {
+                read(&mut work, *w);
+                work.launches = 0.0;
+                work.flops = 8.0 * size;
+            }
+            Op::Linear([x, weights, epilogue]) => {
+                work.cache_bytes += self.bytes(data(*x));
+                let (mut weight_bytes, mut products) = (0.0, 0.0);
+                for &w in weights_of(graph, *weights) {
+                    weight_bytes += self.operand(graph, data(w), w).1;
+                    products += self.elements(data(w));
+                }
+                work.memory_bytes += weight_bytes;
+                let rows = match &data(*x).ty {
+                    Type::Tensor(t) | Type::Prologue(t) => t.shape.first().map_or(1, |d| d.at(self.extent)),
+                    _ => 1,
+                };
+                work.flops = 2.0 * rows as f64 * products;
+                if data(*epilogue).leaf != Some(Op::Store) {
+                    work.transcendentals = size;
+                }
+            }
+            Op::Rope([x, ..]) => {
+                read(&mut work, *x);
+                work.transcendentals = size;
+            }
+            Op::Scores([q, k, _, cap]) => {
+                read(&mut work, *q);
+                read(&mut work, *k);
+                work.loose_flops = 2.0 * size * head_dim(data(*q)) as f64;
+                if data(*cap).leaf != Some(Op::None) {
+                    work.transcendentals = size;
+                }
+            }
+            Op::WindowMask([x, ..]) => read(&mut work, *x),
+            Op::Softmax([x, pos, window, mode]) => {
+                let share = self.visible(data(*pos), data(*window));
+                work.cache_bytes += self.bytes(data(*x)) * share;
+                work.transcendentals = size * share;
+                work.flops = size * share * self.maximum_flops(data(*mode));
+            }
+            Op::Attention([q, k, v, pos, _, cap, window, mode]) => {
+                let share = self.visible(data(*pos), data(*window));
+                read(&mut work, *q);
+                for x in [k, v] {
+                    let (_, bytes) = self.operand(graph, data(*x), *x);
+                    work.memory_bytes += bytes * share;
+                }
+                let (rows, heads) = match &data(*q).ty {
+                    Type::Tensor(t) => (t.shape[1].at(self.extent), t.shape[0].at(self.extent)),
+                    _ => (1, 1),
+                };
+                let pairs = (rows * heads * self.extent.keys) as f64 * share;
+                work.flops = 4.0 * pairs * head_dim(data(*q)) as f64 + pairs * self.maximum_flops(data(*mode));
+                work.transcendentals = pairs * if data(*cap).leaf == Some(Op::None) { 1.0 } else { 3.0 };
+            }
+        }
+        Some(work)
+    }
+
+    /// A running maximum costs a comparison and, now and then, a rescale.
+    fn maximum_flops(&self, mode: &Data) -> f64 {
+        if mode.leaf == Some(Op::Bounded) { 2.0 } else { 6.0 }
+    }
+
+    /// Share of the keys that a row sees, on average.
+    fn visible(&self, pos: &Data, window: &Data) -> f64 {
+        if pos.leaf == Some(Op::None) {
+            return 1.0;
+        }
+        match window.leaf {
+            Some(Op::Int(w)) => (w as f64 / self.extent.keys as f64).min(1.0),
+            _ => 1.0,
+        }
+    }
+
+    fn elements(&self, data: &Data) -> f64 {
+        match &data.ty {
+            Type::Tensor(t) | Type::Prologue(t) => t.elements(self.extent) as f64,
+            _ => 0.0,
+        }
+    }
+
+    fn bytes(&self, data: &Data) -> f64 {
+        match &data.ty {
+            Type::Tensor(t) | Type::Prologue(t) => {
+                t.elements(self.extent) as f64 * data.stored.unwrap_or(t.dtype).bytes() as f64
+            }
+            _ => 0.0,
+        }
+    }
+
+    /// Whether an operand is in cache, and its bytes as stored.
+    fn operand(&self, graph: &Graph, data: &Data, id: Id) -> (bool, f64) {
+        (!from_memory(graph, id, 8), self.bytes(data))
+    }
+}
+
+/// Whether a value is a view of a weight or of a cache.
+fn from_memory(graph: &Graph, id: Id, depth: usize) -> bool {
+    depth > 0
+        && graph[id].nodes.iter().any(|n| match n {
+            Op::Input(i) => {
+                graph.analysis.inputs.get(i.0 as usize).is_some_and(|i| i.kind != InputKind::Rows)
+            }
+            Op::Append(_) => true,
+            Op::Cast([x, _]) | Op::Reshape([x, _]) | Op::Transpose([x, _]) | Op::Broadcast([x, _]) => {
+                from_memory(graph, *x, depth - 1)
+            }
+            _ => false,
+        })
+}
+
+fn has_keys(data: &Data) -> bool {
+    matches!(&data.ty, Type::Tensor(t) if t.shape.contains(&Dim::Keys))
+}
+
+fn head_dim(data: &Data) -> usize {
+    match &data.ty {
+        Type::Tensor(t) => t.shape.last().and_then(|d| d.fixed()).unwrap_or(1),
+        _ => 1,
+    }
+}
+
+/// The weights of a linear's list.
+fn weights_of(graph: &Graph, list: Id) -> &[Id] {
+    graph[list]
+        .nodes
+        .iter()
+        .find_map(|n| match n {
+            Op::Weights(ws) => Some(&ws[..]),
+            _ => None,
+        })
+        .unwrap_or(&[])
+}

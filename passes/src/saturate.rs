@@ -1,0 +1,181 @@
+//! Equality saturation of one function.
+//!
+//! In: a function, the rules to use. Out: an e-graph that holds every form that the rules reach, and a report. Limits are
+//! counts (iterations, nodes), never time, so the same input always gives the same graph; meeting one is reported, not
+//! hidden. Rules are applied in the order of their table, so a merge of unlike types names the rule that made it.
+
+use std::time::{Duration, Instant};
+
+use egg::{Id, Searcher};
+use lapidary_ir::Function;
+
+use crate::Error;
+use crate::analysis::{Facts, Graph};
+use crate::rules::{self, Rule, Search};
+
+/// Counts at which saturation gives up.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Rounds of searching and applying every rule.
+    pub iterations: usize,
+    /// E-nodes.
+    pub nodes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { iterations: 32, nodes: 20_000 }
+    }
+}
+
+/// Why saturation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// No rule had anything to add.
+    Saturated,
+    /// The iteration limit: some form may be missing.
+    IterationLimit,
+    /// The node limit: some form may be missing.
+    NodeLimit,
+}
+
+impl std::fmt::Display for StopReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            StopReason::Saturated => "saturated",
+            StopReason::IterationLimit => "iteration limit",
+            StopReason::NodeLimit => "node limit",
+        })
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The function's name.
+    pub function: String,
+    /// Why it ended.
+    pub stop: StopReason,
+    /// Rounds.
+    pub iterations: usize,
+    /// E-nodes at the end.
+    pub nodes: usize,
+    /// E-classes at the end.
+    pub classes: usize,
+    /// Wall time.
+    pub time: Duration,
+    /// How often each rule changed the graph, in the rules' order; only those that did.
+    pub fired: Vec<(&'static str, usize)>,
+}
+
+impl Report {
+    /// A line to show the user when a limit was met.
+    pub fn warning(&self) -> Option<String> {
+        match self.stop {
+            StopReason::Saturated => None,
+            StopReason::IterationLimit | StopReason::NodeLimit => Some(format!(
+                "fusion of `{}` met its {} ({} nodes after {} iterations): some fusions may be missing",
+                self.function, self.stop, self.nodes, self.iterations
+            )),
+        }
+    }
+}
+
+/// A saturated function.
+pub struct Saturated {
+    /// Every form found.
+    pub graph: Graph,
+    /// The function's outputs: names and classes.
+    pub outputs: Vec<(String, Id)>,
+    /// The function that went in.
+    pub source: Function,
+    /// What happened.
+    pub report: Report,
+}
+
+/// Saturates a function with the rules that `enabled` admits.
+///
+/// # Errors
+/// [`Error::Unsound`] if a rule builds an ill-typed node or merges unlike types: a bug of the rule, named.
+pub fn saturate(
+    function: &Function,
+    enabled: &dyn Fn(&Rule) -> bool,
+    limits: Limits,
+) -> Result<Saturated, Error> {
+    let start = Instant::now();
+    let mut graph = Graph::new(Facts { inputs: function.inputs.clone(), error: None });
+    let mut classes: Vec<Id> = Vec::with_capacity(function.body.as_ref().len());
+    for node in function.body.as_ref() {
+        let node = egg::Language::map_children(node.clone(), |c| classes[usize::from(c)]);
+        classes.push(graph.add(node));
+    }
+    graph.rebuild();
+    check(&graph, function, "the graph itself")?;
+
+    let prepared: Vec<_> = rules::prepared().iter().filter(|p| enabled(p.rule)).collect();
+    let mut fired = vec![0usize; prepared.len()];
+    let mut iterations = 0;
+    let stop = 'rounds: loop {
+        if iterations == limits.iterations {
+            break StopReason::IterationLimit;
+        }
+        iterations += 1;
+        let found: Vec<Vec<_>> =
+            prepared.iter().map(|p| p.lhs.iter().map(|l| l.search(&graph)).collect()).collect();
+        let mut changed = false;
+        for (at, (rule, found)) in prepared.iter().zip(found).enumerate() {
+            let before = fired[at];
+            for (lhs, matches) in rule.lhs.iter().zip(found) {
+                for m in matches {
+                    for subst in &m.substs {
+                        fired[at] += usize::from(rule.apply(&mut graph, m.eclass, subst, lhs));
+                    }
+                }
+            }
+            if let Search::Group(search) = &rule.rule.search {
+                for (a, b) in search(&mut graph) {
+                    fired[at] += usize::from(graph.union_trusted(a, b, rule.rule.name));
+                }
+            }
+            if fired[at] > before {
+                changed = true;
+                graph.rebuild();
+            }
+            check(&graph, function, rule.rule.name)?;
+            if graph.total_number_of_nodes() > limits.nodes {
+                break 'rounds StopReason::NodeLimit;
+            }
+        }
+        if !changed {
+            break StopReason::Saturated;
+        }
+    };
+    let fired = prepared.iter().zip(&fired).filter(|(_, n)| **n > 0).map(|(p, n)| (p.rule.name, *n)).collect();
+    let report = Report {
+        function: function.name.clone(),
+        stop,
+        iterations,
+        nodes: graph.total_number_of_nodes(),
+        classes: graph.number_of_classes(),
+        time: start.elapsed(),
+        fired,
+    };
+    let outputs = function
+        .outputs
+        .iter()
+        .map(|(name, id)| (name.clone(), graph.find(classes[usize::from(*id)])))
+        .collect();
+    Ok(Saturated { graph, outputs, source: function.clone(), report })
+}
+
+fn check(graph: &Graph, function: &Function, rule: &str) -> Result<(), Error> {
+    match &graph.analysis.error {
+        None => Ok(()),
+        Some(reason) => Err(Error::Unsound {
+            function: function.name.clone(),
+            rule: rule.into(),
+            reason: reason.clone(),
+        }),
+    }
+}
+

@@ -1,0 +1,3 @@
+//! Lapidary's runtime: programs, sessions, KV cache, thread pool, sampling. Knows no compiler.
+
+pub mod program;

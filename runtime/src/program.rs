@@ -1,0 +1,251 @@
+//! A compiled model, as the runtime sees it: machine code to call, in what order, over how many tiles,
+//! with which pointers. Made by the code generator (in memory) or read from an artifact; nothing here knows how.
+//!
+//! A [`Program`] has a few [`Function`]s (`embed`, one a layer kind, the heads). Each has [`Variant`]s, one a row
+//! regime (the most rows of a call that it serves); a variant is a straight list of [`Step`]s, each one kernel
+//! launched over a tile space. Invariants:
+//! - `variants` are sorted by `rows`, rising; the last one's `rows` is the model's chunk.
+//! - tiles are independent: any split of a step's tiles over threads gives the same bytes.
+//! - a kernel reads the frame, never writes it; it writes only the arena, its outputs, its caches, its scratch.
+
+use std::any::Any;
+
+/// A kernel: computes tiles `tile_begin..tile_end` of its tile space.
+///
+/// `frame` is laid out as the `FRAME_*` constants say. `scratch` is this thread's own, at least the variant's
+/// `scratch_bytes` long and 64-byte aligned. No allocation, no libc, no state, no unwinding.
+pub type KernelFn =
+    unsafe extern "C" fn(frame: *const u64, tile_begin: u64, tile_end: u64, scratch: *mut u8);
+
+/// Frame word: rows (tokens) of this call, `T`.
+pub const FRAME_ROWS: usize = 0;
+/// Frame word: keys in the cache after this call's rows are appended, `S`; the call's first position is `S - T`.
+pub const FRAME_KEYS: usize = 1;
+/// Frame word: address of the arena (temporaries of one call, 64-byte aligned).
+pub const FRAME_ARENA: usize = 2;
+/// Frame word: address of [`Program::constants`].
+pub const FRAME_CONSTANTS: usize = 3;
+/// First of the slot words: the address of slot `i` is word `FRAME_SLOTS + i`.
+pub const FRAME_SLOTS: usize = 4;
+
+/// A compiled model.
+pub struct Program {
+    /// The functions; [`Plan`] says which is which by index.
+    pub functions: Vec<Function>,
+    /// Tables folded at compile time (inverse RoPE frequencies and such), 64-byte aligned parts.
+    pub constants: Aligned,
+    /// How the functions make up the model.
+    pub plan: Plan,
+    /// Owner of the machine code that the steps' pointers lead into; dropped with the program.
+    pub code: Box<dyn Any + Send + Sync>,
+}
+
+/// How the functions make up a decoder-only language model.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Entries of a row of logits.
+    pub vocab: usize,
+    /// The most positions that a session may hold, in tokens.
+    pub context: usize,
+    /// The most rows of one call, in tokens.
+    pub chunk: usize,
+    /// Function: `ids` i32 (T) -> `y` f32 (T, hidden).
+    pub embed: usize,
+    /// The layers, in order.
+    pub layers: Vec<Layer>,
+    /// Function: `x` f32 (T, hidden) -> `logits` f32 (1, vocab), of the last row.
+    pub head: usize,
+    /// Function: `x` f32 (T, hidden) -> `logits` f32 (T, vocab).
+    pub head_all: usize,
+    /// Function: `x` f32 (T, hidden) -> `token` i32 (1): the last row's most likely token.
+    pub head_argmax: usize,
+}
+
+/// One layer: a function and whose weights it is called with.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// Function: `x` f32 (T, hidden), `pos` i32 (T), caches, weights -> `y` f32 (T, hidden).
+    pub function: usize,
+    /// Put before a weight slot's name to get the tensor's name in the checkpoint, `model.layers.3.`.
+    pub prefix: String,
+}
+
+/// A compiled function.
+#[derive(Clone, Debug)]
+pub struct Function {
+    /// `embed`, `layer_local`, ...
+    pub name: String,
+    /// What the frame's slot words point to, in order.
+    pub slots: Vec<Slot>,
+    /// One a row regime, by rising `rows`.
+    pub variants: Vec<Variant>,
+}
+
+/// One operand that a function's caller provides.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// `x`, `pos`, `self_attn.q_proj.weight`, ...
+    pub name: String,
+    /// What it is.
+    pub kind: SlotKind,
+}
+
+/// What a slot points to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotKind {
+    /// Read: rows of this call, `bytes_per_row` each.
+    Input {
+        /// Bytes of one row (token).
+        bytes_per_row: usize,
+    },
+    /// Written: `fixed_bytes`, or rows of this call, `bytes_per_row` each.
+    Output {
+        /// Bytes whatever the rows of the call.
+        fixed_bytes: usize,
+        /// Bytes of one row (token), on top.
+        bytes_per_row: usize,
+    },
+    /// Read: a tensor of the checkpoint, as stored.
+    Weight {
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// Read and written: key or value rows `(heads, rows, row_bytes)`, position `p` at row `p % rows`.
+    Cache {
+        /// KV heads.
+        heads: usize,
+        /// Rows held a head: the context, or window + chunk for a ring.
+        rows: usize,
+        /// Bytes of one head's row.
+        row_bytes: usize,
+        /// Whether old rows are overwritten (`rows` below the context): the window in tokens.
+        window: Option<usize>,
+    },
+}
+
+/// A function compiled for calls of up to `rows` rows.
+#[derive(Clone, Debug)]
+pub struct Variant {
+    /// The most rows (tokens) of a call.
+    pub rows: usize,
+    /// Bytes of arena that a call needs.
+    pub arena_bytes: usize,
+    /// Bytes of scratch that each thread needs.
+    pub scratch_bytes: usize,
+    /// The launches, in order; each sees what those before it wrote.
+    pub steps: Vec<Step>,
+}
+
+/// One launch of one kernel.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The kernel's name, unique in its variant.
+    pub name: String,
+    /// Its entry point.
+    pub kernel: KernelFn,
+    /// Its tile space.
+    pub tiles: Tiles,
+    /// Predicted time of one tile in nanoseconds: small launches stay on the calling thread.
+    pub tile_ns: u32,
+}
+
+/// A tile space: `fixed * ceil(T / rows)` tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiles {
+    /// Tiles whatever the rows of the call.
+    pub fixed: u32,
+    /// Rows of one tile; 0: the tile space does not depend on the rows.
+    pub rows: u32,
+}
+
+impl Tiles {
+    /// The tiles of a call of `rows` rows.
+    pub fn count(self, rows: usize) -> u64 {
+        let groups = if self.rows == 0 { 1 } else { rows.div_ceil(self.rows as usize) };
+        u64::from(self.fixed) * groups as u64
+    }
+}
+
+impl Function {
+    /// The smallest variant that serves `rows` rows.
+    ///
+    /// # Panics
+    /// If `rows` is above the last variant's: callers split calls into chunks.
+    pub fn variant(&self, rows: usize) -> &Variant {
+        self.variants.iter().find(|v| v.rows >= rows).unwrap_or_else(|| {
+            unreachable!("{}: {rows} rows in one call; callers split at the chunk", self.name)
+        })
+    }
+
+    /// The index of the slot of this name.
+    pub fn slot(&self, name: &str) -> Option<usize> {
+        self.slots.iter().position(|s| s.name == name)
+    }
+}
+
+/// Where weights come from: a mapped checkpoint, the built-in model, an artifact.
+///
+/// # Safety
+/// The slices must stay where they are, unchanged, as long as the source lives: sessions keep their addresses.
+pub unsafe trait WeightSource: Send + Sync {
+    /// The bytes of the tensor of this name in the checkpoint, as stored.
+    fn tensor(&self, name: &str) -> Option<&[u8]>;
+}
+
+/// Bytes on a 64-byte boundary, zeroed at first.
+pub struct Aligned {
+    blocks: Vec<Block>,
+    len: usize,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Block([u8; 64]);
+
+impl Aligned {
+    /// `len` zero bytes.
+    pub fn zeroed(len: usize) -> Self {
+        Self { blocks: vec![Block([0; 64]); len.div_ceil(64)], len }
+    }
+
+    /// A copy of `bytes`.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        let mut aligned = Self::zeroed(bytes.len());
+        aligned.as_mut_slice().copy_from_slice(bytes);
+        aligned
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The address of the first byte.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.blocks.as_ptr().cast()
+    }
+
+    /// The address of the first byte, to write.
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.blocks.as_mut_ptr().cast()
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: the blocks are `len` or more initialised bytes, borrowed with self.
+        unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len) }
+    }
+
+    /// The bytes, to write.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: the blocks are `len` or more initialised bytes, borrowed mutably with self.
+        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr(), self.len) }
+    }
+}

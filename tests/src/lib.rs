@@ -1,0 +1,1 @@
+//! Lapidary's tests, one kind a target.
