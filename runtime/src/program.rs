@@ -14,8 +14,7 @@ use std::any::Any;
 ///
 /// `frame` is laid out as the `FRAME_*` constants say. `scratch` is this thread's own, at least the variant's
 /// `scratch_bytes` long and 64-byte aligned. No allocation, no libc, no state, no unwinding.
-pub type KernelFn =
-    unsafe extern "C" fn(frame: *const u64, tile_begin: u64, tile_end: u64, scratch: *mut u8);
+pub type KernelFn = unsafe extern "C" fn(frame: *const u64, tile_begin: u64, tile_end: u64, scratch: *mut u8);
 
 /// Frame word: rows (tokens) of this call, `T`.
 pub const FRAME_ROWS: usize = 0;

@@ -13,6 +13,8 @@ mod reduce;
 mod rope;
 mod softmax;
 
+pub(crate) use attention::add_across;
+
 use crate::emit::Emitter;
 use crate::kernel::{Body, Kernel};
 

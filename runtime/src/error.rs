@@ -1,0 +1,108 @@
+//! What can go wrong in the runtime, one type for all of it.
+
+/// An error of the runtime.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A weight slot's tensor is not in the weight source.
+    #[error("tensor `{tensor}` is missing from the checkpoint ({expected} bytes expected)")]
+    MissingWeight {
+        /// The tensor's name.
+        tensor: String,
+        /// The bytes that the program expects.
+        expected: usize,
+    },
+    /// A weight slot's tensor has another length than the program was compiled for.
+    #[error("tensor `{tensor}` is {found} bytes in the checkpoint, the program expects {expected} bytes")]
+    WeightLength {
+        /// The tensor's name.
+        tensor: String,
+        /// The bytes that the program expects.
+        expected: usize,
+        /// The bytes found.
+        found: usize,
+    },
+    /// The program's parts do not fit together: a broken artifact, or a bug of the compiler.
+    #[error("the program is malformed: {0}")]
+    Program(String),
+    /// Memory for a cache could not be had.
+    #[error("cannot allocate {bytes} bytes for {what}")]
+    Memory {
+        /// What it was for.
+        what: String,
+        /// How much.
+        bytes: usize,
+    },
+    /// A worker thread could not be started.
+    #[error("cannot start worker thread {index}: {source}")]
+    Thread {
+        /// Which worker, from 1.
+        index: usize,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Tokens do not fit in what is left of the context.
+    #[error(
+        "{adding} tokens do not fit: the context is {context} tokens, {position} are taken, {} are left",
+        context.saturating_sub(*position)
+    )]
+    ContextExceeded {
+        /// The tokens to be added.
+        adding: usize,
+        /// The tokens that the session holds.
+        position: usize,
+        /// The most tokens that it may hold.
+        context: usize,
+    },
+    /// A token id that the model does not have.
+    #[error("token id {token} is out of range: the vocabulary has {vocab} entries")]
+    TokenRange {
+        /// The id.
+        token: u32,
+        /// The entries of the vocabulary.
+        vocab: usize,
+    },
+    /// A rollback to after the session's end.
+    #[error("cannot roll back to position {to}: the session is at position {position}")]
+    RollbackAhead {
+        /// The position asked for.
+        to: usize,
+        /// The session's position.
+        position: usize,
+    },
+    /// A rollback to before what a sliding-window cache still holds.
+    #[error(
+        "cannot roll back to position {to}: the sliding-window cache goes back to position {smallest} \
+         at most (or reset to 0)"
+    )]
+    RollbackTooFar {
+        /// The position asked for.
+        to: usize,
+        /// The smallest position, other than 0, that can be rolled back to.
+        smallest: usize,
+    },
+    /// There is no last token to predict from: an empty prompt in an empty (or just rolled back) session.
+    #[error("there is no token to predict from: the prompt is empty")]
+    EmptyPrompt,
+    /// A sampler option is out of its range.
+    #[error("`{field}` is {value}: it must be {range}")]
+    SamplerOption {
+        /// The option's field.
+        field: &'static str,
+        /// Its value.
+        value: f32,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// A row of logits has another length than the sampler's vocabulary.
+    #[error("the sampler was made for {expected} logits, {found} were given")]
+    LogitsLength {
+        /// The sampler's vocabulary.
+        expected: usize,
+        /// The logits given.
+        found: usize,
+    },
+    /// A row of logits has no number above negative infinity to choose.
+    #[error("no token can be chosen: every logit is NaN or negative infinity")]
+    NoCandidate,
+}

@@ -1,0 +1,262 @@
+//! Threads that run a kernel's tiles together.
+//!
+//! The caller of [`Pool::launch`] is worker 0; the others wait for work, spinning for a moment before they park,
+//! since the next launch mostly follows within microseconds. Tiles are taken off one atomic counter in contiguous
+//! chunks. A launch ends when the tiles are done: a worker that wakes too late to take part is not waited for.
+//!
+//! All of it hangs on one word, [`Shared::state`]: the launch's number (epoch), whether it is closed to newcomers,
+//! and the workers inside. A worker enters by counting itself in while the launch is open; the caller closes the
+//! launch when no tile is left and waits for the count to fall to zero. The job may be written only while the
+//! word says closed and zero, and read only by who is counted in.
+
+use std::cell::UnsafeCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::program::{Aligned, KernelFn, Step};
+
+/// How long a worker without work spins before it parks.
+const SPIN: Duration = Duration::from_micros(20);
+/// Launches predicted to take less than this stay on the calling thread.
+const PARALLEL_NS: u64 = 5_000;
+/// Chunks of tiles per thread, to even out threads of uneven speed.
+const CHUNKS_PER_THREAD: u64 = 4;
+
+/// State word: the workers inside.
+const ACTIVE: u64 = 0xffff;
+/// State word: set when nobody may enter any more.
+const CLOSED: u64 = 1 << 16;
+/// State word: where the epoch starts.
+const EPOCH_SHIFT: u32 = 17;
+
+/// The most threads of a pool.
+pub const MAX_THREADS: usize = 1024;
+
+/// A launch, as the workers see it.
+#[derive(Clone, Copy)]
+struct Job {
+    kernel: KernelFn,
+    frame: *const u64,
+    tiles: u64,
+    chunk: u64,
+}
+
+/// On a cache line of its own (two, for the adjacent-line prefetcher).
+#[repr(align(128))]
+struct Line<T>(T);
+
+struct Shared {
+    state: Line<AtomicU64>,
+    next: Line<AtomicU64>,
+    job: Line<UnsafeCell<Option<Job>>>,
+    shutdown: AtomicBool,
+    /// One a worker: set while it is parked, or about to be.
+    parked: Vec<Line<AtomicBool>>,
+}
+
+// SAFETY: `job` is written only by the launching thread while `state` is closed with nobody inside, and read only
+// by workers counted into an open launch; entering acquires what opening released. The rest is atomics.
+unsafe impl Sync for Shared {}
+// SAFETY: the pointers in `job` are used only within a launch, whose caller vouches for them on every thread.
+unsafe impl Send for Shared {}
+
+/// A pool of threads with a scratch buffer each.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    scratch: Aligned,
+    epoch: u64,
+}
+
+impl Pool {
+    /// A pool of `threads` threads, the caller's included (0 is taken as 1, at most [`MAX_THREADS`]), with
+    /// `scratch_bytes` bytes of scratch each.
+    pub fn new(threads: usize, scratch_bytes: usize) -> Result<Self, Error> {
+        let others = threads.clamp(1, MAX_THREADS) - 1;
+        let shared = Arc::new(Shared {
+            state: Line(AtomicU64::new(CLOSED)),
+            next: Line(AtomicU64::new(0)),
+            job: Line(UnsafeCell::new(None)),
+            shutdown: AtomicBool::new(false),
+            parked: (0..others).map(|_| Line(AtomicBool::new(false))).collect(),
+        });
+        let mut pool = Self {
+            shared,
+            workers: Vec::with_capacity(others),
+            scratch: Aligned::zeroed(scratch_bytes),
+            epoch: 0,
+        };
+        for index in 0..others {
+            let shared = Arc::clone(&pool.shared);
+            let worker = thread::Builder::new()
+                .name(format!("lapidary-{}", index + 1))
+                .spawn(move || {
+                    // Allocated, and first touched, by the thread that uses it.
+                    let mut scratch = Aligned::zeroed(scratch_bytes);
+                    shared.work(index, scratch.as_mut_ptr());
+                })
+                .map_err(|source| Error::Thread { index: index + 1, source })?;
+            pool.workers.push(worker);
+        }
+        Ok(pool)
+    }
+
+    /// The threads, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Bytes of scratch, of all threads together.
+    pub fn scratch_bytes(&self) -> usize {
+        self.scratch.len() * self.threads()
+    }
+
+    /// Runs the tiles of a step of a call of `rows` rows; returns when all are done. Allocates nothing.
+    ///
+    /// # Safety
+    /// `frame` must be laid out for the step's kernel, with every address in it valid for what the kernel does
+    /// with it, from any thread, until this returns; and the pool's scratch must be what the kernel's variant asks.
+    pub unsafe fn launch(&mut self, step: &Step, frame: *const u64, rows: usize) {
+        let tiles = step.tiles.count(rows);
+        if tiles == 0 {
+            return;
+        }
+        let small = tiles.saturating_mul(u64::from(step.tile_ns)) < PARALLEL_NS;
+        if small || tiles == 1 || self.workers.is_empty() {
+            // SAFETY: the caller vouches for the kernel and its frame; worker 0's scratch is borrowed with self.
+            unsafe { (step.kernel)(frame, 0, tiles, self.scratch.as_mut_ptr()) };
+            return;
+        }
+
+        let shared = &*self.shared;
+        let chunk = (tiles / (self.threads() as u64 * CHUNKS_PER_THREAD)).max(1);
+        let job = Job { kernel: step.kernel, frame, tiles, chunk };
+        // SAFETY: the state is closed with nobody inside, since the launch before ended so, and only this thread
+        // (`&mut self`) opens it.
+        unsafe { *shared.job.0.get() = Some(job) };
+        shared.next.0.store(0, Ordering::Relaxed);
+        self.epoch += 1;
+        // Sequentially consistent with the workers' `parked` stores and state loads: either the worker sees this
+        // launch before it parks, or it is seen parked below.
+        shared.state.0.store(self.epoch << EPOCH_SHIFT, Ordering::SeqCst);
+        for (worker, parked) in self.workers.iter().zip(&shared.parked) {
+            if parked.0.load(Ordering::SeqCst) {
+                worker.thread().unpark();
+            }
+        }
+        // SAFETY: the caller vouches for the kernel and its frame; the scratch is worker 0's, borrowed with self.
+        unsafe { shared.run(job, self.scratch.as_mut_ptr()) };
+        // Acquires what the workers that left wrote, as the loads below do for those still inside.
+        let mut state = shared.state.0.fetch_or(CLOSED, Ordering::AcqRel);
+        let mut patience = Patience::new();
+        while state & ACTIVE != 0 {
+            if !patience.spin() {
+                // A worker with tiles left may have lost its core to us.
+                thread::yield_now();
+            }
+            state = shared.state.0.load(Ordering::Acquire);
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.shutdown.store(true, Ordering::SeqCst);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            // A worker cannot panic; and if it had, there is nothing to do about it here.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    /// Takes chunks of tiles and runs them until none is left.
+    ///
+    /// # Safety
+    /// As [`Pool::launch`], for a launch that this thread is counted into or made; `scratch` is this thread's own.
+    unsafe fn run(&self, job: Job, scratch: *mut u8) {
+        loop {
+            let begin = self.next.0.fetch_add(job.chunk, Ordering::Relaxed);
+            if begin >= job.tiles {
+                return;
+            }
+            let end = (begin + job.chunk).min(job.tiles);
+            // SAFETY: the launch's caller vouches for the kernel and its frame; these tiles are nobody else's.
+            unsafe { (job.kernel)(job.frame, begin, end, scratch) };
+        }
+    }
+
+    /// A worker's life.
+    fn work(&self, index: usize, scratch: *mut u8) {
+        let mut seen = 0;
+        while let Some(state) = self.wait(index, seen) {
+            let enter = self.state.0.compare_exchange(state, state + 1, Ordering::Acquire, Ordering::Relaxed);
+            if enter.is_err() {
+                continue;
+            }
+            seen = state >> EPOCH_SHIFT;
+            // SAFETY: counted in, so the job is set and is not written until this thread has left.
+            if let Some(job) = unsafe { *self.job.0.get() } {
+                // SAFETY: the launch's caller vouches for the job and waits for this thread to leave; the scratch
+                // is this thread's own.
+                unsafe { self.run(job, scratch) };
+            }
+            self.state.0.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// Waits for an open launch other than `seen`; its state word, or none at shutdown.
+    fn wait(&self, index: usize, seen: u64) -> Option<u64> {
+        let ready = || {
+            let state = self.state.0.load(Ordering::SeqCst);
+            (state & CLOSED == 0 && state >> EPOCH_SHIFT != seen).then_some(state)
+        };
+        let mut patience = Patience::new();
+        loop {
+            if self.shutdown.load(Ordering::SeqCst) {
+                return None;
+            }
+            if let Some(state) = ready() {
+                return Some(state);
+            }
+            if patience.spin() {
+                continue;
+            }
+            let parked = &self.parked[index].0;
+            parked.store(true, Ordering::SeqCst);
+            // An unpark between the check and the park makes the park return at once. It may also return for no
+            // reason; then the loop goes round.
+            if !self.shutdown.load(Ordering::SeqCst) && ready().is_none() {
+                thread::park();
+            }
+            parked.store(false, Ordering::SeqCst);
+            patience = Patience::new();
+        }
+    }
+}
+
+/// Spins for [`SPIN`], looking at the clock now and then.
+struct Patience {
+    since: Option<Instant>,
+    spins: u32,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { since: None, spins: 0 }
+    }
+
+    /// Spins once; false when time is up.
+    fn spin(&mut self) -> bool {
+        std::hint::spin_loop();
+        self.spins = self.spins.wrapping_add(1);
+        if !self.spins.is_multiple_of(32) {
+            return true;
+        }
+        self.since.get_or_insert_with(Instant::now).elapsed() < SPIN
+    }
+}

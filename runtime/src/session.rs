@@ -1,0 +1,547 @@
+//! A conversation with a compiled model: its caches, its buffers, its threads, and the calls that advance it.
+//!
+//! Everything is allocated by [`Session::new`] (the buffer of [`Session::score`] on first use); afterwards a token
+//! costs no allocation. Each function of the program has frames filled once, one per layer; a call changes their
+//! two leading words and, for the heads, the address of `x`.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::kv::Cache;
+use crate::pool::Pool;
+use crate::program::{
+    Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS, Function, Program, Slot,
+    SlotKind, WeightSource,
+};
+
+/// The most rows of logits that [`Session::score`] holds at once.
+const SCORE_ROWS: usize = 32;
+
+/// Where a session's memory goes, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Weights that the program reads, each tensor once. They are the weight source's (mapped, mostly).
+    pub weights: usize,
+    /// Caches that hold a sliding window.
+    pub kv_local: usize,
+    /// Caches that hold the whole context. Only rows in use cost physical memory.
+    pub kv_global: usize,
+    /// Temporaries of one call.
+    pub arena: usize,
+    /// Scratch of all threads.
+    pub scratch: usize,
+    /// The residual stream, inputs and logits.
+    pub activations: usize,
+}
+
+impl Memory {
+    /// All of it.
+    pub fn total(&self) -> usize {
+        let own = self.kv_local + self.kv_global + self.arena + self.scratch + self.activations;
+        self.weights + own
+    }
+}
+
+/// A function to call, with the frame to call it with.
+struct Call {
+    function: usize,
+    frame: Vec<u64>,
+    /// Index of the frame word of slot `x`, for functions that have it.
+    x: usize,
+}
+
+/// A model at some position of some text.
+pub struct Session {
+    embed: Call,
+    layers: Vec<Call>,
+    head: Call,
+    head_all: Call,
+    head_argmax: Call,
+    caches: Vec<Cache>,
+    buffers: Buffers,
+    arena: Aligned,
+    pool: Pool,
+    position: usize,
+    /// One past the highest position written since the session was last empty.
+    high: usize,
+    /// Address of the last row of the residual stream, if there is one to predict from.
+    last: Option<u64>,
+    logits_valid: bool,
+    token_valid: bool,
+    weight_bytes: usize,
+    // Frames hold addresses in these.
+    program: Arc<Program>,
+    _weights: Arc<dyn WeightSource>,
+}
+
+/// What the slots other than weights and caches point to.
+struct Buffers {
+    ids: Aligned,
+    pos: Aligned,
+    residual: [Aligned; 2],
+    logits: Aligned,
+    token: Aligned,
+    /// Empty until the first [`Session::score`].
+    score: Aligned,
+}
+
+impl Session {
+    /// A session at position 0, of `threads` threads, the caller's included (0 is taken as 1).
+    ///
+    /// Fails if the program's slots do not fit its plan, or a weight is missing or of another length.
+    pub fn new(program: Arc<Program>, weights: Arc<dyn WeightSource>, threads: usize) -> Result<Self, Error> {
+        let plan = &program.plan;
+        check_plan(&program)?;
+        let row = plan.hidden * size_of::<f32>();
+        let mut buffers = Buffers {
+            ids: Aligned::zeroed(plan.chunk * size_of::<i32>()),
+            pos: Aligned::zeroed(plan.chunk * size_of::<i32>()),
+            residual: [Aligned::zeroed(plan.chunk * row), Aligned::zeroed(plan.chunk * row)],
+            logits: Aligned::zeroed(plan.vocab * size_of::<f32>()),
+            token: Aligned::zeroed(size_of::<i32>()),
+            score: Aligned::zeroed(0),
+        };
+        let variants = || program.functions.iter().flat_map(|f| &f.variants);
+        let mut arena = Aligned::zeroed(variants().map(|v| v.arena_bytes).max().unwrap_or(0));
+        let scratch_bytes = variants().map(|v| v.scratch_bytes).max().unwrap_or(0);
+        let pool = Pool::new(threads, scratch_bytes)?;
+
+        let mut binder = Binder {
+            program: &program,
+            weights: &*weights,
+            buffers: &mut buffers,
+            arena: arena.as_mut_ptr().expose_provenance() as u64,
+            caches: Vec::new(),
+            tensors: Vec::new(),
+        };
+        let embed = binder.bind(plan.embed, "", 1)?;
+        let mut layers = Vec::with_capacity(plan.layers.len());
+        for (index, layer) in plan.layers.iter().enumerate() {
+            layers.push(binder.bind(layer.function, &layer.prefix, index % 2)?);
+        }
+        let end = plan.layers.len() % 2;
+        let head = binder.bind(plan.head, "", end)?;
+        let head_all = binder.bind(plan.head_all, "", end)?;
+        let head_argmax = binder.bind(plan.head_argmax, "", end)?;
+        let Binder { caches, mut tensors, .. } = binder;
+        tensors.sort_unstable();
+        tensors.dedup();
+        Ok(Self {
+            embed,
+            layers,
+            head,
+            head_all,
+            head_argmax,
+            caches,
+            buffers,
+            arena,
+            pool,
+            position: 0,
+            high: 0,
+            last: None,
+            logits_valid: false,
+            token_valid: false,
+            weight_bytes: tensors.iter().map(|&(_, bytes)| bytes).sum(),
+            program,
+            _weights: weights,
+        })
+    }
+
+    /// Appends tokens. Either all ids are in range and fit the context, or nothing changes.
+    pub fn prefill(&mut self, ids: &[u32]) -> Result<(), Error> {
+        self.prefill_with(ids, &mut |_, _| ControlFlow::Continue(())).map(|_| ())
+    }
+
+    /// Appends tokens, chunk by chunk, calling `progress(done, total)` after each.
+    ///
+    /// When `progress` breaks, stops there and returns false: the tokens done are in the session, the others not.
+    pub fn prefill_with(
+        &mut self,
+        ids: &[u32],
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<bool, Error> {
+        self.check(ids)?;
+        let mut done = 0;
+        for part in ids.chunks(self.program.plan.chunk) {
+            self.forward(part);
+            done += part.len();
+            if progress(done, ids.len()).is_break() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Appends one token.
+    pub fn decode(&mut self, id: u32) -> Result<(), Error> {
+        self.check(&[id])?;
+        self.forward(&[id]);
+        Ok(())
+    }
+
+    /// Appends tokens and gives the logits after each to `sink(index in ids, logits)`, in order.
+    pub fn score(&mut self, ids: &[u32], sink: &mut dyn FnMut(usize, &[f32])) -> Result<(), Error> {
+        self.check(ids)?;
+        let plan = &self.program.plan;
+        let (chunk, hidden, vocab) = (plan.chunk, plan.hidden, plan.vocab);
+        let most = SCORE_ROWS.min(chunk);
+        if self.buffers.score.is_empty() {
+            self.buffers.score = Aligned::zeroed(most * vocab * size_of::<f32>());
+            let function = &self.program.functions[self.head_all.function];
+            if let Some(slot) = function.slot("logits") {
+                self.head_all.frame[FRAME_SLOTS + slot] = address(&mut self.buffers.score);
+            }
+        }
+        let mut done = 0;
+        for part in ids.chunks(chunk) {
+            let first = self.position;
+            self.forward(part);
+            let base = self.residual_out();
+            for row in (0..part.len()).step_by(most) {
+                let rows = most.min(part.len() - row);
+                let x = base + (row * hidden * size_of::<f32>()) as u64;
+                let call = &mut self.head_all;
+                call.frame[call.x] = x;
+                run(&mut self.pool, &self.program, call, rows, first + row + rows);
+                for (i, logits) in floats(&self.buffers.score).chunks(vocab).take(rows).enumerate() {
+                    sink(done + row + i, logits);
+                }
+            }
+            done += part.len();
+        }
+        Ok(())
+    }
+
+    /// Whether there is a last token to predict from: false at first, after a reset and after a rollback to an
+    /// earlier position, until tokens are appended.
+    pub fn has_logits(&self) -> bool {
+        self.last.is_some()
+    }
+
+    /// The logits after the last token. Computed when first asked for.
+    ///
+    /// # Panics
+    /// If [`Session::has_logits`] is false.
+    pub fn logits(&mut self) -> &[f32] {
+        if !self.logits_valid {
+            let x = self.last_row();
+            let call = &mut self.head;
+            call.frame[call.x] = x;
+            run(&mut self.pool, &self.program, call, 1, self.position);
+            self.logits_valid = true;
+        }
+        floats(&self.buffers.logits)
+    }
+
+    /// The most likely next token, the lowest id among equals. Computed when first asked for, without the logits.
+    ///
+    /// # Panics
+    /// If [`Session::has_logits`] is false.
+    pub fn argmax(&mut self) -> u32 {
+        if !self.token_valid {
+            let x = self.last_row();
+            let call = &mut self.head_argmax;
+            call.frame[call.x] = x;
+            run(&mut self.pool, &self.program, call, 1, self.position);
+            self.token_valid = true;
+        }
+        // SAFETY: the buffer is one aligned i32, and any bits are a u32.
+        unsafe { self.buffers.token.as_ptr().cast::<u32>().read() }
+    }
+
+    /// Tokens held.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// The most tokens that can be held.
+    pub fn context(&self) -> usize {
+        self.program.plan.context
+    }
+
+    /// The program that this session runs.
+    pub fn program(&self) -> &Arc<Program> {
+        &self.program
+    }
+
+    /// The threads that this session runs on, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// The smallest position, other than 0, that [`Session::rollback`] takes.
+    pub fn smallest_rollback(&self) -> usize {
+        self.caches.iter().map(|cache| cache.smallest_rollback(self.high)).max().unwrap_or(0)
+    }
+
+    /// Forgets the tokens from position `to` on. What is appended next comes out as if they had never been.
+    ///
+    /// Sliding-window caches hold only so much: fails, changing nothing, if the window before `to` is gone.
+    /// Rolling back to 0 always works.
+    pub fn rollback(&mut self, to: usize) -> Result<(), Error> {
+        if to > self.position {
+            return Err(Error::RollbackAhead { to, position: self.position });
+        }
+        if to == self.position {
+            return Ok(());
+        }
+        if to == 0 {
+            self.reset();
+            return Ok(());
+        }
+        let smallest = self.smallest_rollback();
+        if to < smallest {
+            return Err(Error::RollbackTooFar { to, smallest });
+        }
+        self.position = to;
+        self.forget_output();
+        Ok(())
+    }
+
+    /// Back to position 0.
+    pub fn reset(&mut self) {
+        self.position = 0;
+        self.high = 0;
+        self.forget_output();
+    }
+
+    /// Where the memory goes.
+    pub fn memory(&self) -> Memory {
+        let kv = |ring| self.caches.iter().filter(|c| c.is_ring() == ring).map(Cache::bytes).sum::<usize>();
+        let b = &self.buffers;
+        let [even, odd] = &b.residual;
+        let activations = [&b.ids, &b.pos, even, odd, &b.logits, &b.token, &b.score];
+        Memory {
+            weights: self.weight_bytes,
+            kv_local: kv(true),
+            kv_global: kv(false),
+            arena: self.arena.len(),
+            scratch: self.pool.scratch_bytes(),
+            activations: activations.iter().map(|a| a.len()).sum(),
+        }
+    }
+
+    fn forget_output(&mut self) {
+        self.last = None;
+        self.logits_valid = false;
+        self.token_valid = false;
+    }
+
+    fn last_row(&self) -> u64 {
+        match self.last {
+            Some(address) => address,
+            None => panic!("there is no token to predict from: see Session::has_logits"),
+        }
+    }
+
+    /// Whether these ids can be appended.
+    fn check(&self, ids: &[u32]) -> Result<(), Error> {
+        let (vocab, context) = (self.program.plan.vocab, self.program.plan.context);
+        if ids.len() > context - self.position {
+            let (adding, position) = (ids.len(), self.position);
+            return Err(Error::ContextExceeded { adding, position, context });
+        }
+        match ids.iter().find(|&&id| id as usize >= vocab) {
+            Some(&token) => Err(Error::TokenRange { token, vocab }),
+            None => Ok(()),
+        }
+    }
+
+    /// Address of the residual stream after the last layer.
+    fn residual_out(&mut self) -> u64 {
+        address(&mut self.buffers.residual[self.layers.len() % 2])
+    }
+
+    /// Appends one chunk of checked ids, at least one.
+    fn forward(&mut self, ids: &[u32]) {
+        let rows = ids.len();
+        let words = ids.iter().zip(self.position..);
+        let id_bytes = self.buffers.ids.as_mut_slice().chunks_exact_mut(size_of::<i32>());
+        let pos_bytes = self.buffers.pos.as_mut_slice().chunks_exact_mut(size_of::<i32>());
+        for (((&id, position), id_word), pos_word) in words.zip(id_bytes).zip(pos_bytes) {
+            id_word.copy_from_slice(&id.to_ne_bytes());
+            pos_word.copy_from_slice(&(position as u32).to_ne_bytes());
+        }
+        let keys = self.position + rows;
+        run(&mut self.pool, &self.program, &mut self.embed, rows, keys);
+        for layer in &mut self.layers {
+            run(&mut self.pool, &self.program, layer, rows, keys);
+        }
+        self.position = keys;
+        self.high = self.high.max(keys);
+        self.forget_output();
+        let row = self.program.plan.hidden * size_of::<f32>();
+        self.last = Some(self.residual_out() + ((rows - 1) * row) as u64);
+    }
+}
+
+/// Calls a function: its steps, in order.
+fn run(pool: &mut Pool, program: &Program, call: &mut Call, rows: usize, keys: usize) {
+    call.frame[FRAME_ROWS] = rows as u64;
+    call.frame[FRAME_KEYS] = keys as u64;
+    for step in &program.functions[call.function].variant(rows).steps {
+        // SAFETY: the frame's addresses were bound by `Binder` to memory of the lengths that the slots declare, for
+        // `rows` rows, owned by the session (or its program and weights) and untouched by anyone else meanwhile;
+        // arena and scratch are the largest that any variant asks for.
+        unsafe { pool.launch(step, call.frame.as_ptr(), rows) };
+    }
+}
+
+/// The address of a buffer, for a frame.
+fn address(buffer: &mut Aligned) -> u64 {
+    buffer.as_mut_ptr().expose_provenance() as u64
+}
+
+/// A buffer of f32.
+fn floats(buffer: &Aligned) -> &[f32] {
+    // SAFETY: 64-byte aligned, initialised, borrowed with the buffer; any bits are an f32.
+    unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<f32>(), buffer.len() / size_of::<f32>()) }
+}
+
+/// Fills frames.
+struct Binder<'a> {
+    program: &'a Program,
+    weights: &'a dyn WeightSource,
+    buffers: &'a mut Buffers,
+    arena: u64,
+    caches: Vec<Cache>,
+    /// Address and length of each tensor bound.
+    tensors: Vec<(usize, usize)>,
+}
+
+impl Binder<'_> {
+    /// A call of a function with `prefix` before its weights' names, reading the residual buffer `x` and writing
+    /// the other.
+    fn bind(&mut self, index: usize, prefix: &str, x: usize) -> Result<Call, Error> {
+        let program = self.program;
+        let function = &program.functions[index];
+        let mut frame = vec![0; FRAME_SLOTS + function.slots.len()];
+        frame[FRAME_ARENA] = self.arena;
+        frame[FRAME_CONSTANTS] = program.constants.as_ptr().expose_provenance() as u64;
+        let own = self.caches.len();
+        for (word, slot) in frame[FRAME_SLOTS..].iter_mut().zip(&function.slots) {
+            *word = match slot.kind {
+                SlotKind::Input { .. } | SlotKind::Output { .. } => self.activation(slot, x),
+                SlotKind::Weight { bytes } => self.weight(prefix, &slot.name, bytes)?,
+                SlotKind::Cache { .. } => self.cache(own, slot)?,
+            };
+        }
+        let x = FRAME_SLOTS + function.slot("x").unwrap_or(0);
+        Ok(Call { function: index, frame, x })
+    }
+
+    /// Slots were checked to be one of these.
+    fn activation(&mut self, slot: &Slot, x: usize) -> u64 {
+        let b = &mut *self.buffers;
+        match slot.name.as_str() {
+            "ids" => address(&mut b.ids),
+            "pos" => address(&mut b.pos),
+            "x" => address(&mut b.residual[x]),
+            "y" => address(&mut b.residual[1 - x]),
+            "token" => address(&mut b.token),
+            _ => address(&mut b.logits),
+        }
+    }
+
+    fn weight(&mut self, prefix: &str, name: &str, expected: usize) -> Result<u64, Error> {
+        let tensor = format!("{prefix}{name}");
+        let Some(bytes) = self.weights.tensor(&tensor) else {
+            return Err(Error::MissingWeight { tensor, expected });
+        };
+        if bytes.len() != expected {
+            return Err(Error::WeightLength { tensor, expected, found: bytes.len() });
+        }
+        let address = bytes.as_ptr().expose_provenance();
+        self.tensors.push((address, expected));
+        Ok(address as u64)
+    }
+
+    /// The cache of this name among those from `own` on, made if need be: a function may have it in two slots, as
+    /// what it reads and as what it writes.
+    fn cache(&mut self, own: usize, slot: &Slot) -> Result<u64, Error> {
+        if let Some(cache) = self.caches[own..].iter().find(|c| c.name() == slot.name) {
+            return Ok(cache.address());
+        }
+        let Some(cache) = Cache::new(&slot.name, slot.kind)? else { return Ok(0) };
+        let address = cache.address();
+        self.caches.push(cache);
+        Ok(address)
+    }
+}
+
+/// Whether the functions fit the plan, as far as can be seen: what sessions rely on when they bind buffers.
+fn check_plan(program: &Program) -> Result<(), Error> {
+    let plan = &program.plan;
+    let malformed = |text: String| Err(Error::Program(text));
+    if plan.chunk == 0 || plan.hidden == 0 || plan.vocab == 0 || plan.context == 0 {
+        return malformed("chunk, hidden, vocab and context must not be 0".into());
+    }
+    if plan.vocab > i32::MAX as usize || plan.context > i32::MAX as usize {
+        return malformed("vocab and context must fit 32 bits".into());
+    }
+    let score = SCORE_ROWS.min(plan.chunk);
+    let heads = [(plan.head, 1), (plan.head_all, score), (plan.head_argmax, 1)];
+    let needs =
+        [(plan.head, ["x", "logits"]), (plan.head_all, ["x", "logits"]), (plan.head_argmax, ["x", "token"])];
+    let layers = plan.layers.iter().map(|layer| layer.function);
+    let body = std::iter::once(plan.embed).chain(layers.clone()).map(|f| (f, plan.chunk));
+    for (index, rows) in body.chain(heads) {
+        let Some(function) = program.functions.get(index) else {
+            return malformed(format!("the plan names function {index}, which there is not"));
+        };
+        check_function(program, function, rows)?;
+    }
+    let needs = needs.into_iter().chain([(plan.embed, ["ids", "y"])]);
+    for (index, slots) in needs.chain(layers.map(|f| (f, ["x", "y"]))) {
+        let function = &program.functions[index];
+        if let Some(slot) = slots.iter().find(|slot| function.slot(slot).is_none()) {
+            return malformed(format!("`{}` has no slot `{slot}`", function.name));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a function serves calls of `rows` rows with the buffers that a session has.
+fn check_function(program: &Program, function: &Function, rows: usize) -> Result<(), Error> {
+    let plan = &program.plan;
+    let name = &function.name;
+    let malformed = |text: String| Err(Error::Program(format!("`{name}` {text}")));
+    if function.variants.last().is_none_or(|v| v.rows < rows) {
+        return malformed(format!("does not serve calls of {rows} rows"));
+    }
+    let word = size_of::<f32>();
+    for slot in &function.slots {
+        let (per_row, fixed) = match slot.kind {
+            SlotKind::Input { bytes_per_row } => (bytes_per_row, 0),
+            SlotKind::Output { fixed_bytes, bytes_per_row } => (bytes_per_row, fixed_bytes),
+            SlotKind::Weight { .. } => continue,
+            SlotKind::Cache { rows, window, .. } => {
+                let whole = rows >= plan.context;
+                // A call appends its rows before its first row looks back.
+                let ring = window.is_some_and(|w| w > 0 && rows + 1 >= w + plan.chunk);
+                if !whole && !ring {
+                    return malformed(format!("has a cache `{}` of only {rows} rows", slot.name));
+                }
+                continue;
+            }
+        };
+        let input = matches!(slot.kind, SlotKind::Input { .. });
+        let logits = plan.vocab * word;
+        let fits = match (slot.name.as_str(), input) {
+            ("ids" | "pos", true) => per_row == word && fixed == 0,
+            ("x", true) | ("y", false) => per_row == plan.hidden * word && fixed == 0,
+            ("token", false) => (per_row, fixed) == (0, word),
+            ("logits", false) => {
+                let all = std::ptr::eq(function, &program.functions[plan.head_all]);
+                (per_row, fixed) == if all { (logits, 0) } else { (0, logits) }
+            }
+            _ => false,
+        };
+        if !fits {
+            let (slot, kind) = (&slot.name, slot.kind);
+            return malformed(format!("has a slot `{slot}` that a session cannot fill: {kind:?}"));
+        }
+    }
+    Ok(())
+}
