@@ -1,13 +1,33 @@
-//! Lapidary's code generator: schedule, memory plan, kernels in Cranelift IR.
+//! Lapidary's code generator: a fused graph to machine code.
+//!
+//! graph → [`schedule`] (kernels over views) → [`memory`] (offsets in one arena) → [`lower`] (Cranelift IR) → [`jit`]
+//! (machine code) → a `Program` for the runtime. [`compile`] runs it all, passes included.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`target`] | the CPUs that code is made for |
+//! | [`view`] | where operands lie and how their axes step through memory |
+//! | [`kernel`] | what a kernel computes, before it is code |
+//! | [`schedule`] | a function to kernels |
+//! | [`memory`] | the arena |
+//! | [`emit`] | the hand that lowerings write Cranelift IR with |
+//! | [`math`] | exp, tanh, sine, cosine, logarithm in SIMD |
+//! | [`lower`] | each kernel's code |
+//! | [`micro`] | the inner loops of linear kernels, as a table |
+//! | [`jit`] | machine code in memory |
 
+pub mod compile;
 pub mod emit;
 mod error;
 pub mod jit;
 pub mod kernel;
 pub mod lower;
 pub mod math;
+pub mod memory;
 pub mod micro;
+pub mod schedule;
 pub mod target;
 pub mod view;
 
+pub use compile::{Compilation, Model, Options, compile};
 pub use error::Error;

@@ -1,1 +1,49 @@
 //! Lapidary's models: configurations, checkpoints, tokenizers, and the graphs built from them.
+//!
+//! In: a Hugging Face folder (`config.json`, `generation_config.json`, `model.safetensors` or its shards,
+//! `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`), or nothing for the built-in model. Out: a [`Model`].
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`config`] | `config.json`: every field is used or refused |
+//! | [`preset`] | the published sizes, by name |
+//! | [`size`] | parameters, weight bytes, KV bytes, FLOPs of a configuration |
+//! | [`layout`] | the names and shapes of the tensors of a configuration |
+//! | [`safetensors`] | one safetensors file's header |
+//! | [`checkpoint`] | all of a model's tensors, mapped and checked |
+//! | [`tokenizer`], [`detokenizer`] | text to ids, ids to text |
+//! | [`chat`] | messages to the text of a prompt |
+//! | [`model`] | a folder as a whole; the built-in model |
+//! | [`synth`] | full-size checkpoints of random weights, for measurements |
+//!
+//! Invariant: nothing read from a file is trusted. A malformed file is an [`Error`] of one line, never a panic.
+
+#![deny(unsafe_code)]
+
+pub mod chat;
+pub mod checkpoint;
+pub mod config;
+pub mod detokenizer;
+pub mod dtype;
+pub mod error;
+mod fields;
+mod files;
+pub mod layout;
+pub mod model;
+pub mod preset;
+pub mod safetensors;
+pub mod size;
+pub mod synth;
+pub mod tokenizer;
+
+pub use chat::{ChatTemplate, Message};
+pub use checkpoint::{Checkpoint, TensorView};
+pub use config::{Config, LayerType};
+pub use detokenizer::Detokenizer;
+pub use dtype::WeightDType;
+pub use error::{Error, Result};
+pub use model::Model;
+pub use preset::{PRESETS, Preset};
+pub use size::ParameterCounts;
+pub use synth::synthesize;
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,282 @@
+//! Compilation: a module to a program, by way of passes, schedule, memory plan and kernels.
+//!
+//! In: a module, how its functions make up a model, and options. Out: a [`Program`] for the runtime, and for people every
+//! stage's result ([`FunctionReport`]). Each function is saturated once and extracted, scheduled and lowered once a row
+//! regime.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lapidary_ir::{Extent, Function, InputKind, Module};
+use lapidary_passes::{Limits, Machine, Report, Selection};
+use lapidary_runtime::program::{self, Aligned, Plan, Program, Step, Variant};
+
+use crate::Error;
+use crate::jit::{Compiled, Jit};
+use crate::memory::{self, MemoryPlan};
+use crate::schedule::{self, Schedule, Setting};
+use crate::target::{Placement, Target};
+use crate::view::{Base, Capacity};
+
+/// How to compile.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which rules run.
+    pub selection: Selection,
+    /// The CPU, a name of [`crate::target::TARGETS`] or `native`.
+    pub cpu: String,
+    /// The most positions, in tokens.
+    pub context: usize,
+    /// The most rows of a call, in tokens.
+    pub chunk: usize,
+    /// Whether kernels carry CLIF and disassembly.
+    pub listings: bool,
+}
+
+/// How a module's functions make up a model.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Entries of a row of logits.
+    pub vocab: usize,
+    /// Each layer's function and weight prefix.
+    pub layers: Vec<(String, String)>,
+}
+
+/// A function compiled for one row regime, every stage of it.
+#[derive(Clone, Debug)]
+pub struct Lowered {
+    /// The most rows of a call.
+    pub rows: usize,
+    /// The extracted function.
+    pub function: Function,
+    /// Its predicted time in nanoseconds.
+    pub nanoseconds: f64,
+    /// Its kernels.
+    pub schedule: Schedule,
+    /// Its arena.
+    pub memory: MemoryPlan,
+    /// What became of each kernel.
+    pub compiled: Vec<Compiled>,
+}
+
+/// A compiled function, every stage of it.
+#[derive(Clone, Debug)]
+pub struct FunctionReport {
+    /// As the model wrote it.
+    pub source: Function,
+    /// What saturation did.
+    pub saturation: Report,
+    /// By rising rows.
+    pub variants: Vec<Lowered>,
+}
+
+/// A program and how it came about.
+pub struct Compilation {
+    /// For the runtime.
+    pub program: Arc<Program>,
+    /// For people.
+    pub functions: Vec<FunctionReport>,
+    /// Graph to machine code, wall time.
+    pub time: Duration,
+}
+
+/// The row regimes of a chunk: one row, few, many.
+pub fn regimes(chunk: usize) -> Vec<usize> {
+    let mut rows: Vec<usize> = [1, 4].into_iter().filter(|&r| r < chunk).collect();
+    rows.push(chunk);
+    rows
+}
+
+/// Compiles a model.
+///
+/// # Errors
+/// A graph that is broken or has no kernels, an unknown CPU.
+pub fn compile(module: &Module, model: &Model, options: &Options) -> Result<Compilation, Error> {
+    let start = Instant::now();
+    let mut compiler = Compiler::new(options)?;
+    for function in &module.functions {
+        compiler.add(function)?;
+    }
+    let (functions, program_functions, constants, code) = compiler.finish()?;
+    let index = |name: &str| {
+        module.functions.iter().position(|f| f.name == name).ok_or_else(|| Error::Unsupported {
+            function: name.into(),
+            node: "module".into(),
+            reason: "the module has no such function".into(),
+        })
+    };
+    let layers = model
+        .layers
+        .iter()
+        .map(|(name, prefix)| Ok(program::Layer { function: index(name)?, prefix: prefix.clone() }))
+        .collect::<Result<_, Error>>()?;
+    let plan = Plan {
+        hidden: model.hidden,
+        vocab: model.vocab,
+        context: options.context,
+        chunk: options.chunk,
+        embed: index("embed")?,
+        layers,
+        head: index("head")?,
+        head_all: index("head_all")?,
+        head_argmax: index("head_argmax")?,
+    };
+    let program = Program { functions: program_functions, constants, plan, code };
+    Ok(Compilation { program: Arc::new(program), functions, time: start.elapsed() })
+}
+
+/// Compiles functions that make up no model: what `opt` does to a file.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_functions(functions: &[Function], options: &Options) -> Result<Loose, Error> {
+    let mut compiler = Compiler::new(options)?;
+    for function in functions {
+        compiler.add(function)?;
+    }
+    let (reports, functions, constants, code) = compiler.finish()?;
+    Ok(Loose { reports, functions, constants, code })
+}
+
+/// Compiled functions and what they need to run.
+pub struct Loose {
+    /// Every stage of each function.
+    pub reports: Vec<FunctionReport>,
+    /// What to call.
+    pub functions: Vec<program::Function>,
+    /// Folded tables.
+    pub constants: Aligned,
+    /// Owner of the machine code.
+    pub code: Box<dyn std::any::Any + Send + Sync>,
+}
+
+struct Compiler<'a> {
+    options: &'a Options,
+    target: Target,
+    jit: Jit,
+    constants: Vec<u8>,
+    functions: Vec<FunctionReport>,
+}
+
+type Finished = (Vec<FunctionReport>, Vec<program::Function>, Aligned, Box<dyn std::any::Any + Send + Sync>);
+
+impl<'a> Compiler<'a> {
+    fn new(options: &'a Options) -> Result<Compiler<'a>, Error> {
+        let target = Target::new(&options.cpu, Placement::Jit)?;
+        let mut jit = Jit::new(target.clone());
+        jit.listings = options.listings;
+        Ok(Compiler { options, target, jit, constants: vec![], functions: vec![] })
+    }
+
+    fn add(&mut self, function: &Function) -> Result<(), Error> {
+        let options = self.options;
+        let saturated = lapidary_passes::prepare(function, &options.selection, Limits::default())?;
+        let regimes = regimes(options.chunk);
+        let mut forms = Vec::with_capacity(regimes.len());
+        for &rows in &regimes {
+            let extent = Extent { rows, keys: (options.context / 2).max(rows) };
+            forms.push(lapidary_passes::select(&saturated, Machine::GENERIC, extent)?);
+        }
+        // One layout of a cache serves every regime.
+        let mut rings = HashMap::new();
+        for input in &function.inputs {
+            if let InputKind::Cache { window: Some(window) } = input.kind {
+                let rows = window.saturating_add(options.chunk);
+                let wraps = forms.iter().all(|f| schedule::cache_can_wrap(&f.function, &input.name));
+                if wraps && rows < options.context {
+                    rings.insert(input.name.clone(), rows);
+                }
+            }
+        }
+        let mut variants = vec![];
+        for (&rows, form) in regimes.iter().zip(forms) {
+            let capacity = Capacity { rows, keys: options.context };
+            let setting = Setting { capacity, rings: rings.clone(), features: self.target.features };
+            let mut schedule = schedule::schedule(&form.function, &setting)?;
+            self.place_constants(&mut schedule);
+            let memory = memory::plan(&schedule.buffers);
+            let compiled = schedule
+                .kernels
+                .iter()
+                .map(|kernel| self.jit.define(kernel, &memory.offsets))
+                .collect::<Result<Vec<_>, _>>()?;
+            variants.push(Lowered {
+                rows,
+                function: form.function,
+                nanoseconds: form.nanoseconds,
+                schedule,
+                memory,
+                compiled,
+            });
+        }
+        self.functions.push(FunctionReport {
+            source: function.clone(),
+            saturation: saturated.report,
+            variants,
+        });
+        Ok(())
+    }
+
+    /// Moves a schedule's tables into the program's; equal ones are shared.
+    fn place_constants(&mut self, schedule: &mut Schedule) {
+        if schedule.constants.is_empty() {
+            return;
+        }
+        let own = &schedule.constants;
+        let step = 64;
+        let same = (0..self.constants.len().saturating_sub(own.len() - 1))
+            .step_by(step)
+            .find(|&at| self.constants[at..at + own.len()] == own[..]);
+        let start = same.unwrap_or_else(|| {
+            let at = self.constants.len().next_multiple_of(step);
+            self.constants.resize(at, 0);
+            self.constants.extend(own);
+            at
+        });
+        for kernel in &mut schedule.kernels {
+            for view in kernel.inputs.iter_mut().chain(&mut kernel.outputs) {
+                if let Base::Constant(at) = &mut view.base {
+                    *at += start;
+                }
+            }
+        }
+    }
+
+    fn finish(self) -> Result<Finished, Error> {
+        let (entries, code) = self.jit.finish()?;
+        let mut entries = entries.into_iter();
+        let functions = self
+            .functions
+            .iter()
+            .map(|f| {
+                let variants = f
+                    .variants
+                    .iter()
+                    .map(|v| Variant {
+                        rows: v.rows,
+                        arena_bytes: v.memory.bytes,
+                        scratch_bytes: v.compiled.iter().map(|c| c.scratch_bytes).max().unwrap_or(0),
+                        steps: v
+                            .schedule
+                            .kernels
+                            .iter()
+                            .zip(entries.by_ref())
+                            .map(|(kernel, entry)| Step {
+                                name: kernel.name.clone(),
+                                kernel: entry,
+                                tiles: kernel.tiles,
+                                tile_ns: schedule::tile_nanoseconds(kernel),
+                            })
+                            .collect(),
+                    })
+                    .collect();
+                let slots = f.variants.first().map(|v| v.schedule.slots.clone()).unwrap_or_default();
+                program::Function { name: f.source.name.clone(), slots, variants }
+            })
+            .collect();
+        Ok((self.functions, functions, Aligned::from_bytes(&self.constants), Box::new(code)))
+    }
+}
