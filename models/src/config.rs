@@ -137,6 +137,7 @@ pub const IGNORED: &[&str] = &[
     // Other architectures' halves.
     "cross_attention_hidden_size",
     "decoder_start_token_id",
+    "is_decoder",
     "prefix",
     "sep_token_id",
     "tie_encoder_decoder",
@@ -285,16 +286,14 @@ impl Config {
     /// The configuration as a `config.json` that [`Config::from_json`] reads back equal.
     pub fn to_json(&self) -> Value {
         let c = self;
-        // Through decimal text, so that 0.1f32 is written 0.1 and not 0.10000000149.
-        let cap = |x: Option<f32>| x.and_then(|x| x.to_string().parse::<f64>().ok());
         json!({
             "architectures": [ARCHITECTURE],
             "attention_bias": false,
             "attention_dropout": 0.0,
-            "attn_logit_softcapping": cap(c.attn_logit_softcapping),
+            "attn_logit_softcapping": c.attn_logit_softcapping,
             "bos_token_id": c.bos_token_id,
             "eos_token_id": match c.eos_token_id[..] { [one] => json!(one), ref list => json!(list) },
-            "final_logit_softcapping": cap(c.final_logit_softcapping),
+            "final_logit_softcapping": c.final_logit_softcapping,
             "head_dim": c.head_dim,
             "hidden_activation": ACTIVATION,
             "hidden_size": c.hidden_size,
@@ -336,7 +335,6 @@ fn refuse_unsupported(f: &mut Fields) -> Result<()> {
     f.only("tie_word_embeddings", json!(true))?;
     f.only("attention_bias", json!(false))?;
     f.only("use_bidirectional_attention", json!(false))?;
-    f.only("is_decoder", json!(true)).or_else(|_| f.only("is_decoder", json!(false)))?;
     for name in ["quantization_config", "rope_scaling"] {
         if let Some(value) = f.take(name) {
             return Err(f.refuse(name, "null", &value));

@@ -34,6 +34,8 @@ pub mod preset;
 pub mod safetensors;
 pub mod size;
 pub mod synth;
+#[cfg(feature = "tiny")]
+mod tiny;
 pub mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};

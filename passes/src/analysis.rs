@@ -41,7 +41,7 @@ impl Analysis<Op> for Facts {
             node,
             &graph.analysis.inputs,
             |id| graph[id].data.ty.clone(),
-            |id| graph[id].data.leaf.clone().unwrap_or(Op::None),
+            |id| graph[id].data.leaf.clone().unwrap_or_else(|| graph[id].nodes[0].clone()),
         );
         let ty = match ty {
             Ok(ty) => ty,

@@ -137,8 +137,9 @@ pub fn saturate(
                     fired[at] += usize::from(graph.union_trusted(a, b, rule.rule.name));
                 }
             }
-            if fired[at] > before {
-                changed = true;
+            changed |= fired[at] > before;
+            // A condition may have added an attribute even where nothing fired.
+            if !graph.clean {
                 graph.rebuild();
             }
             check(&graph, function, rule.rule.name)?;

@@ -170,6 +170,9 @@ impl Match<'_> {
     /// Matches a further pattern against a variable's class, up to commutativity, and takes over its first match's
     /// variables.
     pub fn also(&mut self, var: &str, pattern: &str) -> bool {
+        if !self.graph.clean {
+            self.graph.rebuild();
+        }
         let class = self.graph.find(self.id(var));
         for pattern in commuted(pattern) {
             let pattern = parse_pattern(&pattern);

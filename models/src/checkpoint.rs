@@ -1,0 +1,278 @@
+//! A model's tensors, in place: mapped from `model.safetensors` or its shards, or borrowed from the binary.
+//!
+//! In: a folder (or static bytes) and the configuration. Out: a [`Checkpoint`] that hands out each tensor's bytes without a
+//! copy. Invariants: exactly the tensors of [`Config::tensors`] are there, each with its shape, in F32, F16 or BF16; a role
+//! (`mlp.up_proj.weight`) has one dtype in all layers; bytes are aligned to their element. Values are not looked at.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::dtype::WeightDType;
+use crate::error::{self, Error, Result, quote};
+use crate::files;
+use crate::layout::{EMBEDDING, ROTARY_BUFFER, TIED_HEAD, role};
+use crate::safetensors::{self, Entry};
+
+/// The file of a checkpoint that is not sharded.
+pub const SINGLE: &str = "model.safetensors";
+/// The file that says which shard holds which tensor.
+pub const INDEX: &str = "model.safetensors.index.json";
+
+/// A tensor in place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TensorView<'a> {
+    /// Element type.
+    pub dtype: WeightDType,
+    /// Elements along each axis.
+    pub shape: &'a [usize],
+    /// Little-endian elements, the last axis fastest; aligned to the element.
+    pub bytes: &'a [u8],
+}
+
+/// A model's tensors.
+pub struct Checkpoint {
+    files: Vec<Source>,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+/// One file.
+struct Source {
+    path: PathBuf,
+    bytes: Bytes,
+}
+
+enum Bytes {
+    Mapped(Mmap),
+    Static(&'static [u8]),
+}
+
+impl Bytes {
+    fn get(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Static(bytes) => bytes,
+        }
+    }
+}
+
+struct Tensor {
+    file: usize,
+    dtype: WeightDType,
+    entry: Entry,
+}
+
+/// Tensors as the files name them, before they are checked.
+type Found = HashMap<String, (usize, Entry)>;
+
+impl Checkpoint {
+    /// Maps the checkpoint in `dir`. The files must not change while they are mapped.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] without weights or a shard, [`Error::File`] and [`Error::Tensor`] for a malformed file or for tensors that
+    /// are not the configuration's.
+    pub fn open(dir: &Path, config: &Config) -> Result<Checkpoint> {
+        let single = dir.join(SINGLE);
+        if exists(&single)? {
+            let source = map(single)?;
+            let found = collect(&source, 0)?;
+            return Checkpoint::check(dir, vec![source], found, config);
+        }
+        let path = dir.join(INDEX);
+        let Some(bytes) = files::read_if_present(&path)? else {
+            return Err(Error::Missing { path: dir.into(), file: format!("{SINGLE} and no {INDEX}") });
+        };
+        let (sources, found) = open_shards(dir, &path, &parse_index(&path, &bytes)?)?;
+        Checkpoint::check(dir, sources, found, config)
+    }
+
+    /// The checkpoint in the bytes of one safetensors file; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; [`Error::File`] too if the bytes do not start at a multiple of 8.
+    pub fn from_static(name: &Path, bytes: &'static [u8], config: &Config) -> Result<Checkpoint> {
+        if !bytes.as_ptr().addr().is_multiple_of(8) {
+            return Err(Error::file(name, "bytes at an address that 8 divides", format!("{:p}", bytes.as_ptr())));
+        }
+        let source = Source { path: name.into(), bytes: Bytes::Static(bytes) };
+        let found = collect(&source, 0)?;
+        Checkpoint::check(name, vec![source], found, config)
+    }
+
+    /// A tensor by its whole name.
+    pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
+        let tensor = self.tensors.get(name)?;
+        let bytes = &self.files[tensor.file].bytes.get()[tensor.entry.bytes.clone()];
+        Some(TensorView { dtype: tensor.dtype, shape: &tensor.entry.shape, bytes })
+    }
+
+    /// A tensor's dtype by its whole name; layers agree, so layer 0's stands for all.
+    pub fn dtype_of(&self, name: &str) -> Option<WeightDType> {
+        self.tensors.get(name).map(|t| t.dtype)
+    }
+
+    /// All names, sorted as text.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Bytes of all tensors.
+    pub fn weight_bytes(&self) -> u64 {
+        self.tensors.values().map(|t| t.entry.bytes.len() as u64).sum()
+    }
+
+    /// The files the tensors lie in.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|s| s.path.as_path())
+    }
+
+    /// Holds what was found against the configuration.
+    fn check(place: &Path, files: Vec<Source>, mut found: Found, config: &Config) -> Result<Checkpoint> {
+        let mut tensors = BTreeMap::new();
+        let mut roles: HashMap<String, (WeightDType, String)> = HashMap::new();
+        for spec in config.tensors() {
+            let Some((file, entry)) = found.remove(&spec.name) else {
+                return Err(Error::tensor(place, &spec.name, format!("shape {:?}", spec.shape), "no such tensor"));
+            };
+            let path = &files[file].path;
+            if entry.shape != spec.shape {
+                let expected = format!("shape {:?}", spec.shape);
+                let found = error::line(format!("shape {:?}", entry.shape));
+                return Err(Error::tensor(path, &spec.name, expected, found));
+            }
+            let Some(dtype) = WeightDType::from_name(&entry.dtype) else {
+                let found = format!("dtype {}", entry.dtype);
+                return Err(Error::tensor(path, &spec.name, "dtype F32, F16 or BF16", found));
+            };
+            let first = roles.entry(role(&spec.name).into()).or_insert_with(|| (dtype, spec.name.clone()));
+            if first.0 != dtype {
+                let expected = format!("dtype {} as in {}", first.0, first.1);
+                return Err(Error::tensor(path, &spec.name, expected, format!("dtype {dtype}")));
+            }
+            tensors.insert(spec.name, Tensor { file, dtype, entry });
+        }
+        let checkpoint = Checkpoint { files, tensors };
+        checkpoint.check_rest(found)?;
+        Ok(checkpoint)
+    }
+
+    /// Lets pass what changes nothing: a head that repeats the embedding table, rotary buffers.
+    fn check_rest(&self, mut found: Found) -> Result<()> {
+        if let Some((file, entry)) = found.remove(TIED_HEAD) {
+            let path = &self.files[file].path;
+            let head = &self.files[file].bytes.get()[entry.bytes];
+            let table = self.tensor(EMBEDDING);
+            let same = table.is_some_and(|t| {
+                t.dtype.name() == entry.dtype && t.shape == entry.shape && t.bytes == head
+            });
+            if !same {
+                return Err(Error::tensor(path, TIED_HEAD, format!("a copy of {EMBEDDING} (they are tied)"), "other values"));
+            }
+        }
+        let left: BTreeSet<&String> = found.keys().filter(|n| !n.ends_with(ROTARY_BUFFER)).collect();
+        match left.first() {
+            None => Ok(()),
+            Some(name) => {
+                let (file, entry) = &found[*name];
+                let found = error::line(format!("{} {:?}", entry.dtype, entry.shape));
+                Err(Error::tensor(&self.files[*file].path, name, "no tensor of this name", found))
+            }
+        }
+    }
+}
+
+/// Which shard holds each tensor, from the index's bytes; `path` is what errors call it.
+///
+/// # Errors
+/// [`Error::File`] or [`Error::Field`] unless it has a `weight_map` of names to plain file names.
+pub fn parse_index(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
+    let refuse = |field: &str, expected: &str, found: String| Error::Field {
+        path: path.into(),
+        field: error::line(field.escape_debug()),
+        expected: expected.into(),
+        found,
+    };
+    let index: Value = serde_json::from_slice(bytes)
+        .map_err(|e| Error::file(path, "a JSON object", error::line(format!("malformed JSON: {e}"))))?;
+    let map = match index.get("weight_map") {
+        Some(Value::Object(map)) if !map.is_empty() => map,
+        Some(other) => return Err(refuse("weight_map", "an object of tensors", error::json(other))),
+        None => return Err(refuse("weight_map", "an object of tensors", "nothing".into())),
+    };
+    let mut shards = BTreeMap::new();
+    for (tensor, file) in map {
+        match file.as_str().filter(|name| is_plain(name)) {
+            Some(name) => shards.insert(tensor.clone(), name.to_string()),
+            None => {
+                let field = format!("weight_map.{tensor}");
+                let expected = "the plain name of a .safetensors file in the same folder";
+                return Err(refuse(&field, expected, error::json(file)));
+            }
+        };
+    }
+    Ok(shards)
+}
+
+/// Whether a name leads to a file of the same folder on every system.
+fn is_plain(name: &str) -> bool {
+    let plain = |c: char| !matches!(c, '/' | '\\' | ':') && !c.is_control();
+    name.len() > ".safetensors".len()
+        && name.len() < 256
+        && name.ends_with(".safetensors")
+        && name.chars().all(plain)
+}
+
+/// Maps the shards and holds them against the index.
+fn open_shards(dir: &Path, index: &Path, map: &BTreeMap<String, String>) -> Result<(Vec<Source>, Found)> {
+    let names: BTreeSet<&String> = map.values().collect();
+    let (mut sources, mut found) = (Vec::new(), Found::new());
+    for name in names {
+        let path = dir.join(name);
+        if !exists(&path)? {
+            return Err(Error::Missing { path: dir.into(), file: format!("{name}, a shard that {INDEX} names") });
+        }
+        let source = self::map(path)?;
+        for (tensor, place) in collect(&source, sources.len())? {
+            if map.get(&tensor) != Some(name) {
+                let expected = match map.get(&tensor) {
+                    Some(other) => format!("it in {other}, where {INDEX} puts it"),
+                    None => format!("only tensors that {INDEX} names"),
+                };
+                return Err(Error::tensor(&source.path, &tensor, expected, "it here"));
+            }
+            found.insert(tensor, place);
+        }
+        sources.push(source);
+    }
+    match map.iter().find(|(tensor, _)| !found.contains_key(*tensor)) {
+        None => Ok((sources, found)),
+        Some((tensor, file)) => Err(Error::tensor(index, tensor, format!("it in {}", quote(file)), "no such tensor")),
+    }
+}
+
+/// The tensors of one file.
+fn collect(source: &Source, file: usize) -> Result<Found> {
+    let entries = safetensors::read(&source.path, source.bytes.get())?;
+    Ok(entries.into_iter().map(|e| (e.name.clone(), (file, e))).collect())
+}
+
+fn exists(path: &Path) -> Result<bool> {
+    fs::exists(path).map_err(|source| Error::Read { path: path.into(), source })
+}
+
+/// Maps a file read-only.
+#[allow(unsafe_code)]
+fn map(path: PathBuf) -> Result<Source> {
+    let failed = |source| Error::Read { path: path.clone(), source };
+    let file = File::open(&path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(Error::file(path, "a file", "a folder or a device"));
+    }
+    // SAFETY: the map is read-only and private; that nobody changes the file meanwhile is what `open` asks of its caller.
+    let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+    Ok(Source { path, bytes: Bytes::Mapped(map) })
+}

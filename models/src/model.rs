@@ -1,0 +1,122 @@
+//! A model's folder as a whole, or the built-in model.
+//!
+//! In: a Hugging Face folder. Out: a [`Model`]: configuration, mapped weights, and, where the folder has them, tokenizer and
+//! chat template. Invariants: the tokenizer's ids and the stop tokens are rows of the embedding table; the tokenizer and the
+//! configuration agree on BOS.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::chat::ChatTemplate;
+use crate::checkpoint::Checkpoint;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::fields::Fields;
+use crate::files;
+use crate::tokenizer::Tokenizer;
+
+/// The file that holds the stop tokens of newer folders. Its defaults of sampling are the caller's business.
+pub const GENERATION_CONFIG: &str = "generation_config.json";
+/// What errors call the folder of the built-in model.
+#[cfg(feature = "tiny")]
+pub const BUILT_IN: &str = "<built-in>";
+
+/// Everything a folder holds.
+pub struct Model {
+    /// The folder, or [`BUILT_IN`].
+    pub path: PathBuf,
+    /// Its `config.json`.
+    pub config: Config,
+    /// Its weights.
+    pub checkpoint: Checkpoint,
+    /// Its tokenizer; without one a model still turns ids into logits.
+    pub tokenizer: Option<Tokenizer>,
+    /// Its chat template.
+    pub chat_template: Option<ChatTemplate>,
+    /// The tokens that end a text: those of `generation_config.json` and `config.json`, ascending.
+    pub stop_tokens: Vec<u32>,
+}
+
+impl Model {
+    /// Opens a folder. Its files must not change while the model lives.
+    ///
+    /// # Errors
+    /// [`Error::NotAFolder`], [`Error::Missing`] without configuration or weights, and what the parts refuse.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Model> {
+        let dir = dir.as_ref();
+        check_folder(dir)?;
+        let config = Config::from_folder(dir)?;
+        let checkpoint = Checkpoint::open(dir, &config)?;
+        let tokenizer = Tokenizer::from_folder(dir)?;
+        let chat_template = match &tokenizer {
+            Some(t) => ChatTemplate::from_folder(dir, t.bos_token(), t.eos_token())?,
+            None => None,
+        };
+        let generation = files::read_if_present(&dir.join(GENERATION_CONFIG))?;
+        let stop_tokens = stop_tokens(dir, generation.as_deref(), &config)?;
+        Model { path: dir.into(), config, checkpoint, tokenizer, chat_template, stop_tokens }.check()
+    }
+
+    /// The model in the binary: tiny-gemma2.
+    ///
+    /// # Errors
+    /// None that a user can cause; as [`Model::open`].
+    #[cfg(feature = "tiny")]
+    pub fn built_in() -> Result<Model> {
+        use crate::tiny;
+        let dir = Path::new(BUILT_IN);
+        let config = Config::from_json(&dir.join("config.json"), tiny::CONFIG)?;
+        let weights = dir.join(crate::checkpoint::SINGLE);
+        let checkpoint = Checkpoint::from_static(&weights, tiny::weights(), &config)?;
+        let tokenizer = Tokenizer::from_bytes(dir, tiny::TOKENIZER, Some(tiny::TOKENIZER_CONFIG))?;
+        let (bos, eos) = (tokenizer.bos_token(), tokenizer.eos_token());
+        let chat_template = ChatTemplate::from_config(dir, tiny::TOKENIZER_CONFIG, bos, eos)?;
+        let stop_tokens = stop_tokens(dir, Some(tiny::GENERATION_CONFIG), &config)?;
+        let tokenizer = Some(tokenizer);
+        Model { path: dir.into(), config, checkpoint, tokenizer, chat_template, stop_tokens }.check()
+    }
+
+    /// Whether the model was tuned to take turns: its stop tokens include `<end_of_turn>`.
+    pub fn is_instruction_tuned(&self) -> bool {
+        let end = self.tokenizer.as_ref().and_then(Tokenizer::end_of_turn_id);
+        end.is_some_and(|id| self.stop_tokens.contains(&id))
+    }
+
+    /// Holds the tokenizer against the configuration.
+    fn check(self) -> Result<Model> {
+        let Some(tokenizer) = &self.tokenizer else { return Ok(self) };
+        let (ids, rows) = (tokenizer.vocab_size(), self.config.vocab_size);
+        if ids > rows {
+            let expected = format!("at most {rows} ids, as vocab_size says");
+            return Err(Error::file(tokenizer.path(), expected, format!("{ids} ids")));
+        }
+        if tokenizer.bos_id() != self.config.bos_token_id {
+            let expected = format!("{} as id {}, as bos_token_id says", tokenizer.bos_token(), self.config.bos_token_id);
+            return Err(Error::file(tokenizer.path(), expected, format!("id {}", tokenizer.bos_id())));
+        }
+        Ok(self)
+    }
+}
+
+/// Refuses what is no folder.
+fn check_folder(dir: &Path) -> Result<()> {
+    let found = match fs::metadata(dir) {
+        Ok(data) if data.is_dir() => return Ok(()),
+        Ok(_) => "a file",
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => "nothing",
+        Err(source) => return Err(Error::Read { path: dir.into(), source }),
+    };
+    Err(Error::NotAFolder { path: dir.into(), found })
+}
+
+/// The tokens that end a text, from `generation_config.json`'s bytes and the configuration.
+fn stop_tokens(dir: &Path, generation: Option<&[u8]>, config: &Config) -> Result<Vec<u32>> {
+    let mut all = config.eos_token_id.clone();
+    if let Some(bytes) = generation {
+        let mut fields = Fields::parse(&dir.join(GENERATION_CONFIG), bytes)?;
+        all.extend(fields.tokens("eos_token_id", config.vocab_size as u64 - 1)?.unwrap_or_default());
+    }
+    all.sort_unstable();
+    all.dedup();
+    Ok(all)
+}

@@ -1,0 +1,209 @@
+//! Text to token ids and back, by a folder's `tokenizer.json`.
+//!
+//! In: text; special tokens written out in it (`<start_of_turn>`) are parsed. Out: ids, with the BOS token exactly once where
+//! it is asked for. Invariants: the file has a BOS token; its decoder is Gemma's (`▁` to space, bytes, joined), which is what
+//! [`Detokenizer`] does; [`Tokenizer::decode`] and a stream give the same text.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::detokenizer::{Detokenizer, Piece};
+use crate::error::{self, Error, Result, quote};
+use crate::fields::Fields;
+use crate::files;
+
+/// The file that holds the vocabulary.
+pub const TOKENIZER: &str = "tokenizer.json";
+/// The file that names the special tokens, and in older folders holds the chat template.
+pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// The token that ends a turn of a chat.
+pub const END_OF_TURN: &str = "<end_of_turn>";
+
+/// Gemma's BOS and EOS, for a folder that does not name them.
+const BOS: &str = "<bos>";
+const EOS: &str = "<eos>";
+/// The largest id that is believed: as the largest vocabulary of a configuration.
+const MAX_ID: u32 = 1 << 24;
+
+/// A tokenizer.
+pub struct Tokenizer {
+    path: PathBuf,
+    inner: tokenizers::Tokenizer,
+    pieces: Arc<[Piece]>,
+    bos: (String, u32),
+    eos: (String, Option<u32>),
+}
+
+impl Tokenizer {
+    /// The tokenizer of a folder, or nothing where it has none.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_bytes`], and [`Error::Read`].
+    pub fn from_folder(dir: &Path) -> Result<Option<Tokenizer>> {
+        let Some(tokenizer) = files::read_if_present(&dir.join(TOKENIZER))? else { return Ok(None) };
+        let config = files::read_if_present(&dir.join(TOKENIZER_CONFIG))?;
+        Tokenizer::from_bytes(dir, &tokenizer, config.as_deref()).map(Some)
+    }
+
+    /// The tokenizer in the bytes of `tokenizer.json` and, if there is one, `tokenizer_config.json`; errors say they lie in
+    /// `dir`.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a malformed file or one without its BOS token, [`Error::Field`] for a decoder that is not Gemma's.
+    pub fn from_bytes(dir: &Path, tokenizer: &[u8], config: Option<&[u8]>) -> Result<Tokenizer> {
+        let path = dir.join(TOKENIZER);
+        check_decoder(&path, tokenizer)?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(tokenizer)
+            .map_err(|e| Error::file(&path, "a tokenizer", error::line(e)))?;
+        // Lengths are the caller's business: nothing is cut or filled here.
+        inner.with_truncation(None).map_err(|e| Error::file(&path, "a tokenizer", error::line(e)))?;
+        inner.with_padding(None);
+        let (mut bos, mut eos) = (BOS.to_string(), EOS.to_string());
+        if let Some(bytes) = config {
+            let mut fields = Fields::parse(&dir.join(TOKENIZER_CONFIG), bytes)?;
+            bos = special(&mut fields, "bos_token")?.unwrap_or(bos);
+            eos = special(&mut fields, "eos_token")?.unwrap_or(eos);
+        }
+        let Some(bos_id) = inner.token_to_id(&bos) else {
+            return Err(Error::file(path, format!("the BOS token {}", quote(&bos)), "no such token"));
+        };
+        let eos_id = inner.token_to_id(&eos);
+        let pieces = pieces(&path, &inner)?;
+        Ok(Tokenizer { path, inner, pieces, bos: (bos, bos_id), eos: (eos, eos_id) })
+    }
+
+    /// The ids of `text`. With `add_bos`, the first is BOS and the second is not, whether or not the text (say, a rendered
+    /// template) starts with BOS itself; without, the text alone decides.
+    ///
+    /// # Errors
+    /// [`Error::Encode`] for a character that the vocabulary cannot express.
+    pub fn encode(&self, text: &str, add_bos: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| self.failed(e))?;
+        let mut ids = encoding.get_ids();
+        if !add_bos {
+            return Ok(ids.to_vec());
+        }
+        while let [first, rest @ ..] = ids
+            && *first == self.bos.1
+        {
+            ids = rest;
+        }
+        let mut all = Vec::with_capacity(ids.len() + 1);
+        all.push(self.bos.1);
+        all.extend_from_slice(ids);
+        Ok(all)
+    }
+
+    /// The text of `ids`; special tokens and unknown ids give none.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let mut stream = self.detokenizer();
+        let mut text = String::new();
+        ids.iter().for_each(|&id| stream.push_to(id, &mut text));
+        text.push_str(&stream.finish());
+        text
+    }
+
+    /// A stream from ids to text; it stands on its own.
+    pub fn detokenizer(&self) -> Detokenizer {
+        Detokenizer::new(self.pieces.clone())
+    }
+
+    /// The id of BOS.
+    pub fn bos_id(&self) -> u32 {
+        self.bos.1
+    }
+
+    /// BOS as text: `<bos>`.
+    pub fn bos_token(&self) -> &str {
+        &self.bos.0
+    }
+
+    /// The id of EOS, if the vocabulary has it.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos.1
+    }
+
+    /// EOS as text: `<eos>`.
+    pub fn eos_token(&self) -> &str {
+        &self.eos.0
+    }
+
+    /// The id of `<end_of_turn>`, if the vocabulary has it.
+    pub fn end_of_turn_id(&self) -> Option<u32> {
+        self.id(END_OF_TURN)
+    }
+
+    /// The id of a token by its text.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// One more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// The file, or what stands for it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn failed(&self, message: tokenizers::Error) -> Error {
+        Error::Encode { path: self.path.clone(), message: error::line(message) }
+    }
+}
+
+/// A special token's text: a string, or an object that holds it as `content`.
+fn special(fields: &mut Fields, name: &str) -> Result<Option<String>> {
+    match fields.take(name) {
+        None => Ok(None),
+        Some(Value::String(token)) => Ok(Some(token)),
+        Some(value) => match value.get("content").and_then(Value::as_str) {
+            Some(token) => Ok(Some(token.to_string())),
+            None => Err(fields.refuse(name, "a token", &value)),
+        },
+    }
+}
+
+/// Refuses a decoder that [`Detokenizer`] does not do.
+fn check_decoder(path: &Path, bytes: &[u8]) -> Result<()> {
+    let gemma = json!({ "type": "Sequence", "decoders": [
+        { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
+        { "type": "ByteFallback" },
+        { "type": "Fuse" },
+    ] });
+    let mut fields = Fields::parse(path, bytes)?;
+    match fields.take("decoder") {
+        Some(decoder) if decoder == gemma => Ok(()),
+        Some(other) => Err(fields.refuse("decoder", &gemma.to_string(), &other)),
+        None => Err(fields.absent("decoder", &gemma.to_string())),
+    }
+}
+
+/// What each id stands for.
+fn pieces(path: &Path, inner: &tokenizers::Tokenizer) -> Result<Arc<[Piece]>> {
+    let largest = inner.get_vocab(true).into_values().max().unwrap_or(0);
+    if largest > MAX_ID {
+        return Err(Error::file(path, format!("ids up to {MAX_ID}"), largest.to_string()));
+    }
+    let added = inner.get_added_tokens_decoder();
+    let piece = |id: u32| {
+        let token = inner.id_to_token(id).filter(|_| !added.get(&id).is_some_and(|t| t.special));
+        match token {
+            None => Piece::Nothing,
+            Some(token) => match byte(&token) {
+                Some(byte) => Piece::Byte(byte),
+                None => Piece::Text(token.replace('▁', " ").into()),
+            },
+        }
+    };
+    Ok((0..=largest).map(piece).collect())
+}
+
+/// The byte that a token `<0xE2>` stands for.
+fn byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
+}
