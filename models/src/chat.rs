@@ -69,7 +69,12 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As [`ChatTemplate::from_folder`].
-    pub fn from_config(dir: &Path, config: &[u8], bos_token: &str, eos_token: &str) -> Result<Option<ChatTemplate>> {
+    pub fn from_config(
+        dir: &Path,
+        config: &[u8],
+        bos_token: &str,
+        eos_token: &str,
+    ) -> Result<Option<ChatTemplate>> {
         let mut fields = Fields::parse(&dir.join(TOKENIZER_CONFIG), config)?;
         let Some(value) = fields.take("chat_template") else { return Ok(None) };
         let default = |list: &Vec<serde_json::Value>| {
@@ -113,12 +118,13 @@ impl ChatTemplate {
     /// [`Error::Template`] with the template's own words if it refuses the messages.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let template = self.environment.get_template(NAME).map_err(failed)?;
-        let messages = messages.iter().map(|m| context! { role => m.role, content => m.content });
+        let messages =
+            messages.iter().map(|m| context! { role => m.role.as_str(), content => m.content.as_str() });
         let context = context! {
             messages => messages.collect::<Vec<Value>>(),
             add_generation_prompt,
-            bos_token => self.bos_token,
-            eos_token => self.eos_token,
+            bos_token => self.bos_token.as_str(),
+            eos_token => self.eos_token.as_str(),
         };
         template.render(context).map_err(failed)
     }
@@ -133,7 +139,12 @@ fn failed(e: minijinja::Error) -> Error {
 }
 
 /// Python's methods that templates call on strings and dicts.
-fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, minijinja::Error> {
+fn python_method(
+    state: &mut State,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, minijinja::Error> {
     let unknown = || minijinja::Error::from(ErrorKind::UnknownMethod);
     if value.kind() == ValueKind::Map {
         return match method {

@@ -96,7 +96,11 @@ impl Checkpoint {
     /// As [`Checkpoint::open`]; [`Error::File`] too if the bytes do not start at a multiple of 8.
     pub fn from_static(name: &Path, bytes: &'static [u8], config: &Config) -> Result<Checkpoint> {
         if !bytes.as_ptr().addr().is_multiple_of(8) {
-            return Err(Error::file(name, "bytes at an address that 8 divides", format!("{:p}", bytes.as_ptr())));
+            return Err(Error::file(
+                name,
+                "bytes at an address that 8 divides",
+                format!("{:p}", bytes.as_ptr()),
+            ));
         }
         let source = Source { path: name.into(), bytes: Bytes::Static(bytes) };
         let found = collect(&source, 0)?;
@@ -136,7 +140,12 @@ impl Checkpoint {
         let mut roles: HashMap<String, (WeightDType, String)> = HashMap::new();
         for spec in config.tensors() {
             let Some((file, entry)) = found.remove(&spec.name) else {
-                return Err(Error::tensor(place, &spec.name, format!("shape {:?}", spec.shape), "no such tensor"));
+                return Err(Error::tensor(
+                    place,
+                    &spec.name,
+                    format!("shape {:?}", spec.shape),
+                    "no such tensor",
+                ));
             };
             let path = &files[file].path;
             if entry.shape != spec.shape {
@@ -166,11 +175,15 @@ impl Checkpoint {
             let path = &self.files[file].path;
             let head = &self.files[file].bytes.get()[entry.bytes];
             let table = self.tensor(EMBEDDING);
-            let same = table.is_some_and(|t| {
-                t.dtype.name() == entry.dtype && t.shape == entry.shape && t.bytes == head
-            });
+            let same = table
+                .is_some_and(|t| t.dtype.name() == entry.dtype && t.shape == entry.shape && t.bytes == head);
             if !same {
-                return Err(Error::tensor(path, TIED_HEAD, format!("a copy of {EMBEDDING} (they are tied)"), "other values"));
+                return Err(Error::tensor(
+                    path,
+                    TIED_HEAD,
+                    format!("a copy of {EMBEDDING} (they are tied)"),
+                    "other values",
+                ));
             }
         }
         let left: BTreeSet<&String> = found.keys().filter(|n| !n.ends_with(ROTARY_BUFFER)).collect();
@@ -233,7 +246,10 @@ fn open_shards(dir: &Path, index: &Path, map: &BTreeMap<String, String>) -> Resu
     for name in names {
         let path = dir.join(name);
         if !exists(&path)? {
-            return Err(Error::Missing { path: dir.into(), file: format!("{name}, a shard that {INDEX} names") });
+            return Err(Error::Missing {
+                path: dir.into(),
+                file: format!("{name}, a shard that {INDEX} names"),
+            });
         }
         let source = self::map(path)?;
         for (tensor, place) in collect(&source, sources.len())? {
@@ -250,7 +266,9 @@ fn open_shards(dir: &Path, index: &Path, map: &BTreeMap<String, String>) -> Resu
     }
     match map.iter().find(|(tensor, _)| !found.contains_key(*tensor)) {
         None => Ok((sources, found)),
-        Some((tensor, file)) => Err(Error::tensor(index, tensor, format!("it in {}", quote(file)), "no such tensor")),
+        Some((tensor, file)) => {
+            Err(Error::tensor(index, tensor, format!("it in {}", quote(file)), "no such tensor"))
+        }
     }
 }
 

@@ -225,8 +225,12 @@ impl Config {
     /// [`Error::Field`] naming the first field that is out of range or does not fit another.
     pub fn validate(&self, path: &Path) -> Result<()> {
         let check = |ok: bool, field: &str, expected: &str, found: Value| {
-            let error =
-                || Error::Field { path: path.into(), field: field.into(), expected: expected.into(), found: found.to_string() };
+            let error = || Error::Field {
+                path: path.into(),
+                field: field.into(),
+                expected: expected.into(),
+                found: found.to_string(),
+            };
             if ok { Ok(()) } else { Err(error()) }
         };
         let c = self;

@@ -91,7 +91,8 @@ impl Model {
             return Err(Error::file(tokenizer.path(), expected, format!("{ids} ids")));
         }
         if tokenizer.bos_id() != self.config.bos_token_id {
-            let expected = format!("{} as id {}, as bos_token_id says", tokenizer.bos_token(), self.config.bos_token_id);
+            let expected =
+                format!("{} as id {}, as bos_token_id says", tokenizer.bos_token(), self.config.bos_token_id);
             return Err(Error::file(tokenizer.path(), expected, format!("id {}", tokenizer.bos_id())));
         }
         Ok(self)

@@ -56,7 +56,8 @@ impl Config {
     /// head's included, and of the scores and mixes of attention.
     pub fn flops_per_token(&self, depth: usize) -> u64 {
         let (matrices, _) = self.layer_parameters();
-        let linear = self.num_hidden_layers as u64 * matrices + self.vocab_size as u64 * self.hidden_size as u64;
+        let linear =
+            self.num_hidden_layers as u64 * matrices + self.vocab_size as u64 * self.hidden_size as u64;
         let keys = |t: &LayerType| match t {
             LayerType::Sliding => depth.saturating_add(1).min(self.sliding_window) as u64,
             LayerType::Full => depth.saturating_add(1) as u64,

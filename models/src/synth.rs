@@ -57,7 +57,8 @@ pub fn synthesize(
         let path: Arc<Path> = path.into();
         pieces.extend(shard.pieces(&path, config, dtype));
     }
-    draw(&pieces, dtype, seed, &mut |done| progress(done, total)).map_err(|(path, source)| folder.failed(&path, source))?;
+    draw(&pieces, dtype, seed, &mut |done| progress(done, total))
+        .map_err(|(path, source)| folder.failed(&path, source))?;
     if shards.len() > 1 {
         folder.create(INDEX, text(&index(&shards, total)).as_bytes())?;
     }
@@ -175,7 +176,8 @@ impl Shard {
         let mut pieces = Vec::new();
         for (number, spec, start) in &self.tensors {
             let deviation = deviation(spec, config);
-            let table = tables.entry(deviation.to_bits()).or_insert_with(|| Arc::new(Table::new(deviation, dtype)));
+            let table =
+                tables.entry(deviation.to_bits()).or_insert_with(|| Arc::new(Table::new(deviation, dtype)));
             let start = self.header.len() as u64 + start;
             for first in (0..spec.elements()).step_by(PIECE as usize) {
                 pieces.push(Piece {

@@ -1,0 +1,103 @@
+//! Synthetic checkpoints and the built-in model.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+
+use lapidary_models::{Checkpoint, Config, Model, WeightDType, synthesize};
+use tempfile::TempDir;
+
+fn config() -> Config {
+    let mut c = Config::preset("9b").unwrap();
+    (c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers) = (5000, 1000, 300, 3);
+    (c.num_attention_heads, c.num_key_value_heads, c.head_dim) = (4, 2, 10);
+    c.layer_types.truncate(3);
+    c
+}
+
+fn write(dtype: WeightDType, seed: u64) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    let mut last = (0, 0);
+    synthesize(dir.path(), &config(), dtype, seed, &mut |done, total| last = (done, total)).unwrap();
+    assert_eq!(last, (config().weight_bytes(dtype), config().weight_bytes(dtype)));
+    dir
+}
+
+fn file(dir: &TempDir) -> Vec<u8> {
+    fs::read(dir.path().join("model.safetensors")).unwrap()
+}
+
+#[test]
+fn a_seed_decides_everything() {
+    let dir = write(WeightDType::BF16, 7);
+    assert_eq!(file(&dir), file(&write(WeightDType::BF16, 7)));
+    assert_ne!(file(&dir), file(&write(WeightDType::BF16, 8)));
+    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(names.iter().all(|n| !n.to_string_lossy().contains("partial")), "{names:?}");
+    let again = synthesize(dir.path(), &config(), WeightDType::BF16, 7, &mut |_, _| {});
+    assert!(again.unwrap_err().to_string().contains("already holds"));
+}
+
+#[test]
+fn values_are_normal() {
+    let dir = write(WeightDType::F32, 7);
+    let c = Checkpoint::open(dir.path(), &config()).unwrap();
+    let expected = |name: &str| match name {
+        "model.embed_tokens.weight" => 0.5 / 1000f64.sqrt(),
+        n if n.contains("norm") => 0.05,
+        n if n.contains("down_proj") => 1.0 / 300f64.sqrt(),
+        n if n.contains("o_proj") => 1.0 / 40f64.sqrt(),
+        _ => 1.0 / 1000f64.sqrt(),
+    };
+    for name in c.names() {
+        let tensor = c.tensor(name).unwrap();
+        let values: Vec<f64> =
+            tensor.bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b).into()).collect();
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let deviation = (values.iter().map(|x| x * x).sum::<f64>() / n).sqrt();
+        let ratio = deviation / expected(name);
+        assert!(mean.abs() < 5.0 * expected(name) / n.sqrt(), "{name}: mean {mean}");
+        assert!((ratio - 1.0).abs() < 4.0 / n.sqrt(), "{name}: deviation {ratio} of what it should be");
+        let neighbours = values.windows(2).map(|w| w[0] * w[1]).sum::<f64>() / (n * deviation * deviation);
+        assert!(neighbours.abs() < 5.0 / n.sqrt(), "{name}: neighbours go together: {neighbours}");
+    }
+}
+
+#[test]
+#[cfg(feature = "tiny")]
+fn a_folder_opens_as_a_model() {
+    for dtype in [WeightDType::BF16, WeightDType::F16, WeightDType::F32] {
+        let dir = write(dtype, 3);
+        let model = Model::open(dir.path()).unwrap();
+        assert_eq!(model.config, config());
+        assert_eq!(model.checkpoint.dtype_of("model.norm.weight"), Some(dtype));
+        let tokenizer = model.tokenizer.unwrap();
+        assert_eq!(tokenizer.decode(&[4999, 4096]), "");
+    }
+}
+
+#[test]
+#[cfg(feature = "tiny")]
+fn the_built_in_model() {
+    let model = Model::built_in().unwrap();
+    assert_eq!(model.config.parameter_counts().total() * 2, model.checkpoint.weight_bytes());
+    for name in model.checkpoint.names() {
+        let bytes = model.checkpoint.tensor(name).unwrap().bytes;
+        assert!(bytes.as_ptr().addr().is_multiple_of(2), "{name}");
+    }
+}
+
+#[test]
+fn a_refusal_names_path_and_bytes() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("file");
+    fs::write(&path, "").unwrap();
+    let inside = path.join("model");
+    let message =
+        synthesize(&inside, &config(), WeightDType::BF16, 0, &mut |_, _| {}).unwrap_err().to_string();
+    let needed = config().weight_bytes(WeightDType::BF16);
+    assert!(
+        message.contains(&inside.display().to_string()) && message.contains(&needed.to_string()),
+        "{message}"
+    );
+}

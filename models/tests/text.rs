@@ -1,0 +1,167 @@
+//! Tokenizer, stream and chat template, on the built-in tokenizer.
+#![allow(clippy::unwrap_used)]
+#![cfg(feature = "tiny")]
+
+use std::path::Path;
+use std::sync::LazyLock;
+
+use lapidary_models::{ChatTemplate, Message, Model, Tokenizer};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+const TOKENIZER: &[u8] = include_bytes!("../data/tiny-gemma2/tokenizer.json");
+
+static TINY: LazyLock<Tokenizer> = LazyLock::new(|| Model::built_in().unwrap().tokenizer.unwrap());
+static THEIRS: LazyLock<tokenizers::Tokenizer> =
+    LazyLock::new(|| tokenizers::Tokenizer::from_bytes(TOKENIZER).unwrap());
+
+/// The template of the published gemma-2-2b-it.
+const PUBLISHED: &str = "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}";
+
+fn chat() -> [Message; 3] {
+    [Message::new("user", " Hello. "), Message::new("assistant", "Hi!"), Message::new("user", "Why?\n")]
+}
+
+const RENDERED: &str = "<bos><start_of_turn>user\nHello.<end_of_turn>\n<start_of_turn>model\nHi!<end_of_turn>\n<start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n";
+
+#[test]
+fn bos_comes_once() {
+    for text in ["Call me Ishmael.", "<bos>Call me Ishmael.", "<bos><bos>Call me Ishmael."] {
+        let ids = TINY.encode(text, true).unwrap();
+        assert_eq!(ids, THEIRS.encode("Call me Ishmael.", true).unwrap().get_ids(), "{text}");
+        assert_eq!(ids.iter().filter(|&&id| id == TINY.bos_id()).count(), 1);
+    }
+    assert_eq!(TINY.encode("", true).unwrap(), [2]);
+    assert_eq!(TINY.encode("", false).unwrap(), [] as [u32; 0]);
+    assert_eq!(TINY.encode("<bos>", false).unwrap(), [2]);
+}
+
+#[test]
+fn a_tokenizer_without_bos_is_refused() {
+    let mut value: Value = serde_json::from_slice(TOKENIZER).unwrap();
+    let named = json!({"bos_token": {"content": "<s>"}}).to_string();
+    let refused =
+        |t: &[u8], c: Option<&[u8]>| Tokenizer::from_bytes(Path::new("m"), t, c).err().unwrap().to_string();
+    let expected = "m/tokenizer.json: expected the BOS token \"<s>\", found no such token";
+    assert_eq!(refused(TOKENIZER, Some(named.as_bytes())), expected);
+    value["added_tokens"][2]["content"] = json!("<b>");
+    let vocab = value["model"]["vocab"].as_object_mut().unwrap();
+    vocab.remove("<bos>");
+    vocab.insert("<b>".into(), json!(2));
+    value["post_processor"] = Value::Null;
+    let found = refused(value.to_string().as_bytes(), None);
+    assert_eq!(found, "m/tokenizer.json: expected the BOS token \"<bos>\", found no such token");
+    value["decoder"] = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
+    assert!(refused(value.to_string().as_bytes(), None).contains("field `decoder`"));
+    assert!(refused(b"{}", None).contains("field `decoder`"));
+    assert!(refused(b"nonsense", None).contains("malformed JSON"));
+}
+
+#[test]
+fn ids_outside_the_vocabulary_have_no_text() {
+    let ids = TINY.encode("Call me", false).unwrap();
+    let wide: Vec<u32> = ids.iter().flat_map(|&id| [200_000, id, u32::MAX]).collect();
+    assert_eq!(TINY.decode(&wide), "Call me");
+}
+
+#[test]
+fn pieces_end_between_characters() {
+    let ids = TINY.encode("é漢🙂", false).unwrap();
+    let mut stream = TINY.detokenizer();
+    let pieces: Vec<String> = ids.iter().map(|&id| stream.push(id)).collect();
+    assert!(ids.len() > 6, "bytes, not words: {ids:?}");
+    assert_eq!(pieces.iter().filter(|p| !p.is_empty()).count(), 3, "{pieces:?}");
+    let byte = TINY.id("<0xE6>").unwrap();
+    assert_eq!(
+        (stream.push(byte), stream.finish(), stream.finish()),
+        ("".into(), "\u{FFFD}".into(), "".into())
+    );
+}
+
+#[test]
+fn the_published_template() {
+    let template = ChatTemplate::new(PUBLISHED.into(), "<bos>", "<eos>").unwrap();
+    let text = template.render(&chat(), true).unwrap();
+    assert_eq!(text, RENDERED);
+    let ids = TINY.encode(&text, true).unwrap();
+    assert_eq!(ids[..3], [2, 106, TINY.id("user").unwrap_or(ids[2])]);
+    assert_eq!(ids.iter().filter(|&&id| id == 2).count(), 1);
+    assert_eq!(ids.iter().filter(|&&id| id == 107).count(), 3);
+    let system = template.render(&[Message::new("system", "Be brief.")], true);
+    assert_eq!(system.unwrap_err().to_string(), "chat template: System role not supported");
+    let twice = [Message::new("user", "a"), Message::new("user", "b")];
+    assert!(template.render(&twice, false).unwrap_err().to_string().contains("must alternate"));
+}
+
+#[test]
+fn the_built_in_template() {
+    let model = Model::built_in().unwrap();
+    let template = model.chat_template.as_ref().unwrap();
+    assert_eq!(template.render(&chat(), true).unwrap(), RENDERED);
+    assert!(
+        template.render(&[Message::new("system", "x")], true).unwrap_err().to_string().contains("not system")
+    );
+    assert_eq!(model.stop_tokens, [1]);
+    assert!(!model.is_instruction_tuned());
+}
+
+#[test]
+fn templates_in_the_manner_of_python() {
+    let render = |source: &str| {
+        let template = ChatTemplate::new(source.into(), "<bos>", "<eos>").unwrap();
+        template.render(&[Message::new("user", "  a-b \n")], false).map_err(|e| e.to_string())
+    };
+    let first = |rest: &str| render(&format!("{{{{ messages[0]{rest} }}}}")).unwrap();
+    assert_eq!(first(".content.strip()"), "a-b");
+    assert_eq!(first("['content'].rstrip().lstrip(' a')"), "-b");
+    assert_eq!(first(".content.strip().upper().split('-')[1]"), "B");
+    assert_eq!(first(".get('role')"), "user");
+    assert_eq!(first(".get('name', 'nobody')"), "nobody");
+    assert_eq!(first(".content.strip().startswith('a')").to_lowercase(), "true");
+    assert_eq!(first(".content.strip().replace('-', '<') | trim"), "a<b");
+    assert_eq!(
+        render("{% for m in messages %}\n  {% if true %}\nx\n  {% endif %}\n{% endfor %}\n").unwrap(),
+        "x\n"
+    );
+    let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}";
+    assert!(render(endless).unwrap_err().starts_with("chat template: "));
+    let broken = ChatTemplate::new("{% if %}".into(), "", "").err().unwrap().to_string();
+    assert!(broken.starts_with("chat template: ") && !broken.contains('\n'), "{broken}");
+}
+
+#[test]
+fn a_list_of_templates_has_a_default() {
+    let parse = |v: Value| ChatTemplate::from_config(Path::new("m"), v.to_string().as_bytes(), "<bos>", "");
+    let list =
+        json!({"chat_template": [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]});
+    assert_eq!(parse(list).unwrap().unwrap().render(&[], false).unwrap(), "d");
+    assert!(parse(json!({})).unwrap().is_none());
+    assert!(parse(json!({"chat_template": [1]})).err().unwrap().to_string().contains("`chat_template`"));
+}
+
+/// Text without what stands for something else: special tokens, and the sign for a space.
+fn plain() -> impl Strategy<Value = String> {
+    prop_oneof!["\\PC{0,40}", "[ a-zA-Z0-9\n\t.,]{0,60}", ".{0,40}"]
+        .prop_map(|s| s.replace(['<', '▁'], "").replace("[@BOS@]", ""))
+}
+
+proptest! {
+    #[test]
+    fn text_round_trips(text in plain()) {
+        let ids = TINY.encode(&text, true).unwrap();
+        prop_assert_eq!(TINY.decode(&ids), text.clone());
+        let theirs = THEIRS.encode(text, true).unwrap();
+        prop_assert_eq!(ids, theirs.get_ids());
+    }
+
+    #[test]
+    fn a_stream_is_the_whole(ids in prop::collection::vec(prop_oneof![0..4096u32, 185..460u32], 0..60)) {
+        let mut stream = TINY.detokenizer();
+        let mut text: String = ids.iter().map(|&id| stream.push(id)).collect();
+        text += &stream.finish();
+        prop_assert_eq!(&text, &TINY.decode(&ids));
+        let theirs = THEIRS.decode(&ids, true).unwrap();
+        // Theirs spoils a whole run of bytes if one is bad.
+        prop_assert!(text == theirs || theirs.contains(char::REPLACEMENT_CHARACTER));
+    }
+}
