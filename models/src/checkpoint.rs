@@ -242,16 +242,17 @@ fn is_plain(name: &str) -> bool {
 /// Maps the shards and holds them against the index.
 fn open_shards(dir: &Path, index: &Path, map: &BTreeMap<String, String>) -> Result<(Vec<Source>, Found)> {
     let names: BTreeSet<&String> = map.values().collect();
-    let (mut sources, mut found) = (Vec::new(), Found::new());
-    for name in names {
-        let path = dir.join(name);
-        if !exists(&path)? {
+    for name in &names {
+        if !exists(&dir.join(name))? {
             return Err(Error::Missing {
                 path: dir.into(),
                 file: format!("{name}, a shard that {INDEX} names"),
             });
         }
-        let source = self::map(path)?;
+    }
+    let (mut sources, mut found) = (Vec::new(), Found::new());
+    for name in names {
+        let source = self::map(dir.join(name))?;
         for (tensor, place) in collect(&source, sources.len())? {
             if map.get(&tensor) != Some(name) {
                 let expected = match map.get(&tensor) {

@@ -8,6 +8,7 @@
 use lapidary_ir::{Builder, DType, Dim, Function, Id, InputKind, Module, Op};
 
 use crate::config::{Config, LayerType};
+use crate::dtype::WeightDType;
 
 /// How tensors are stored, which the graph states as types.
 pub struct Storage<'a> {
@@ -230,7 +231,8 @@ impl Graph<'_> {
 
     /// x (heads, T, head_dim): x * cos + rotate_half(x) * sin.
     fn rope(&mut self, x: Id, (cos, sin): (Id, Id)) -> Id {
-        let (axis, zero, half) = (self.b.int(2), self.b.int(0), self.b.int((self.config.head_dim / 2) as i64));
+        let (axis, zero, half) =
+            (self.b.int(2), self.b.int(0), self.b.int((self.config.head_dim / 2) as i64));
         let second = self.b.add(Op::Slice([x, axis, half, half]));
         let second = self.b.add(Op::Neg(second));
         let first = self.b.add(Op::Slice([x, axis, zero, half]));
@@ -298,7 +300,8 @@ impl Graph<'_> {
         let q = self.linear(x, "self_attn.q_proj.weight", heads * d, c.hidden_size);
         let k = self.linear(x, "self_attn.k_proj.weight", groups * d, c.hidden_size);
         let v = self.linear(x, "self_attn.v_proj.weight", groups * d, c.hidden_size);
-        let (q, k, v) = (self.split_heads(q, heads), self.split_heads(k, groups), self.split_heads(v, groups));
+        let (q, k, v) =
+            (self.split_heads(q, heads), self.split_heads(k, groups), self.split_heads(v, groups));
         let rotary = self.rotary(pos);
         let (q, k) = (self.rope(q, rotary), self.rope(k, rotary));
         let k = self.cached("k_cache", k, window);
@@ -338,5 +341,15 @@ impl Graph<'_> {
         let gate = self.b.add(Op::Add([one, tanh]));
         let half = self.times(x, 0.5);
         self.b.add(Op::Mul([half, gate]))
+    }
+}
+
+impl From<WeightDType> for DType {
+    fn from(dtype: WeightDType) -> DType {
+        match dtype {
+            WeightDType::F32 => DType::F32,
+            WeightDType::F16 => DType::F16,
+            WeightDType::BF16 => DType::BF16,
+        }
     }
 }

@@ -8,6 +8,7 @@
 //! | [`config`] | `config.json`: every field is used or refused |
 //! | [`preset`] | the published sizes, by name |
 //! | [`size`] | parameters, weight bytes, KV bytes, FLOPs of a configuration |
+//! | [`gemma2`] | the graph of a configuration, in primitives |
 //! | [`layout`] | the names and shapes of the tensors of a configuration |
 //! | [`safetensors`] | one safetensors file's header |
 //! | [`checkpoint`] | all of a model's tensors, mapped and checked |
@@ -28,6 +29,7 @@ pub mod dtype;
 pub mod error;
 mod fields;
 mod files;
+pub mod gemma2;
 pub mod layout;
 pub mod model;
 pub mod preset;

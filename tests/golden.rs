@@ -1,0 +1,99 @@
+//! Logits against Hugging Face transformers in float32, over chunkings, selections of rules, threads and CPUs.
+//!
+//! `golden/make_golden.py` says how the references were made. The tolerance leaves room for any order of summation in f32
+//! and none for a wrong formula.
+
+use anyhow::Result;
+use lapidary_ir::DType;
+use lapidary_passes::{Selection, rules};
+use lapidary_tests::{Setup, golden, golden_model, logits, session, worst_difference};
+
+const TOLERANCE: f32 = 1e-3;
+const CASES: [&str; 5] = ["odd-27b", "gqa-4", "hot", "tiny-short", "tiny-long"];
+const SMALL: [&str; 3] = ["odd-27b", "gqa-4", "hot"];
+
+fn check(case: &str, setup: &Setup, what: &str) -> Result<()> {
+    let model = golden_model(case)?;
+    let mut session = session(&model, setup)?;
+    let worst = worst_difference(&mut session, &golden(case)?)?;
+    assert!(worst <= TOLERANCE, "{case}, {what}: off by {worst}");
+    Ok(())
+}
+
+#[test]
+fn every_chunking() -> Result<()> {
+    for case in CASES {
+        for chunk in [1, 3, 7, 64, 512] {
+            check(case, &Setup { chunk, ..Setup::default() }, &format!("chunk {chunk}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn unfused() -> Result<()> {
+    for case in CASES {
+        for chunk in [1, 7, 512] {
+            let setup = Setup { selection: Selection::none(), chunk, ..Setup::default() };
+            check(case, &setup, &format!("no passes, chunk {chunk}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_rule_disabled_in_turn() -> Result<()> {
+    for rule in rules::all() {
+        for case in SMALL {
+            for chunk in [7, 512] {
+                let selection = Selection::new("all", &[rule.name.into()])?;
+                let setup = Setup { selection, chunk, ..Setup::default() };
+                check(case, &setup, &format!("without {}, chunk {chunk}", rule.name))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_group_alone() -> Result<()> {
+    for group in rules::GROUPS {
+        for case in SMALL {
+            let selection = Selection::new(group.name, &[])?;
+            check(case, &Setup { selection, ..Setup::default() }, &format!("{} alone", group.name))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_older_cpu() -> Result<()> {
+    for case in CASES {
+        check(case, &Setup { cpu: "x86-64-v2", ..Setup::default() }, "x86-64-v2")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn threads_change_no_bit() -> Result<()> {
+    let model = golden_model("tiny-short")?;
+    let ids = golden("tiny-short")?.ids;
+    let run = |threads| logits(&mut session(&model, &Setup { threads, ..Setup::default() })?, &ids);
+    let one = run(1)?;
+    for threads in [2, 3, 4] {
+        let same = run(threads)?.iter().zip(&one).all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!(same, "{threads} threads");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_bf16_cache_stays_close() -> Result<()> {
+    for case in CASES {
+        let model = golden_model(case)?;
+        let mut session = session(&model, &Setup { cache: DType::BF16, ..Setup::default() })?;
+        let worst = worst_difference(&mut session, &golden(case)?)?;
+        assert!(worst <= 0.5, "{case}: off by {worst}");
+    }
+    Ok(())
+}
