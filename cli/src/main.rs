@@ -1,2 +1,68 @@
-//! The `lapidary` command.
-fn main() {}
+//! The `lapidary` command: runs Gemma 2 on CPUs through an e-graph compiler.
+//!
+//! In: arguments. Out: results on stdout; notes, warnings, progress bars and errors on stderr. Exit code 0 is success, 1 a
+//! failure (one line, `error: ...`), 2 a mistake in the arguments. A reader that closes stdout early ends the command
+//! quietly.
+
+mod chat;
+mod eval;
+mod inspect;
+mod interrupt;
+mod logits;
+mod model;
+mod opt;
+mod output;
+mod rules;
+mod run;
+mod sampling;
+mod synth;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Run Gemma 2 on CPUs through an e-graph compiler.
+#[derive(Parser)]
+#[command(
+    name = "lapidary",
+    version,
+    arg_required_else_help = true,
+    after_help = "Example:\n  lapidary run \"It is a truth universally acknowledged\""
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Args),
+    Chat(chat::Args),
+    Logits(logits::Args),
+    Eval(eval::Args),
+    Inspect(inspect::Args),
+    Synth(synth::Args),
+    Opt(opt::Args),
+    Rules(rules::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Logits(args) => logits::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Synth(args) => synth::run(&args),
+        Command::Opt(args) => opt::run(&args),
+        Command::Rules(args) => rules::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::note("error", &output::one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

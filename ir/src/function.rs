@@ -75,15 +75,16 @@ impl Function {
     pub fn types(&self) -> Result<Vec<Type>, Error> {
         let mut types: Vec<Type> = Vec::with_capacity(self.body.as_ref().len());
         for (at, op) in self.body.as_ref().iter().enumerate() {
-            let ty = infer::infer(op, &self.inputs, |id| types[usize::from(id)].clone(), |id| {
-                self.body[id].clone()
-            })
-            .map_err(|reason| Error::Type {
+            let ty = if op.all(|c| usize::from(c) < at) {
+                infer::infer(op, &self.inputs, |id| types[usize::from(id)].clone(), |id| self.body[id].clone())
+            } else {
+                Err("an operand does not come before it".into())
+            };
+            types.push(ty.map_err(|reason| Error::Type {
                 function: self.name.clone(),
-                node: format!("v{at} = {}", crate::text::node(self, Id::from(at))),
+                node: crate::text::statement(self, Id::from(at)),
                 reason,
-            })?;
-            types.push(ty);
+            })?);
         }
         Ok(types)
     }
@@ -157,6 +158,11 @@ impl Builder {
     /// Names a result.
     pub fn output(&mut self, name: &str, id: Id) {
         self.function.outputs.push((name.into(), id));
+    }
+
+    /// The function so far.
+    pub fn function(&self) -> &Function {
+        &self.function
     }
 
     /// The function.

@@ -150,7 +150,7 @@ fn python_method(
         return match method {
             "items" => {
                 let () = from_args(args)?;
-                state.apply_filter("items", &[value.clone()])
+                state.apply_filter("items", std::slice::from_ref(value))
             }
             "keys" => Ok(Value::from_iter(value.try_iter()?)),
             "get" => {
@@ -174,7 +174,7 @@ fn python_method(
         "endswith" => from_args(args).map(|(s,): (&str,)| text.ends_with(s).into()),
         "upper" => from_args(args).map(|()| text.to_uppercase().into()),
         "lower" => from_args(args).map(|()| text.to_lowercase().into()),
-        "title" | "capitalize" => state.apply_filter(method, &[value.clone()]),
+        "title" | "capitalize" => state.apply_filter(method, std::slice::from_ref(value)),
         "replace" => from_args(args).map(|(from, to): (&str, &str)| text.replace(from, to).into()),
         "find" => from_args(args).map(|(s,): (&str,)| {
             let chars = |at: usize| text[..at].chars().count() as i64;

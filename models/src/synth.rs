@@ -76,15 +76,20 @@ pub fn synthesize(
 }
 
 /// The built-in tokenizer, if every id of it is a row of the embedding table.
+#[cfg(feature = "tiny")]
 fn write_tokenizer(folder: &mut Folder, config: &Config) -> Result<()> {
     /// Ids of the built-in tokenizer, of which 2 is BOS.
     const IDS: usize = 4096;
-    #[cfg(feature = "tiny")]
     if config.vocab_size >= IDS && config.bos_token_id == 2 {
         folder.create(crate::tokenizer::TOKENIZER, crate::tiny::TOKENIZER)?;
         folder.create(crate::tokenizer::TOKENIZER_CONFIG, crate::tiny::TOKENIZER_CONFIG)?;
     }
-    let _ = (folder, config, IDS);
+    Ok(())
+}
+
+/// There is no built-in tokenizer to write.
+#[cfg(not(feature = "tiny"))]
+fn write_tokenizer(_: &mut Folder, _: &Config) -> Result<()> {
     Ok(())
 }
 
@@ -258,12 +263,15 @@ impl Piece {
 
 /// Draws elements from `first` (a multiple of 4) on: a hash gives four.
 fn fill<const N: usize>(out: &mut [[u8; N]], table: &[[u8; N]; DRAWS], key: u64, first: u64) {
-    for (i, lanes) in out.chunks_mut(4).enumerate() {
+    let draw = |i: usize, lanes: &mut [[u8; N]]| {
         let hash = mix(key.wrapping_add((first / 4 + i as u64).wrapping_mul(GOLDEN)));
         for (lane, element) in lanes.iter_mut().enumerate() {
             *element = table[usize::from((hash >> (16 * lane)) as u16)];
         }
-    }
+    };
+    let (whole, rest) = out.as_chunks_mut::<4>();
+    whole.iter_mut().enumerate().for_each(|(i, lanes)| draw(i, lanes));
+    draw(whole.len(), rest);
 }
 
 /// 2^64 over the golden ratio: the step of SplitMix64 (Steele, Lea, Flood, 2014).

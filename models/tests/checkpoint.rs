@@ -134,7 +134,8 @@ fn malformed_entries() {
         f(&mut parts);
         message(parts.open())
     };
-    let cases: &[(&dyn Fn(&mut Parts), &str)] = &[
+    type Case<'a> = (&'a dyn Fn(&mut Parts), &'a str);
+    let cases: &[Case<'_>] = &[
         (
             &|p| p.entry(UP)["shape"] = json!([8, 12]),
             "tensor \"model.layers.1.mlp.up_proj.weight\": expected shape [12, 8], found shape [8, 12]",

@@ -58,8 +58,13 @@ fn values_are_normal() {
         let ratio = deviation / expected(name);
         assert!(mean.abs() < 5.0 * expected(name) / n.sqrt(), "{name}: mean {mean}");
         assert!((ratio - 1.0).abs() < 4.0 / n.sqrt(), "{name}: deviation {ratio} of what it should be");
-        let neighbours = values.windows(2).map(|w| w[0] * w[1]).sum::<f64>() / (n * deviation * deviation);
-        assert!(neighbours.abs() < 5.0 / n.sqrt(), "{name}: neighbours go together: {neighbours}");
+        // Neighbours, the next hashes, and the next piece of the embedding table.
+        for lag in (1..=8).chain([4 << 20]).filter(|&lag| lag + 100 < values.len()) {
+            let pairs = values.iter().zip(&values[lag..]);
+            let n = (values.len() - lag) as f64;
+            let together = pairs.map(|(a, b)| a * b).sum::<f64>() / (n * deviation * deviation);
+            assert!(together.abs() < 5.0 / n.sqrt(), "{name}: {lag} apart go together: {together}");
+        }
     }
 }
 

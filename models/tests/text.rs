@@ -145,6 +145,17 @@ fn plain() -> impl Strategy<Value = String> {
         .prop_map(|s| s.replace(['<', '▁'], "").replace("[@BOS@]", ""))
 }
 
+/// What the ids stand for, before it is made text.
+fn bytes(ids: &[u32]) -> Vec<u8> {
+    let added = THEIRS.get_added_tokens_decoder();
+    let token = |id: &u32| THEIRS.id_to_token(*id).filter(|_| !added.get(id).is_some_and(|t| t.special));
+    let bytes = |token: String| match token.strip_prefix("<0x") {
+        Some(digits) => vec![u8::from_str_radix(&digits[..2], 16).unwrap()],
+        None => token.replace('▁', " ").into_bytes(),
+    };
+    ids.iter().filter_map(token).flat_map(bytes).collect()
+}
+
 proptest! {
     #[test]
     fn text_round_trips(text in plain()) {
@@ -160,6 +171,7 @@ proptest! {
         let mut text: String = ids.iter().map(|&id| stream.push(id)).collect();
         text += &stream.finish();
         prop_assert_eq!(&text, &TINY.decode(&ids));
+        prop_assert_eq!(&text, &String::from_utf8_lossy(&bytes(&ids)).into_owned());
         let theirs = THEIRS.decode(&ids, true).unwrap();
         // Theirs spoils a whole run of bytes if one is bad.
         prop_assert!(text == theirs || theirs.contains(char::REPLACEMENT_CHARACTER));

@@ -1,0 +1,130 @@
+//! `lapidary eval`: how well a model predicts a text.
+//!
+//! The text's tokens, without BOS, are cut into windows of context - 1; each is run from position 0 as BOS + window. With a
+//! stride, windows start that many tokens apart and only tokens that no window before had are scored, as in the sliding
+//! evaluation of Hugging Face; a stride of context - 1 is the plain evaluation. The mean is over all tokens of the text,
+//! each scored once, in f64.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use crate::model::{Engine, ModelArgs, read_text};
+use crate::output::{self, Unit};
+
+/// Measure the perplexity of a text.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  lapidary eval --text book.txt --context 512 --json\n  \
+    lapidary eval -m gemma-2-2b --text book.txt --sliding-window 2048")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The text, UTF-8
+    #[arg(long, value_name = "FILE")]
+    text: PathBuf,
+    /// Tokens from one window to the next [default: context - 1, no overlap]
+    #[arg(long, value_name = "N")]
+    stride: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A run of tokens, and the first of them that is scored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Window {
+    start: usize,
+    end: usize,
+    scored_from: usize,
+}
+
+/// Evaluates.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let text = read_text(&args.text)?;
+    let mut engine = Engine::new(&args.model)?;
+    let tokenizer = engine.tokenizer()?;
+    let bos = tokenizer.bos_id();
+    let ids = tokenizer.encode(&text, false)?;
+    ensure!(!ids.is_empty(), "{}: the text has no tokens", args.text.display());
+    let context = engine.session.context();
+    ensure!(context > 1, "--context is {context}: expected at least 2, BOS and a token");
+    let most = context - 1;
+    let stride = args.stride.unwrap_or(most);
+    ensure!((1..=most).contains(&stride), "--stride is {stride}: expected 1 to {most} (context - 1)");
+
+    let bar = output::bar(ids.len() as u64, "scoring", Unit::Tokens);
+    let (mut sum, mut tokens) = (0.0, 0usize);
+    let mut sequence = Vec::with_capacity(context);
+    for window in windows(ids.len(), most, stride) {
+        sequence.clear();
+        sequence.push(bos);
+        sequence.extend_from_slice(&ids[window.start..window.end]);
+        // Token i of the window is element i + 1 of the sequence, and the logits after element i predict it.
+        let first = window.scored_from - window.start;
+        let last = window.end - window.start;
+        engine.session.reset();
+        engine.session.prefill(&sequence[..first])?;
+        engine.session.score(&sequence[first..last], &mut |row, logits| {
+            sum += negative_log_likelihood(logits, sequence[first + row + 1]);
+            tokens += 1;
+            bar.inc(1);
+        })?;
+    }
+    bar.finish_and_clear();
+    let nll = sum / tokens as f64;
+    let perplexity = nll.exp();
+    if args.json {
+        return output::print_json(&json!({ "tokens": tokens, "nll": nll, "perplexity": perplexity }));
+    }
+    output::print(&format!(
+        "tokens      {tokens}\nnll         {nll:.5} nats/token\nperplexity  {perplexity:.3}\n"
+    ))
+}
+
+/// Windows of at most `most` of `len` tokens, `stride` apart.
+fn windows(len: usize, most: usize, stride: usize) -> Vec<Window> {
+    let mut all = Vec::new();
+    let (mut start, mut scored) = (0, 0);
+    while scored < len {
+        let end = (start + most).min(len);
+        all.push(Window { start, end, scored_from: scored });
+        scored = end;
+        start += stride;
+    }
+    all
+}
+
+/// -log softmax(logits)[target], in nats.
+fn negative_log_likelihood(logits: &[f32], target: u32) -> f64 {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&x| f64::from(x - most).exp()).sum();
+    sum.ln() + f64::from(most) - f64::from(logits[target as usize])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_token_is_scored_once() {
+        for len in 1..40 {
+            for most in 1..12 {
+                for stride in 1..=most {
+                    let mut next = 0;
+                    for w in windows(len, most, stride) {
+                        assert_eq!(w.scored_from, next);
+                        assert!(w.start <= w.scored_from && w.scored_from < w.end && w.end - w.start <= most);
+                        next = w.end;
+                    }
+                    assert_eq!(next, len);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn likelihood_of_even_odds() {
+        assert!((negative_log_likelihood(&[3.0; 8], 5) - 8f64.ln()).abs() < 1e-12);
+    }
+}

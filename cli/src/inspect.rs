@@ -1,0 +1,147 @@
+//! `lapidary inspect`: what a model is and what it costs, before it runs.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use lapidary_models::{Config, LayerType, WeightDType, checkpoint};
+use serde_json::{Value, json};
+
+use crate::{model, output};
+
+/// Show a model's configuration, parameters, bytes and FLOPs.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  lapidary inspect --preset 2b --vocab 256128\n  \
+    lapidary inspect -m gemma-2-2b --context 4096 --json")]
+pub(crate) struct Args {
+    /// Hugging Face folder of a Gemma 2 [default: the built-in tiny model]
+    #[arg(short, long, value_name = "MODEL", conflicts_with = "preset")]
+    model: Option<PathBuf>,
+    /// Published size: 2b, 9b or 27b
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+    /// Count with another vocabulary
+    #[arg(long, value_name = "N")]
+    vocab: Option<usize>,
+    /// Positions that the KV cache is counted for [default: the model's]
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Most tokens of one call, which ring caches hold besides their window
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    chunk: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What there is to say of weights.
+struct Weights {
+    /// `BF16`, or several.
+    dtype: String,
+    bytes: u64,
+}
+
+/// Prints it.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let (name, mut config, stored) = source(args)?;
+    if let Some(vocab) = args.vocab {
+        config.vocab_size = vocab;
+        config.validate(Path::new("--vocab"))?;
+    }
+    let weights = match stored.filter(|_| args.vocab.is_none()) {
+        Some(weights) => weights,
+        None => Weights { dtype: "BF16".into(), bytes: config.weight_bytes(WeightDType::BF16) },
+    };
+    let context = args.context.unwrap_or(config.max_position_embeddings);
+    let chunk = args.chunk.min(context);
+    let counts = config.parameter_counts();
+    let kv = config.kv_bytes(context, chunk, 2);
+    let kv_of = |kind: LayerType| {
+        let layers = config.layer_types.iter().filter(|t| **t == kind).count() as u64;
+        let row = 2 * 2 * (config.num_key_value_heads * config.head_dim) as u64;
+        (layers * row).saturating_mul(config.kv_rows(kind, context, chunk) as u64)
+    };
+    let (local, global) = (kv_of(LayerType::Sliding), kv_of(LayerType::Full));
+    let (first, last) = (config.flops_per_token(0), config.flops_per_token(context.saturating_sub(1)));
+    if args.json {
+        return output::print_json(&json!({
+            "model": name,
+            "config": config.to_json(),
+            "embedding_params": counts.embedding,
+            "non_embedding_params": counts.non_embedding,
+            "total_params": counts.total(),
+            "weight_dtype": weights.dtype,
+            "weight_bytes": weights.bytes,
+            "context": context,
+            "chunk": chunk,
+            "kv_dtype": "BF16",
+            "kv_bytes": kv,
+            "kv_local_bytes": local,
+            "kv_global_bytes": global,
+            "flops_per_token": first,
+            "flops_per_token_at_context": last,
+        }));
+    }
+    let mut text = format!("{name}\n\n");
+    if let Value::Object(fields) = config.to_json() {
+        let width = fields.keys().map(String::len).max().unwrap_or(0);
+        for (field, value) in fields {
+            let shown = if field == "layer_types" { layers(&config) } else { value.to_string() };
+            writeln!(text, "  {field:width$}  {shown}")?;
+        }
+    }
+    let count = output::grouped;
+    let bytes = |n: u64| format!("{} ({})", count(n), output::bytes(n));
+    writeln!(text)?;
+    writeln!(text, "embedding parameters      {}", count(counts.embedding))?;
+    writeln!(text, "non-embedding parameters  {}", count(counts.non_embedding))?;
+    writeln!(text, "total parameters          {}", count(counts.total()))?;
+    writeln!(text, "weight bytes, {:<12}{}", weights.dtype, bytes(weights.bytes))?;
+    writeln!(text, "KV bytes, BF16, context {context}, chunk {chunk}")?;
+    writeln!(text, "  local layers            {}", bytes(local))?;
+    writeln!(text, "  global layers           {}", bytes(global))?;
+    writeln!(text, "  all                     {}", bytes(kv))?;
+    writeln!(text, "FLOPs of the first token  {}", count(first))?;
+    writeln!(text, "FLOPs of the last token   {}", count(last))?;
+    output::print(&text)
+}
+
+/// The name, the configuration and, where there are any, the stored weights.
+fn source(args: &Args) -> Result<(String, Config, Option<Weights>)> {
+    if let Some(preset) = &args.preset {
+        return Ok((format!("gemma-2-{preset}"), Config::preset(preset)?, None));
+    }
+    if let Some(dir) = &args.model {
+        let holds = |file: &str| dir.join(file).exists();
+        let bare = holds("config.json") && !holds(checkpoint::SINGLE) && !holds(checkpoint::INDEX);
+        if bare {
+            output::note("note", &format!("{}: no weights, bytes are counted for BF16", dir.display()));
+            return Ok((dir.display().to_string(), Config::from_folder(dir)?, None));
+        }
+    }
+    let model = model::open(args.model.as_deref())?;
+    let mut dtypes: Vec<&str> = model
+        .checkpoint
+        .names()
+        .filter_map(|n| model.checkpoint.dtype_of(n))
+        .map(WeightDType::name)
+        .collect();
+    dtypes.sort_unstable();
+    dtypes.dedup();
+    let weights = Weights { dtype: dtypes.join("+"), bytes: model.checkpoint.weight_bytes() };
+    Ok((model.path.display().to_string(), model.config, Some(weights)))
+}
+
+/// `13 local, 13 global: LGLG...`.
+fn layers(config: &Config) -> String {
+    let of = |kind| config.layer_types.iter().filter(|t| **t == kind).count();
+    let letters: String = config
+        .layer_types
+        .iter()
+        .map(|t| match t {
+            LayerType::Sliding => 'L',
+            LayerType::Full => 'G',
+        })
+        .collect();
+    format!("{} local, {} global: {letters}", of(LayerType::Sliding), of(LayerType::Full))
+}

@@ -1,0 +1,293 @@
+//! A model ready to run: the shared options, and what they make of a folder or the built-in model.
+//!
+//! In: [`ModelArgs`]. Out: an [`Engine`]: the model, compiled, its weights bound, at position 0. Limits that saturation met
+//! are warnings on stderr.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use clap::ValueEnum;
+use lapidary_codegen::{Compilation, Options, compile};
+use lapidary_ir::{DType, Module};
+use lapidary_models::gemma2::{self, Storage};
+use lapidary_models::{Checkpoint, Config, Detokenizer, Model, Tokenizer};
+use lapidary_passes::Selection;
+use lapidary_runtime::program::WeightSource;
+use lapidary_runtime::{Memory, Session};
+use serde_json::{Value, json};
+
+use crate::output;
+
+/// The most positions that `--context` takes: 2048 times what Gemma 2 was made for.
+const MAX_CONTEXT: u64 = 1 << 24;
+/// The most rows that `--chunk` takes.
+const MAX_CHUNK: u64 = 1 << 16;
+/// The most threads that `--threads` takes.
+const MAX_THREADS: u64 = 1024;
+
+/// Which rules run, and for what CPU.
+#[derive(clap::Args)]
+pub(crate) struct CompileArgs {
+    /// CPU to make code for
+    #[arg(long, value_name = "NAME", default_value = "native")]
+    pub(crate) cpu: String,
+    /// Most positions, in tokens [default: the model's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_CONTEXT))]
+    pub(crate) context: Option<u64>,
+    /// Most tokens of one call
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=MAX_CHUNK))]
+    pub(crate) chunk: u64,
+    /// Rule groups that run: all, none, or names separated by commas
+    #[arg(long, value_name = "GROUPS", default_value = "all")]
+    passes: String,
+    /// Leave a rule out (may be repeated; `lapidary rules` lists them)
+    #[arg(long = "disable", value_name = "RULE")]
+    disable: Vec<String>,
+    /// Precision of activations and of the KV cache
+    #[arg(long, value_enum, default_value_t = Activations::Auto)]
+    activations: Activations,
+    /// Keys that a local layer sees, instead of the model's own number
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_CONTEXT))]
+    pub(crate) sliding_window: Option<u64>,
+}
+
+/// Which model, compiled how.
+#[derive(clap::Args)]
+pub(crate) struct ModelArgs {
+    /// Hugging Face folder of a Gemma 2 [default: the built-in tiny model]
+    #[arg(short, long, value_name = "MODEL")]
+    pub(crate) model: Option<PathBuf>,
+    /// Threads [default: one a CPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS))]
+    threads: Option<u64>,
+    #[command(flatten)]
+    pub(crate) compile: CompileArgs,
+}
+
+/// How exact activations are.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Activations {
+    /// As fast as the CPU can; the KV cache in bf16
+    Auto,
+    /// 32-bit floats throughout, the KV cache too
+    F32,
+}
+
+impl CompileArgs {
+    /// The configuration with what the options override.
+    pub(crate) fn adjust(&self, config: &mut Config) {
+        if let Some(window) = self.sliding_window {
+            config.sliding_window = window as usize;
+        }
+    }
+
+    /// The most positions of a model (or of none).
+    pub(crate) fn context_of(&self, otherwise: usize) -> usize {
+        self.context.map_or(otherwise, |n| n as usize)
+    }
+
+    /// The compiler's options for `context` positions.
+    pub(crate) fn options(&self, context: usize) -> Result<Options> {
+        Ok(Options {
+            selection: Selection::new(&self.passes, &self.disable)?,
+            cpu: self.cpu.clone(),
+            context,
+            chunk: (self.chunk as usize).min(context),
+            listings: false,
+        })
+    }
+
+    /// The model's graph, its weights typed by `weight`.
+    pub(crate) fn module(&self, config: &Config, weight: &dyn Fn(&str) -> DType) -> Module {
+        let cache = match self.activations {
+            Activations::Auto => DType::BF16,
+            Activations::F32 => DType::F32,
+        };
+        gemma2::module(config, &Storage { weight, cache })
+    }
+}
+
+/// The model of a folder, or the built-in one.
+pub(crate) fn open(path: Option<&Path>) -> Result<Model> {
+    match path {
+        Some(path) => Ok(Model::open(path)?),
+        None => Ok(Model::built_in()?),
+    }
+}
+
+/// The element type of a tensor of a checkpoint.
+pub(crate) fn stored_as(checkpoint: &Checkpoint, name: &str) -> DType {
+    // A checkpoint holds every tensor of its configuration; the graph asks for no other.
+    checkpoint.dtype_of(name).map_or(DType::F32, DType::from)
+}
+
+/// The weights of an opened model, in place.
+struct Weights(Arc<Model>);
+
+// SAFETY: a checkpoint's bytes are mapped (or static) and read-only, and stay mapped as long as the model that this shares.
+unsafe impl WeightSource for Weights {
+    fn tensor(&self, name: &str) -> Option<&[u8]> {
+        self.0.checkpoint.tensor(name).map(|t| t.bytes)
+    }
+}
+
+/// A model ready to run.
+pub(crate) struct Engine {
+    /// What its folder holds, the options' overrides included.
+    pub(crate) model: Arc<Model>,
+    /// At position 0.
+    pub(crate) session: Session,
+    /// Graph to machine code.
+    pub(crate) compile: Duration,
+    /// Opening the folder, binding weights, making caches.
+    pub(crate) load: Duration,
+}
+
+impl Engine {
+    /// Loads and compiles.
+    pub(crate) fn new(args: &ModelArgs) -> Result<Engine> {
+        let start = Instant::now();
+        let mut model = open(args.model.as_deref())?;
+        args.compile.adjust(&mut model.config);
+        let open = start.elapsed();
+        Engine::with_model(args, model, open)
+    }
+
+    /// Compiles an opened model.
+    fn with_model(args: &ModelArgs, model: Model, open: Duration) -> Result<Engine> {
+        let start = Instant::now();
+        let config = &model.config;
+        let module = args.compile.module(config, &|name| stored_as(&model.checkpoint, name));
+        let layers = config.layer_types.iter().enumerate();
+        let description = lapidary_codegen::Model {
+            hidden: config.hidden_size,
+            vocab: config.vocab_size,
+            layers: layers
+                .map(|(i, kind)| (gemma2::layer_name(*kind).to_string(), gemma2::layer_prefix(i)))
+                .collect(),
+        };
+        let options = args.compile.options(args.compile.context_of(config.max_position_embeddings))?;
+        let Compilation { program, functions, .. } = compile(&module, &description, &options)?;
+        for warning in functions.iter().filter_map(|f| f.saturation.warning()) {
+            output::note("warning", &warning);
+        }
+        let compile = start.elapsed();
+
+        let start = Instant::now();
+        let threads = match args.threads {
+            Some(n) => n as usize,
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        let model = Arc::new(model);
+        let session = Session::new(program, Arc::new(Weights(model.clone())), threads)?;
+        Ok(Engine { model, session, compile, load: open + start.elapsed() })
+    }
+
+    /// The model's name for errors: its folder.
+    pub(crate) fn name(&self) -> String {
+        self.model.path.display().to_string()
+    }
+
+    /// The tokenizer, without which text is of no use.
+    pub(crate) fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.model.tokenizer.as_ref().ok_or_else(|| {
+            anyhow!(
+                "{}: no tokenizer.json: a model without a tokenizer serves only `lapidary logits`",
+                self.name()
+            )
+        })
+    }
+
+    /// A stream from ids to text.
+    pub(crate) fn detokenizer(&self) -> Result<Detokenizer> {
+        Ok(self.tokenizer()?.detokenizer())
+    }
+
+    /// Fails if `tokens` of `what` are more than the context.
+    pub(crate) fn check_fits(&self, what: &str, tokens: usize) -> Result<()> {
+        let context = self.session.context();
+        if tokens <= context {
+            return Ok(());
+        }
+        Err(anyhow!("{what} is {tokens} tokens, the context is {context} (--context takes more)"))
+    }
+}
+
+/// What a generation took, for `--stats`.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Stats {
+    /// Tokens of prompt appended.
+    pub(crate) prompt_tokens: usize,
+    /// Time to append them.
+    pub(crate) prefill: Duration,
+    /// Tokens emitted.
+    pub(crate) generated_tokens: usize,
+    /// Time to choose and append them.
+    pub(crate) decode: Duration,
+}
+
+impl Stats {
+    /// Lines for people.
+    pub(crate) fn text(&self, engine: &Engine) -> String {
+        let memory = engine.session.memory();
+        let size = |n: usize| output::bytes(n as u64);
+        let rows = [
+            ("compile", format!("{:.1} ms", ms(engine.compile))),
+            ("load", format!("{:.1} ms", ms(engine.load))),
+            ("threads", engine.session.threads().to_string()),
+            ("prompt", format!("{} tokens", self.prompt_tokens)),
+            ("prefill", format!("{:.1} tok/s", rate(self.prompt_tokens, self.prefill))),
+            ("generated", format!("{} tokens", self.generated_tokens)),
+            ("decode", format!("{:.1} tok/s", rate(self.generated_tokens, self.decode))),
+            ("weights", size(memory.weights)),
+            ("kv local", size(memory.kv_local)),
+            ("kv global", size(memory.kv_global)),
+            ("arena", size(memory.arena)),
+            ("scratch", size(memory.scratch)),
+            ("activations", size(memory.activations)),
+        ];
+        rows.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect()
+    }
+
+    /// The same for programs: times in ms, rates in tokens a second, sizes in bytes.
+    pub(crate) fn json(&self, engine: &Engine) -> Value {
+        let Memory { weights, kv_local, kv_global, arena, scratch, activations } = engine.session.memory();
+        json!({
+            "compile_ms": ms(engine.compile),
+            "load_ms": ms(engine.load),
+            "threads": engine.session.threads(),
+            "prompt_tokens": self.prompt_tokens,
+            "prefill_ms": ms(self.prefill),
+            "prefill_tokens_per_second": rate(self.prompt_tokens, self.prefill),
+            "generated_tokens": self.generated_tokens,
+            "decode_ms": ms(self.decode),
+            "decode_tokens_per_second": rate(self.generated_tokens, self.decode),
+            "weight_bytes": weights,
+            "kv_local_bytes": kv_local,
+            "kv_global_bytes": kv_global,
+            "kv_bytes": kv_local + kv_global,
+            "arena_bytes": arena,
+            "scratch_bytes": scratch,
+            "activation_bytes": activations,
+        })
+    }
+}
+
+/// Milliseconds.
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Tokens a second; 0 of none.
+fn rate(tokens: usize, time: Duration) -> f64 {
+    if tokens == 0 || time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }
+}
+
+/// A file as text; the error names it.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    String::from_utf8(bytes)
+        .map_err(|_| anyhow!("{}: expected UTF-8 text, found other bytes", path.display()))
+}

@@ -1,0 +1,345 @@
+//! `lapidary opt`: each stage of the compiler as text.
+//!
+//! In: a model's module, or a file of the tensor language. Out: the functions as written (`ir`), as extracted (`fused`), as
+//! kernels (`kernels`, `clif`, `asm`) or as memory (`plan`), for one row regime. `ir` and `fused` parse back: what is about
+//! them is in comments.
+
+use std::fmt::Write;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::ValueEnum;
+use lapidary_codegen::compile::{FunctionReport, Lowered, compile_functions};
+use lapidary_codegen::kernel::Kernel;
+use lapidary_codegen::view::{Base, View};
+use lapidary_ir::{DType, Function, Module, text};
+use lapidary_models::Config;
+use lapidary_runtime::program::{SlotKind, Tiles};
+use serde_json::{Value, json};
+
+use crate::model::{self, CompileArgs, read_text};
+use crate::output;
+
+/// Positions that a file's functions are compiled for, unless --context says otherwise.
+const FILE_CONTEXT: usize = 4096;
+
+/// Show the stages of the compiler as text.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  lapidary opt --fn layer_local\n  \
+    lapidary opt --fn layer_local --rows 1 --emit kernels\n  \
+    lapidary opt --fn head --emit ir | lapidary opt - --disable softcap")]
+pub(crate) struct Args {
+    /// Hugging Face folder of a Gemma 2 [default: the built-in tiny model]
+    #[arg(short, long, value_name = "MODEL", conflicts_with_all = ["file", "preset"])]
+    model: Option<PathBuf>,
+    /// Published size: 2b, 9b or 27b
+    #[arg(long, value_name = "NAME", conflicts_with = "file")]
+    preset: Option<String>,
+    /// Only this function
+    #[arg(long = "fn", value_name = "NAME")]
+    function: Option<String>,
+    /// Rows of a call; the stages are shown as compiled for it [default: the most]
+    #[arg(long, value_name = "N")]
+    rows: Option<usize>,
+    /// Which stage
+    #[arg(long, value_enum, default_value_t = Stage::Fused)]
+    emit: Stage,
+    /// Print the compiler's figures as JSON, whatever the stage
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    compile: CompileArgs,
+    /// File of the tensor language; `-` reads stdin
+    #[arg(value_name = "FILE.ir")]
+    file: Option<PathBuf>,
+}
+
+/// A stage of the compiler.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Stage {
+    /// As the model wrote it
+    Ir,
+    /// The cheapest form that the rules reach
+    Fused,
+    /// Its kernels, one a line
+    Kernels,
+    /// The kernels' Cranelift IR
+    Clif,
+    /// The kernels' machine code
+    Asm,
+    /// Operands, arena and caches
+    Plan,
+}
+
+/// Prints the stage.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let (module, context) = source(args)?;
+    let functions: Vec<Function> = match &args.function {
+        None => module.functions,
+        Some(name) => {
+            let known: Vec<&str> = module.functions.iter().map(|f| f.name.as_str()).collect();
+            let known = known.join(", ");
+            let found = module.function(name).cloned();
+            vec![found.ok_or_else(|| anyhow!("no function `{name}`: expected one of {known}"))?]
+        }
+    };
+    if args.emit == Stage::Ir && !args.json {
+        let all: Vec<String> = functions.iter().map(Function::to_string).collect();
+        return output::print(&joined(&all));
+    }
+    let mut options = args.compile.options(context)?;
+    options.listings = matches!(args.emit, Stage::Clif | Stage::Asm);
+    let rows = args.rows.unwrap_or(options.chunk);
+    ensure!(
+        (1..=options.chunk).contains(&rows),
+        "--rows is {rows}: expected 1 to {}, the chunk",
+        options.chunk
+    );
+    let reports = compile_functions(&functions, &options)?.reports;
+    for warning in reports.iter().filter_map(|r| r.saturation.warning()) {
+        output::note("warning", &warning);
+    }
+    let mut parts = Vec::with_capacity(reports.len());
+    let mut figures = Vec::with_capacity(reports.len());
+    for report in &reports {
+        let Some(lowered) = report.variants.iter().find(|v| v.rows >= rows) else {
+            bail!("function `{}` has no variant for {rows} rows", report.source.name);
+        };
+        if args.json {
+            figures.push(to_json(report, lowered));
+            continue;
+        }
+        parts.push(match args.emit {
+            Stage::Ir => report.source.to_string(),
+            Stage::Fused => fused(report, lowered)?,
+            Stage::Kernels => kernels(report, lowered)?,
+            Stage::Clif => listing(report, lowered, |c| c.clif.as_deref())?,
+            Stage::Asm => listing(report, lowered, |c| c.asm.as_deref())?,
+            Stage::Plan => plan(report, lowered)?,
+        });
+    }
+    if args.json { output::print_json(&Value::Array(figures)) } else { output::print(&joined(&parts)) }
+}
+
+/// The module, and the positions that it is compiled for.
+fn source(args: &Args) -> Result<(Module, usize)> {
+    if let Some(path) = &args.file {
+        let (name, source) = if path == Path::new("-") {
+            let mut bytes = Vec::new();
+            std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read stdin")?;
+            let text = String::from_utf8(bytes)
+                .map_err(|_| anyhow!("stdin: expected UTF-8 text, found other bytes"))?;
+            ("stdin".to_string(), text)
+        } else {
+            (path.display().to_string(), read_text(path)?)
+        };
+        let module = text::parse_module(&source).context(name)?;
+        return Ok((module, args.compile.context_of(FILE_CONTEXT)));
+    }
+    let build = |mut config: Config, weight: &dyn Fn(&str) -> DType| {
+        args.compile.adjust(&mut config);
+        let context = args.compile.context_of(config.max_position_embeddings);
+        (args.compile.module(&config, weight), context)
+    };
+    if let Some(preset) = &args.preset {
+        return Ok(build(Config::preset(preset)?, &|_| DType::BF16));
+    }
+    let model = model::open(args.model.as_deref())?;
+    Ok(build(model.config.clone(), &|name| model::stored_as(&model.checkpoint, name)))
+}
+
+/// Texts, an empty line between two, one line end at the end.
+fn joined(parts: &[String]) -> String {
+    let mut text = parts.iter().map(|p| p.trim_end()).collect::<Vec<_>>().join("\n\n");
+    text.push('\n');
+    text
+}
+
+/// `; layer_local, 512 rows`.
+fn title(report: &FunctionReport, lowered: &Lowered) -> String {
+    let s = if lowered.rows == 1 { "" } else { "s" };
+    format!("; {}, {} row{s}", report.source.name, lowered.rows)
+}
+
+/// What saturation did, in comments, then the extracted function.
+fn fused(report: &FunctionReport, lowered: &Lowered) -> Result<String> {
+    let s = &report.saturation;
+    let mut out = String::new();
+    writeln!(
+        out,
+        "{}: {}, {} iterations, {} nodes, {} classes, {} µs",
+        title(report, lowered),
+        s.stop,
+        s.iterations,
+        s.nodes,
+        s.classes,
+        s.time.as_micros()
+    )?;
+    let fired: Vec<String> = s.fired.iter().map(|(rule, n)| format!("{rule} x{n}")).collect();
+    writeln!(out, "; rules: {}", if fired.is_empty() { "none".into() } else { fired.join(", ") })?;
+    writeln!(out, "; predicted: {:.1} µs", lowered.nanoseconds / 1e3)?;
+    write!(out, "{}", lowered.function)?;
+    Ok(out)
+}
+
+/// One line a kernel.
+fn kernels(report: &FunctionReport, lowered: &Lowered) -> Result<String> {
+    let mut out = String::new();
+    let code: usize = lowered.compiled.iter().map(|c| c.code_bytes).sum();
+    let all = &lowered.schedule.kernels;
+    writeln!(out, "{}: {} kernels, {code} bytes of code", title(report, lowered), all.len())?;
+    let width = all.iter().map(|k| k.name.len()).max().unwrap_or(0);
+    for (kernel, compiled) in all.iter().zip(&lowered.compiled) {
+        writeln!(
+            out,
+            "{:width$}  {} tiles  ({}) -> ({})  scratch {} B  code {} B  ; {}",
+            kernel.name,
+            tiles(kernel.tiles),
+            views(&kernel.inputs, lowered),
+            views(&kernel.outputs, lowered),
+            compiled.scratch_bytes,
+            compiled.code_bytes,
+            node(kernel, lowered),
+        )?;
+    }
+    Ok(out)
+}
+
+/// A listing of each kernel under its name.
+fn listing(
+    report: &FunctionReport,
+    lowered: &Lowered,
+    of: impl Fn(&lapidary_codegen::jit::Compiled) -> Option<&str>,
+) -> Result<String> {
+    let mut out = format!("{}\n", title(report, lowered));
+    for (kernel, compiled) in lowered.schedule.kernels.iter().zip(&lowered.compiled) {
+        writeln!(out, "\n; {}: {}", kernel.name, node(kernel, lowered))?;
+        writeln!(out, "{}", of(compiled).unwrap_or("; no listing").trim_end())?;
+    }
+    Ok(out)
+}
+
+/// The caller's operands, the arena, the caches.
+fn plan(report: &FunctionReport, lowered: &Lowered) -> Result<String> {
+    let (schedule, memory) = (&lowered.schedule, &lowered.memory);
+    let mut out = String::new();
+    writeln!(out, "{}: arena {} bytes, {} alive at most", title(report, lowered), memory.bytes, memory.peak)?;
+    writeln!(out, "slots:")?;
+    let width = schedule.slots.iter().map(|s| s.name.len()).max().unwrap_or(0);
+    for (at, slot) in schedule.slots.iter().enumerate() {
+        writeln!(out, "  {at:>3}  {:width$}  {}", slot.name, slot_text(slot.kind))?;
+    }
+    writeln!(out, "buffers:")?;
+    for (at, (buffer, offset)) in schedule.buffers.iter().zip(&memory.offsets).enumerate() {
+        let name = |k: usize| schedule.kernels.get(k).map_or("?", |k| k.name.as_str());
+        writeln!(
+            out,
+            "  {at:>3}  at {offset:>10}  {:>10} bytes  {} .. {}",
+            buffer.bytes,
+            name(buffer.first),
+            name(buffer.last)
+        )?;
+    }
+    writeln!(out, "constants: {} bytes", schedule.constants.len())?;
+    Ok(out)
+}
+
+fn slot_text(kind: SlotKind) -> String {
+    match kind {
+        SlotKind::Input { bytes_per_row } => format!("input   {bytes_per_row} bytes a row"),
+        SlotKind::Output { fixed_bytes, bytes_per_row: 0 } => format!("output  {fixed_bytes} bytes"),
+        SlotKind::Output { fixed_bytes: 0, bytes_per_row } => format!("output  {bytes_per_row} bytes a row"),
+        SlotKind::Output { fixed_bytes, bytes_per_row } => {
+            format!("output  {fixed_bytes} bytes and {bytes_per_row} a row")
+        }
+        SlotKind::Weight { bytes } => format!("weight  {bytes} bytes"),
+        SlotKind::Cache { heads, rows, row_bytes, window } => {
+            let all = heads * rows * row_bytes;
+            let held = match window {
+                Some(window) => format!("ring of {rows} rows, window {window}"),
+                None => format!("{rows} rows"),
+            };
+            format!("cache   {all} bytes: {heads} heads, {held}, {row_bytes} bytes a row")
+        }
+    }
+}
+
+/// `64*ceil(T/4)`.
+fn tiles(tiles: Tiles) -> String {
+    match (tiles.fixed, tiles.rows) {
+        (fixed, 0) => fixed.to_string(),
+        (1, 1) => "T".into(),
+        (fixed, 1) => format!("{fixed}*T"),
+        (1, rows) => format!("ceil(T/{rows})"),
+        (fixed, rows) => format!("{fixed}*ceil(T/{rows})"),
+    }
+}
+
+fn views(views: &[View], lowered: &Lowered) -> String {
+    views.iter().map(|v| view(v, lowered)).collect::<Vec<_>>().join(", ")
+}
+
+/// `bf16[T,64]@arena+1024`: dtype, dims, and where it lies.
+fn view(view: &View, lowered: &Lowered) -> String {
+    let dims: Vec<String> = view.dims().iter().map(ToString::to_string).collect();
+    let place = match view.base {
+        Base::Arena(id) => {
+            format!("arena+{}", lowered.memory.offsets.get(id.0).copied().unwrap_or_default())
+        }
+        Base::Slot(at) => lowered.schedule.slots.get(at).map_or_else(|| "?".into(), |s| s.name.clone()),
+        Base::Constant(at) => format!("constant+{at}"),
+        Base::Number(x) => return format!("{x:?}"),
+        Base::Integer(x) => return x.to_string(),
+    };
+    let mut text = format!("{}[{}]@{place}", view.dtype, dims.join(","));
+    if view.offset != 0 {
+        text.push_str(&format!("+{}", view.offset * view.dtype.bytes() as i64));
+    }
+    if let Some(ring) = view.ring {
+        text.push_str(&format!("%{ring}"));
+    }
+    text
+}
+
+/// The fused graph's node of a kernel.
+fn node(kernel: &Kernel, lowered: &Lowered) -> String {
+    text::node(&lowered.function, kernel.node)
+}
+
+/// The figures of a function in one row regime.
+fn to_json(report: &FunctionReport, lowered: &Lowered) -> Value {
+    let s = &report.saturation;
+    let fired: serde_json::Map<String, Value> =
+        s.fired.iter().map(|(rule, n)| ((*rule).to_string(), json!(n))).collect();
+    let kernels: Vec<Value> = lowered
+        .schedule
+        .kernels
+        .iter()
+        .zip(&lowered.compiled)
+        .map(|(kernel, compiled)| {
+            json!({
+                "name": kernel.name,
+                "kind": kernel.body.name(),
+                "tiles": tiles(kernel.tiles),
+                "scratch_bytes": compiled.scratch_bytes,
+                "code_bytes": compiled.code_bytes,
+                "node": node(kernel, lowered),
+            })
+        })
+        .collect();
+    json!({
+        "function": report.source.name,
+        "rows": lowered.rows,
+        "stop": s.stop.to_string(),
+        "iterations": s.iterations,
+        "nodes": s.nodes,
+        "classes": s.classes,
+        "saturation_us": s.time.as_micros() as u64,
+        "rules": fired,
+        "predicted_ns": lowered.nanoseconds,
+        "arena_bytes": lowered.memory.bytes,
+        "arena_peak_bytes": lowered.memory.peak,
+        "kernels": kernels,
+    })
+}

@@ -1,0 +1,41 @@
+//! The options of choosing tokens, shared by `run` and `chat`.
+
+use lapidary_runtime::SamplerOptions;
+
+/// How to choose the next token.
+#[derive(clap::Args)]
+pub(crate) struct SamplingArgs {
+    /// Temperature; 0 always takes the most likely token
+    #[arg(long = "temp", value_name = "F", default_value_t = 0.7, allow_negative_numbers = true)]
+    temperature: f32,
+    /// Keep this many most likely tokens; 0 keeps all
+    #[arg(long, value_name = "N", default_value_t = 40)]
+    top_k: usize,
+    /// Keep the fewest most likely tokens whose probabilities add up to this; 1 keeps all
+    #[arg(long, value_name = "F", default_value_t = 0.95, allow_negative_numbers = true)]
+    top_p: f32,
+    /// Keep tokens at least this many times as likely as the most likely one; 0 keeps all
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
+    min_p: f32,
+    /// Make tokens of the last 64 less likely; 1 does not
+    #[arg(long, value_name = "F", default_value_t = 1.0, allow_negative_numbers = true)]
+    repeat_penalty: f32,
+    /// Where the random numbers start: the same seed gives the same text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+impl SamplingArgs {
+    /// As the sampler wants them.
+    pub(crate) fn options(&self) -> SamplerOptions {
+        SamplerOptions {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repeat_penalty,
+            seed: self.seed,
+            ..SamplerOptions::default()
+        }
+    }
+}
