@@ -1,58 +1,56 @@
 //! Binding a program's functions to a session's memory: checks that functions fit the plan, makes the buffers, the
 //! caches and the frames.
 //!
-//! In: a program, a weight source, the most rows of a call. Out: [`Bound`], whose frames are complete but for the two
+//! In: a program, a weight source, a session's buffers. Out: one [`Call`] a function and layer, whose frames are complete but for the two
 //! leading words (and, for the heads, the address of `x`). Invariant: each slot's word is the address of at least the
-//! bytes that the slot declares, for calls of as many rows as [`calls`] says.
+//! bytes that the slot declares, for calls of as many rows as [`check_plan`] asks for.
 
 use crate::error::Error;
 use crate::kv::Cache;
-use crate::program::{
-    Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_SLOTS, Function, Plan, Program, Slot, SlotKind, WeightSource,
-};
+use crate::program::{Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_SLOTS, Function, Program, Slot, SlotKind, WeightSource};
 
-/// The most rows of logits that [`Session::score`] holds at once.
-const SCORE_ROWS: usize = 32;
+/// The most rows of logits that [`Session::score`](crate::Session::score) holds at once.
+pub(crate) const SCORE_ROWS: usize = 32;
 
 /// A function to call, with the frame to call it with.
-struct Call {
-    function: usize,
-    frame: Vec<u64>,
+pub(crate) struct Call {
+    pub(crate) function: usize,
+    pub(crate) frame: Vec<u64>,
     /// Index of the frame word of slot `x`, for functions that have it.
-    x: usize,
+    pub(crate) x: usize,
 }
 
 /// What the slots other than weights and caches point to.
-struct Buffers {
-    ids: Aligned,
-    pos: Aligned,
-    residual: [Aligned; 2],
-    logits: Aligned,
-    token: Aligned,
-    /// Empty until the first [`Session::score`].
-    score: Aligned,
+pub(crate) struct Buffers {
+    pub(crate) ids: Aligned,
+    pub(crate) pos: Aligned,
+    pub(crate) residual: [Aligned; 2],
+    pub(crate) logits: Aligned,
+    pub(crate) token: Aligned,
+    /// Empty until the first [`Session::score`](crate::Session::score).
+    pub(crate) score: Aligned,
 }
 
 /// The address of a buffer, for a frame.
-fn address(buffer: &mut Aligned) -> u64 {
+pub(crate) fn address(buffer: &mut Aligned) -> u64 {
     buffer.as_mut_ptr().expose_provenance() as u64
 }
 
 /// Fills frames.
-struct Binder<'a> {
-    program: &'a Program,
-    weights: &'a dyn WeightSource,
-    buffers: &'a mut Buffers,
-    arena: u64,
-    caches: Vec<Cache>,
+pub(crate) struct Binder<'a> {
+    pub(crate) program: &'a Program,
+    pub(crate) weights: &'a dyn WeightSource,
+    pub(crate) buffers: &'a mut Buffers,
+    pub(crate) arena: u64,
+    pub(crate) caches: Vec<Cache>,
     /// Address and length of each tensor bound.
-    tensors: Vec<(usize, usize)>,
+    pub(crate) tensors: Vec<(usize, usize)>,
 }
 
 impl Binder<'_> {
     /// A call of a function with `prefix` before its weights' names, reading the residual buffer `x` and writing
     /// the other.
-    fn bind(&mut self, index: usize, prefix: &str, x: usize) -> Result<Call, Error> {
+    pub(crate) fn bind(&mut self, index: usize, prefix: &str, x: usize) -> Result<Call, Error> {
         let program = self.program;
         let function = &program.functions[index];
         let mut frame = vec![0; FRAME_SLOTS + function.slots.len()];
@@ -110,7 +108,7 @@ impl Binder<'_> {
 }
 
 /// Whether the functions fit the plan, as far as can be seen: what sessions rely on when they bind buffers.
-fn check_plan(program: &Program) -> Result<(), Error> {
+pub(crate) fn check_plan(program: &Program) -> Result<(), Error> {
     let plan = &program.plan;
     let malformed = |text: String| Err(Error::Program(text));
     if plan.chunk == 0 || plan.hidden == 0 || plan.vocab == 0 || plan.context == 0 {

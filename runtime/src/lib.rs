@@ -1,15 +1,18 @@
 //! Lapidary's runtime: programs, sessions, KV cache, thread pool, sampling. Knows no compiler.
 
+mod bind;
 mod error;
 pub mod generate;
 mod kv;
 pub mod pool;
 pub mod program;
+mod rng;
 pub mod sampler;
 pub mod session;
 
 pub use error::Error;
 pub use generate::{Generation, StopReason, generate};
 pub use pool::Pool;
+pub use rng::Rng;
 pub use sampler::{Sampler, SamplerOptions};
 pub use session::{Memory, Session};

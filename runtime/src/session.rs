@@ -7,13 +7,11 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use crate::bind::{Binder, Buffers, Call, SCORE_ROWS, address, check_plan};
 use crate::error::Error;
 use crate::kv::Cache;
 use crate::pool::Pool;
-use crate::program::{
-    Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS, Function, Program, Slot,
-    SlotKind, WeightSource,
-};
+use crate::program::{Aligned, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS, Program, WeightSource};
 
 /// Where a session's memory goes, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -223,7 +223,7 @@ unsafe impl WeightSource for Weights {
 
 /// Numbers in [-1, 1), the same every time.
 fn noise(n: usize, seed: u64) -> Vec<u8> {
-    let mut rng = lapidary_runtime::sampler::Rng::new(seed);
+    let mut rng = lapidary_runtime::Rng::new(seed);
     (0..n).flat_map(|_| ((rng.unit() * 2.0 - 1.0) as f32).to_ne_bytes()).collect()
 }
 
