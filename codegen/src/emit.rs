@@ -5,16 +5,19 @@
 //! elements goes through the same 4-lane arithmetic with one element in lane 0, so an element's value never depends on
 //! where in a row it stands.
 
+use std::collections::HashMap;
+
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32, F32X4, I8X16, I16, I32, I32X4, I64};
 use cranelift_codegen::ir::{
-    BlockArg, ConstantData, Endianness, InstBuilder, MemFlagsData, Type, Value,
+    BlockArg, ConstantData, Endianness, FuncRef, InstBuilder, MemFlagsData, Type, Value,
 };
 use cranelift_codegen::isa::TargetFrontendConfig;
 use cranelift_frontend::FunctionBuilder;
 use lapidary_ir::{DType, Dim};
 use lapidary_runtime::program::{FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS};
 
+use crate::micro::{Tile, TileOperands};
 use crate::view::{Base, View};
 
 /// What the emitter must know of the target's instructions.
@@ -22,6 +25,10 @@ use crate::view::{Base, View};
 pub struct Features {
     /// Fused multiply-add in one instruction; else a multiply and an add.
     pub fma: bool,
+    /// x86-64: AVX2.
+    pub avx2: bool,
+    /// x86-64: AVX-512 F, BW, DQ and VL.
+    pub avx512: bool,
 }
 
 /// The state of one kernel being emitted.
@@ -40,11 +47,18 @@ pub struct Emitter<'a> {
     /// This thread's scratch.
     pub scratch: Value,
     scratch_bytes: usize,
+    /// Raw code that the kernel may call.
+    tiles: &'a HashMap<Tile, FuncRef>,
 }
 
 impl<'a> Emitter<'a> {
     /// Starts a kernel; the builder is in its entry block, whose four parameters are the ABI's.
-    pub fn new(mut b: FunctionBuilder<'a>, features: Features, arena: &'a [usize]) -> Emitter<'a> {
+    pub fn new(
+        mut b: FunctionBuilder<'a>,
+        features: Features,
+        arena: &'a [usize],
+        tiles: &'a HashMap<Tile, FuncRef>,
+    ) -> Emitter<'a> {
         let entry = b.create_block();
         b.append_block_params_for_function_params(entry);
         b.switch_to_block(entry);
@@ -58,6 +72,7 @@ impl<'a> Emitter<'a> {
             tile_end: params[2],
             scratch: params[3],
             scratch_bytes: 0,
+            tiles,
         }
     }
 
@@ -265,6 +280,34 @@ impl<'a> Emitter<'a> {
         let whole = self.b.ins().band(n, three);
         let state = self.for_range(zero, whole, 4, state, |e, i, s| body(e, i, 4, s));
         self.for_range(whole, n, 1, &state, |e, i, s| body(e, i, 1, s))
+    }
+
+    /// Calls raw code on a tile.
+    ///
+    /// # Panics
+    /// If the code was not made for this kernel.
+    pub fn call_tile(&mut self, tile: Tile, operands: &TileOperands) {
+        let function = self.tiles[&tile];
+        let TileOperands { x, weights, c, k, accumulate } = *operands;
+        self.b.ins().call(function, &[x, weights, c, k, accumulate]);
+    }
+
+    /// Runs `then` when `condition` (an integer) is not 0, else `otherwise`.
+    pub fn choose_path(
+        &mut self,
+        condition: Value,
+        then: impl FnOnce(&mut Self),
+        otherwise: impl FnOnce(&mut Self),
+    ) {
+        let (yes, no, after) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
+        self.b.ins().brif(condition, yes, &[], no, &[]);
+        self.b.switch_to_block(yes);
+        then(self);
+        self.b.ins().jump(after, &[]);
+        self.b.switch_to_block(no);
+        otherwise(self);
+        self.b.ins().jump(after, &[]);
+        self.b.switch_to_block(after);
     }
 
     /// Runs `then` when `condition` (an integer) is not 0.

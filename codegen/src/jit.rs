@@ -3,8 +3,11 @@
 //! In: kernels and the arena's offsets. Out: entry points, which live as long as the [`Code`] that holds them. Memory
 //! is never writable and executable at once (cranelift-jit maps it writable, then flips it).
 
+use std::collections::HashMap;
+
 use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{AbiParam, Signature};
+use cranelift_codegen::isa::CallConv;
 use cranelift_codegen::{Context, control::ControlPlane};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{JITBuilder, JITModule};
@@ -14,7 +17,8 @@ use lapidary_runtime::program::KernelFn;
 use crate::Error;
 use crate::emit::Emitter;
 use crate::kernel::Kernel;
-use crate::lower;
+use crate::lower::{self, linear};
+use crate::micro::{Emit, Microkernel, Tile};
 use crate::target::Target;
 
 /// What became of a kernel.
@@ -37,6 +41,8 @@ pub struct Jit {
     context: Context,
     builder: FunctionBuilderContext,
     functions: Vec<FuncId>,
+    /// Raw code, by the tile it is for.
+    tiles: HashMap<Tile, FuncId>,
     /// Whether [`Compiled`] carries CLIF and disassembly.
     pub listings: bool,
 }
@@ -72,6 +78,7 @@ impl Jit {
             context,
             builder: FunctionBuilderContext::new(),
             functions: Vec::new(),
+            tiles: HashMap::new(),
             listings: false,
         }
     }
@@ -83,6 +90,11 @@ impl Jit {
     /// [`Error::Kernel`] if Cranelift refuses the code.
     pub fn define(&mut self, kernel: &Kernel, arena: &[usize]) -> Result<Compiled, Error> {
         let refuse = |reason: String| Error::Kernel { kernel: kernel.name.clone(), reason };
+        let mut tiles = HashMap::new();
+        for (micro, tile) in linear::raw_tiles(kernel, &self.target.features) {
+            let id = self.raw(micro, tile).map_err(refuse)?;
+            tiles.insert(tile, self.module.declare_func_in_func(id, &mut self.context.func));
+        }
         self.context.func.signature = kernel_signature(&self.module);
         let name = format!("k{}_{}", self.functions.len(), kernel.name);
         let id = self
@@ -90,7 +102,7 @@ impl Jit {
             .declare_function(&name, Linkage::Local, &self.context.func.signature)
             .map_err(|e| refuse(e.to_string()))?;
         let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
-        let mut emitter = Emitter::new(builder, self.target.features, arena);
+        let mut emitter = Emitter::new(builder, self.target.features, arena, &tiles);
         lower::lower(&mut emitter, kernel);
         let scratch_bytes = emitter.finish(self.module.target_config());
         let clif = self.listings.then(|| self.context.func.display().to_string());
@@ -108,6 +120,22 @@ impl Jit {
         self.module.clear_context(&mut self.context);
         self.functions.push(id);
         Ok(compiled)
+    }
+
+    /// The raw code for a tile, made on first use.
+    fn raw(&mut self, micro: &Microkernel, tile: Tile) -> Result<FuncId, String> {
+        if let Some(&id) = self.tiles.get(&tile) {
+            return Ok(id);
+        }
+        let Emit::Raw(emit) = micro.emit else { unreachable!("only raw code is called") };
+        let code = emit(tile).map_err(|e| format!("{}: {e}", micro.name))?;
+        let mut signature = Signature::new(CallConv::SystemV);
+        signature.params = vec![AbiParam::new(I64); 5];
+        let name = format!("{}_{}x{}_{}", micro.name, tile.columns, tile.nr, tile.c_stride);
+        let id = self.module.declare_function(&name, Linkage::Local, &signature).map_err(|e| e.to_string())?;
+        self.module.define_function_bytes(id, 64, &code, &[]).map_err(|e| e.to_string())?;
+        self.tiles.insert(tile, id);
+        Ok(id)
     }
 
     /// Makes the code executable: the entry points, in the order of definition, and their owner.

@@ -122,6 +122,13 @@ pub enum Body {
         prologue: Option<f32>,
         /// What happens to the accumulators.
         epilogue: Epilogue,
+        /// If x comes packed (and without a prologue): rows of a panel.
+        panel: Option<usize>,
+    },
+    /// x (T, K), \[norm weight (K) if there is a prologue\]; output panels (T / panel, K, panel).
+    Pack {
+        /// eps of an RMSNorm applied to x as it is read.
+        prologue: Option<f32>,
     },
     /// x (H, T, D), pos i32 (T), inverse frequencies (D/2); output (H, T, D).
     Rope,
@@ -197,6 +204,7 @@ impl Body {
             Body::RmsNorm { .. } => "rms_norm",
             Body::AddRmsNorm { .. } => "add_rms_norm",
             Body::Linear { .. } => "linear",
+            Body::Pack { .. } => "pack",
             Body::Rope => "rope",
             Body::Scores { .. } => "scores",
             Body::WindowMask { .. } => "window_mask",

@@ -14,7 +14,8 @@ use lapidary_runtime::program::{Slot, SlotKind, Tiles};
 use crate::Error;
 use crate::emit::Features;
 use crate::kernel::{ATTENTION_ROWS, Body, Elementwise, Epilogue, Kernel, Maximum, Reduction};
-use crate::lower::linear;
+use crate::lower::{linear, pack};
+use crate::micro;
 use crate::view::{Base, BufferId, Capacity, View};
 
 /// What a function is scheduled for.
@@ -640,13 +641,22 @@ impl Scheduler<'_> {
             Op::Gate => Epilogue::Gate,
             _ => Epilogue::Store,
         };
-        let rows = match inputs[0].axes[0].dim {
-            Dim::Fixed(n) => n,
-            Dim::Rows | Dim::Keys => self.setting.capacity.rows,
-        };
+        let capacity = self.setting.capacity;
+        let row_dim = inputs[0].axes[0].dim;
+        let rows = capacity.of(row_dim);
+        let micro = micro::select(rows, &self.setting.features);
         let tiles = linear::tiles(&views, epilogue, rows, &self.setting.features);
+        let mut body = Body::Linear { prologue, epilogue, panel: None };
+        if micro.is_packed() {
+            let Dim::Fixed(k) = views[0].axes[1].dim else { unreachable!("weights have fixed shapes") };
+            let panel = pack::packed(Base::Number(0.0), row_dim, k, capacity, micro.mr);
+            let panel = self.temporary(DType::F32, &panel.dims(), &[0, 1, 2]);
+            let pack = Body::Pack { prologue };
+            self.push(id, pack, inputs, vec![panel.clone()], pack::tiles(row_dim, capacity, micro.mr));
+            inputs = vec![panel];
+            body = Body::Linear { prologue: None, epilogue, panel: Some(micro.mr) };
+        }
         inputs.extend(views);
-        let body = Body::Linear { prologue, epilogue };
         match self.types[usize::from(id)].clone() {
             Type::Tuple(types) => {
                 let outputs: Vec<View> = types
@@ -705,11 +715,12 @@ pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
     let rows = kernel.capacity.rows as f64;
     let inner = |v: &View| v.axes.last().map_or(1, |a| kernel.capacity.of(a.dim)) as f64;
     let ns = match &kernel.body {
-        Body::Linear { prologue, epilogue } => {
+        Body::Linear { prologue, epilogue, panel } => {
             let w = &kernel.inputs[1 + usize::from(prologue.is_some())];
-            let products = inner(w) * 16.0 * if *epilogue == Epilogue::Gate { 2.0 } else { 1.0 };
-            let fixed_row = kernel.inputs[0].axes[0].dim == Dim::Fixed(1);
-            products * w.dtype.bytes() as f64 / 14.0 + if fixed_row { 1.0 } else { rows } * products / 20.0
+            let block = if panel.is_some() { micro::TILE_BLOCK } else { 16 };
+            let products = inner(w) * block as f64 * if *epilogue == Epilogue::Gate { 2.0 } else { 1.0 };
+            let rows = kernel.capacity.of(kernel.outputs[0].axes[0].dim) as f64;
+            products * w.dtype.bytes() as f64 / 14.0 + rows * products / 20.0
         }
         Body::Attention { window, .. } => {
             let keys = window.unwrap_or(kernel.capacity.keys).min(512) as f64;

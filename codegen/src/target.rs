@@ -17,7 +17,14 @@ pub struct Cpu {
     pub triple: &'static str,
     /// Cranelift settings switched on.
     settings: &'static [&'static str],
+    /// What microkernels may use.
+    features: Features,
 }
+
+const PORTABLE: Features = Features { fma: false, avx2: false, avx512: false };
+const AVX2: Features = Features { fma: true, avx2: true, ..PORTABLE };
+const AVX512: Features = Features { avx512: true, ..AVX2 };
+const ARM: Features = Features { fma: true, ..PORTABLE };
 
 const V2: &[&str] = &["has_cmpxchg16b", "has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt"];
 const V3: &[&str] = &[
@@ -31,10 +38,10 @@ const V4: &[&str] = &[
 
 /// Every named CPU, oldest first; add a target here.
 pub const TARGETS: &[Cpu] = &[
-    Cpu { name: "x86-64-v2", triple: "x86_64-unknown-linux-gnu", settings: V2 },
-    Cpu { name: "x86-64-v3", triple: "x86_64-unknown-linux-gnu", settings: V3 },
-    Cpu { name: "x86-64-v4", triple: "x86_64-unknown-linux-gnu", settings: V4 },
-    Cpu { name: "aarch64", triple: "aarch64-unknown-linux-gnu", settings: &[] },
+    Cpu { name: "x86-64-v2", triple: "x86_64-unknown-linux-gnu", settings: V2, features: PORTABLE },
+    Cpu { name: "x86-64-v3", triple: "x86_64-unknown-linux-gnu", settings: V3, features: AVX2 },
+    Cpu { name: "x86-64-v4", triple: "x86_64-unknown-linux-gnu", settings: V4, features: AVX512 },
+    Cpu { name: "aarch64", triple: "aarch64-unknown-linux-gnu", settings: &[], features: ARM },
 ];
 
 /// A CPU chosen: Cranelift's description of it.
@@ -75,24 +82,56 @@ impl Target {
         ] {
             flags.set(key, value).map_err(|e| refuse(e.to_string()))?;
         }
-        let builder = if name == "native" {
-            cranelift_native::builder().map_err(|e| refuse(e.into()))?
+        let (builder, features) = if name == "native" {
+            (cranelift_native::builder().map_err(|e| refuse(e.into()))?, host())
         } else {
             let cpu = TARGETS.iter().find(|t| t.name == name).ok_or_else(|| Error::UnknownCpu {
                 name: name.into(),
                 known: TARGETS.iter().map(|t| t.name).collect::<Vec<_>>().join(", "),
             })?;
+            if placement == Placement::Jit {
+                runs_here(cpu).map_err(refuse)?;
+            }
             let mut builder = isa::lookup_by_name(cpu.triple).map_err(|e| refuse(e.to_string()))?;
             for setting in cpu.settings {
                 builder.enable(setting).map_err(|e| refuse(e.to_string()))?;
             }
-            builder
+            (builder, cpu.features)
         };
         let isa = builder.finish(settings::Flags::new(flags)).map_err(|e| refuse(e.to_string()))?;
-        let fma = match isa.triple().architecture.to_string().as_str() {
-            "x86_64" => isa.isa_flags().iter().any(|f| f.name == "has_fma" && f.as_bool() == Some(true)),
-            _ => true,
-        };
-        Ok(Target { name: name.into(), isa, features: Features { fma } })
+        Ok(Target { name: name.into(), isa, features })
+    }
+}
+
+/// What this machine has.
+fn host() -> Features {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::is_x86_feature_detected as has;
+        Features {
+            fma: has!("fma"),
+            avx2: has!("avx2"),
+            avx512: has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl"),
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    ARM
+}
+
+/// Refuses a CPU whose instructions this machine lacks.
+fn runs_here(cpu: &Cpu) -> Result<(), String> {
+    let machine = std::env::consts::ARCH;
+    if cpu.triple.split('-').next() != Some(machine) {
+        return Err(format!("its code is for {}, this machine is {machine}", cpu.triple));
+    }
+    let here = host();
+    let lacks = [
+        ("fma", cpu.features.fma && !here.fma),
+        ("avx2", cpu.features.avx2 && !here.avx2),
+        ("avx512", cpu.features.avx512 && !here.avx512),
+    ];
+    match lacks.iter().find(|(_, lacks)| *lacks) {
+        Some((name, _)) => Err(format!("it needs {name}, which this machine lacks")),
+        None => Ok(()),
     }
 }

@@ -1,7 +1,9 @@
 //! Linear kernels: x (T, K) times weights (N, K) transposed, with an optional norm before and an epilogue after.
 //!
-//! A tile is a block of weight rows, over all rows of x; its products are a microkernel's. A prologue norms every row
-//! into this thread's scratch once a call, by the same code as the norm kernel, so that fusing it changes no bit.
+//! A tile is a block of weight rows, over all rows of x. For one row or few, x is read as it lies and a prologue norms
+//! it into this thread's scratch, by the same code as the norm kernel, so that fusing it changes no bit. For many rows
+//! a kernel of its own packs x into panels and norms as it packs ([`super::pack`]); here the weights of the tile are
+//! widened part by part into scratch, where every panel of x meets them.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
@@ -10,21 +12,51 @@ use lapidary_runtime::program::Tiles;
 
 use super::elementwise::store_along_row;
 use super::norm::norm_row;
+use super::transpose;
 use crate::emit::{Emitter, Features};
-use crate::kernel::{Epilogue, Kernel};
+use crate::kernel::{Body, Epilogue, Kernel};
 use crate::math;
-use crate::micro::{self, Block, Emit, Microkernel, WeightFormat};
+use crate::micro::{self, Block, Emit, Microkernel, TILE_BLOCK, TILE_K, Tile, TileOperands};
 use crate::view::View;
+
+/// Bytes from one widened weight row to the next: not a power of two, lest rows share cache sets.
+const WEIGHT_STRIDE: usize = (TILE_K + 16) * 4;
 
 /// The tile space of a linear kernel: blocks of each weight in turn; for the gate, of both at once.
 pub fn tiles(weights: &[View], epilogue: Epilogue, rows: usize, features: &Features) -> Tiles {
-    let micro = micro::select(WeightFormat::Plain, rows, features);
-    let blocks = |w: &View| fixed(w, 0).div_ceil(micro.nr) as u32;
+    let nr = micro::select(rows, features).block_rows();
+    let blocks = |w: &View| fixed(w, 0).div_ceil(nr) as u32;
     let fixed = match epilogue {
         Epilogue::Gate => blocks(&weights[0]),
         Epilogue::Store | Epilogue::Softcap(_) => weights.iter().map(blocks).sum(),
     };
     Tiles { fixed, rows: 0 }
+}
+
+/// The tiles of raw code that a kernel calls.
+pub fn raw_tiles(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkernel, Tile)> {
+    let Body::Linear { panel: Some(_), .. } = kernel.body else { return vec![] };
+    let rows = most_rows(kernel);
+    let micro = micro::select(rows, features);
+    match micro.emit {
+        Emit::Raw(_) => (0..micro.shapes.len()).map(|i| (micro, tile(micro, i, rows))).collect(),
+        Emit::Dot(_) | Emit::Inline(_) => vec![],
+    }
+}
+
+fn tile(micro: &Microkernel, shape: usize, rows: usize) -> Tile {
+    let (columns, nr) = micro.shapes[shape];
+    Tile { columns, nr, panel: micro.mr, weight_stride: WEIGHT_STRIDE as i32, c_stride: c_stride(micro, rows) as i32 }
+}
+
+/// Bytes from one row of a tile's results to the next.
+fn c_stride(micro: &Microkernel, rows: usize) -> usize {
+    (rows.next_multiple_of(micro.mr) + 16) * 4
+}
+
+/// The most rows of a call, as the kernel sees them.
+fn most_rows(kernel: &Kernel) -> usize {
+    kernel.capacity.of(kernel.outputs[0].axes[0].dim)
 }
 
 fn fixed(view: &View, axis: usize) -> usize {
@@ -35,47 +67,61 @@ fn fixed(view: &View, axis: usize) -> usize {
 }
 
 /// Emits the kernel.
-pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, prologue: Option<f32>, epilogue: Epilogue) {
-    let x = &kernel.inputs[0];
+pub(super) fn lower(
+    e: &mut Emitter<'_>,
+    kernel: &Kernel,
+    prologue: Option<f32>,
+    epilogue: Epilogue,
+    panel: Option<usize>,
+) {
     let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
     let k = fixed(&weights[0], 1);
-    let max_rows = match x.axes[0].dim {
-        Dim::Fixed(n) => n,
-        Dim::Rows | Dim::Keys => kernel.capacity.rows,
+    let rows = most_rows(kernel);
+    let micro = micro::select(rows, &e.features);
+    let results = if epilogue == Epilogue::Gate { 2 } else { 1 };
+    let mut job = match panel {
+        Some(_) => {
+            let part = k.div_ceil(k.div_ceil(TILE_K)).next_multiple_of(16).min(TILE_K);
+            let x = Operand::Packed { widened: e.take_scratch(TILE_BLOCK * WEIGHT_STRIDE), part };
+            let results = (0..results).map(|_| e.take_scratch(TILE_BLOCK * c_stride(micro, rows))).collect();
+            Job { micro, k, x, results, kernel, epilogue, output: 0 }
+        }
+        None => {
+            let normed = prologue.map(|eps| (eps, e.take_scratch(rows * k * 4)));
+            let x = Operand::Rows { normed };
+            let results = (0..results).map(|_| e.take_scratch(rows * micro.block_rows() * 4)).collect();
+            Job { micro, k, x, results, kernel, epilogue, output: 0 }
+        }
     };
-    let micro = micro::select(WeightFormat::Plain, max_rows, &e.features);
-    let normed = prologue.is_some().then(|| e.take_scratch(max_rows * k * 4));
-    let panel = e.take_scratch((micro.scratch)(k));
-    let results: Vec<Value> = (0..if epilogue == Epilogue::Gate { 2 } else { 1 })
-        .map(|_| e.take_scratch(max_rows * micro.nr * 4))
-        .collect();
 
     let any = e.b.ins().icmp(IntCC::SignedLessThan, e.tile_begin, e.tile_end);
     let (begin, end) = (e.tile_begin, e.tile_end);
     e.when(any, |e| {
-        let rows = e.length(x.axes[0].dim);
-        let (x_address, x_stride) = match (normed, prologue) {
-            (Some(scratch), Some(eps)) => {
-                norm_rows(e, kernel, eps, scratch, k, rows);
-                (scratch, k as i64 * 4)
-            }
-            _ => (e.base(x), x.axes[0].stride * 4),
-        };
-        let mut job = Job { micro, k, x: x_address, x_stride, rows, panel, results, kernel, epilogue, output: 0 };
+        if let Operand::Rows { normed: Some((eps, scratch)) } = job.x {
+            norm_rows(e, kernel, eps, scratch, k);
+        }
         let mut first = 0i64;
         let groups: Vec<&[View]> = match epilogue {
             Epilogue::Gate => vec![weights],
             Epilogue::Store | Epilogue::Softcap(_) => weights.chunks(1).collect(),
         };
         for (output, group) in groups.into_iter().enumerate() {
-            let blocks = fixed(&group[0], 0).div_ceil(micro.nr) as i64;
+            let blocks = fixed(&group[0], 0).div_ceil(micro.block_rows()) as i64;
             let (low, high) = (e.i64(first), e.i64(first + blocks));
             let low = e.b.ins().smax(low, begin);
             let high = e.min(high, end);
             job.output = output;
             e.for_range(low, high, 1, &[], |e, tile, _| {
                 let block = e.offset(tile, -first);
-                job.block(e, group, block);
+                let first = e.scale(block, micro.block_rows() as i64);
+                let n = e.i64(fixed(&group[0], 0) as i64);
+                let left = e.b.ins().isub(n, first);
+                let width = e.i64(micro.block_rows() as i64);
+                let width = e.min(left, width);
+                match job.x {
+                    Operand::Rows { .. } => job.dot_block(e, group, first, width),
+                    Operand::Packed { widened, part } => job.tile_block(e, group, first, width, widened, part),
+                }
                 vec![]
             });
             first += blocks;
@@ -84,32 +130,43 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, prologue: Option<f32>,
 }
 
 /// Norms every row of x into scratch, f32 (rows, k).
-fn norm_rows(e: &mut Emitter<'_>, kernel: &Kernel, eps: f32, scratch: Value, k: usize, rows: Value) {
+fn norm_rows(e: &mut Emitter<'_>, kernel: &Kernel, eps: f32, scratch: Value, k: usize) {
     let (x, w) = (&kernel.inputs[0], &kernel.inputs[1]);
-    let zero = e.i64(0);
+    let (zero, rows) = (e.i64(0), e.length(x.axes[0].dim));
     e.for_range(zero, rows, 1, &[], |e, t, _| {
         let row = e.base(x);
         let row = e.step(x, 0, row, t);
         let to = e.scale(t, k as i64 * 4);
         let to = e.b.ins().iadd(scratch, to);
-        norm_row(e, x, row, w, eps, &mut |e, i, lanes, value| {
-            let at = e.scale(i, 4);
-            let at = e.b.ins().iadd(to, at);
-            e.store(DType::F32, value, at, 0, lanes);
-        });
+        norm_row_into(e, x, row, w, eps, to);
         vec![]
     });
+}
+
+/// Norms one row of x to `to`, f32.
+pub(super) fn norm_row_into(e: &mut Emitter<'_>, x: &View, row: Value, w: &View, eps: f32, to: Value) {
+    norm_row(e, x, row, w, eps, &mut |e, i, lanes, value| {
+        let at = e.scale(i, 4);
+        let at = e.b.ins().iadd(to, at);
+        e.store(DType::F32, value, at, 0, lanes);
+    });
+}
+
+/// How a kernel reads x.
+#[derive(Clone, Copy)]
+enum Operand {
+    /// As it lies, or normed: eps, and where the normed rows are.
+    Rows { normed: Option<(f32, Value)> },
+    /// In panels. Weights are widened into scratch, `part` elements of k at a time.
+    Packed { widened: Value, part: usize },
 }
 
 /// What the blocks of one kernel share.
 struct Job<'a> {
     micro: &'static Microkernel,
     k: usize,
-    x: Value,
-    x_stride: i64,
-    rows: Value,
-    panel: Value,
-    /// Blocks of results (rows, nr), one a weight of a tile.
+    x: Operand,
+    /// Blocks of results, one a weight of a tile: dot (rows, nr), packed (nr, rows) with a stride.
     results: Vec<Value>,
     kernel: &'a Kernel,
     epilogue: Epilogue,
@@ -118,45 +175,43 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// One block of each of the tile's weights, then the epilogue.
-    fn block(&self, e: &mut Emitter<'_>, weights: &[View], block: Value) {
-        let nr = self.micro.nr as i64;
+    fn rows(&self, e: &mut Emitter<'_>) -> Value {
+        e.length(self.kernel.outputs[0].axes[0].dim)
+    }
+
+    /// Dot products of `width` weight rows from `first`, for each of the tile's weights; then the epilogue.
+    fn dot_block(&self, e: &mut Emitter<'_>, weights: &[View], first: Value, width: Value) {
+        let nr = self.micro.block_rows() as i64;
         let n = fixed(&weights[0], 0) as i64;
-        let first = e.scale(block, nr);
+        let rows = self.rows(e);
+        let (x, x_stride) = match self.x {
+            Operand::Rows { normed: Some((_, scratch)) } => (scratch, self.k as i64 * 4),
+            Operand::Rows { normed: None } | Operand::Packed { .. } => {
+                let x = &self.kernel.inputs[0];
+                (e.base(x), x.axes[0].stride * 4)
+            }
+        };
         for (weight, &c) in weights.iter().zip(&self.results) {
             let base = e.base(weight);
             let last = e.i64(n - 1);
-            let rows = (0..nr)
+            let weights = (0..nr)
                 .map(|i| {
                     let row = e.offset(first, i);
                     let row = e.min(row, last);
                     e.step(weight, 0, base, row)
                 })
                 .collect();
-            let block = Block {
-                dtype: weight.dtype,
-                weights: rows,
-                k: self.k,
-                x: self.x,
-                x_stride: self.x_stride,
-                rows: self.rows,
-                c,
-                scratch: self.panel,
-            };
+            let block = Block { dtype: weight.dtype, weights, k: self.k, x, x_stride, rows, c };
             match self.micro.emit {
-                Emit::Inline(emit) => emit(e, &block),
+                Emit::Dot(emit) => emit(e, &block),
+                Emit::Inline(_) | Emit::Raw(_) => unreachable!("tiles have packed operands"),
             }
         }
         let output = &self.kernel.outputs[self.output];
-        let n = e.i64(n);
-        let left = e.b.ins().isub(n, first);
-        let width = e.i64(nr);
-        let width = e.min(left, width);
         let zero = e.i64(0);
-        e.for_range(zero, self.rows, 1, &[], |e, t, _| {
+        e.for_range(zero, rows, 1, &[], |e, t, _| {
             let out = e.base(output);
-            let out = e.step(output, 0, out, t);
-            let out = e.step(output, 1, out, first);
+            let out = e.at(output, out, &[(0, t), (1, first)]);
             let at = e.scale(t, nr * 4);
             let c: Vec<Value> = self.results.iter().map(|&c| e.b.ins().iadd(c, at)).collect();
             e.for_lanes(width, &[], |e, i, lanes, _| {
@@ -168,18 +223,183 @@ impl Job<'_> {
                         e.load(DType::F32, at, 0, lanes)
                     })
                     .collect();
-                let value = match self.epilogue {
-                    Epilogue::Store => values[0],
-                    Epilogue::Softcap(cap) => math::softcap(e, cap, values[0]),
-                    Epilogue::Gate => {
-                        let gate = math::gelu_tanh(e, values[0]);
-                        e.b.ins().fmul(gate, values[1])
-                    }
-                };
+                let value = self.finish(e, &values);
                 store_along_row(e, output, value, out, i, lanes);
                 vec![]
             });
             vec![]
         });
     }
+
+    /// The epilogue on four (or one) of each weight's sums.
+    fn finish(&self, e: &mut Emitter<'_>, sums: &[Value]) -> Value {
+        match self.epilogue {
+            Epilogue::Store => sums[0],
+            Epilogue::Softcap(cap) => math::softcap(e, cap, sums[0]),
+            Epilogue::Gate => {
+                let gate = math::gelu_tanh(e, sums[0]);
+                e.b.ins().fmul(gate, sums[1])
+            }
+        }
+    }
+
+    /// Outer products of `width` weight rows from `first` with every panel of x, for each of the tile's weights; then
+    /// the epilogue.
+    fn tile_block(&self, e: &mut Emitter<'_>, weights: &[View], first: Value, width: Value, widened: Value, part: usize) {
+        let rows = self.rows(e);
+        let x = e.base(&self.kernel.inputs[0]);
+        let mr = self.micro.mr as i64;
+        for (weight, &c) in weights.iter().zip(&self.results) {
+            let (zero, k) = (e.i64(0), e.i64(self.k as i64));
+            e.for_range(zero, k, part as i64, &[], |e, from, _| {
+                let left = e.b.ins().isub(k, from);
+                let length = e.i64(part as i64);
+                let length = e.min(left, length);
+                widen(e, weight, first, from, length, widened);
+                e.for_range(zero, rows, mr, &[], |e, t, _| {
+                    // Panel t / mr starts at element t K.
+                    let panel = e.scale(t, self.k as i64 * 4);
+                    let panel = e.b.ins().iadd(x, panel);
+                    let at = e.scale(from, mr * 4);
+                    let panel = e.b.ins().iadd(panel, at);
+                    let at = e.scale(t, 4);
+                    let c = e.b.ins().iadd(c, at);
+                    let left = e.b.ins().isub(rows, t);
+                    let operands =
+                        TileOperands { x: panel, weights: widened, c, k: length, accumulate: from };
+                    self.panel(e, &operands, left, width, self.micro.shapes.len() - 1);
+                    vec![]
+                });
+                vec![]
+            });
+        }
+        self.tile_epilogue(e, rows, first, width);
+    }
+
+    /// One panel of x, `left` of whose rows count, by the narrowest of the shapes up to `shape` that holds them.
+    fn panel(&self, e: &mut Emitter<'_>, panel: &TileOperands, left: Value, width: Value, shape: usize) {
+        let tile = tile(self.micro, shape, most_rows(self.kernel));
+        let run = |e: &mut Emitter<'_>| {
+            let zero = e.i64(0);
+            e.for_range(zero, width, tile.nr as i64, &[], |e, n, _| {
+                let at = e.scale(n, i64::from(tile.weight_stride));
+                let weights = e.b.ins().iadd(panel.weights, at);
+                let at = e.scale(n, i64::from(tile.c_stride));
+                let c = e.b.ins().iadd(panel.c, at);
+                let operands = TileOperands { weights, c, ..*panel };
+                match self.micro.emit {
+                    Emit::Raw(_) => e.call_tile(tile, &operands),
+                    Emit::Inline(emit) => emit(e, tile, &operands),
+                    Emit::Dot(_) => unreachable!("dot products read x as it lies"),
+                }
+                vec![]
+            });
+        };
+        if shape == 0 {
+            return run(e);
+        }
+        let columns = e.i64(tile.columns as i64);
+        let fits = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, left, columns);
+        e.choose_path(fits, run, |e| self.panel(e, panel, left, width, shape - 1));
+    }
+
+    /// Results (nr, rows) to the output (rows, nr), four by four.
+    fn tile_epilogue(&self, e: &mut Emitter<'_>, rows: Value, first: Value, width: Value) {
+        let output = &self.kernel.outputs[self.output];
+        let stride = c_stride(self.micro, most_rows(self.kernel)) as i64;
+        let zero = e.i64(0);
+        e.for_range(zero, rows, 4, &[], |e, t, _| {
+            e.for_range(zero, width, 4, &[], |e, n, _| {
+                let blocks: Vec<[Value; 4]> = self
+                    .results
+                    .iter()
+                    .map(|&c| {
+                        let at = e.scale(n, stride);
+                        let c = e.b.ins().iadd(c, at);
+                        let at = e.scale(t, 4);
+                        let c = e.b.ins().iadd(c, at);
+                        std::array::from_fn(|i| e.load(DType::F32, c, i as i64 * stride, 4))
+                    })
+                    .collect();
+                let finished: [Value; 4] = std::array::from_fn(|i| {
+                    let sums: Vec<Value> = blocks.iter().map(|b| b[i]).collect();
+                    self.finish(e, &sums)
+                });
+                let by_row = transpose(e, finished);
+                let column = e.b.ins().iadd(first, n);
+                let left = e.b.ins().isub(width, n);
+                for (i, value) in by_row.into_iter().enumerate() {
+                    let row = e.offset(t, i as i64);
+                    let inside = e.b.ins().icmp(IntCC::SignedLessThan, row, rows);
+                    e.when(inside, |e| {
+                        let out = e.base(output);
+                        let out = e.step(output, 0, out, row);
+                        store_some(e, output, value, out, column, left);
+                    });
+                }
+                vec![]
+            });
+            vec![]
+        });
+    }
+}
+
+/// Stores four elements of a row from column `i`, or the first `left` of them.
+fn store_some(e: &mut Emitter<'_>, output: &View, value: Value, row: Value, i: Value, left: Value) {
+    let four = e.i64(4);
+    let whole = e.b.ins().icmp(IntCC::SignedGreaterThanOrEqual, left, four);
+    e.choose_path(
+        whole,
+        |e| store_along_row(e, output, value, row, i, 4),
+        |e| {
+            for lane in 0..3u8 {
+                let at = e.i64(i64::from(lane));
+                let inside = e.b.ins().icmp(IntCC::SignedLessThan, at, left);
+                e.when(inside, |e| {
+                    let element = e.shuffle(value, value, [lane; 4]);
+                    let i = e.offset(i, i64::from(lane));
+                    store_along_row(e, output, element, row, i, 1);
+                });
+            }
+        },
+    );
+}
+
+/// Widens `length` elements from `from` of the block's weight rows to f32; rows past the end are the last row again.
+fn widen(e: &mut Emitter<'_>, weight: &View, first: Value, from: Value, length: Value, to: Value) {
+    let last = e.i64(fixed(weight, 0) as i64 - 1);
+    let (zero, rows) = (e.i64(0), e.i64(TILE_BLOCK as i64));
+    let bytes = weight.dtype.bytes() as i64;
+    e.for_range(zero, rows, 1, &[], |e, n, _| {
+        let row = e.b.ins().iadd(first, n);
+        let row = e.min(row, last);
+        let base = e.base(weight);
+        let row = e.at(weight, base, &[(0, row), (1, from)]);
+        let at = e.scale(n, WEIGHT_STRIDE as i64);
+        let to = e.b.ins().iadd(to, at);
+        let mask = e.i64(!15);
+        let whole = e.b.ins().band(length, mask);
+        e.for_range(zero, whole, 16, &[], |e, i, _| {
+            let at = e.scale(i, bytes);
+            let row = e.b.ins().iadd(row, at);
+            let at = e.scale(i, 4);
+            let to = e.b.ins().iadd(to, at);
+            let values: [Value; 4] =
+                std::array::from_fn(|v| e.load_readonly(weight.dtype, row, v as i64 * 4 * bytes, 4));
+            for (v, value) in values.into_iter().enumerate() {
+                e.store(DType::F32, value, to, v as i64 * 16, 4);
+            }
+            vec![]
+        });
+        e.for_range(whole, length, 1, &[], |e, i, _| {
+            let at = e.scale(i, bytes);
+            let row = e.b.ins().iadd(row, at);
+            let at = e.scale(i, 4);
+            let to = e.b.ins().iadd(to, at);
+            let value = e.load_readonly(weight.dtype, row, 0, 1);
+            e.store(DType::F32, value, to, 0, 1);
+            vec![]
+        });
+        vec![]
+    });
 }

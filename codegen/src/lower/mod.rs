@@ -9,11 +9,14 @@ mod gather;
 pub mod linear;
 mod matmul;
 mod norm;
+pub mod pack;
 mod reduce;
 mod rope;
 mod softmax;
 
 pub(crate) use attention::add_across;
+
+use cranelift_codegen::ir::Value;
 
 use crate::emit::Emitter;
 use crate::kernel::{Body, Kernel};
@@ -29,7 +32,8 @@ pub fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
         Body::Append => append::lower(e, kernel),
         Body::RmsNorm { eps } => norm::lower(e, kernel, *eps, false),
         Body::AddRmsNorm { eps } => norm::lower(e, kernel, *eps, true),
-        Body::Linear { prologue, epilogue } => linear::lower(e, kernel, *prologue, *epilogue),
+        Body::Linear { prologue, epilogue, panel } => linear::lower(e, kernel, *prologue, *epilogue, *panel),
+        Body::Pack { prologue } => pack::lower(e, kernel, *prologue),
         Body::Rope => rope::lower(e, kernel),
         Body::WindowMask { window } => softmax::lower_mask(e, kernel, *window),
         Body::Softmax { ranged, window, maximum } => softmax::lower(e, kernel, *ranged, *window, *maximum),
@@ -37,4 +41,16 @@ pub fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
             attention::lower(e, kernel, *scale, *cap, *window, *maximum)
         }
     }
+}
+
+/// Four rows of four to four columns.
+pub(crate) fn transpose(e: &mut Emitter<'_>, r: [Value; 4]) -> [Value; 4] {
+    let (a, b) = (e.shuffle(r[0], r[1], [0, 4, 1, 5]), e.shuffle(r[2], r[3], [0, 4, 1, 5]));
+    let (c, d) = (e.shuffle(r[0], r[1], [2, 6, 3, 7]), e.shuffle(r[2], r[3], [2, 6, 3, 7]));
+    [
+        e.shuffle(a, b, [0, 1, 4, 5]),
+        e.shuffle(a, b, [2, 3, 6, 7]),
+        e.shuffle(c, d, [0, 1, 4, 5]),
+        e.shuffle(c, d, [2, 3, 6, 7]),
+    ]
 }

@@ -1,9 +1,11 @@
 //! Portable microkernels in 128-bit CLIF, for any CPU.
 
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::types::{I32, I32X4};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::DType;
 
-use super::Block;
+use super::{Block, Tile, TileOperands};
 use crate::emit::Emitter;
 use crate::lower::add_across;
 
@@ -62,92 +64,44 @@ pub(super) fn dot(e: &mut Emitter<'_>, block: &Block) {
     }
 }
 
-/// Outer products: the block's weights are widened once into a panel `[k][16]` f32, over which rows of x run three at a
-/// time.
-pub(super) fn panel(e: &mut Emitter<'_>, block: &Block) {
-    pack(e, block);
+/// A tile of outer products: vectors of x times weights, each in every lane.
+pub(super) fn tile(e: &mut Emitter<'_>, tile: Tile, operands: &TileOperands) {
+    let vectors = tile.columns / 4;
+    let address = |e: &mut Emitter<'_>, i: usize| {
+        let (n, v) = (i / vectors, i % vectors);
+        e.offset(operands.c, n as i64 * i64::from(tile.c_stride) + v as i64 * 16)
+    };
+    // What the sums start from: a mask of the results there are.
     let zero = e.i64(0);
-    let three = e.i64(3);
-    let triples = e.b.ins().udiv(block.rows, three);
-    let whole = e.b.ins().imul(triples, three);
-    e.for_range(zero, whole, 3, &[], |e, t, _| {
-        rows(e, block, t, 3);
-        vec![]
-    });
-    e.for_range(whole, block.rows, 1, &[], |e, t, _| {
-        rows(e, block, t, 1);
-        vec![]
-    });
-}
-
-/// Weights (16, k) to f32 `[k][16]`.
-fn pack(e: &mut Emitter<'_>, block: &Block) {
-    let bytes = block.dtype.bytes() as i64;
-    let (zero, whole) = (e.i64(0), e.i64((block.k / 4 * 4) as i64));
-    e.for_range(zero, whole, 4, &[], |e, k, _| {
-        let at = e.scale(k, bytes);
-        let to = e.scale(k, 64);
-        let to = e.b.ins().iadd(block.scratch, to);
-        for (group, weights) in block.weights.chunks(4).enumerate() {
-            let rows: Vec<Value> = weights
-                .iter()
-                .map(|&w| {
-                    let w = e.b.ins().iadd(w, at);
-                    e.load_readonly(block.dtype, w, 0, 4)
-                })
-                .collect();
-            for (i, column) in transpose(e, [rows[0], rows[1], rows[2], rows[3]]).into_iter().enumerate() {
-                e.store(DType::F32, column, to, i as i64 * 64 + group as i64 * 16, 4);
-            }
-        }
-        vec![]
-    });
-    for k in block.k / 4 * 4..block.k {
-        for (n, &w) in block.weights.iter().enumerate() {
-            let w = e.load_readonly(block.dtype, w, k as i64 * bytes, 1);
-            let to = e.offset(block.scratch, k as i64 * 64);
-            e.store(DType::F32, w, to, n as i64 * 4, 1);
-        }
-    }
-}
-
-/// Four rows of four to four columns.
-fn transpose(e: &mut Emitter<'_>, r: [Value; 4]) -> [Value; 4] {
-    let (a, b) = (e.shuffle(r[0], r[1], [0, 4, 1, 5]), e.shuffle(r[2], r[3], [0, 4, 1, 5]));
-    let (c, d) = (e.shuffle(r[0], r[1], [2, 6, 3, 7]), e.shuffle(r[2], r[3], [2, 6, 3, 7]));
-    [
-        e.shuffle(a, b, [0, 1, 4, 5]),
-        e.shuffle(a, b, [2, 3, 6, 7]),
-        e.shuffle(c, d, [0, 1, 4, 5]),
-        e.shuffle(c, d, [2, 3, 6, 7]),
-    ]
-}
-
-/// `count` rows of x from row t against the panel.
-fn rows(e: &mut Emitter<'_>, block: &Block, t: Value, count: usize) {
+    let held = e.b.ins().icmp(IntCC::NotEqual, operands.accumulate, zero);
+    let (ones, nothing) = (e.b.ins().iconst(I32, -1), e.b.ins().iconst(I32, 0));
+    let mask = e.b.ins().select(held, ones, nothing);
+    let mask = e.b.ins().splat(I32X4, mask);
     let none = e.splat(0.0);
-    let offset = e.scale(t, block.x_stride);
-    let x = e.b.ins().iadd(block.x, offset);
-    let (zero, k) = (e.i64(0), e.i64(block.k as i64));
-    let sums = e.for_range(zero, k, 1, &vec![none; 4 * count], |e, k, sums| {
+    let starts: Vec<Value> = (0..vectors * tile.nr)
+        .map(|i| {
+            let at = address(e, i);
+            let c = e.load(DType::F32, at, 0, 4);
+            e.choose(mask, c, none)
+        })
+        .collect();
+    let sums = e.for_range(zero, operands.k, 1, &starts, |e, k, sums| {
+        let at = e.scale(k, tile.panel as i64 * 4);
+        let x = e.b.ins().iadd(operands.x, at);
         let at = e.scale(k, 4);
-        let x = e.b.ins().iadd(x, at);
-        let at = e.scale(k, 64);
-        let panel = e.b.ins().iadd(block.scratch, at);
-        let xs: Vec<Value> =
-            (0..count).map(|r| e.load(DType::F32, x, r as i64 * block.x_stride, 1)).collect();
-        let mut next = sums.to_vec();
-        for column in 0..4 {
-            let w = e.load(DType::F32, panel, column as i64 * 16, 4);
-            for (r, &x) in xs.iter().enumerate() {
-                next[r * 4 + column] = e.fma(x, w, sums[r * 4 + column]);
+        let weights = e.b.ins().iadd(operands.weights, at);
+        let xs: Vec<Value> = (0..vectors).map(|v| e.load_readonly(DType::F32, x, v as i64 * 16, 4)).collect();
+        let mut next = Vec::with_capacity(sums.len());
+        for n in 0..tile.nr {
+            let w = e.load_readonly(DType::F32, weights, n as i64 * i64::from(tile.weight_stride), 1);
+            for (v, &x) in xs.iter().enumerate() {
+                next.push(e.fma(w, x, sums[n * vectors + v]));
             }
         }
         next
     });
-    let at = e.scale(t, 64);
-    let c = e.b.ins().iadd(block.c, at);
     for (i, &sum) in sums.iter().enumerate() {
-        e.store(DType::F32, sum, c, (i / 4 * 64 + i % 4 * 16) as i64, 4);
+        let at = address(e, i);
+        e.store(DType::F32, sum, at, 0, 4);
     }
 }

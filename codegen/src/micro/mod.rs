@@ -1,12 +1,14 @@
 //! Microkernels: the inner loops of linear kernels, as rows of one table.
 //!
-//! A row states what it is for (weight format, row regime, what the CPU must have) and how its code is emitted. A
-//! microkernel computes one block: `c[t][n] = sum over k of x[t][k] w[n][k]` for every row t and `nr` weight rows n.
-//! Contract: no allocation, no calls out, no state; pointers, strides and counts in, C block out.
+//! A row states what it is for (row regime, what the CPU must have) and how its code is emitted. There are two kinds.
+//! *Dot* microkernels serve one row of x, or few: weight rows are streams, read as they lie. *Tile* microkernels serve
+//! many: outer products over packed operands, `c[n][t] (+)= sum over k of w[n][k] x[k][t]`, with the rows t of x in
+//! lanes, so that weights need no transpose. Contract: no allocation, no calls out, no state; pointers and counts in,
+//! a block of results out.
 //!
-//! Raw machine code (AVX2, AVX-512, AMX) comes as further rows: an [`Emit`] of its own that adds a function to the
-//! module and a call to it; nothing else changes, for lowerings see only [`Block`].
+//! Add a microkernel as a row of [`MICROKERNELS`]; of those that fit, the first one is taken. Tests walk the table.
 
+mod avx;
 mod clif;
 
 use cranelift_codegen::ir::Value;
@@ -14,14 +16,7 @@ use lapidary_ir::DType;
 
 use crate::emit::{Emitter, Features};
 
-/// How weights are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WeightFormat {
-    /// f32, f16 or bf16 as they lie in a checkpoint: `(N, K)`, K contiguous.
-    Plain,
-}
-
-/// One block's operands.
+/// One block of dot products: operands of a [`Emit::Dot`].
 pub struct Block {
     /// Weights' element type.
     pub dtype: DType,
@@ -37,34 +32,62 @@ pub struct Block {
     pub rows: Value,
     /// Address of the block of results, f32 `(rows, nr)`, contiguous.
     pub c: Value,
-    /// Address of scratch, `scratch` bytes.
-    pub scratch: Value,
+}
+
+/// A tile's fixed measures: what the code of a [`Emit::Raw`] or [`Emit::Inline`] is specialised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tile {
+    /// Rows of x, in lanes: at most the panel's.
+    pub columns: usize,
+    /// Weight rows.
+    pub nr: usize,
+    /// Rows of x in a panel: `columns` of them are read.
+    pub panel: usize,
+    /// Bytes from one weight row to the next.
+    pub weight_stride: i32,
+    /// Bytes from one row of results to the next.
+    pub c_stride: i32,
+}
+
+/// A tile's operands in one call.
+#[derive(Clone, Copy)]
+pub struct TileOperands {
+    /// Address of the panel of x, f32 `[k][panel]`.
+    pub x: Value,
+    /// Address of the first weight row, f32 `[nr][k]`, rows `weight_stride` apart.
+    pub weights: Value,
+    /// Address of the results, f32 `[nr][columns]`, rows `c_stride` apart.
+    pub c: Value,
+    /// Length of the sums (i64).
+    pub k: Value,
+    /// 0 to start the sums, else they are added to what `c` holds (i64).
+    pub accumulate: Value,
 }
 
 /// How a microkernel becomes code.
+#[derive(Clone, Copy)]
 pub enum Emit {
-    /// Instructions in the kernel itself.
-    Inline(fn(&mut Emitter<'_>, &Block)),
+    /// Dot products, as instructions in the kernel itself.
+    Dot(fn(&mut Emitter<'_>, &Block)),
+    /// A tile, as instructions in the kernel itself.
+    Inline(fn(&mut Emitter<'_>, Tile, &TileOperands)),
+    /// A tile, as machine code for the System V x86-64 convention: `(x, weights, c, k, accumulate)`.
+    Raw(fn(Tile) -> Result<Vec<u8>, iced_x86::IcedError>),
 }
 
 /// A row of the table.
 pub struct Microkernel {
     /// Name.
     pub name: &'static str,
-    /// Weight format it reads.
-    pub format: WeightFormat,
-    /// Rows of x in registers.
+    /// Rows of x in a panel (dot: in registers).
     pub mr: usize,
-    /// Weight rows of a block.
-    pub nr: usize,
-    /// Elements of k a step.
-    pub kr: usize,
+    /// Columns and weight rows of each shape of tile, the widest first: `columns` that are left over at the end of the
+    /// rows take a narrower shape. Dot: one shape.
+    pub shapes: &'static [(usize, usize)],
     /// The most rows of a call that it is meant for.
     pub max_rows: usize,
     /// Whether the CPU has what it takes.
     pub runs_on: fn(&Features) -> bool,
-    /// Scratch in bytes for sums of this length.
-    pub scratch: fn(k: usize) -> usize,
     /// Its code.
     pub emit: Emit,
 }
@@ -73,31 +96,62 @@ pub struct Microkernel {
 pub const MICROKERNELS: &[Microkernel] = &[
     Microkernel {
         name: "clif_dot",
-        format: WeightFormat::Plain,
         mr: 1,
-        nr: 16,
-        kr: 8,
+        shapes: &[(1, 16)],
         max_rows: 4,
         runs_on: |_| true,
-        scratch: |_| 0,
-        emit: Emit::Inline(clif::dot),
+        emit: Emit::Dot(clif::dot),
     },
     Microkernel {
-        name: "clif_panel",
-        format: WeightFormat::Plain,
-        mr: 3,
-        nr: 16,
-        kr: 1,
+        name: "avx512_tile",
+        mr: 48,
+        shapes: &[(48, 8), (32, 12), (16, 24)],
+        max_rows: usize::MAX,
+        runs_on: |f| f.avx512,
+        emit: Emit::Raw(avx::tile_512),
+    },
+    Microkernel {
+        name: "avx2_tile",
+        mr: 16,
+        shapes: &[(16, 6), (8, 12)],
+        max_rows: usize::MAX,
+        runs_on: |f| f.avx2 && f.fma,
+        emit: Emit::Raw(avx::tile_256),
+    },
+    Microkernel {
+        name: "clif_tile",
+        mr: 8,
+        shapes: &[(8, 4), (4, 8)],
         max_rows: usize::MAX,
         runs_on: |_| true,
-        scratch: |k| k * 16 * 4,
-        emit: Emit::Inline(clif::panel),
+        emit: Emit::Inline(clif::tile),
     },
 ];
 
+impl Microkernel {
+    /// Weight rows of a tile of the linear kernel's tile space.
+    pub fn block_rows(&self) -> usize {
+        match self.emit {
+            Emit::Dot(_) => self.shapes[0].1,
+            Emit::Inline(_) | Emit::Raw(_) => TILE_BLOCK,
+        }
+    }
+
+    /// Whether x comes packed in panels.
+    pub fn is_packed(&self) -> bool {
+        !matches!(self.emit, Emit::Dot(_))
+    }
+}
+
+/// Weight rows that a tile of a linear kernel with packed x covers: a multiple of every shape's.
+pub const TILE_BLOCK: usize = 48;
+
+/// Sums are taken in parts of at most this length, so that their operands stay in cache.
+pub const TILE_K: usize = 1024;
+
 /// The microkernel for calls of up to `rows` rows.
-pub fn select(format: WeightFormat, rows: usize, features: &Features) -> &'static Microkernel {
-    let fits = |m: &&Microkernel| m.format == format && rows <= m.max_rows && (m.runs_on)(features);
+pub fn select(rows: usize, features: &Features) -> &'static Microkernel {
+    let fits = |m: &&Microkernel| rows <= m.max_rows && (m.runs_on)(features);
     match MICROKERNELS.iter().find(fits) {
         Some(m) => m,
         None => unreachable!("the portable rows fit everything"),
