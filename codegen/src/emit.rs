@@ -14,10 +14,10 @@ use cranelift_codegen::ir::{
 };
 use cranelift_codegen::isa::TargetFrontendConfig;
 use cranelift_frontend::FunctionBuilder;
-use lapidary_ir::{DType, Dim};
+use lapidary_ir::{BLOCK, DType, Dim};
 use lapidary_runtime::program::{FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS};
 
-use crate::micro::{Tile, TileOperands};
+use crate::micro::Raw;
 use crate::view::{Base, View};
 
 /// What the emitter must know of the target's instructions.
@@ -48,7 +48,7 @@ pub struct Emitter<'a> {
     pub scratch: Value,
     scratch_bytes: usize,
     /// Raw code that the kernel may call.
-    tiles: &'a HashMap<Tile, FuncRef>,
+    raw: &'a HashMap<Raw, FuncRef>,
 }
 
 impl<'a> Emitter<'a> {
@@ -57,7 +57,7 @@ impl<'a> Emitter<'a> {
         mut b: FunctionBuilder<'a>,
         features: Features,
         arena: &'a [usize],
-        tiles: &'a HashMap<Tile, FuncRef>,
+        raw: &'a HashMap<Raw, FuncRef>,
     ) -> Emitter<'a> {
         let entry = b.create_block();
         b.append_block_params_for_function_params(entry);
@@ -72,7 +72,7 @@ impl<'a> Emitter<'a> {
             tile_end: params[2],
             scratch: params[3],
             scratch_bytes: 0,
-            tiles,
+            raw,
         }
     }
 
@@ -160,7 +160,6 @@ impl<'a> Emitter<'a> {
     /// # Panics
     /// On a view that is not in memory.
     pub fn base(&mut self, view: &View) -> Value {
-        let size = view.dtype.bytes() as i64;
         let base = match view.base {
             Base::Arena(id) => {
                 let arena = self.frame_word(FRAME_ARENA);
@@ -173,20 +172,20 @@ impl<'a> Emitter<'a> {
             }
             Base::Number(_) | Base::Integer(_) => unreachable!("an immediate has no address"),
         };
-        let base = self.offset(base, view.offset * size);
+        let base = self.offset(base, view.bytes_of(view.offset));
         if view.per_row_offset == 0 {
             return base;
         }
         let rows = self.rows();
         let before_last = self.offset(rows, -1);
-        let bytes = self.scale(before_last, view.per_row_offset * size);
+        let bytes = self.scale(before_last, view.bytes_of(view.per_row_offset));
         self.b.ins().iadd(base, bytes)
     }
 
     /// `address` moved by `index` (i64) along an axis of the view. Broadcast axes do not move it. A ring's key axis
     /// wraps.
     pub fn step(&mut self, view: &View, axis: usize, address: Value, index: Value) -> Value {
-        let stride = view.axes[axis].stride * view.dtype.bytes() as i64;
+        let stride = view.step_bytes(axis);
         if stride == 0 {
             return address;
         }
@@ -282,14 +281,12 @@ impl<'a> Emitter<'a> {
         self.for_range(whole, n, 1, &state, |e, i, s| body(e, i, 1, s))
     }
 
-    /// Calls raw code on a tile.
+    /// Calls raw code.
     ///
     /// # Panics
     /// If the code was not made for this kernel.
-    pub fn call_tile(&mut self, tile: Tile, operands: &TileOperands) {
-        let function = self.tiles[&tile];
-        let TileOperands { x, weights, c, k, accumulate } = *operands;
-        self.b.ins().call(function, &[x, weights, c, k, accumulate]);
+    pub fn call_raw(&mut self, raw: Raw, operands: &[Value]) {
+        self.b.ins().call(self.raw[&raw], operands);
     }
 
     /// Runs `then` when `condition` (an integer) is not 0, else `otherwise`.
@@ -429,6 +426,55 @@ impl<'a> Emitter<'a> {
                 self.widen(dtype, half)
             }
             (DType::I32 | DType::Bool, _) => unreachable!("integers load through load_int"),
+            (DType::Q8 | DType::Q4, _) => unreachable!("blocks load through load_quantised"),
+        }
+    }
+
+    /// Elements `i..i + 4` of a quantised row of `k` elements, `i` a multiple of 4, without their scale; and the scale in
+    /// every lane.
+    pub fn load_quantised(&mut self, dtype: DType, row: Value, k: usize, i: Value) -> (Value, Value) {
+        let flags = Self::load_flags(true);
+        let block = self.b.ins().ushr_imm_u(i, i64::from(BLOCK.trailing_zeros()));
+        let quants = match dtype {
+            DType::Q8 => {
+                let at = self.b.ins().iadd(row, i);
+                let bytes = self.b.ins().load(I32, flags, at, 0);
+                self.widen_bytes(bytes, true)
+            }
+            _ => {
+                // Byte (i mod 16) of the block's 16; the upper half of the block lies in the high nibbles.
+                let base = self.scale(block, BLOCK as i64 / 2);
+                let low = self.b.ins().band_imm_u(i, BLOCK as i64 / 2 - 1);
+                let at = self.b.ins().iadd(row, base);
+                let at = self.b.ins().iadd(at, low);
+                let bytes = self.b.ins().load(I32, flags, at, 0);
+                let half = self.b.ins().band_imm_u(i, BLOCK as i64 / 2);
+                let shift = self.b.ins().ushr_imm_u(half, 2);
+                let bytes = self.b.ins().ushr(bytes, shift);
+                let bytes = self.b.ins().band_imm_u(bytes, 0x0f0f_0f0f);
+                let nibbles = self.widen_bytes(bytes, false);
+                let eight = self.splat_int(8);
+                self.b.ins().isub(nibbles, eight)
+            }
+        };
+        let values = self.b.ins().fcvt_from_sint(F32X4, quants);
+        let scales = self.offset(row, (dtype.row_bytes(k) - k / BLOCK * 2) as i64);
+        let at = self.scale(block, 2);
+        let at = self.b.ins().iadd(scales, at);
+        let scale = self.load_with(DType::BF16, at, 0, 1, true);
+        (values, scale)
+    }
+
+    /// Four bytes of an i32 to four i32.
+    fn widen_bytes(&mut self, bytes: Value, signed: bool) -> Value {
+        let x = self.b.ins().scalar_to_vector(I32X4, bytes);
+        let x = self.bitcast(I8X16, x);
+        if signed {
+            let x = self.b.ins().swiden_low(x);
+            self.b.ins().swiden_low(x)
+        } else {
+            let x = self.b.ins().uwiden_low(x);
+            self.b.ins().uwiden_low(x)
         }
     }
 
@@ -503,6 +549,7 @@ impl<'a> Emitter<'a> {
                 }
             }
             DType::I32 | DType::Bool => unreachable!("integers are stored through store_int"),
+            DType::Q8 | DType::Q4 => unreachable!("nothing writes blocks"),
         }
     }
 

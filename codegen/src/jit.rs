@@ -18,7 +18,7 @@ use crate::Error;
 use crate::emit::Emitter;
 use crate::kernel::Kernel;
 use crate::lower::{self, linear};
-use crate::micro::{Emit, Microkernel, Tile};
+use crate::micro::{Microkernel, Raw};
 use crate::target::Target;
 
 /// What became of a kernel.
@@ -41,8 +41,8 @@ pub struct Jit {
     context: Context,
     builder: FunctionBuilderContext,
     functions: Vec<FuncId>,
-    /// Raw code, by the tile it is for.
-    tiles: HashMap<Tile, FuncId>,
+    /// Raw code, by what it does.
+    raw: HashMap<Raw, FuncId>,
     /// Whether [`Compiled`] carries CLIF and disassembly.
     pub listings: bool,
 }
@@ -78,7 +78,7 @@ impl Jit {
             context,
             builder: FunctionBuilderContext::new(),
             functions: Vec::new(),
-            tiles: HashMap::new(),
+            raw: HashMap::new(),
             listings: false,
         }
     }
@@ -90,10 +90,10 @@ impl Jit {
     /// [`Error::Kernel`] if Cranelift refuses the code.
     pub fn define(&mut self, kernel: &Kernel, arena: &[usize]) -> Result<Compiled, Error> {
         let refuse = |reason: String| Error::Kernel { kernel: kernel.name.clone(), reason };
-        let mut tiles = HashMap::new();
-        for (micro, tile) in linear::raw_tiles(kernel, &self.target.features) {
-            let id = self.raw(micro, tile).map_err(refuse)?;
-            tiles.insert(tile, self.module.declare_func_in_func(id, &mut self.context.func));
+        let mut raws = HashMap::new();
+        for (micro, raw) in linear::raw_code(kernel, &self.target.features) {
+            let id = self.raw(micro, raw).map_err(refuse)?;
+            raws.insert(raw, self.module.declare_func_in_func(id, &mut self.context.func));
         }
         self.context.func.signature = kernel_signature(&self.module);
         let name = format!("k{}_{}", self.functions.len(), kernel.name);
@@ -102,7 +102,7 @@ impl Jit {
             .declare_function(&name, Linkage::Local, &self.context.func.signature)
             .map_err(|e| refuse(e.to_string()))?;
         let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
-        let mut emitter = Emitter::new(builder, self.target.features, arena, &tiles);
+        let mut emitter = Emitter::new(builder, self.target.features, arena, &raws);
         lower::lower(&mut emitter, kernel);
         let scratch_bytes = emitter.finish(self.module.target_config());
         let clif = self.listings.then(|| self.context.func.display().to_string());
@@ -122,19 +122,18 @@ impl Jit {
         Ok(compiled)
     }
 
-    /// The raw code for a tile, made on first use.
-    fn raw(&mut self, micro: &Microkernel, tile: Tile) -> Result<FuncId, String> {
-        if let Some(&id) = self.tiles.get(&tile) {
+    /// Raw code, made on first use.
+    fn raw(&mut self, micro: &Microkernel, raw: Raw) -> Result<FuncId, String> {
+        if let Some(&id) = self.raw.get(&raw) {
             return Ok(id);
         }
-        let Emit::Raw(emit) = micro.emit else { unreachable!("only raw code is called") };
-        let code = emit(tile).map_err(|e| format!("{}: {e}", micro.name))?;
+        let code = micro.assemble(raw).map_err(|e| format!("{}: {e}", micro.name))?;
         let mut signature = Signature::new(CallConv::SystemV);
-        signature.params = vec![AbiParam::new(I64); 5];
-        let name = format!("{}_{}x{}_{}", micro.name, tile.columns, tile.nr, tile.c_stride);
+        signature.params = vec![AbiParam::new(I64); raw.operands()];
+        let name = format!("{}_{}", micro.name, self.raw.len());
         let id = self.module.declare_function(&name, Linkage::Local, &signature).map_err(|e| e.to_string())?;
         self.module.define_function_bytes(id, 64, &code, &[]).map_err(|e| e.to_string())?;
-        self.tiles.insert(tile, id);
+        self.raw.insert(raw, id);
         Ok(id)
     }
 

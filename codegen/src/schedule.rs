@@ -181,18 +181,18 @@ impl Scheduler<'_> {
     fn declare(&mut self) {
         let capacity = self.setting.capacity;
         for input in &self.function.inputs {
-            let bytes = input.ty.dtype.bytes();
+            let dtype = input.ty.dtype;
             let dims = &input.ty.shape;
             let fixed: usize = dims.iter().filter_map(|d| d.fixed()).product();
             let kind = match input.kind {
-                InputKind::Rows => SlotKind::Input { bytes_per_row: fixed * bytes },
-                InputKind::Weight => SlotKind::Weight { bytes: fixed * bytes },
+                InputKind::Rows => SlotKind::Input { bytes_per_row: dtype.row_bytes(fixed) },
+                InputKind::Weight => SlotKind::Weight { bytes: dtype.row_bytes(fixed) },
                 InputKind::Cache { window } => {
                     let rows = self.setting.rings.get(&input.name).copied();
                     SlotKind::Cache {
                         heads: dims.first().and_then(|d| d.fixed()).unwrap_or(1),
                         rows: rows.unwrap_or(capacity.keys),
-                        row_bytes: dims.last().and_then(|d| d.fixed()).unwrap_or(1) * bytes,
+                        row_bytes: dtype.row_bytes(dims.last().and_then(|d| d.fixed()).unwrap_or(1)),
                         window: rows.and(window),
                     }
                 }
@@ -241,8 +241,21 @@ impl Scheduler<'_> {
 
     // ---- operands ----
 
-    /// A tensor operand: an immediate, a folded table, or a view.
+    /// A tensor operand: an immediate, a folded table, or a view. Quantised weights are dequantised to memory.
     fn operand(&mut self, id: Id) -> Result<View, Error> {
+        let view = self.as_held(id)?;
+        if !view.dtype.is_quantised() {
+            return Ok(view);
+        }
+        let dims = view.dims();
+        let dense = self.temporary(DType::F32, &dims, &(0..dims.len()).collect::<Vec<_>>());
+        self.push_rows(id, Body::Elementwise(Elementwise::Copy), vec![view], dense.clone());
+        self.set(id, dense.clone());
+        Ok(dense)
+    }
+
+    /// As [`Scheduler::operand`], quantised weights as they are: for kernels that read those.
+    fn as_held(&mut self, id: Id) -> Result<View, Error> {
         if self.constant[usize::from(id)] {
             return self.fold(id);
         }
@@ -250,6 +263,12 @@ impl Scheduler<'_> {
             Value::Tensor(view) => Ok(view.clone()),
             other => unreachable!("a tensor was scheduled, not {other:?}"),
         }
+    }
+
+    /// A matrix for a kernel that reads quantised rows too.
+    fn weight(&mut self, id: Id) -> Result<View, Error> {
+        let view = self.as_held(id)?;
+        if view.dtype.is_quantised() { Ok(view) } else { self.rows(id) }
     }
 
     /// A tensor operand that is in memory.
@@ -286,6 +305,7 @@ impl Scheduler<'_> {
             DType::Bool => tensor.data.iter().flat_map(|&x| (-((x != 0.0) as i32)).to_le_bytes()).collect(),
             DType::F16 => tensor.data.iter().flat_map(|&x| half::f16::from_f64(x).to_le_bytes()).collect(),
             DType::BF16 => tensor.data.iter().flat_map(|&x| half::bf16::from_f64(x).to_le_bytes()).collect(),
+            DType::Q8 | DType::Q4 => return Err(self.unsupported(id, "quantised weights are no constants")),
         };
         let at = self.out.constants.len().next_multiple_of(64);
         self.out.constants.resize(at, 0);
@@ -445,7 +465,7 @@ impl Scheduler<'_> {
                 let (to, _) = self.tensor_type(id);
                 let (from, _) = self.tensor_type(x);
                 if to == DType::F32 && from.is_float() && !self.constant[usize::from(x)] {
-                    let view = self.operand(x)?;
+                    let view = self.as_held(x)?;
                     self.set(id, view);
                     return Ok(());
                 }
@@ -617,9 +637,13 @@ impl Scheduler<'_> {
         Ok(())
     }
 
-    fn gather(&mut self, id: Id, table: Id, ids: Id, scale: f32) -> Done {
+    fn gather(&mut self, id: Id, table_id: Id, ids: Id, scale: f32) -> Done {
         let (dtype, dims) = self.tensor_type(id);
-        let inputs = vec![self.stored(table)?, self.stored(ids)?];
+        let table = self.as_held(table_id)?;
+        let table = if table.dtype.is_quantised() { table } else { self.stored(table_id)? };
+        let inputs = vec![table, self.stored(ids)?];
+        // Quantised rows come out as the numbers they are.
+        let dtype = if dtype.is_quantised() { DType::F32 } else { dtype };
         let output = self.result(id, dtype, &dims);
         self.push_rows(id, Body::Gather { scale }, inputs, output.clone());
         self.set(id, output);
@@ -634,7 +658,7 @@ impl Scheduler<'_> {
         let Op::Weights(list) = self.op(weights).clone() else { unreachable!("weights were inferred") };
         let mut views = vec![];
         for &w in &list {
-            views.push(self.rows(w)?);
+            views.push(self.weight(w)?);
         }
         let epilogue = match *self.op(epilogue) {
             Op::Cap(cap) => Epilogue::Softcap(self.number(cap)),
@@ -720,7 +744,7 @@ pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
             let block = if panel.is_some() { micro::TILE_BLOCK } else { 16 };
             let products = inner(w) * block as f64 * if *epilogue == Epilogue::Gate { 2.0 } else { 1.0 };
             let rows = kernel.capacity.of(kernel.outputs[0].axes[0].dim) as f64;
-            products * w.dtype.bytes() as f64 / 14.0 + rows * products / 20.0
+            w.dtype.row_bytes(products as usize) as f64 / 14.0 + rows * products / 20.0
         }
         Body::Attention { window, .. } => {
             let keys = window.unwrap_or(kernel.capacity.keys).min(512) as f64;

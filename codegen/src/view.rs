@@ -81,6 +81,25 @@ impl View {
         }
     }
 
+    /// Bytes from one index of an axis to the next.
+    ///
+    /// # Panics
+    /// For the last axis of a quantised view, whose elements have no address.
+    pub fn step_bytes(&self, axis: usize) -> i64 {
+        self.bytes_of(self.axes[axis].stride)
+    }
+
+    /// Bytes that so many elements take; of a quantised view, whole rows.
+    pub fn bytes_of(&self, elements: i64) -> i64 {
+        if !self.dtype.is_quantised() || elements == 0 {
+            return elements * self.dtype.bytes() as i64;
+        }
+        match self.axes.last().map(|a| a.dim) {
+            Some(Dim::Fixed(k)) if elements % k as i64 == 0 => elements / k as i64 * self.dtype.row_bytes(k) as i64,
+            _ => unreachable!("an element of {} has no address", self.dtype),
+        }
+    }
+
     /// The last axis' stride; 0 at rank 0.
     pub fn inner_stride(&self) -> i64 {
         self.axes.last().map_or(0, |a| a.stride)

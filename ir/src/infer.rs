@@ -2,11 +2,11 @@
 //!
 //! Used over functions (where operands are nodes) and over e-graphs (where they are e-classes), hence the two closures.
 
-use egg::Id;
+use egg::{Id, Language};
 
 use crate::function::Input;
 use crate::op::Op;
-use crate::types::{DType, Dim, Dims, TensorType, Type};
+use crate::types::{BLOCK, DType, Dim, Dims, TensorType, Type};
 
 /// The type of `op`. `ty` gives an operand's type; `leaf` the leaf node of an attribute operand.
 ///
@@ -18,7 +18,9 @@ pub fn infer(
     ty: impl Fn(Id) -> Type,
     leaf: impl Fn(Id) -> Op,
 ) -> Result<Type, String> {
-    Operands { ty: &ty, leaf: &leaf }.infer(op, inputs)
+    let operands = Operands { ty: &ty, leaf: &leaf };
+    operands.check_quantised(op)?;
+    operands.infer(op, inputs)
 }
 
 struct Operands<'a> {
@@ -33,12 +35,30 @@ fn tensor(dtype: DType, shape: impl Into<Dims>) -> Inferred {
 }
 
 impl Operands<'_> {
+    /// Only what reads whole rows takes quantised operands.
+    fn check_quantised(&self, op: &Op) -> Result<(), String> {
+        if matches!(op, Op::Cast(_) | Op::Gather(_) | Op::Embedding(_) | Op::Weights(_)) {
+            return Ok(());
+        }
+        for &child in op.children() {
+            if let Type::Tensor(t) = (self.ty)(child)
+                && t.dtype.is_quantised()
+            {
+                return Err(format!("{t} is quantised: only cast, gather, embedding and linear read it"));
+            }
+        }
+        Ok(())
+    }
+
     fn infer(&self, op: &Op, inputs: &[Input]) -> Inferred {
         match op {
             Op::Num(_) => tensor(DType::F32, vec![]),
             Op::Int(_) => tensor(DType::I32, vec![]),
             Op::None | Op::DType(_) | Op::Dims(_) | Op::Online | Op::Bounded => Ok(Type::Attribute),
             Op::Input(id) => match inputs.get(id.0 as usize) {
+                Some(Input { ty, .. }) if ty.dtype.is_quantised() && !whole_blocks(ty) => {
+                    Err(format!("{ty}: a quantised table is (V, K), K a multiple of {BLOCK}"))
+                }
                 Some(input) => Ok(Type::Tensor(input.ty.clone())),
                 None => Err(format!("input {id} is not declared; there are {}", inputs.len())),
             },
@@ -54,8 +74,8 @@ impl Operands<'_> {
                 let Op::DType(to) = (self.leaf)(*to) else { return Err("the second operand must be a dtype".into()) };
                 let legal = match (x.dtype, to) {
                     (a, b) if a == b => false,
-                    (DType::F32 | DType::F16 | DType::BF16, b) => b.is_float(),
-                    (DType::I32, b) => b == DType::F32,
+                    (DType::F32 | DType::F16 | DType::BF16, b) => b.is_float() && !b.is_quantised(),
+                    (DType::I32 | DType::Q8 | DType::Q4, b) => b == DType::F32,
                     (DType::Bool, _) => false,
                 };
                 if legal { tensor(to, x.shape) } else { Err(format!("no cast from {} to {to}", x.dtype)) }
@@ -452,4 +472,9 @@ fn product(dims: &Dims) -> Option<(u64, u32, u32)> {
         Dim::Rows => Some((n, t + 1, s)),
         Dim::Keys => Some((n, t, s + 1)),
     })
+}
+
+/// Whether rows of a matrix are whole blocks.
+fn whole_blocks(ty: &TensorType) -> bool {
+    ty.rank() == 2 && matches!(ty.shape[1], Dim::Fixed(k) if k % BLOCK == 0)
 }

@@ -9,7 +9,7 @@ use egg::{Id, Language};
 
 use crate::function::Function;
 use crate::op::Op;
-use crate::types::{DType, Dim, Extent, TensorType, Type};
+use crate::types::{BLOCK, DType, Dim, Extent, TensorType, Type};
 use crate::Error;
 
 /// A tensor's value, row-major; whole numbers and truth values (0 or 1) too are held as f64.
@@ -71,11 +71,15 @@ impl Tensor {
             DType::Bool => bytes.chunks_exact(4).map(|b| f64::from(u8::from(b[0] != 0))).collect(),
             DType::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
             DType::BF16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
+            DType::Q8 | DType::Q4 => dequantised(dtype, shape.last().copied().unwrap_or(BLOCK), bytes),
         };
         Tensor::new(dtype, shape, data)
     }
 
     /// The elements as little-endian bytes, as kernels hold them.
+    ///
+    /// # Panics
+    /// For quantised types: nothing but a quantiser makes them.
     pub fn to_bytes(&self) -> Vec<u8> {
         let elements = self.data.iter();
         match self.dtype {
@@ -84,6 +88,7 @@ impl Tensor {
             DType::Bool => elements.flat_map(|&x| (-i32::from(x != 0.0)).to_le_bytes()).collect(),
             DType::F16 => elements.flat_map(|&x| half::f16::from_f64(x).to_le_bytes()).collect(),
             DType::BF16 => elements.flat_map(|&x| half::bf16::from_f64(x).to_le_bytes()).collect(),
+            DType::Q8 | DType::Q4 => unreachable!("{} is read, never written", self.dtype),
         }
     }
 
@@ -606,6 +611,26 @@ impl Call<'_> {
     }
 }
 
+/// Rows of `k` quantised elements as numbers.
+fn dequantised(dtype: DType, k: usize, bytes: &[u8]) -> Vec<f64> {
+    let mut data = Vec::new();
+    for row in bytes.chunks_exact(dtype.row_bytes(k).max(1)) {
+        let (quants, scales) = row.split_at(row.len() - k / BLOCK * 2);
+        for i in 0..k {
+            let (block, at) = (i / BLOCK, i % BLOCK);
+            let scale = half::bf16::from_le_bytes([scales[2 * block], scales[2 * block + 1]]).to_f64();
+            let q = if dtype == DType::Q8 {
+                f64::from(quants[i] as i8)
+            } else {
+                let byte = quants[block * 16 + at % 16];
+                f64::from(if at < 16 { byte & 15 } else { byte >> 4 }) - 8.0
+            };
+            data.push(q * scale);
+        }
+    }
+    data
+}
+
 /// 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), in f64.
 fn gelu_tanh(x: f64) -> f64 {
     0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
@@ -614,7 +639,7 @@ fn gelu_tanh(x: f64) -> f64 {
 fn round_to(dtype: DType, x: f64, precision: Precision) -> f64 {
     match dtype {
         DType::F32 if precision == Precision::F32 => f64::from(x as f32),
-        DType::F32 | DType::Bool => x,
+        DType::F32 | DType::Bool | DType::Q8 | DType::Q4 => x,
         // bf16 from f32, as hardware does: a second rounding only where the first was to f32.
         DType::BF16 => half::bf16::from_f32(x as f32).to_f64(),
         DType::F16 => half::f16::from_f32(x as f32).to_f64(),
@@ -885,7 +910,7 @@ mod tests {
 
     #[test]
     fn bytes_there_and_back() {
-        for dtype in DType::ALL {
+        for dtype in DType::ALL.into_iter().filter(|d| !d.is_quantised()) {
             let x = Tensor::new(dtype, &[2, 2], vec![0.0, 1.0, 1.0, 0.0]);
             assert_eq!(Tensor::from_bytes(dtype, &[2, 2], &x.to_bytes()), x);
         }

@@ -29,4 +29,4 @@ pub use egg::Id;
 pub use error::Error;
 pub use function::{Builder, Function, Input, InputKind, Module};
 pub use op::{Expr, InputId, Num, Op};
-pub use types::{DType, Dim, Dims, Extent, TensorType, Type};
+pub use types::{BLOCK, DType, Dim, Dims, Extent, TensorType, Type};

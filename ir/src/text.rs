@@ -668,7 +668,7 @@ function layer_local(
                 }
                 10 => Op::Slice([x, axis, b.int(-1), b.int(1)]),
                 11 => Op::Concat([x, y, axis]),
-                12 => Op::Cast([x, b.dtype(DType::ALL[n % 5])]),
+                12 => Op::Cast([x, b.dtype(DType::ALL[n % DType::ALL.len()])]),
                 13 => {
                     let (weights, cap) = (b.add(Op::Weights(vec![tensors[1]].into())), b.add(Op::Cap(number)));
                     Op::Linear([x, weights, cap])

@@ -15,24 +15,55 @@ pub enum DType {
     I32,
     /// Truth value; in memory an i32 that is 0 or -1, a SIMD lane mask.
     Bool,
+    /// Weights in 8 bits: blocks of 32 along the last axis, element `q scale`. A row is its quants (i8), then its
+    /// blocks' scales (bf16).
+    Q8,
+    /// Weights in 4 bits: blocks of 32 along the last axis, element `(q - 8) scale`. A row is its quants (byte j of a
+    /// block's 16 holds element j low, element 16 + j high), then its blocks' scales (bf16).
+    Q4,
 }
+
+/// Elements of a block of quantised weights: they share a scale.
+pub const BLOCK: usize = 32;
 
 impl DType {
     /// Every element type, in the order of declaration.
-    pub const ALL: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::I32, DType::Bool];
+    pub const ALL: [DType; 7] =
+        [DType::F32, DType::F16, DType::BF16, DType::I32, DType::Bool, DType::Q8, DType::Q4];
 
     /// Size of an element in bytes.
+    ///
+    /// # Panics
+    /// For quantised types, whose elements have no address: ask for [`DType::row_bytes`].
     pub fn bytes(self) -> usize {
         match self {
             DType::F32 | DType::I32 | DType::Bool => 4,
             DType::F16 | DType::BF16 => 2,
+            DType::Q8 | DType::Q4 => unreachable!("an element of {self} has no address"),
         }
     }
 
-    /// Whether it is a floating-point type.
+    /// Size in bytes of `n` elements, whole blocks where the type has blocks.
+    pub fn row_bytes(self, n: usize) -> usize {
+        match self {
+            DType::Q8 => n + n / BLOCK * 2,
+            DType::Q4 => n / 2 + n / BLOCK * 2,
+            DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Bool => n * self.bytes(),
+        }
+    }
+
+    /// Whether its elements come in blocks with a scale.
+    pub fn is_quantised(self) -> bool {
+        match self {
+            DType::Q8 | DType::Q4 => true,
+            DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Bool => false,
+        }
+    }
+
+    /// Whether its elements are real numbers.
     pub fn is_float(self) -> bool {
         match self {
-            DType::F32 | DType::F16 | DType::BF16 => true,
+            DType::F32 | DType::F16 | DType::BF16 | DType::Q8 | DType::Q4 => true,
             DType::I32 | DType::Bool => false,
         }
     }
@@ -45,6 +76,8 @@ impl DType {
             DType::BF16 => "bf16",
             DType::I32 => "i32",
             DType::Bool => "bool",
+            DType::Q8 => "q8",
+            DType::Q4 => "q4",
         }
     }
 
@@ -208,7 +241,7 @@ impl TensorType {
 
     /// Bytes in a call of this extent.
     pub fn bytes(&self, extent: Extent) -> usize {
-        self.elements(extent) * self.dtype.bytes()
+        self.dtype.row_bytes(self.elements(extent))
     }
 }
 

@@ -10,7 +10,7 @@
 //! - each cache is read by one node, an `append` to it, and that node is the output of the cache's name;
 //! - `append` writes to nothing but a cache;
 //! - a prologue is used only as a `linear`'s rows, weights only as its weights, an epilogue only as its epilogue;
-//! - every output is a tensor.
+//! - every output is a tensor, and none is quantised; only weights among the inputs are.
 //!
 //! Of a module: every function holds these, and no two functions share a name.
 
@@ -87,6 +87,9 @@ fn inputs(function: &Function) -> Result<(), String> {
     for input in &function.inputs {
         let (name, ty) = (&input.name, &input.ty);
         positive(&ty.shape).map_err(|e| format!("input `{name}`: {e}"))?;
+        if ty.dtype.is_quantised() && input.kind != InputKind::Weight {
+            return Err(format!("input `{name}` is {ty}; only weights are quantised"));
+        }
         match input.kind {
             InputKind::Rows if ty.shape.contains(&Dim::Keys) => {
                 return Err(format!("rows input `{name}` is {ty}; only caches have an axis S"));
@@ -148,6 +151,9 @@ fn structure(function: &Function, types: &[Type]) -> Result<(), String> {
 fn outputs(function: &Function, types: &[Type]) -> Result<(), String> {
     for (name, id) in &function.outputs {
         match types.get(usize::from(*id)) {
+            Some(Type::Tensor(t)) if t.dtype.is_quantised() => {
+                return Err(format!("output `{name}` is {t}; quantised types are read, never written"));
+            }
             Some(Type::Tensor(_)) => {}
             Some(other) => return Err(format!("output `{name}` is {other}, not a tensor")),
             None => return Err(format!("output `{name}` is node {id} of {}", types.len())),

@@ -255,7 +255,7 @@ impl CostModel {
     fn bytes(&self, data: &Data) -> f64 {
         match &data.ty {
             Type::Tensor(t) | Type::Prologue(t) => {
-                t.elements(self.extent) as f64 * data.stored.unwrap_or(t.dtype).bytes() as f64
+                data.stored.unwrap_or(t.dtype).row_bytes(t.elements(self.extent)) as f64
             }
             _ => 0.0,
         }

@@ -97,7 +97,7 @@ fn constant_along_row(e: &mut Emitter<'_>, view: &View, address: Option<Value>) 
 fn is_integer(dtype: DType) -> bool {
     match dtype {
         DType::I32 | DType::Bool => true,
-        DType::F32 | DType::F16 | DType::BF16 => false,
+        DType::F32 | DType::F16 | DType::BF16 | DType::Q8 | DType::Q4 => false,
     }
 }
 
@@ -116,6 +116,11 @@ pub(super) fn load_along_row(
 ) -> Value {
     let Some(row) = row else { unreachable!("immediates are held") };
     let axis = view.axes.len() - 1;
+    if view.dtype.is_quantised() {
+        let Dim::Fixed(k) = view.axes[axis].dim else { unreachable!("quantised rows have fixed lengths") };
+        let (values, scale) = e.load_quantised(view.dtype, row, k, i);
+        return e.b.ins().fmul(values, scale);
+    }
     let address = e.step(view, axis, row, i);
     if view.inner_stride() == 1 || lanes == 1 {
         return if is_integer(view.dtype) {

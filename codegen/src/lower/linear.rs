@@ -16,7 +16,7 @@ use super::transpose;
 use crate::emit::{Emitter, Features};
 use crate::kernel::{Body, Epilogue, Kernel};
 use crate::math;
-use crate::micro::{self, Block, Emit, Microkernel, TILE_BLOCK, TILE_K, Tile, TileOperands};
+use crate::micro::{self, Block, DOT_ROWS, Dot, Emit, Microkernel, Raw, TILE_BLOCK, TILE_K, Tile, TileOperands};
 use crate::view::View;
 
 /// Bytes from one widened weight row to the next: not a power of two, lest rows share cache sets.
@@ -33,15 +33,22 @@ pub fn tiles(weights: &[View], epilogue: Epilogue, rows: usize, features: &Featu
     Tiles { fixed, rows: 0 }
 }
 
-/// The tiles of raw code that a kernel calls.
-pub fn raw_tiles(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkernel, Tile)> {
-    let Body::Linear { panel: Some(_), .. } = kernel.body else { return vec![] };
+/// The raw code that a kernel calls.
+pub fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkernel, Raw)> {
+    let Body::Linear { prologue, .. } = kernel.body else { return vec![] };
     let rows = most_rows(kernel);
     let micro = micro::select(rows, features);
-    match micro.emit {
-        Emit::Raw(_) => (0..micro.shapes.len()).map(|i| (micro, tile(micro, i, rows))).collect(),
+    let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
+    let raw: Vec<Raw> = match micro.emit {
+        Emit::RawTile(_) => (0..micro.shapes.len()).map(|i| Raw::Tile(tile(micro, i, rows))).collect(),
+        Emit::RawDot(_) => weights.iter().flat_map(|w| [raw_dot(w, DOT_ROWS), raw_dot(w, 1)]).collect(),
         Emit::Dot(_) | Emit::Inline(_) => vec![],
-    }
+    };
+    raw.into_iter().map(|raw| (micro, raw)).collect()
+}
+
+fn raw_dot(weight: &View, rows: usize) -> Raw {
+    Raw::Dot(Dot { dtype: weight.dtype, k: fixed(weight, 1), rows })
 }
 
 fn tile(micro: &Microkernel, shape: usize, rows: usize) -> Tile {
@@ -193,6 +200,11 @@ impl Job<'_> {
         };
         for (weight, &c) in weights.iter().zip(&self.results) {
             let base = e.base(weight);
+            if let Emit::RawDot(_) = self.micro.emit {
+                let base = e.step(weight, 0, base, first);
+                self.raw_dots(e, weight, base, width, (x, x_stride), c);
+                continue;
+            }
             let last = e.i64(n - 1);
             let weights = (0..nr)
                 .map(|i| {
@@ -204,7 +216,7 @@ impl Job<'_> {
             let block = Block { dtype: weight.dtype, weights, k: self.k, x, x_stride, rows, c };
             match self.micro.emit {
                 Emit::Dot(emit) => emit(e, &block),
-                Emit::Inline(_) | Emit::Raw(_) => unreachable!("tiles have packed operands"),
+                Emit::RawDot(_) | Emit::Inline(_) | Emit::RawTile(_) => unreachable!("dot products alone read rows"),
             }
         }
         let output = &self.kernel.outputs[self.output];
@@ -229,6 +241,30 @@ impl Job<'_> {
             });
             vec![]
         });
+    }
+
+    /// Dot products of `width` weight rows from `base` by raw code, four at a time; each four meets every row of x.
+    fn raw_dots(&self, e: &mut Emitter<'_>, weight: &View, base: Value, width: Value, x: (Value, i64), c: Value) {
+        let nr = self.micro.block_rows() as i64;
+        let rows = self.rows(e);
+        let (zero, mask) = (e.i64(0), e.i64(!(DOT_ROWS as i64 - 1)));
+        let whole = e.b.ins().band(width, mask);
+        for (from, to, count) in [(zero, whole, DOT_ROWS), (whole, width, 1)] {
+            e.for_range(from, to, count as i64, &[], |e, n, _| {
+                let weights = e.step(weight, 0, base, n);
+                let at = e.scale(n, 4);
+                let c = e.b.ins().iadd(c, at);
+                e.for_range(zero, rows, 1, &[], |e, t, _| {
+                    let at = e.scale(t, x.1);
+                    let x = e.b.ins().iadd(x.0, at);
+                    let at = e.scale(t, nr * 4);
+                    let c = e.b.ins().iadd(c, at);
+                    e.call_raw(raw_dot(weight, count), &[x, weights, c]);
+                    vec![]
+                });
+                vec![]
+            });
+        }
     }
 
     /// The epilogue on four (or one) of each weight's sums.
@@ -288,9 +324,12 @@ impl Job<'_> {
                 let c = e.b.ins().iadd(panel.c, at);
                 let operands = TileOperands { weights, c, ..*panel };
                 match self.micro.emit {
-                    Emit::Raw(_) => e.call_tile(tile, &operands),
+                    Emit::RawTile(_) => {
+                        let TileOperands { x, weights, c, k, accumulate } = operands;
+                        e.call_raw(Raw::Tile(tile), &[x, weights, c, k, accumulate]);
+                    }
                     Emit::Inline(emit) => emit(e, tile, &operands),
-                    Emit::Dot(_) => unreachable!("dot products read x as it lies"),
+                    Emit::Dot(_) | Emit::RawDot(_) => unreachable!("dot products read x as it lies"),
                 }
                 vec![]
             });
@@ -369,14 +408,19 @@ fn store_some(e: &mut Emitter<'_>, output: &View, value: Value, row: Value, i: V
 fn widen(e: &mut Emitter<'_>, weight: &View, first: Value, from: Value, length: Value, to: Value) {
     let last = e.i64(fixed(weight, 0) as i64 - 1);
     let (zero, rows) = (e.i64(0), e.i64(TILE_BLOCK as i64));
-    let bytes = weight.dtype.bytes() as i64;
     e.for_range(zero, rows, 1, &[], |e, n, _| {
         let row = e.b.ins().iadd(first, n);
         let row = e.min(row, last);
         let base = e.base(weight);
-        let row = e.at(weight, base, &[(0, row), (1, from)]);
+        let row = e.step(weight, 0, base, row);
         let at = e.scale(n, WEIGHT_STRIDE as i64);
         let to = e.b.ins().iadd(to, at);
+        if weight.dtype.is_quantised() {
+            dequantise(e, weight, row, from, length, to);
+            return vec![];
+        }
+        let row = e.step(weight, 1, row, from);
+        let bytes = weight.dtype.bytes() as i64;
         let mask = e.i64(!15);
         let whole = e.b.ins().band(length, mask);
         e.for_range(zero, whole, 16, &[], |e, i, _| {
@@ -400,6 +444,21 @@ fn widen(e: &mut Emitter<'_>, weight: &View, first: Value, from: Value, length: 
             e.store(DType::F32, value, to, 0, 1);
             vec![]
         });
+        vec![]
+    });
+}
+
+/// Elements `from..from + length` of one quantised row to f32; both are multiples of four.
+fn dequantise(e: &mut Emitter<'_>, weight: &View, row: Value, from: Value, length: Value, to: Value) {
+    let k = fixed(weight, 1);
+    let zero = e.i64(0);
+    e.for_range(zero, length, 4, &[], |e, i, _| {
+        let element = e.b.ins().iadd(from, i);
+        let (values, scale) = e.load_quantised(weight.dtype, row, k, element);
+        let value = e.b.ins().fmul(values, scale);
+        let at = e.scale(i, 4);
+        let to = e.b.ins().iadd(to, at);
+        e.store(DType::F32, value, to, 0, 4);
         vec![]
     });
 }

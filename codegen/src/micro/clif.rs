@@ -3,7 +3,7 @@
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I32, I32X4};
 use cranelift_codegen::ir::{InstBuilder, Value};
-use lapidary_ir::DType;
+use lapidary_ir::{BLOCK, DType};
 
 use super::{Block, Tile, TileOperands};
 use crate::emit::Emitter;
@@ -11,6 +11,9 @@ use crate::lower::add_across;
 
 /// Dot products, four weight rows at a time, each a stream: for one row of x, or few.
 pub(super) fn dot(e: &mut Emitter<'_>, block: &Block) {
+    if block.dtype.is_quantised() {
+        return dot_quantised(e, block);
+    }
     let bytes = block.dtype.bytes() as i64;
     let none = e.splat(0.0);
     for (group, weights) in block.weights.chunks(4).enumerate() {
@@ -55,6 +58,44 @@ pub(super) fn dot(e: &mut Emitter<'_>, block: &Block) {
             for (row, sum) in rows.iter_mut().enumerate().take(weights.len()) {
                 *sum = e.b.ins().fadd(sums[2 * row], sums[2 * row + 1]);
             }
+            let result = add_across(e, rows);
+            let at = e.scale(t, block.weights.len() as i64 * 4);
+            let c = e.b.ins().iadd(block.c, at);
+            e.store(DType::F32, result, c, group as i64 * 16, 4);
+            vec![]
+        });
+    }
+}
+
+/// [`dot`] of quantised rows: a block's sum without its scale, then times it.
+fn dot_quantised(e: &mut Emitter<'_>, block: &Block) {
+    let none = e.splat(0.0);
+    for (group, weights) in block.weights.chunks(4).enumerate() {
+        let zero = e.i64(0);
+        e.for_range(zero, block.rows, 1, &[], |e, t, _| {
+            let offset = e.scale(t, block.x_stride);
+            let x = e.b.ins().iadd(block.x, offset);
+            let (zero, all) = (e.i64(0), e.i64(block.k as i64));
+            let sums = e.for_range(zero, all, BLOCK as i64, &vec![none; weights.len()], |e, k, sums| {
+                let at = e.scale(k, 4);
+                let x = e.b.ins().iadd(x, at);
+                let xs: Vec<Value> = (0..BLOCK as i64 / 4).map(|i| e.load(DType::F32, x, i * 16, 4)).collect();
+                let mut next = Vec::with_capacity(sums.len());
+                for (&w, &sum) in weights.iter().zip(sums) {
+                    let mut part = none;
+                    let mut scale = none;
+                    for (i, &x) in xs.iter().enumerate() {
+                        let at = e.offset(k, i as i64 * 4);
+                        let (q, s) = e.load_quantised(block.dtype, w, block.k, at);
+                        part = e.fma(q, x, part);
+                        scale = s;
+                    }
+                    next.push(e.fma(part, scale, sum));
+                }
+                next
+            });
+            let mut rows = [none; 4];
+            rows[..sums.len()].copy_from_slice(&sums);
             let result = add_across(e, rows);
             let at = e.scale(t, block.weights.len() as i64 * 4);
             let c = e.b.ins().iadd(block.c, at);

@@ -8,10 +8,12 @@
 //!
 //! Add a microkernel as a row of [`MICROKERNELS`]; of those that fit, the first one is taken. Tests walk the table.
 
-mod avx;
 mod clif;
+mod dot;
+mod tile;
 
 use cranelift_codegen::ir::Value;
+use iced_x86::IcedError;
 use lapidary_ir::DType;
 
 use crate::emit::{Emitter, Features};
@@ -34,7 +36,7 @@ pub struct Block {
     pub c: Value,
 }
 
-/// A tile's fixed measures: what the code of a [`Emit::Raw`] or [`Emit::Inline`] is specialised to.
+/// A tile's fixed measures: what the code of a [`Emit::RawTile`] or [`Emit::Inline`] is specialised to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tile {
     /// Rows of x, in lanes: at most the panel's.
@@ -47,6 +49,36 @@ pub struct Tile {
     pub weight_stride: i32,
     /// Bytes from one row of results to the next.
     pub c_stride: i32,
+}
+
+/// Dot products' fixed measures: what the code of a [`Emit::RawDot`] is specialised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Dot {
+    /// Weights' element type.
+    pub dtype: DType,
+    /// Length of the sums.
+    pub k: usize,
+    /// Weight rows, each a stream; they follow one another in memory.
+    pub rows: usize,
+}
+
+/// A function of raw code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Raw {
+    /// Operands: x, weights, c, k, accumulate.
+    Tile(Tile),
+    /// Operands: x (f32, k), weights, c (f32, rows).
+    Dot(Dot),
+}
+
+impl Raw {
+    /// How many operands the function takes, all 64-bit words.
+    pub fn operands(self) -> usize {
+        match self {
+            Raw::Tile(_) => 5,
+            Raw::Dot(_) => 3,
+        }
+    }
 }
 
 /// A tile's operands in one call.
@@ -69,11 +101,19 @@ pub struct TileOperands {
 pub enum Emit {
     /// Dot products, as instructions in the kernel itself.
     Dot(fn(&mut Emitter<'_>, &Block)),
+    /// Dot products of one row of x, as machine code for the System V x86-64 convention: see [`Raw::Dot`].
+    RawDot(fn(Dot) -> Code),
     /// A tile, as instructions in the kernel itself.
     Inline(fn(&mut Emitter<'_>, Tile, &TileOperands)),
-    /// A tile, as machine code for the System V x86-64 convention: `(x, weights, c, k, accumulate)`.
-    Raw(fn(Tile) -> Result<Vec<u8>, iced_x86::IcedError>),
+    /// A tile, as machine code for the System V x86-64 convention: see [`Raw::Tile`].
+    RawTile(fn(Tile) -> Code),
 }
+
+/// Machine code, or why it could not be assembled.
+pub type Code = Result<Vec<u8>, IcedError>;
+
+/// Weight rows that [`Emit::RawDot`] takes at a time; those left over go one by one.
+pub const DOT_ROWS: usize = 4;
 
 /// A row of the table.
 pub struct Microkernel {
@@ -95,6 +135,22 @@ pub struct Microkernel {
 /// Every microkernel; of those that fit, the first one is taken.
 pub const MICROKERNELS: &[Microkernel] = &[
     Microkernel {
+        name: "avx512_dot",
+        mr: 1,
+        shapes: &[(1, 16)],
+        max_rows: 4,
+        runs_on: |f| f.avx512,
+        emit: Emit::RawDot(dot::dot_512),
+    },
+    Microkernel {
+        name: "avx2_dot",
+        mr: 1,
+        shapes: &[(1, 16)],
+        max_rows: 4,
+        runs_on: |f| f.avx2 && f.fma,
+        emit: Emit::RawDot(dot::dot_256),
+    },
+    Microkernel {
         name: "clif_dot",
         mr: 1,
         shapes: &[(1, 16)],
@@ -108,7 +164,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         shapes: &[(48, 8), (32, 12), (16, 24)],
         max_rows: usize::MAX,
         runs_on: |f| f.avx512,
-        emit: Emit::Raw(avx::tile_512),
+        emit: Emit::RawTile(tile::tile_512),
     },
     Microkernel {
         name: "avx2_tile",
@@ -116,7 +172,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         shapes: &[(16, 6), (8, 12)],
         max_rows: usize::MAX,
         runs_on: |f| f.avx2 && f.fma,
-        emit: Emit::Raw(avx::tile_256),
+        emit: Emit::RawTile(tile::tile_256),
     },
     Microkernel {
         name: "clif_tile",
@@ -132,14 +188,26 @@ impl Microkernel {
     /// Weight rows of a tile of the linear kernel's tile space.
     pub fn block_rows(&self) -> usize {
         match self.emit {
-            Emit::Dot(_) => self.shapes[0].1,
-            Emit::Inline(_) | Emit::Raw(_) => TILE_BLOCK,
+            Emit::Dot(_) | Emit::RawDot(_) => self.shapes[0].1,
+            Emit::Inline(_) | Emit::RawTile(_) => TILE_BLOCK,
+        }
+    }
+
+    /// The code of a raw function.
+    ///
+    /// # Panics
+    /// If this microkernel has no such function.
+    pub fn assemble(&self, raw: Raw) -> Code {
+        match (self.emit, raw) {
+            (Emit::RawDot(emit), Raw::Dot(dot)) => emit(dot),
+            (Emit::RawTile(emit), Raw::Tile(tile)) => emit(tile),
+            (emit, raw) => unreachable!("{}: {raw:?} of {}", self.name, matches!(emit, Emit::Dot(_))),
         }
     }
 
     /// Whether x comes packed in panels.
     pub fn is_packed(&self) -> bool {
-        !matches!(self.emit, Emit::Dot(_))
+        !matches!(self.emit, Emit::Dot(_) | Emit::RawDot(_))
     }
 }
 

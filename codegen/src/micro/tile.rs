@@ -3,9 +3,7 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr64, *};
 
-use super::Tile;
-
-type Code = Result<Vec<u8>, IcedError>;
+use super::{Code, Tile};
 
 /// How many steps of k the loop is unrolled by.
 const UNROLL: i32 = 4;

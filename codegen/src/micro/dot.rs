@@ -1,0 +1,319 @@
+//! AVX2 and AVX-512 dot products, assembled: one row of x against weight rows that each are a stream of memory.
+//!
+//! Weights widen to f32 in registers; of quantised rows a block's sum is taken without its scale, which is the upper
+//! half of a broadcast dword. The rows after these are fetched into the second cache meanwhile.
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
+use lapidary_ir::{BLOCK, DType};
+
+use super::{Code, Dot};
+
+type Done = Result<(), IcedError>;
+
+const X: AsmRegister64 = gpr64::rdi;
+const W: AsmRegister64 = gpr64::rsi;
+const C: AsmRegister64 = gpr64::rdx;
+const COUNT: AsmRegister64 = gpr64::rcx;
+const SCALES: AsmRegister64 = gpr64::r9;
+
+/// Registers above those that hold sums, the same at both widths.
+const ZMM: [AsmRegisterZmm; 24] = [
+    zmm0, zmm1, zmm2, zmm3, zmm4, zmm5, zmm6, zmm7, zmm8, zmm9, zmm10, zmm11, zmm12, zmm13, zmm14, zmm15, zmm16, zmm17,
+    zmm18, zmm19, zmm20, zmm21, zmm22, zmm23,
+];
+const YMM: [AsmRegisterYmm; 16] = [
+    ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15,
+];
+const XMM: [AsmRegisterXmm; 16] = [
+    xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15,
+];
+
+impl Dot {
+    fn row_bytes(self) -> i32 {
+        self.dtype.row_bytes(self.k) as i32
+    }
+
+    /// Bytes that `n` elements' quants take.
+    fn bytes(self, n: usize) -> i32 {
+        match self.dtype {
+            DType::Q8 => n as i32,
+            DType::Q4 => n as i32 / 2,
+            plain => plain.row_bytes(n) as i32,
+        }
+    }
+
+    /// The weights of row `r`, `n` elements on.
+    fn weight(self, r: usize, n: usize) -> CodeAsmResult {
+        W + (r as i32 * self.row_bytes() + self.bytes(n))
+    }
+
+    /// A dword whose upper half is the scale of row `r`'s block `block` blocks on.
+    fn scale(self, r: usize, block: usize) -> CodeAsmResult {
+        SCALES + (r as i32 * self.row_bytes() + 2 * block as i32 - 2)
+    }
+
+    /// Walks k in steps of `step` elements: the body is told how many of them it is to do, `step` in a loop and once
+    /// what is left.
+    fn walk(self, a: &mut CodeAssembler, step: usize, body: &mut dyn FnMut(&mut CodeAssembler, usize) -> Done) -> Done {
+        if self.dtype.is_quantised() {
+            a.lea(SCALES, ptr(W + self.bytes(self.k)))?;
+        }
+        if self.k >= step {
+            let mut again = a.create_label();
+            a.mov(COUNT, (self.k / step) as i64)?;
+            a.set_label(&mut again)?;
+            for r in 0..self.rows {
+                for line in (0..self.bytes(step)).step_by(64) {
+                    let next = (r + self.rows) as i32 * self.row_bytes();
+                    a.prefetcht1(byte_ptr(W + (next + line)))?;
+                }
+            }
+            body(a, step)?;
+            a.add(X, step as i32 * 4)?;
+            a.add(W, self.bytes(step))?;
+            if self.dtype.is_quantised() {
+                a.add(SCALES, (step / BLOCK) as i32 * 2)?;
+            }
+            a.dec(COUNT)?;
+            a.jnz(again)?;
+        }
+        if !self.k.is_multiple_of(step) { body(a, self.k % step) } else { Ok(()) }
+    }
+}
+
+type CodeAsmResult = AsmMemoryOperand;
+
+/// AVX-512: 16 lanes.
+pub(super) fn dot_512(dot: Dot) -> Code {
+    let a = &mut CodeAssembler::new(64)?;
+    let rows = dot.rows;
+    let sums = &ZMM[..2 * rows];
+    for &sum in sums {
+        a.vpxord(sum, sum, sum)?;
+    }
+    let mut table = a.create_label();
+    match dot.dtype {
+        DType::Q8 | DType::Q4 => {
+            let (mask, values) = (zmm31, zmm30);
+            a.mov(gpr32::eax, 0xffff_0000u32)?;
+            a.vpbroadcastd(mask, gpr32::eax)?;
+            if dot.dtype == DType::Q4 {
+                a.vmovups(values, ptr(table))?;
+            }
+            // Four blocks of 4 bits, two of 8: a line of memory.
+            let step = if dot.dtype == DType::Q4 { 4 * BLOCK } else { 2 * BLOCK };
+            dot.walk(a, step, &mut |a, n| {
+                for block in 0..n / BLOCK {
+                    let k = block * BLOCK;
+                    let (low, high) = (zmm28, zmm29);
+                    a.vmovups(low, ptr(X + k as i32 * 4))?;
+                    a.vmovups(high, ptr(X + k as i32 * 4 + 64))?;
+                    for r in 0..rows {
+                        let (q, product, scale) = (zmm24, zmm25, zmm26);
+                        if dot.dtype == DType::Q4 {
+                            a.vpmovzxbd(q, xmmword_ptr(dot.weight(r, k)))?;
+                            a.vpermps(zmm27, q, values)?;
+                            a.vmulps(product, zmm27, low)?;
+                            a.vpsrld(q, q, 4)?;
+                            a.vpermps(q, q, values)?;
+                        } else {
+                            a.vpmovsxbd(q, xmmword_ptr(dot.weight(r, k)))?;
+                            a.vcvtdq2ps(q, q)?;
+                            a.vmulps(product, q, low)?;
+                            a.vpmovsxbd(q, xmmword_ptr(dot.weight(r, k + 16)))?;
+                            a.vcvtdq2ps(q, q)?;
+                        }
+                        a.vfmadd231ps(product, q, high)?;
+                        a.vpandd(scale, mask, dword_bcst(dot.scale(r, block)))?;
+                        a.vfmadd231ps(sums[2 * r + block % 2], product, scale)?;
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        plain => dot.walk(a, 32, &mut |a, n| {
+            for (half, k) in (0..n).step_by(16).enumerate() {
+                let some = n - k < 16;
+                let x = zmm24;
+                if some {
+                    a.mov(gpr32::eax, (1i32 << (n - k)) - 1)?;
+                    a.kmovw(k1, gpr32::eax)?;
+                    a.vmovups(x.k1().z(), ptr(X + k as i32 * 4))?;
+                } else {
+                    a.vmovups(x, ptr(X + k as i32 * 4))?;
+                }
+                for r in 0..rows {
+                    let w = if some { zmm25.k1().z() } else { zmm25 };
+                    match plain {
+                        DType::BF16 => {
+                            a.vpmovzxwd(w, ymmword_ptr(dot.weight(r, k)))?;
+                            a.vpslld(zmm25, zmm25, 16)?;
+                        }
+                        DType::F16 => a.vcvtph2ps(w, ymmword_ptr(dot.weight(r, k)))?,
+                        _ => a.vmovups(w, zmmword_ptr(dot.weight(r, k)))?,
+                    }
+                    a.vfmadd231ps(sums[2 * r + half], zmm25, x)?;
+                }
+            }
+            Ok(())
+        })?,
+    }
+    for r in 0..rows {
+        a.vaddps(sums[2 * r], sums[2 * r], sums[2 * r + 1])?;
+        let (whole, upper) = (sums[2 * r], ymm15);
+        a.vextractf64x4(upper, whole, 1)?;
+        a.vaddps(YMM[2 * r], YMM[2 * r], upper)?;
+        reduce(a, 2 * r)?;
+        a.vmovss(dword_ptr(C + r as i32 * 4), XMM[2 * r])?;
+    }
+    a.vzeroupper()?;
+    a.ret()?;
+    if dot.dtype == DType::Q4 {
+        a.set_label(&mut table)?;
+        a.dd_f32(&std::array::from_fn::<f32, 16, _>(|i| i as f32 - 8.0))?;
+    }
+    a.assemble(0)
+}
+
+/// The sum of register `i`'s eight lanes, in its first. Clobbers register 15.
+fn reduce(a: &mut CodeAssembler, i: usize) -> Done {
+    a.vextractf128(xmm15, YMM[i], 1)?;
+    a.vaddps(XMM[i], XMM[i], xmm15)?;
+    a.vhaddps(XMM[i], XMM[i], XMM[i])?;
+    a.vhaddps(XMM[i], XMM[i], XMM[i])
+}
+
+/// AVX2 with FMA and F16C: 8 lanes.
+pub(super) fn dot_256(dot: Dot) -> Code {
+    let a = &mut CodeAssembler::new(64)?;
+    let rows = dot.rows;
+    match dot.dtype {
+        DType::Q8 | DType::Q4 => quantised_256(a, dot)?,
+        plain => {
+            // Two sums a row.
+            let sums = &YMM[..2 * rows];
+            for &sum in sums {
+                a.vxorps(sum, sum, sum)?;
+            }
+            let (x, w) = (ymm14, ymm15);
+            let widen = |a: &mut CodeAssembler, r: usize, k: usize| match plain {
+                DType::BF16 => {
+                    a.vpmovzxwd(w, xmmword_ptr(dot.weight(r, k)))?;
+                    a.vpslld(w, w, 16)
+                }
+                DType::F16 => a.vcvtph2ps(w, xmmword_ptr(dot.weight(r, k))),
+                _ => a.vmovups(w, ymmword_ptr(dot.weight(r, k))),
+            };
+            let mut tail = 0;
+            dot.walk(a, 32, &mut |a, n| {
+                for (i, k) in (0..n / 8 * 8).step_by(8).enumerate() {
+                    a.vmovups(x, ptr(X + k as i32 * 4))?;
+                    for r in 0..rows {
+                        widen(a, r, k)?;
+                        a.vfmadd231ps(sums[2 * r + i % 2], w, x)?;
+                    }
+                }
+                tail = n % 8;
+                Ok(())
+            })?;
+            for r in 0..rows {
+                a.vaddps(sums[2 * r], sums[2 * r], sums[2 * r + 1])?;
+                reduce(a, 2 * r)?;
+            }
+            // At most seven more, one by one.
+            let after = dot.k % 32 / 8 * 8;
+            for k in after..after + tail {
+                a.vmovss(xmm14, dword_ptr(X + k as i32 * 4))?;
+                for r in 0..rows {
+                    match plain {
+                        DType::F32 => a.vmovss(xmm15, dword_ptr(dot.weight(r, k)))?,
+                        _ => {
+                            a.movzx(gpr32::eax, word_ptr(dot.weight(r, k)))?;
+                            if plain == DType::BF16 {
+                                a.shl(gpr32::eax, 16)?;
+                            }
+                            a.vmovd(xmm15, gpr32::eax)?;
+                            if plain == DType::F16 {
+                                a.vcvtph2ps(xmm15, xmm15)?;
+                            }
+                        }
+                    }
+                    a.vfmadd231ss(XMM[2 * r], xmm15, xmm14)?;
+                }
+            }
+            for r in 0..rows {
+                a.vmovss(dword_ptr(C + r as i32 * 4), XMM[2 * r])?;
+            }
+        }
+    }
+    a.vzeroupper()?;
+    a.ret()?;
+    a.assemble(0)
+}
+
+fn quantised_256(a: &mut CodeAssembler, dot: Dot) -> Done {
+    let rows = dot.rows;
+    let sums = &YMM[..rows];
+    let xs = [ymm4, ymm5, ymm6, ymm7];
+    let (shift, minus_eight, nibble, mask) = (ymm8, ymm9, ymm10, ymm11);
+    let (product, w, q, scale) = (ymm12, ymm13, ymm14, ymm15);
+    for &sum in sums {
+        a.vxorps(sum, sum, sum)?;
+    }
+    a.vpcmpeqd(mask, mask, mask)?;
+    a.vpsrld(nibble, mask, 28)?;
+    a.vpslld(mask, mask, 16)?;
+    a.mov(gpr32::eax, (-8f32).to_bits())?;
+    a.vmovd(xmm9, gpr32::eax)?;
+    a.vbroadcastss(minus_eight, xmm9)?;
+    let step = if dot.dtype == DType::Q4 { 4 * BLOCK } else { 2 * BLOCK };
+    dot.walk(a, step, &mut |a, n| {
+        for block in 0..n / BLOCK {
+            let k = block * BLOCK;
+            for (i, &x) in xs.iter().enumerate() {
+                a.vmovups(x, ptr(X + (k + 8 * i) as i32 * 4))?;
+            }
+            if dot.dtype == DType::Q4 {
+                // Nibbles are q + 8: each block's sum starts at -8 times the sum of its x.
+                a.vaddps(shift, xs[0], xs[1])?;
+                a.vaddps(q, xs[2], xs[3])?;
+                a.vaddps(shift, shift, q)?;
+                a.vmulps(shift, shift, minus_eight)?;
+            }
+            for (r, &sum) in sums.iter().enumerate() {
+                if dot.dtype == DType::Q4 {
+                    a.vmovaps(product, shift)?;
+                    for half in 0..2 {
+                        a.vpmovzxbd(w, qword_ptr(dot.weight(r, k) + half as i32 * 8))?;
+                        a.vpand(q, w, nibble)?;
+                        a.vcvtdq2ps(q, q)?;
+                        a.vfmadd231ps(product, q, xs[half])?;
+                        a.vpsrld(w, w, 4)?;
+                        a.vcvtdq2ps(w, w)?;
+                        a.vfmadd231ps(product, w, xs[half + 2])?;
+                    }
+                } else {
+                    for (i, &x) in xs.iter().enumerate() {
+                        a.vpmovsxbd(w, qword_ptr(dot.weight(r, k + 8 * i)))?;
+                        a.vcvtdq2ps(w, w)?;
+                        if i == 0 {
+                            a.vmulps(product, w, x)?;
+                        } else {
+                            a.vfmadd231ps(product, w, x)?;
+                        }
+                    }
+                }
+                a.vpbroadcastd(scale, dword_ptr(dot.scale(r, block)))?;
+                a.vpand(scale, scale, mask)?;
+                a.vfmadd231ps(sum, product, scale)?;
+            }
+        }
+        Ok(())
+    })?;
+    for r in 0..rows {
+        reduce(a, r)?;
+        a.vmovss(dword_ptr(C + r as i32 * 4), XMM[r])?;
+    }
+    Ok(())
+}
