@@ -134,6 +134,11 @@ impl<'a> Emitter<'a> {
         self.b.ins().load(I64, flags, self.frame, (word * 8) as i32)
     }
 
+    /// The address in a slot (i64).
+    pub fn slot(&mut self, slot: usize) -> Value {
+        self.frame_word(FRAME_SLOTS + slot)
+    }
+
     /// `T`, the call's rows (i64).
     pub fn rows(&mut self) -> Value {
         self.frame_word(FRAME_ROWS)

@@ -18,6 +18,7 @@ use crate::Error;
 use crate::emit::Emitter;
 use crate::kernel::Kernel;
 use crate::lower::{self, linear};
+use crate::micro::probe::{self, Probe};
 use crate::micro::{Microkernel, Raw};
 use crate::target::Target;
 
@@ -120,6 +121,43 @@ impl Jit {
         self.module.clear_context(&mut self.context);
         self.functions.push(id);
         Ok(compiled)
+    }
+
+    /// A probe of the machine, as a kernel.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the code cannot be made.
+    pub fn define_probe(&mut self, probe: Probe) -> Result<(), Error> {
+        let refuse = |reason: String| Error::Kernel { kernel: format!("{probe:?}"), reason };
+        let features = self.target.features;
+        let mut signature = kernel_signature(&self.module);
+        let raw = probe::assemble(probe, &features);
+        if raw.is_some() {
+            signature.call_conv = CallConv::SystemV;
+        }
+        let id = self
+            .module
+            .declare_function(&format!("probe{}", self.functions.len()), Linkage::Local, &signature)
+            .map_err(|e| refuse(e.to_string()))?;
+        match raw {
+            Some(code) => {
+                let code = code.map_err(|e| refuse(e.to_string()))?;
+                self.module.define_function_bytes(id, 64, &code, &[]).map_err(|e| refuse(e.to_string()))?;
+            }
+            None => {
+                self.context.func.signature = signature;
+                let raws = HashMap::new();
+                let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
+                let mut emitter = Emitter::new(builder, features, &[], &raws);
+                emitter.take_scratch(64);
+                probe::emit(&mut emitter, probe);
+                emitter.finish(self.module.target_config());
+                self.module.define_function(id, &mut self.context).map_err(|e| refuse(format!("{e:?}")))?;
+                self.module.clear_context(&mut self.context);
+            }
+        }
+        self.functions.push(id);
+        Ok(())
     }
 
     /// Raw code, made on first use.

@@ -15,6 +15,8 @@
 //! | [`tokenizer`], [`detokenizer`] | text to ids, ids to text |
 //! | [`chat`] | messages to the text of a prompt |
 //! | [`model`] | a folder as a whole; the built-in model |
+//! | [`quantize`] | blocks of 8 and 4 bits: their bytes, their scales |
+//! | [`weight_cache`] | a model's weights quantised, made once and mapped after |
 //! | [`synth`] | full-size checkpoints of random weights, for measurements |
 //!
 //! Invariant: nothing read from a file is trusted. A malformed file is an [`Error`] of one line, never a panic.
@@ -33,12 +35,14 @@ pub mod gemma2;
 pub mod layout;
 pub mod model;
 pub mod preset;
+pub mod quantize;
 pub mod safetensors;
 pub mod size;
 pub mod synth;
 #[cfg(feature = "tiny")]
 mod tiny;
 pub mod tokenizer;
+pub mod weight_cache;
 
 pub use chat::{ChatTemplate, Message};
 pub use checkpoint::{Checkpoint, TensorView};
@@ -48,6 +52,8 @@ pub use dtype::WeightDType;
 pub use error::{Error, Result};
 pub use model::Model;
 pub use preset::{PRESETS, Preset};
+pub use quantize::QuantFormat;
 pub use size::ParameterCounts;
 pub use synth::synthesize;
 pub use tokenizer::Tokenizer;
+pub use weight_cache::{Cache, Quantization, QuantizedWeights};

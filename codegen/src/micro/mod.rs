@@ -10,6 +10,7 @@
 
 mod clif;
 mod dot;
+pub mod probe;
 mod tile;
 
 use cranelift_codegen::ir::Value;

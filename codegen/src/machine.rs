@@ -1,0 +1,79 @@
+//! The ceilings of this machine: read bandwidth and products a second, measured by a model's own kind of kernels.
+
+use std::time::Instant;
+
+use lapidary_runtime::Pool;
+use lapidary_runtime::program::{Aligned, FRAME_SLOTS, KernelFn, Step, Tiles};
+
+use crate::Error;
+use crate::emit::Features;
+use crate::jit::{Code, Jit};
+use crate::micro::probe::{self, Probe, READ_TILE};
+use crate::target::{Placement, Target};
+
+/// Bytes that one measurement of bandwidth reads: far beyond any cache.
+const READ_BYTES: usize = 512 << 20;
+/// Tiles of one measurement of products.
+const MULTIPLY_TILES: u32 = 256;
+
+/// The probes, ready to run on a number of threads.
+pub struct Machine {
+    pool: Pool,
+    features: Features,
+    read: Step,
+    multiply: Step,
+    buffer: Aligned,
+    _code: Code,
+}
+
+impl Machine {
+    /// Probes for a CPU (a name of [`crate::target::TARGETS`] or `native`) on `threads` threads.
+    ///
+    /// # Errors
+    /// An unknown CPU, or one that this machine is not; threads that cannot be had.
+    pub fn new(cpu: &str, threads: usize) -> Result<Machine, Error> {
+        let target = Target::new(cpu, Placement::Jit)?;
+        let features = target.features;
+        let mut jit = Jit::new(target);
+        jit.define_probe(Probe::Read)?;
+        jit.define_probe(Probe::Multiply)?;
+        let (entries, code) = jit.finish()?;
+        let step = |name: &str, kernel: KernelFn, tiles: u32| Step {
+            name: name.into(),
+            kernel,
+            tiles: Tiles { fixed: tiles, rows: 0 },
+            tile_ns: 50_000,
+        };
+        let mut buffer = Aligned::zeroed(READ_BYTES + 4096);
+        // Pages of zeros that were never written may all be one.
+        buffer.as_mut_slice().iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+        let pool = Pool::new(threads, 4096).map_err(|e| Error::Kernel { kernel: "probe".into(), reason: e.to_string() })?;
+        let read = step("read", entries[0], (READ_BYTES / READ_TILE) as u32);
+        let multiply = step("multiply", entries[1], MULTIPLY_TILES);
+        Ok(Machine { pool, features, read, multiply, buffer, _code: code })
+    }
+
+    /// Bytes read a second, now.
+    pub fn read_bandwidth(&mut self) -> f64 {
+        READ_BYTES as f64 / self.time(Probe::Read)
+    }
+
+    /// Floating-point operations a second in registers alone, now.
+    pub fn multiply_peak(&mut self) -> f64 {
+        probe::flops(&self.features) * f64::from(MULTIPLY_TILES) / self.time(Probe::Multiply)
+    }
+
+    /// Seconds of one launch.
+    fn time(&mut self, probe: Probe) -> f64 {
+        let mut frame = [0u64; FRAME_SLOTS + 1];
+        frame[FRAME_SLOTS] = self.buffer.as_ptr().expose_provenance() as u64;
+        let step = match probe {
+            Probe::Read => &self.read,
+            Probe::Multiply => &self.multiply,
+        };
+        let start = Instant::now();
+        // SAFETY: the frame's one slot is a buffer of as many bytes as the tiles read; scratch is a page.
+        unsafe { self.pool.launch(step, frame.as_ptr(), 1) };
+        start.elapsed().as_secs_f64()
+    }
+}
