@@ -3,8 +3,9 @@
 //! In: a graph, the outputs' classes, a cost model. Out: a function, and its predicted time. Three steps:
 //! 1. a choice of node for every class, found bottom-up by tree reach (any acyclic choice will do);
 //! 2. greedy over sets of unique classes: a class takes another node when the set of everything under it gets cheaper;
-//! 3. descent on the whole: single choices, and all projections of a tuple together, are changed when the sum over the
-//!    classes that the outputs reach falls. This sees what step 2 cannot: that siblings share.
+//! 3. descent on the whole: single choices, all projections of a tuple together, and pairs of these where one uses
+//!    the other are changed when the sum over the classes that the outputs reach falls. This sees what step 2 cannot:
+//!    that siblings share.
 //!
 //! Deterministic: classes and nodes are tried in the order of their ids, ties keep what is there. An exhaustive search
 //! over small graphs is the oracle in the tests. Costs are positive, so no choice is ever cyclic.
@@ -155,10 +156,12 @@ impl Choices {
         }
     }
 
-    /// Single choices, and the projections of each tuple as one.
+    /// The projections of each tuple as one, single choices, choices together with one of an operand's, and tuples with
+    /// one node that uses a projection.
     fn moves(&self) -> Vec<Vec<(usize, usize)>> {
         let mut tuples: Vec<(usize, Vec<(usize, usize)>)> = vec![];
         let mut moves = vec![];
+        let mut pairs = vec![];
         for (class, candidates) in self.classes.iter().enumerate() {
             for (at, candidate) in candidates.iter().enumerate() {
                 if let Op::Output(_) = candidate.node {
@@ -170,10 +173,24 @@ impl Choices {
                 }
                 if candidates.len() > 1 {
                     moves.push(vec![(class, at)]);
+                    let operands = candidate.operands.iter().filter(|&&o| o != class && self.classes[o].len() > 1);
+                    pairs.extend(operands.flat_map(|&o| {
+                        (0..self.classes[o].len()).map(move |other| vec![(class, at), (o, other)])
+                    }));
                 }
             }
         }
-        tuples.into_iter().map(|(_, steps)| steps).chain(moves).collect()
+        let mut tuples: Vec<_> = tuples.into_iter().map(|(_, steps)| steps).collect();
+        for steps in &tuples {
+            let made = |class: usize| steps.iter().any(|&(c, _)| c == class);
+            for (class, candidates) in self.classes.iter().enumerate().filter(|(c, all)| all.len() > 1 && !made(*c)) {
+                let users = candidates.iter().enumerate().filter(|(_, c)| c.operands.iter().any(|&o| made(o)));
+                pairs.extend(users.map(|(at, _)| [&steps[..], &[(class, at)]].concat()));
+            }
+        }
+        tuples.extend(moves);
+        tuples.extend(pairs);
+        tuples
     }
 
     fn is_ready(&self, class: usize, candidate: usize) -> bool {

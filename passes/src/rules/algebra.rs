@@ -14,21 +14,27 @@ pub(super) const RULES: &[Rule] = &[
         name: "cube",
         class: Reassociating,
         algebra: "x^2 x = x^3, the one spelling that GELU's rule knows",
-        search: Patterns { lhs: &["(mul (mul ?x ?x) ?x)"], rhs: "(pow ?x 3.0)", when: always },
+        search: Patterns {
+            lhs: &["(mul (mul ?x ?x) ?x)"],
+            rhs: "(pow ?x 3.0)",
+            when: |m| m.tensor("?x").is_some_and(|t| t.dtype == super::F32),
+        },
     },
     Rule {
         name: "mean-of-sum",
         class: Reassociating,
         algebra: "sum(x) / n = sum(x) (1/n) = mean(x), n the axis' length",
         search: Patterns {
-            lhs: &["(div (sum ?x ?axis) ?n)", "(mul (sum ?x ?axis) ?n)"],
+            lhs: &["(div (sum ?x ?axis) ?n)", "(mul (sum ?x ?axis) ?r)"],
             rhs: "(mean ?x ?axis)",
             when: |m| {
                 let Some(axis) = m.int("?axis").and_then(|a| usize::try_from(a).ok()) else { return false };
-                let length = m.tensor("?x").and_then(|t| t.shape.get(axis).and_then(|d| d.fixed()));
-                match (length, m.num("?n")) {
-                    (Some(length), Some(n)) => n == length as f32 || (length > 1 && is_reciprocal(n, length as f32)),
-                    _ => false,
+                let Some(length) = m.tensor("?x").and_then(|t| t.shape.get(axis).and_then(|d| d.fixed())) else {
+                    return false;
+                };
+                match m.bound("?n") {
+                    true => m.num("?n") == Some(length as f32),
+                    false => m.num("?r").is_some_and(|r| is_reciprocal(r, length as f32)),
                 }
             },
         },

@@ -3,7 +3,7 @@
 //! Order matters: scale, softcap, mask, softmax. No rule moves a softcap past a mask: it would turn -inf into -cap and
 //! let masked keys through.
 
-use lapidary_ir::{Dim, TensorType};
+use lapidary_ir::{DType, Dim, Dims, Op, TensorType};
 
 use super::Class::{Exact, Reassociating};
 use super::{Match, Rule, Search::Patterns, always};
@@ -27,7 +27,8 @@ pub(super) const RULES: &[Rule] = &[
                 match (m.tensor("?x"), m.tensor("?pos"), m.tensor("?f")) {
                     (Some(x), Some(pos), Some(f)) => {
                         x.rank() == 3
-                            && pos.shape[..] == [x.shape[1]]
+                            && pos == TensorType::new(DType::I32, vec![x.shape[1]])
+                            && m.leaf("?shape") == Some(Op::Dims(Dims(vec![x.shape[1], Dim::Fixed(1)])))
                             && f.rank() == 1
                             && matches!((x.shape[2], f.shape[0]), (Dim::Fixed(d), Dim::Fixed(h)) if d == 2 * h)
                             && m.int("?half").is_some_and(|h| f.shape[0] == Dim::Fixed(h as usize))
@@ -54,7 +55,7 @@ pub(super) const RULES: &[Rule] = &[
         search: Patterns {
             lhs: &["(select (le (reshape (iota [S] i32) [1,S]) (reshape ?pos [T,1])) ?s -inf)"],
             rhs: "(window_mask ?s ?pos none)",
-            when: |m| is_scores(m, "?s"),
+            when: |m| is_scores(m, "?s") && is_positions(m, "?pos"),
         },
     },
     Rule {
@@ -71,7 +72,7 @@ pub(super) const RULES: &[Rule] = &[
                               (lt (reshape ?pos [T,1]) (add (reshape (iota [S] i32) [1,S]) ?w))) ?s -inf)",
             ],
             rhs: "(window_mask ?s ?pos ?w)",
-            when: |m| is_scores(m, "?s") && m.int("?w").is_some_and(|w| w > 0),
+            when: |m| is_scores(m, "?s") && is_positions(m, "?pos") && m.int("?w").is_some_and(|w| w > 0),
         },
     },
     Rule {
@@ -175,6 +176,11 @@ fn is_scores(m: &mut Match<'_>, var: &str) -> bool {
     m.tensor(var).is_some_and(|t| t.rank() >= 2 && t.shape[t.rank() - 2..] == [Dim::Rows, Dim::Keys])
 }
 
+/// i32 (T).
+fn is_positions(m: &mut Match<'_>, var: &str) -> bool {
+    m.tensor(var).is_some_and(|t| t == TensorType::new(DType::I32, vec![Dim::Rows]))
+}
+
 /// (heads, rows or keys, head_dim), f32.
 fn is_heads(m: &mut Match<'_>, var: &str) -> bool {
     let heads = |t: &TensorType| {
@@ -185,7 +191,6 @@ fn is_heads(m: &mut Match<'_>, var: &str) -> bool {
 
 /// ?k (G, S, D) -> ?split (G, 1, S, D) -> ?wide (G, g, S, D) -> ?heads (G g, S, D).
 fn repeats_heads(m: &mut Match<'_>) -> bool {
-    use lapidary_ir::Op;
     let dims = |m: &Match<'_>, var: &str| match m.leaf(var) {
         Some(Op::Dims(d)) => Some(d.0),
         _ => None,

@@ -280,7 +280,7 @@ pub(crate) fn commuted(pattern: &str) -> Vec<String> {
         let mut rows: Vec<Vec<String>> = vec![vec![]];
         for item in items {
             let forms = spell(item);
-            rows = rows.iter().flat_map(|r| forms.iter().map(move |f| [&r[..], &[f.clone()]].concat())).collect();
+            rows = rows.iter().flat_map(|r| forms.iter().map(move |f| [&r[..], std::slice::from_ref(f)].concat())).collect();
         }
         let commutes = rows.first().is_some_and(|r| r.len() == 3 && matches!(r[0].as_str(), "add" | "mul" | "and"));
         let mut all: Vec<String> = rows.iter().map(|r| format!("({})", r.join(" "))).collect();
