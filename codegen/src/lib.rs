@@ -15,6 +15,8 @@
 //! | [`lower`] | each kernel's code |
 //! | [`micro`] | the inner loops of linear kernels, as a table |
 //! | [`jit`] | machine code in memory |
+//! | [`work`] | bytes and operations of a kernel |
+//! | [`machine`] | the machine's ceilings, measured |
 
 pub mod compile;
 pub mod emit;
@@ -22,12 +24,14 @@ mod error;
 pub mod jit;
 pub mod kernel;
 pub mod lower;
+pub mod machine;
 pub mod math;
 pub mod memory;
 pub mod micro;
 pub mod schedule;
 pub mod target;
 pub mod view;
+pub mod work;
 
 pub use compile::{Compilation, Model, Options, compile};
 pub use error::Error;

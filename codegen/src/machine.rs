@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use lapidary_runtime::Pool;
-use lapidary_runtime::program::{Aligned, FRAME_SLOTS, KernelFn, Step, Tiles};
+use lapidary_runtime::program::{FRAME_SLOTS, KernelFn, Step, Tiles};
+use memmap2::MmapMut;
 
 use crate::Error;
 use crate::emit::Features;
@@ -22,7 +23,7 @@ pub struct Machine {
     features: Features,
     read: Step,
     multiply: Step,
-    buffer: Aligned,
+    buffer: MmapMut,
     _code: Code,
 }
 
@@ -44,10 +45,13 @@ impl Machine {
             tiles: Tiles { fixed: tiles, rows: 0 },
             tile_ns: 50_000,
         };
-        let mut buffer = Aligned::zeroed(READ_BYTES + 4096);
+        let refuse = |reason: String| Error::Kernel { kernel: "probe".into(), reason };
+        let mut buffer = MmapMut::map_anon(READ_BYTES + 4096).map_err(|e| refuse(e.to_string()))?;
+        #[cfg(target_os = "linux")]
+        let _ = buffer.advise(memmap2::Advice::HugePage);
         // Pages of zeros that were never written may all be one.
-        buffer.as_mut_slice().iter_mut().step_by(4096).for_each(|byte| *byte = 1);
-        let pool = Pool::new(threads, 4096).map_err(|e| Error::Kernel { kernel: "probe".into(), reason: e.to_string() })?;
+        buffer.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+        let pool = Pool::new(threads, 4096).map_err(|e| refuse(e.to_string()))?;
         let read = step("read", entries[0], (READ_BYTES / READ_TILE) as u32);
         let multiply = step("multiply", entries[1], MULTIPLY_TILES);
         Ok(Machine { pool, features, read, multiply, buffer, _code: code })

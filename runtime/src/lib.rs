@@ -15,4 +15,4 @@ pub use generate::{Generation, StopReason, generate};
 pub use pool::Pool;
 pub use rng::Rng;
 pub use sampler::{Sampler, SamplerOptions};
-pub use session::{Memory, Session};
+pub use session::{Memory, Profile, Session};

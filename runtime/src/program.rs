@@ -168,12 +168,12 @@ impl Tiles {
 }
 
 impl Function {
-    /// The smallest variant that serves `rows` rows.
+    /// The index of the smallest variant that serves `rows` rows.
     ///
     /// # Panics
     /// If `rows` is above the last variant's: callers split calls into chunks.
-    pub fn variant(&self, rows: usize) -> &Variant {
-        self.variants.iter().find(|v| v.rows >= rows).unwrap_or_else(|| {
+    pub fn variant_index(&self, rows: usize) -> usize {
+        self.variants.iter().position(|v| v.rows >= rows).unwrap_or_else(|| {
             unreachable!("{}: {rows} rows in one call; callers split at the chunk", self.name)
         })
     }

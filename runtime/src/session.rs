@@ -6,6 +6,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::bind::{Binder, Buffers, Call, SCORE_ROWS, address, check_plan};
 use crate::error::Error;
@@ -38,6 +39,13 @@ impl Memory {
     }
 }
 
+/// Times of a session's launches, by function, variant and step: see [`Session::start_profile`].
+#[derive(Clone, Debug, Default)]
+pub struct Profile {
+    /// `[function][variant][step]`: launches, and their wall time together.
+    pub steps: Vec<Vec<Vec<(u64, Duration)>>>,
+}
+
 /// A model at some position of some text.
 pub struct Session {
     embed: Call,
@@ -57,6 +65,7 @@ pub struct Session {
     logits_valid: bool,
     token_valid: bool,
     weight_bytes: usize,
+    profile: Option<Profile>,
     // Frames hold addresses in these.
     program: Arc<Program>,
     _weights: Arc<dyn WeightSource>,
@@ -118,6 +127,7 @@ impl Session {
             last: None,
             logits_valid: false,
             token_valid: false,
+            profile: None,
             weight_bytes: tensors.iter().map(|&(_, bytes)| bytes).sum(),
             program,
             _weights: weights,
@@ -179,7 +189,7 @@ impl Session {
                 let x = base + (row * hidden * size_of::<f32>()) as u64;
                 let call = &mut self.head_all;
                 call.frame[call.x] = x;
-                run(&mut self.pool, &self.program, call, rows, first + row + rows);
+                run(&mut self.pool, &self.program, &mut self.profile, call, rows, first + row + rows);
                 for (i, logits) in floats(&self.buffers.score).chunks(vocab).take(rows).enumerate() {
                     sink(done + row + i, logits);
                 }
@@ -204,7 +214,7 @@ impl Session {
             let x = self.last_row();
             let call = &mut self.head;
             call.frame[call.x] = x;
-            run(&mut self.pool, &self.program, call, 1, self.position);
+            run(&mut self.pool, &self.program, &mut self.profile, call, 1, self.position);
             self.logits_valid = true;
         }
         floats(&self.buffers.logits)
@@ -219,7 +229,7 @@ impl Session {
             let x = self.last_row();
             let call = &mut self.head_argmax;
             call.frame[call.x] = x;
-            run(&mut self.pool, &self.program, call, 1, self.position);
+            run(&mut self.pool, &self.program, &mut self.profile, call, 1, self.position);
             self.token_valid = true;
         }
         // SAFETY: the buffer is one aligned i32, and any bits are a u32.
@@ -273,6 +283,19 @@ impl Session {
         self.position = to;
         self.forget_output();
         Ok(())
+    }
+
+    /// Times every launch from here on; a launch more or less costs a clock's reading.
+    pub fn start_profile(&mut self) {
+        let steps = |v: &crate::program::Variant| vec![(0, Duration::ZERO); v.steps.len()];
+        let functions = self.program.functions.iter();
+        let steps = functions.map(|f| f.variants.iter().map(steps).collect()).collect();
+        self.profile = Some(Profile { steps });
+    }
+
+    /// The times since [`Session::start_profile`]; launches are no longer timed.
+    pub fn take_profile(&mut self) -> Option<Profile> {
+        self.profile.take()
     }
 
     /// Back to position 0.
@@ -340,9 +363,9 @@ impl Session {
             pos_word.copy_from_slice(&(position as u32).to_ne_bytes());
         }
         let keys = self.position + rows;
-        run(&mut self.pool, &self.program, &mut self.embed, rows, keys);
+        run(&mut self.pool, &self.program, &mut self.profile, &mut self.embed, rows, keys);
         for layer in &mut self.layers {
-            run(&mut self.pool, &self.program, layer, rows, keys);
+            run(&mut self.pool, &self.program, &mut self.profile, layer, rows, keys);
         }
         self.position = keys;
         self.high = self.high.max(keys);
@@ -353,14 +376,29 @@ impl Session {
 }
 
 /// Calls a function: its steps, in order.
-fn run(pool: &mut Pool, program: &Program, call: &mut Call, rows: usize, keys: usize) {
+fn run(
+    pool: &mut Pool,
+    program: &Program,
+    profile: &mut Option<Profile>,
+    call: &mut Call,
+    rows: usize,
+    keys: usize,
+) {
     call.frame[FRAME_ROWS] = rows as u64;
     call.frame[FRAME_KEYS] = keys as u64;
-    for step in &program.functions[call.function].variant(rows).steps {
+    let function = &program.functions[call.function];
+    let variant = function.variant_index(rows);
+    for (index, step) in function.variants[variant].steps.iter().enumerate() {
+        let start = profile.as_ref().map(|_| Instant::now());
         // SAFETY: the frame's addresses were bound by `Binder` to memory of the lengths that the slots declare, for
         // `rows` rows, owned by the session (or its program and weights) and untouched by anyone else meanwhile;
         // arena and scratch are the largest that any variant asks for.
         unsafe { pool.launch(step, call.frame.as_ptr(), rows) };
+        if let (Some(profile), Some(start)) = (profile.as_mut(), start) {
+            let (launches, time) = &mut profile.steps[call.function][variant][index];
+            *launches += 1;
+            *time += start.elapsed();
+        }
     }
 }
 

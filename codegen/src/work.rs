@@ -1,0 +1,93 @@
+//! What a kernel moves and computes in a call: the figures that times are held against.
+
+use lapidary_ir::Dim;
+
+use crate::kernel::{Body, Kernel};
+use crate::view::{Base, Capacity, View};
+
+/// Bytes and floating-point operations of one launch.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// Weights and cached keys and values, read from memory.
+    pub memory_bytes: f64,
+    /// Activations, mostly in cache.
+    pub cache_bytes: f64,
+    /// Floating-point operations; a transcendental function counts as one.
+    pub flops: f64,
+}
+
+/// The work of a kernel in a call of `extent` rows and keys.
+pub fn work(kernel: &Kernel, extent: Capacity) -> Work {
+    let rows = |view: &View| view.axes.first().map_or(1, |a| extent.of(a.dim));
+    let last = |view: &View| view.axes.last().map_or(1, |a| extent.of(a.dim));
+    let cache = |views: &[View]| views.iter().map(|v| bytes(v, extent)).sum::<f64>();
+    let elements: f64 = kernel.outputs.iter().map(|v| count(v, extent)).sum();
+    let everything = cache(&kernel.inputs) + cache(&kernel.outputs);
+    match &kernel.body {
+        Body::Linear { prologue, .. } => {
+            let (x, weights) = kernel.inputs.split_at(1 + usize::from(prologue.is_some()));
+            let rows = rows(&kernel.outputs[0]) as f64;
+            let products: f64 = weights.iter().map(|w| count(w, extent)).sum();
+            let x_bytes = rows * last(&weights[0]) as f64 * 4.0;
+            let norm = cache(&x[1..]);
+            Work {
+                memory_bytes: cache(weights),
+                cache_bytes: x_bytes + norm + cache(&kernel.outputs),
+                flops: 2.0 * rows * products,
+            }
+        }
+        Body::Attention { window, .. } => {
+            let (q, k) = (&kernel.inputs[0], &kernel.inputs[1]);
+            let (heads, head_dim) = (rows(q) as f64, last(q) as f64);
+            let (queries, keys) = (extent.rows as f64, extent.keys as f64);
+            // Row t of the call sees its window of the keys before it.
+            let seen = |t: f64| (keys - queries + t + 1.0).min(window.map_or(f64::INFINITY, |w| w as f64));
+            let pairs: f64 = (0..extent.rows).map(|t| seen(t as f64)).sum();
+            let groups = rows(k) as f64;
+            let read = keys.min(window.map_or(keys, |w| w as f64 + queries));
+            Work {
+                memory_bytes: 2.0 * groups * read * k.dtype.row_bytes(head_dim as usize) as f64,
+                cache_bytes: bytes(q, extent) + cache(&kernel.outputs),
+                flops: heads * pairs * (4.0 * head_dim + 3.0),
+            }
+        }
+        Body::Matmul => Work {
+            memory_bytes: weights_of(kernel, extent),
+            cache_bytes: everything - weights_of(kernel, extent),
+            flops: 2.0 * elements * last(&kernel.inputs[0]) as f64,
+        },
+        Body::Scores { .. } => Work {
+            memory_bytes: bytes(&kernel.inputs[1], extent),
+            cache_bytes: bytes(&kernel.inputs[0], extent) + cache(&kernel.outputs),
+            flops: 2.0 * elements * last(&kernel.inputs[0]) as f64,
+        },
+        Body::Gather { .. } => Work {
+            memory_bytes: elements * 2.0,
+            cache_bytes: cache(&kernel.outputs),
+            flops: elements,
+        },
+        Body::Append => Work { memory_bytes: 0.0, cache_bytes: 2.0 * cache(&kernel.inputs), flops: 0.0 },
+        _ => {
+            let memory = weights_of(kernel, extent);
+            Work { memory_bytes: memory, cache_bytes: everything - memory, flops: elements }
+        }
+    }
+}
+
+/// Bytes of the operands that the caller holds for good: fixed shapes, no temporaries.
+fn weights_of(kernel: &Kernel, extent: Capacity) -> f64 {
+    let fixed = |v: &&View| matches!(v.base, Base::Slot(_)) && v.axes.iter().all(|a| matches!(a.dim, Dim::Fixed(_)));
+    kernel.inputs.iter().filter(fixed).map(|v| bytes(v, extent)).sum()
+}
+
+fn count(view: &View, extent: Capacity) -> f64 {
+    view.axes.iter().filter(|a| a.stride != 0).map(|a| extent.of(a.dim) as f64).product()
+}
+
+fn bytes(view: &View, extent: Capacity) -> f64 {
+    if !view.in_memory() {
+        return 0.0;
+    }
+    let block = lapidary_ir::BLOCK;
+    count(view, extent) * view.dtype.row_bytes(block) as f64 / block as f64
+}
