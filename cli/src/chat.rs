@@ -192,6 +192,9 @@ impl Chat<'_> {
             generated_tokens: generation.tokens.len(),
             decode: generation.decode,
         };
+        if let Err(error) = self.engine.check_numbers() {
+            output::note("error", &output::one_line(&error));
+        }
         match generation.stop {
             StopReason::EndOfText(_) => {}
             StopReason::Interrupted => output::note("note", "stopped"),

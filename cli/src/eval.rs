@@ -24,8 +24,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
     /// Tokens from one window to the next [default: context - 1, no overlap]
-    #[arg(long, value_name = "N")]
-    stride: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    stride: Option<u64>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -50,8 +50,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let context = engine.session.context();
     ensure!(context > 1, "--context is {context}: expected at least 2, BOS and a token");
     let most = context - 1;
-    let stride = args.stride.unwrap_or(most);
-    ensure!((1..=most).contains(&stride), "--stride is {stride}: expected 1 to {most} (context - 1)");
+    let stride = args.stride.map_or(most, |n| n as usize);
+    ensure!(stride <= most, "--stride is {stride}: expected 1 to {most} (context - 1)");
 
     let bar = output::bar(ids.len() as u64, "scoring", Unit::Tokens);
     let (mut sum, mut tokens) = (0.0, 0usize);
@@ -73,6 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     bar.finish_and_clear();
     let nll = sum / tokens as f64;
+    ensure!(nll.is_finite(), "{}: the nll is {nll}: its weights hold NaN or infinity", engine.name());
     let perplexity = nll.exp();
     if args.json {
         return output::print_json(&json!({ "tokens": tokens, "nll": nll, "perplexity": perplexity }));

@@ -7,7 +7,8 @@ use anyhow::Result;
 use lapidary_models::{Config, LayerType, WeightDType, checkpoint};
 use serde_json::{Value, json};
 
-use crate::{model, output};
+use crate::model::{self, MAX_CHUNK, MAX_CONTEXT};
+use crate::output;
 
 /// Show a model's configuration, parameters, bytes and FLOPs.
 #[derive(clap::Args)]
@@ -18,17 +19,17 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "MODEL", conflicts_with = "preset")]
     model: Option<PathBuf>,
     /// Published size: 2b, 9b or 27b
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = model::presets())]
     preset: Option<String>,
     /// Count with another vocabulary
-    #[arg(long, value_name = "N")]
-    vocab: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_CONTEXT))]
+    vocab: Option<u64>,
     /// Positions that the KV cache is counted for [default: the model's]
-    #[arg(long, value_name = "N")]
-    context: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_CONTEXT))]
+    context: Option<u64>,
     /// Most tokens of one call, which ring caches hold besides their window
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    chunk: usize,
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=MAX_CHUNK))]
+    chunk: u64,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -45,15 +46,15 @@ struct Weights {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let (name, mut config, stored) = source(args)?;
     if let Some(vocab) = args.vocab {
-        config.vocab_size = vocab;
+        config.vocab_size = vocab as usize;
         config.validate(Path::new("--vocab"))?;
     }
     let weights = match stored.filter(|_| args.vocab.is_none()) {
         Some(weights) => weights,
         None => Weights { dtype: "BF16".into(), bytes: config.weight_bytes(WeightDType::BF16) },
     };
-    let context = args.context.unwrap_or(config.max_position_embeddings);
-    let chunk = args.chunk.min(context);
+    let context = args.context.map_or(config.max_position_embeddings, |n| n as usize);
+    let chunk = (args.chunk as usize).min(context);
     let counts = config.parameter_counts();
     let kv = config.kv_bytes(context, chunk, 2);
     let kv_of = |kind: LayerType| {

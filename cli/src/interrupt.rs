@@ -1,7 +1,11 @@
-//! Ctrl-C: asks the work under way to stop. Where there is no work it ends the program, as it would by itself.
+//! Ctrl-C: asks the work under way to stop. Where there is no work it ends the program, as it would by itself. A file that is
+//! only half written when the program ends so is removed.
 
+use std::io;
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 
@@ -11,7 +15,19 @@ static WORKING: AtomicBool = AtomicBool::new(false);
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 /// What a shell reports for a program that Ctrl-C ended: 128 + SIGINT.
-const EXIT_CODE: i32 = 130;
+pub(crate) const EXIT_CODE: u8 = 130;
+
+/// What a command that was interrupted ends with.
+#[derive(Debug)]
+pub(crate) struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
 
 /// What a second Ctrl-C does while the work is still under way.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -28,10 +44,38 @@ pub(crate) fn install(again: Again) -> Result<()> {
         let idle = !WORKING.load(Ordering::Relaxed);
         let asked = ASKED.swap(true, Ordering::Relaxed);
         if idle || (asked && again == Again::Exit) {
-            std::process::exit(EXIT_CODE);
+            let half = half_written();
+            if let Some(path) = half.as_deref() {
+                // Best effort: the program ends here.
+                let _ = std::fs::remove_file(path);
+            }
+            // The lock is held to the end: nobody gives the file its name meanwhile.
+            std::process::exit(EXIT_CODE.into());
         }
     })
     .context("cannot take over Ctrl-C")
+}
+
+/// The file that is removed if Ctrl-C ends the program.
+static HALF_WRITTEN: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+fn half_written() -> MutexGuard<'static, Option<PathBuf>> {
+    HALF_WRITTEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes a file with `create`; from then on Ctrl-C removes it.
+pub(crate) fn begin_file<T>(path: &Path, create: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let mut half = half_written();
+    let file = create()?;
+    *half = Some(path.into());
+    Ok(file)
+}
+
+/// Settles that file with `settle` (a new name, or its end); from then on Ctrl-C does not touch it.
+pub(crate) fn end_file<T>(settle: impl FnOnce() -> T) -> T {
+    let mut half = half_written();
+    *half = None;
+    settle()
 }
 
 /// Work that Ctrl-C stops, until it is dropped.

@@ -1,7 +1,7 @@
 //! `lapidary logits`: token ids to logits, into a safetensors file.
 //!
 //! The file holds one tensor, `logits` f32 (tokens, vocab), after the final softcap. It is written row by row beside its
-//! place and gets its name once it is whole, so that a failure leaves what was there.
+//! place and gets its name once it is whole, so that a failure, or Ctrl-C, leaves what was there.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::json;
 
+use crate::interrupt::{self, Again};
 use crate::model::{Engine, ModelArgs, read_text};
-use crate::output::{self, Unit};
+use crate::output::{self, Unit, Usage};
 
 /// Write the logits after each of some tokens. A folder without a tokenizer will do.
 #[derive(clap::Args)]
@@ -34,10 +35,11 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let ids = match (&args.ids, &args.ids_file) {
         (_, Some(path)) => parse_ids(&read_text(path)?, &path.display().to_string())?,
-        (Some(list), None) => parse_ids(list, "--ids")?,
+        (Some(list), None) => parse_ids(list, "--ids").map_err(Usage::new)?,
         (None, None) => bail!("no token ids: expected --ids or --ids-file"),
     };
     let path = &args.output;
+    interrupt::install(Again::Exit)?;
     // First, so that hours of work are not lost on a folder that is not there.
     let file = Pending::create(path).with_context(|| format!("cannot write {}", path.display()))?;
     let mut engine = Engine::new(&args.model)?;
@@ -46,10 +48,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let bar = output::bar(ids.len() as u64, "scoring", Unit::Tokens);
     let mut writer = Writer::new(file, ids.len(), vocab);
     let mut failed: Option<io::Error> = writer.header().err();
+    let mut broken = 0;
     if failed.is_none() {
         // Chunk by chunk, so that a full disk ends it early.
         for part in ids.chunks(engine.session.program().plan.chunk) {
             engine.session.score(part, &mut |_, logits| {
+                broken += usize::from(logits.iter().any(|x| x.is_nan()));
                 if failed.is_none() {
                     failed = writer.row(logits).err();
                 }
@@ -65,7 +69,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(error) => Err(error),
         None => writer.finish(),
     };
-    written.with_context(|| format!("cannot write {}", path.display()))
+    written.with_context(|| format!("cannot write {}", path.display()))?;
+    if broken > 0 {
+        let name = engine.name();
+        output::note(
+            "warning",
+            &format!("{name}: NaN in {broken} of {} rows: its weights hold NaN or infinity", ids.len()),
+        );
+    }
+    Ok(())
 }
 
 /// Ids of a list; the error names the first that is none.
@@ -101,12 +113,12 @@ impl Pending {
         hidden.push(name);
         hidden.push(format!(".{}.tmp", std::process::id()));
         let temporary = path.with_file_name(hidden);
-        let file = File::create(&temporary)?;
+        let file = interrupt::begin_file(&temporary, || File::create(&temporary))?;
         Ok(Pending { file, temporary, path: path.into(), done: false })
     }
 
     fn finish(mut self) -> io::Result<()> {
-        fs::rename(&self.temporary, &self.path)?;
+        interrupt::end_file(|| fs::rename(&self.temporary, &self.path))?;
         self.done = true;
         Ok(())
     }
@@ -116,7 +128,7 @@ impl Drop for Pending {
     fn drop(&mut self) {
         if !self.done {
             // Best effort: the error that led here is the one to report.
-            let _ = fs::remove_file(&self.temporary);
+            let _ = interrupt::end_file(|| fs::remove_file(&self.temporary));
         }
     }
 }

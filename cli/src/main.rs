@@ -1,8 +1,8 @@
 //! The `lapidary` command: runs Gemma 2 on CPUs through an e-graph compiler.
 //!
 //! In: arguments. Out: results on stdout; notes, warnings, progress bars and errors on stderr. Exit code 0 is success, 1 a
-//! failure (one line, `error: ...`), 2 a mistake in the arguments. A reader that closes stdout early ends the command
-//! quietly.
+//! failure (one line, `error: ...`), 2 a mistake in the arguments, whatever the model, 130 an interruption. A reader that
+//! closes stdout early ends the command quietly.
 
 mod chat;
 mod eval;
@@ -46,6 +46,9 @@ enum Command {
     Rules(rules::Args),
 }
 
+/// The exit code of a mistake in the arguments; clap's own.
+const USAGE: u8 = 2;
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
@@ -60,9 +63,10 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if error.is::<interrupt::Interrupted>() => ExitCode::from(interrupt::EXIT_CODE),
         Err(error) => {
             output::note("error", &output::one_line(&error));
-            ExitCode::FAILURE
+            if error.is::<output::Usage>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
     }
 }

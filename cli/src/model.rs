@@ -7,23 +7,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
+use clap::builder::PossibleValuesParser;
+use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::{Compilation, Options, compile};
 use lapidary_ir::{DType, Module};
 use lapidary_models::gemma2::{self, Storage};
-use lapidary_models::{Checkpoint, Config, Detokenizer, Model, Tokenizer};
+use lapidary_models::{Checkpoint, Config, Detokenizer, Model, PRESETS, Tokenizer};
 use lapidary_passes::Selection;
 use lapidary_runtime::program::WeightSource;
 use lapidary_runtime::{Memory, Session};
 use serde_json::{Value, json};
 
-use crate::output;
+use crate::output::{self, Usage};
 
 /// The most positions that `--context` takes: 2048 times what Gemma 2 was made for.
-const MAX_CONTEXT: u64 = 1 << 24;
+pub(crate) const MAX_CONTEXT: u64 = 1 << 24;
 /// The most rows that `--chunk` takes.
-const MAX_CHUNK: u64 = 1 << 16;
+pub(crate) const MAX_CHUNK: u64 = 1 << 16;
 /// The most threads that `--threads` takes.
 const MAX_THREADS: u64 = 1024;
 
@@ -91,7 +93,7 @@ impl CompileArgs {
     /// The compiler's options for `context` positions.
     pub(crate) fn options(&self, context: usize) -> Result<Options> {
         Ok(Options {
-            selection: Selection::new(&self.passes, &self.disable)?,
+            selection: Selection::new(&self.passes, &self.disable).map_err(Usage::new)?,
             cpu: self.cpu.clone(),
             context,
             chunk: (self.chunk as usize).min(context),
@@ -106,6 +108,28 @@ impl CompileArgs {
             Activations::F32 => DType::F32,
         };
         gemma2::module(config, &Storage { weight, cache })
+    }
+}
+
+/// The names that `--preset` takes.
+pub(crate) fn presets() -> PossibleValuesParser {
+    PRESETS.iter().map(|p| p.name).collect::<Vec<_>>().into()
+}
+
+/// Fails if code for a CPU would not run here: another architecture, or an instruction set that this CPU lacks.
+fn check_cpu(name: &str) -> Result<()> {
+    let native = Target::new("native", Placement::Jit)?;
+    let asked = Target::new(name, Placement::Jit).map_err(Usage::new)?;
+    let (here, there) = (native.isa.triple().architecture, asked.isa.triple().architecture);
+    ensure!(
+        here == there,
+        "--cpu {name}: expected a CPU of this machine's architecture {here}, found {there}"
+    );
+    let host = native.isa.isa_flags();
+    let has = |name: &str| host.iter().any(|f| f.name == name && f.as_bool() == Some(true));
+    match asked.isa.isa_flags().iter().find(|f| f.as_bool() == Some(true) && !has(f.name)) {
+        None => Ok(()),
+        Some(flag) => bail!("--cpu {name}: this machine's CPU lacks `{}`", flag.name),
     }
 }
 
@@ -148,6 +172,9 @@ pub(crate) struct Engine {
 impl Engine {
     /// Loads and compiles.
     pub(crate) fn new(args: &ModelArgs) -> Result<Engine> {
+        // What is wrong whatever the model comes first.
+        args.compile.options(1)?;
+        check_cpu(&args.compile.cpu)?;
         let start = Instant::now();
         let mut model = open(args.model.as_deref())?;
         args.compile.adjust(&mut model.config);
@@ -203,6 +230,13 @@ impl Engine {
     /// A stream from ids to text.
     pub(crate) fn detokenizer(&self) -> Result<Detokenizer> {
         Ok(self.tokenizer()?.detokenizer())
+    }
+
+    /// Fails if the logits after the last token are no numbers, as weights that hold NaN or infinity make them.
+    pub(crate) fn check_numbers(&mut self) -> Result<()> {
+        let broken = self.session.has_logits() && self.session.logits().iter().all(|x| x.is_nan());
+        ensure!(!broken, "{}: the logits are NaN: its weights hold NaN or infinity", self.name());
+        Ok(())
     }
 
     /// Fails if `tokens` of `what` are more than the context.

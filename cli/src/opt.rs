@@ -18,7 +18,7 @@ use lapidary_models::Config;
 use lapidary_runtime::program::{SlotKind, Tiles};
 use serde_json::{Value, json};
 
-use crate::model::{self, CompileArgs, read_text};
+use crate::model::{self, CompileArgs, MAX_CHUNK, read_text};
 use crate::output;
 
 /// Positions that a file's functions are compiled for, unless --context says otherwise.
@@ -34,14 +34,14 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "MODEL", conflicts_with_all = ["file", "preset"])]
     model: Option<PathBuf>,
     /// Published size: 2b, 9b or 27b
-    #[arg(long, value_name = "NAME", conflicts_with = "file")]
+    #[arg(long, value_name = "NAME", conflicts_with = "file", value_parser = model::presets())]
     preset: Option<String>,
     /// Only this function
     #[arg(long = "fn", value_name = "NAME")]
     function: Option<String>,
     /// Rows of a call; the stages are shown as compiled for it [default: the most]
-    #[arg(long, value_name = "N")]
-    rows: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_CHUNK))]
+    rows: Option<u64>,
     /// Which stage
     #[arg(long, value_enum, default_value_t = Stage::Fused)]
     emit: Stage,
@@ -90,12 +90,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let mut options = args.compile.options(context)?;
     options.listings = matches!(args.emit, Stage::Clif | Stage::Asm);
-    let rows = args.rows.unwrap_or(options.chunk);
-    ensure!(
-        (1..=options.chunk).contains(&rows),
-        "--rows is {rows}: expected 1 to {}, the chunk",
-        options.chunk
-    );
+    let rows = args.rows.map_or(options.chunk, |n| n as usize);
+    ensure!(rows <= options.chunk, "--rows is {rows}: expected 1 to {}, the chunk", options.chunk);
     let reports = compile_functions(&functions, &options)?.reports;
     for warning in reports.iter().filter_map(|r| r.saturation.warning()) {
         output::note("warning", &warning);
@@ -134,7 +130,8 @@ fn source(args: &Args) -> Result<(Module, usize)> {
         } else {
             (path.display().to_string(), read_text(path)?)
         };
-        let module = text::parse_module(&source).context(name)?;
+        let module = text::parse_module(&source).with_context(|| name.clone())?;
+        ensure!(!module.functions.is_empty(), "{name}: expected a function, found none");
         return Ok((module, args.compile.context_of(FILE_CONTEXT)));
     }
     let build = |mut config: Config, weight: &dyn Fn(&str) -> DType| {

@@ -4,16 +4,14 @@
 
 use std::io::{self, Write};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
 /// Writes `text` to stdout and flushes it.
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to stdout")
 }
 
 /// Writes a JSON value to stdout, indented, with a line end.
@@ -47,6 +45,25 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
     line
 }
 
+/// A mistake in the arguments that the parser of arguments cannot see.
+#[derive(Debug)]
+pub(crate) struct Usage(String);
+
+impl Usage {
+    /// The same error, as a mistake in the arguments.
+    pub(crate) fn new(error: impl Into<anyhow::Error>) -> Usage {
+        Usage(one_line(&error.into()))
+    }
+}
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
 /// Whether an error is that stdout's reader went away.
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
@@ -54,9 +71,10 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
 }
 
-/// A bar on stderr, hidden where stderr is no terminal (and for work of at most one step).
+/// A bar on stderr, hidden where stderr is no terminal. It is first drawn when it moves.
 pub(crate) fn bar(total: u64, what: &str, unit: Unit) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
+        .with_message(what.to_string());
     let template = match unit {
         Unit::Tokens => "{msg} [{wide_bar}] {pos}/{len} tokens, {per_sec}, {eta} left",
         Unit::Bytes => "{msg} [{wide_bar}] {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left",
@@ -64,7 +82,6 @@ pub(crate) fn bar(total: u64, what: &str, unit: Unit) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
-    bar.set_message(what.to_string());
     bar
 }
 

@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use lapidary_passes::rules::{self, GROUPS, Rule, Search};
 use serde_json::{Value, json};
 
-use crate::output;
+use crate::output::{self, Usage};
 
 /// List the rewrite rules: what each fuses, and how exact it is.
 #[derive(clap::Args)]
@@ -26,7 +26,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(name) = &args.show {
         let Some((group, rule)) = all().find(|(_, r)| r.name == name) else {
             let known: Vec<&str> = rules::all().map(|r| r.name).collect();
-            bail!("unknown rule `{name}`: expected one of {}", known.join(", "));
+            let error = anyhow!("unknown rule `{name}`: expected one of {}", known.join(", "));
+            return Err(Usage::new(error).into());
         };
         return if args.json {
             output::print_json(&to_json(group, rule, true))

@@ -8,7 +8,7 @@ use lapidary_models::Message;
 use lapidary_runtime::{Sampler, StopReason, generate};
 use serde_json::json;
 
-use crate::interrupt::{self, Again, Work};
+use crate::interrupt::{self, Again, Interrupted, Work};
 use crate::model::{Engine, ModelArgs, Stats};
 use crate::output::{self, Unit};
 use crate::sampling::SamplingArgs;
@@ -17,7 +17,8 @@ use crate::sampling::SamplingArgs;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  lapidary run \"It is a truth universally acknowledged\"\n  \
     lapidary run -m gemma-2-2b-it --temp 0 --stats \"Why is the sky blue?\"\n  \
-    lapidary run -n 64 - < prompt.txt")]
+    lapidary run -n 64 - < prompt.txt\n  \
+    lapidary run -- \"--help, he said\"")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -36,7 +37,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     /// The text to continue; `-` reads it from stdin
-    #[arg(value_name = "PROMPT", allow_hyphen_values = true)]
+    #[arg(value_name = "PROMPT")]
     prompt: String,
 }
 
@@ -92,7 +93,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         &model.stop_tokens,
         &mut on_token,
         &mut on_prefill,
-    )?;
+    )
+    .with_context(|| model.path.display().to_string())?;
     bar.finish_and_clear();
     if let Some(error) = failed {
         return Err(error);
@@ -118,7 +120,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.stats {
         output::say(stats.text(&engine).trim_end());
     }
-    Ok(())
+    if generation.stop == StopReason::Interrupted {
+        return Err(Interrupted.into());
+    }
+    engine.check_numbers()
 }
 
 fn stdin() -> Result<String> {

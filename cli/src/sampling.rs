@@ -6,19 +6,19 @@ use lapidary_runtime::SamplerOptions;
 #[derive(clap::Args)]
 pub(crate) struct SamplingArgs {
     /// Temperature; 0 always takes the most likely token
-    #[arg(long = "temp", value_name = "F", default_value_t = 0.7, allow_negative_numbers = true)]
+    #[arg(long = "temp", value_name = "F", default_value_t = 0.7, value_parser = at_least_zero, allow_negative_numbers = true)]
     temperature: f32,
     /// Keep this many most likely tokens; 0 keeps all
     #[arg(long, value_name = "N", default_value_t = 40)]
     top_k: usize,
     /// Keep the fewest most likely tokens whose probabilities add up to this; 1 keeps all
-    #[arg(long, value_name = "F", default_value_t = 0.95, allow_negative_numbers = true)]
+    #[arg(long, value_name = "F", default_value_t = 0.95, value_parser = probability, allow_negative_numbers = true)]
     top_p: f32,
     /// Keep tokens at least this many times as likely as the most likely one; 0 keeps all
-    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = probability, allow_negative_numbers = true)]
     min_p: f32,
     /// Make tokens of the last 64 less likely; 1 does not
-    #[arg(long, value_name = "F", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "F", default_value_t = 1.0, value_parser = above_zero, allow_negative_numbers = true)]
     repeat_penalty: f32,
     /// Where the random numbers start: the same seed gives the same text
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -38,4 +38,24 @@ impl SamplingArgs {
             ..SamplerOptions::default()
         }
     }
+}
+
+fn at_least_zero(text: &str) -> Result<f32, String> {
+    number(text, |x| x >= 0.0, "a finite number, 0 or above")
+}
+
+fn above_zero(text: &str) -> Result<f32, String> {
+    number(text, |x| x > 0.0, "a finite number above 0")
+}
+
+fn probability(text: &str) -> Result<f32, String> {
+    number(text, |x| (0.0..=1.0).contains(&x), "a number from 0 to 1")
+}
+
+/// A finite number that `fits`.
+fn number(text: &str, fits: impl Fn(f32) -> bool, expected: &str) -> Result<f32, String> {
+    text.parse()
+        .ok()
+        .filter(|x: &f32| x.is_finite() && fits(*x))
+        .ok_or_else(|| format!("expected {expected}"))
 }

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
-use lapidary_models::{Config, LayerType, WeightDType, synthesize};
+use lapidary_models::config::MAX_LAYERS;
+use lapidary_models::{Config, Error, LayerType, WeightDType, synthesize};
 
+use crate::interrupt::{self, Again, Interrupted, Work};
+use crate::model;
 use crate::output::{self, Unit};
 
 /// Write a full-shape checkpoint of random weights and a tokenizer.
@@ -14,11 +17,11 @@ use crate::output::{self, Unit};
 #[command(after_help = "Example:\n  lapidary synth --preset 2b --layers 4 -o /tmp/gemma-2b-random")]
 pub(crate) struct Args {
     /// Published size: 2b, 9b or 27b
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = model::presets())]
     preset: String,
     /// Layers, instead of the size's own
-    #[arg(long, value_name = "N")]
-    layers: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_LAYERS))]
+    layers: Option<u64>,
     /// Element type of the weights
     #[arg(long, value_enum, default_value_t = Stored::Bf16)]
     dtype: Stored,
@@ -46,7 +49,7 @@ enum Stored {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut config = Config::preset(&args.preset)?;
     if let Some(layers) = args.layers {
-        ensure!(layers > 0, "--layers is 0: expected at least 1");
+        let layers = layers as usize;
         config.num_hidden_layers = layers;
         config.layer_types = (0..layers).map(LayerType::published).collect();
     }
@@ -65,13 +68,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Stored::F32 => WeightDType::F32,
     };
     let total = config.weight_bytes(dtype);
+    interrupt::install(Again::Exit)?;
+    let work = Work::begin();
     let bar = output::bar(total, "writing", Unit::Bytes);
     let written = synthesize(dir, &config, dtype, args.seed, &mut |done, all| {
         bar.set_length(all);
         bar.set_position(done);
+        work.flow()
     });
     bar.finish_and_clear();
-    written?;
+    match written {
+        Err(Error::Stopped) => return Err(Interrupted.into()),
+        other => other?,
+    }
     output::say(&format!("{}: {} of weights", dir.display(), output::bytes(total)));
     Ok(())
 }
@@ -88,7 +97,8 @@ fn clear(dir: &std::path::Path) -> Result<()> {
             || name == "config.json"
             || name == "generation_config.json"
             || name == "tokenizer.json"
-            || name == "tokenizer_config.json";
+            || name == "tokenizer_config.json"
+            || (name.starts_with('.') && name.ends_with(".partial"));
         if ours && entry.file_type().with_context(cannot)?.is_file() {
             fs::remove_file(entry.path())
                 .with_context(|| format!("cannot remove {}", entry.path().display()))?;

@@ -89,7 +89,7 @@ const ACTIVATION: &str = "gelu_pytorch_tanh";
 /// Largest size of one axis: 64 times the widest published.
 const MAX_SIZE: u64 = 1 << 24;
 /// Largest number of layers: 22 times the deepest published.
-const MAX_LAYERS: u64 = 1024;
+pub const MAX_LAYERS: u64 = 1024;
 /// The caps of transformers' `Gemma2Config` for a file that does not name them.
 const ATTN_CAP: f32 = 50.0;
 const FINAL_CAP: f32 = 30.0;

@@ -31,6 +31,9 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
+    /// A callback broke off; nothing was left behind.
+    #[error("stopped")]
+    Stopped,
     /// A folder that should be empty of models is not.
     #[error("will not write into {path}: it already holds {found}", path = path.display())]
     Occupied {
@@ -147,9 +150,16 @@ pub(crate) fn quote(text: &str) -> String {
     format!("{cut:?}{dots}")
 }
 
-/// Any message on one line, cut.
+/// Any message on one line, cut; a terminal's control characters are escaped.
 pub(crate) fn line(message: impl fmt::Display) -> String {
-    let mut text = message.to_string().replace(['\n', '\r'], " ");
+    let mut text = String::new();
+    for c in message.to_string().chars() {
+        match c {
+            '\n' | '\r' | '\t' => text.push(' '),
+            c if c.is_control() => text.extend(c.escape_unicode()),
+            c => text.push(c),
+        }
+    }
     if let Some((at, _)) = text.char_indices().nth(4 * QUOTED) {
         text.truncate(at);
         text.push_str("...");

@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,17 +36,18 @@ const ALIGN: usize = 64;
 /// Most threads that draw and write.
 const THREADS: usize = 8;
 
-/// Writes the checkpoint into `dir`, which is made if need be; `progress` is told the bytes written so far and in all.
+/// Writes the checkpoint into `dir`, which is made if need be; `progress` is told the bytes written so far and in all, and
+/// ends it by breaking.
 ///
 /// # Errors
 /// [`Error::Field`] for a configuration out of range, [`Error::Occupied`] if the folder holds a model already, [`Error::Write`]
-/// with the bytes needed if the system refuses.
+/// with the bytes needed if the system refuses, [`Error::Stopped`] if `progress` broke off. No file is left then.
 pub fn synthesize(
     dir: &Path,
     config: &Config,
     dtype: WeightDType,
     seed: u64,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<()> {
     config.validate(&dir.join("config.json"))?;
     let shards = shards(config, dtype);
@@ -57,8 +59,10 @@ pub fn synthesize(
         let path: Arc<Path> = path.into();
         pieces.extend(shard.pieces(&path, config, dtype));
     }
-    draw(&pieces, dtype, seed, &mut |done| progress(done, total))
-        .map_err(|(path, source)| folder.failed(&path, source))?;
+    draw(&pieces, dtype, seed, &mut |done| progress(done, total)).map_err(|failure| match failure {
+        Failure::Write(path, source) => folder.failed(&path, source),
+        Failure::Stopped => Error::Stopped,
+    })?;
     if shards.len() > 1 {
         folder.create(INDEX, text(&index(&shards, total)).as_bytes())?;
     }
@@ -209,13 +213,21 @@ fn deviation(spec: &TensorSpec, config: &Config) -> f32 {
     }
 }
 
-/// Draws and writes all pieces; `done` is told the bytes so far. An error comes with the file it happened to.
+/// Why drawing ended early.
+enum Failure {
+    /// The file, and the system's answer.
+    Write(PathBuf, io::Error),
+    /// The caller wanted no more.
+    Stopped,
+}
+
+/// Draws and writes all pieces; `done` is told the bytes so far.
 fn draw(
     pieces: &[Piece],
     dtype: WeightDType,
     seed: u64,
-    done: &mut dyn FnMut(u64),
-) -> std::result::Result<(), (PathBuf, io::Error)> {
+    done: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> std::result::Result<(), Failure> {
     let next = AtomicUsize::new(0);
     let threads = thread::available_parallelism().map_or(1, |n| n.get()).min(THREADS);
     thread::scope(|scope| {
@@ -227,8 +239,9 @@ fn draw(
                 while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
                     buffer.resize(piece.elements as usize * dtype.bytes(), 0);
                     piece.fill(&mut buffer, seed);
-                    let result = piece.write(&buffer).map_err(|e| (piece.path.to_path_buf(), e));
-                    // A receiver that is gone met an error: stop.
+                    let result =
+                        piece.write(&buffer).map_err(|e| Failure::Write(piece.path.to_path_buf(), e));
+                    // A receiver that is gone met a failure: stop.
                     if sender.send(result.map(|()| buffer.len() as u64)).is_err() {
                         return;
                     }
@@ -239,7 +252,9 @@ fn draw(
         let mut bytes = 0;
         for result in receiver {
             bytes += result?;
-            done(bytes);
+            if done(bytes).is_break() {
+                return Err(Failure::Stopped);
+            }
         }
         Ok(())
     })

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use lapidary_models::{Checkpoint, Config, Error, Model, WeightDType, checkpoint, safetensors, synthesize};
@@ -29,7 +30,8 @@ struct Parts {
 impl Parts {
     fn small() -> Parts {
         let dir = TempDir::new().unwrap();
-        synthesize(dir.path(), &small(), WeightDType::BF16, 1, &mut |_, _| {}).unwrap();
+        synthesize(dir.path(), &small(), WeightDType::BF16, 1, &mut |_, _| ControlFlow::Continue(()))
+            .unwrap();
         Parts::read(&fs::read(dir.path().join("model.safetensors")).unwrap())
     }
 

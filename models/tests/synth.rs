@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::ops::ControlFlow;
 
-use lapidary_models::{Checkpoint, Config, Model, WeightDType, synthesize};
+use lapidary_models::{Checkpoint, Config, Error, Model, WeightDType, synthesize};
 use tempfile::TempDir;
 
 fn config() -> Config {
@@ -17,7 +18,11 @@ fn config() -> Config {
 fn write(dtype: WeightDType, seed: u64) -> TempDir {
     let dir = TempDir::new().unwrap();
     let mut last = (0, 0);
-    synthesize(dir.path(), &config(), dtype, seed, &mut |done, total| last = (done, total)).unwrap();
+    let mut progress = |done, total| {
+        last = (done, total);
+        ControlFlow::Continue(())
+    };
+    synthesize(dir.path(), &config(), dtype, seed, &mut progress).unwrap();
     assert_eq!(last, (config().weight_bytes(dtype), config().weight_bytes(dtype)));
     dir
 }
@@ -33,8 +38,17 @@ fn a_seed_decides_everything() {
     assert_ne!(file(&dir), file(&write(WeightDType::BF16, 8)));
     let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(names.iter().all(|n| !n.to_string_lossy().contains("partial")), "{names:?}");
-    let again = synthesize(dir.path(), &config(), WeightDType::BF16, 7, &mut |_, _| {});
+    let again =
+        synthesize(dir.path(), &config(), WeightDType::BF16, 7, &mut |_, _| ControlFlow::Continue(()));
     assert!(again.unwrap_err().to_string().contains("already holds"));
+}
+
+#[test]
+fn a_caller_that_breaks_off_leaves_no_file() {
+    let dir = TempDir::new().unwrap();
+    let stopped = synthesize(dir.path(), &config(), WeightDType::F32, 7, &mut |_, _| ControlFlow::Break(()));
+    assert!(matches!(stopped, Err(Error::Stopped)), "{stopped:?}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]
@@ -98,8 +112,9 @@ fn a_refusal_names_path_and_bytes() {
     let path = dir.path().join("file");
     fs::write(&path, "").unwrap();
     let inside = path.join("model");
-    let message =
-        synthesize(&inside, &config(), WeightDType::BF16, 0, &mut |_, _| {}).unwrap_err().to_string();
+    let message = synthesize(&inside, &config(), WeightDType::BF16, 0, &mut |_, _| ControlFlow::Continue(()))
+        .unwrap_err()
+        .to_string();
     let needed = config().weight_bytes(WeightDType::BF16);
     assert!(
         message.contains(&inside.display().to_string()) && message.contains(&needed.to_string()),

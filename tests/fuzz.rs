@@ -1,0 +1,265 @@
+//! Random bytes and mutated valid input for everything that parses a user's file: `config.json`, the safetensors header, the
+//! safetensors index, the tensor language. What must come out is a value that keeps its type's promises, or an error of one
+//! line; never a panic, and never more memory than [`MOST`].
+#![allow(clippy::unwrap_used)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::fmt::Display;
+use std::path::Path;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use lapidary_codegen::Options;
+use lapidary_codegen::compile::compile_functions;
+use lapidary_ir::text::parse_module;
+use lapidary_ir::verify::verify;
+use lapidary_ir::{DType, Module};
+use lapidary_models::checkpoint::parse_index;
+use lapidary_models::gemma2::{self, Storage};
+use lapidary_models::{Config, WeightDType, safetensors};
+use lapidary_passes::Selection;
+use proptest::prelude::*;
+
+/// Bytes that may be allocated at a time: beyond it an allocation fails, which aborts the test.
+const MOST: usize = 1 << 30;
+
+/// The system's allocator with a limit.
+struct Limited(AtomicUsize);
+
+#[global_allocator]
+static ALLOCATOR: Limited = Limited(AtomicUsize::new(0));
+
+// SAFETY: memory comes from and goes back to the system's allocator; refusing with null is allowed.
+unsafe impl GlobalAlloc for Limited {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let before = self.0.fetch_add(layout.size(), Ordering::Relaxed);
+        if before.saturating_add(layout.size()) > MOST {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the caller's promise on `layout`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        self.0.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise: `at` came from `alloc` with this layout.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+/// One change of a text: what, where, how much.
+type Edit = (u8, prop::sample::Index, prop::sample::Index, u8);
+
+fn edits() -> impl Strategy<Value = Vec<Edit>> {
+    prop::collection::vec(any::<Edit>(), 1..5)
+}
+
+/// What parsers trip over.
+const PIECES: &[&str] = &[
+    "0",
+    "-1",
+    "1e999",
+    "NaN",
+    "18446744073709551615",
+    "18446744073709551616",
+    "16777216",
+    "1e-400",
+    "null",
+    "true",
+    "\"\"",
+    "\"\\u0000\"",
+    "\\",
+    "\"",
+    "{",
+    "}",
+    "[",
+    "]",
+    "(",
+    ")",
+    ",",
+    ":",
+    "=",
+    "%x",
+    "v0",
+    "\n",
+    "\r",
+    "\t",
+    ";",
+    "é",
+    "\u{202e}",
+    "T",
+    "f32",
+    "[T,4]",
+    "../x",
+    "[[[[[[[[",
+];
+
+/// A text with changes.
+fn edited(valid: &[u8], edits: &[Edit]) -> Vec<u8> {
+    let mut bytes = valid.to_vec();
+    for (kind, place, length, byte) in edits {
+        let at = place.index(bytes.len() + 1);
+        let end = at + length.index((bytes.len() - at).min(60) + 1);
+        match kind % 6 {
+            0 => bytes.truncate(at),
+            1 => drop(bytes.drain(at..end)),
+            2 => bytes.extend_from_within(at..end),
+            3 => drop(bytes.splice(at..at, bytes[at..end].to_vec())),
+            4 => drop(bytes.splice(at..end.min(at + 1), [*byte])),
+            _ => {
+                // A whole word, where there is one.
+                let word = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_' || *b == b'.';
+                let end = at + bytes[at..].iter().take_while(|b| word(b)).count();
+                let piece = PIECES[usize::from(*byte) % PIECES.len()].bytes();
+                drop(bytes.splice(at..end, piece));
+            }
+        }
+    }
+    bytes
+}
+
+/// The value, or nothing after an error that is one line of bounded length.
+fn settled<T, E: Display>(result: Result<T, E>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(error) => {
+            let line = error.to_string();
+            assert!(!line.is_empty() && line.len() < 4096, "{} bytes", line.len());
+            assert!(!line.contains(|c: char| c.is_control()), "{line:?}");
+            None
+        }
+    }
+}
+
+const CONFIGS: &[&[u8]] =
+    &[include_bytes!("../models/data/tiny-gemma2/config.json"), include_bytes!("golden/gqa-4/config.json")];
+
+/// What is accepted can be counted, written, read back and built.
+fn config(bytes: &[u8]) {
+    let Some(config) = settled(Config::from_json(Path::new("config.json"), bytes)) else { return };
+    config.weight_bytes(WeightDType::F32);
+    config.kv_bytes(usize::MAX, usize::MAX, 4);
+    config.flops_per_token(usize::MAX);
+    assert_eq!(config.tensors().len(), 2 + 11 * config.num_hidden_layers);
+    let again = Config::from_json(Path::new("again"), config.to_json().to_string().as_bytes()).unwrap();
+    assert_eq!(again, config);
+    module(&config).functions.iter().for_each(|f| verify(f).unwrap());
+}
+
+fn module(config: &Config) -> Module {
+    gemma2::module(config, &Storage { weight: &|_| DType::BF16, cache: DType::BF16 })
+}
+
+/// A file of three tensors.
+static HEADER: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut json = concat!(
+        r#"{"__metadata__":{"format":"pt"},"#,
+        r#""a.weight":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]},"#,
+        r#""b":{"dtype":"F32","shape":[1],"data_offsets":[12,16]},"#,
+        r#""c":{"dtype":"F16","shape":[0,4],"data_offsets":[16,16]}}"#
+    )
+    .to_string();
+    json.push_str(&" ".repeat(json.len().next_multiple_of(8) - json.len()));
+    [&(json.len() as u64).to_le_bytes()[..], json.as_bytes(), &[0; 16]].concat()
+});
+
+/// What is accepted lies in the file, in order, without overlap.
+fn header(file: &[u8]) {
+    let Some(entries) = settled(safetensors::read(Path::new("model.safetensors"), file)) else { return };
+    let mut end = entries.first().map_or(file.len(), |e| e.bytes.start);
+    for entry in &entries {
+        assert!(entry.bytes.start == end && entry.bytes.end <= file.len());
+        end = entry.bytes.end;
+    }
+    assert_eq!(end, file.len());
+}
+
+const SHARDS: &[u8] = include_bytes!("golden/gqa-4/model.safetensors.index.json");
+
+/// What is accepted are names in the same folder.
+fn index(bytes: &[u8]) {
+    let Some(map) = settled(parse_index(Path::new("index"), bytes)) else { return };
+    for file in map.values() {
+        assert_eq!(Path::new(file).file_name(), Some(file.as_ref()));
+    }
+}
+
+/// The built-in model's functions as text, as written and fused.
+static FUNCTIONS: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let module = module(&Config::from_json(Path::new("tiny"), CONFIGS[0]).unwrap());
+    let options =
+        Options { selection: Selection::all(), cpu: "native".into(), context: 64, chunk: 8, listings: false };
+    let reports = compile_functions(&module.functions, &options).unwrap().reports;
+    let fused = reports.iter().map(|r| r.variants.last().unwrap().function.to_string());
+    module.functions.iter().map(ToString::to_string).chain(fused).collect()
+});
+
+/// What is accepted prints to what parses to the same.
+fn functions(text: &str) {
+    let Some(module) = settled(parse_module(text)) else { return };
+    for function in &module.functions {
+        settled(verify(function));
+        let printed = function.to_string();
+        let again = parse_module(&printed).map(|m| m.functions[0].to_string());
+        assert_eq!(again.ok().as_ref(), Some(&printed), "of\n{text}");
+    }
+}
+
+#[test]
+fn valid_input_is_accepted() {
+    assert!(CONFIGS.iter().all(|c| settled(Config::from_json(Path::new("c"), c)).is_some()));
+    assert_eq!(settled(safetensors::read(Path::new("s"), &HEADER)).unwrap().len(), 3);
+    assert!(settled(parse_index(Path::new("i"), SHARDS)).is_some());
+    assert!(FUNCTIONS.iter().all(|f| settled(parse_module(f)).is_some()));
+}
+
+#[test]
+fn deep_nesting() {
+    for open in ["[", "{\"a\":", "("] {
+        let deep = open.repeat(1 << 20);
+        config(deep.as_bytes());
+        index(deep.as_bytes());
+        index(format!("{{\"weight_map\":{deep}").as_bytes());
+        header(&[&(deep.len() as u64).to_le_bytes()[..], deep.as_bytes()].concat());
+        functions(&deep);
+        functions(&format!("function f(%x: f32[T,4] rows) {{\n v0 = {deep}"));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 4000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_bytes(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        config(&bytes);
+        index(&bytes);
+        header(&bytes);
+        header(&[&(bytes.len() as u64 / 2).to_le_bytes()[..], &bytes].concat());
+        functions(&String::from_utf8_lossy(&bytes));
+    }
+
+    #[test]
+    fn mutated_configurations(which in any::<prop::sample::Index>(), edits in edits()) {
+        config(&edited(CONFIGS[which.index(CONFIGS.len())], &edits));
+    }
+
+    #[test]
+    fn mutated_headers(edits in edits(), relength in any::<bool>()) {
+        let mut file = edited(&HEADER, &edits);
+        // A length that fits lets the JSON be reached.
+        if relength && let Some((length, rest)) = file.split_first_chunk_mut() {
+            *length = (rest.len().saturating_sub(16) as u64).to_le_bytes();
+        }
+        header(&file);
+    }
+
+    #[test]
+    fn mutated_indices(edits in edits()) {
+        index(&edited(SHARDS, &edits));
+    }
+
+    #[test]
+    fn mutated_functions(which in any::<prop::sample::Index>(), edits in edits()) {
+        functions(&String::from_utf8_lossy(&edited(which.get(&FUNCTIONS[..]).as_bytes(), &edits)));
+    }
+}
