@@ -4,6 +4,7 @@
 //! failure (one line, `error: ...`), 2 a mistake in the arguments, whatever the model, 130 an interruption. A reader that
 //! closes stdout early ends the command quietly.
 
+mod bench;
 mod chat;
 mod eval;
 mod inspect;
@@ -39,6 +40,7 @@ enum Command {
     Run(run::Args),
     Chat(chat::Args),
     Logits(logits::Args),
+    Bench(bench::Args),
     Eval(eval::Args),
     Inspect(inspect::Args),
     Synth(synth::Args),
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Logits(args) => logits::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Synth(args) => synth::run(&args),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
+use lapidary_codegen::compile::FunctionReport;
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::{Compilation, Options, compile};
 use lapidary_ir::{DType, Module};
@@ -30,7 +31,7 @@ pub(crate) const MAX_CHUNK: u64 = 1 << 16;
 const MAX_THREADS: u64 = 1024;
 
 /// Which rules run, and for what CPU.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(crate) struct CompileArgs {
     /// CPU to make code for
     #[arg(long, value_name = "NAME", default_value = "native")]
@@ -63,7 +64,7 @@ pub(crate) struct ModelArgs {
     pub(crate) model: Option<PathBuf>,
     /// Threads [default: one a CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS))]
-    threads: Option<u64>,
+    pub(crate) threads: Option<u64>,
     #[command(flatten)]
     pub(crate) compile: CompileArgs,
 }
@@ -118,18 +119,10 @@ pub(crate) fn presets() -> PossibleValuesParser {
 
 /// Fails if code for a CPU would not run here: another architecture, or an instruction set that this CPU lacks.
 fn check_cpu(name: &str) -> Result<()> {
-    let native = Target::new("native", Placement::Jit)?;
-    let asked = Target::new(name, Placement::Jit).map_err(Usage::new)?;
-    let (here, there) = (native.isa.triple().architecture, asked.isa.triple().architecture);
-    ensure!(
-        here == there,
-        "--cpu {name}: expected a CPU of this machine's architecture {here}, found {there}"
-    );
-    let host = native.isa.isa_flags();
-    let has = |name: &str| host.iter().any(|f| f.name == name && f.as_bool() == Some(true));
-    match asked.isa.isa_flags().iter().find(|f| f.as_bool() == Some(true) && !has(f.name)) {
+    let target = Target::new(name, Placement::Jit).map_err(Usage::new)?;
+    match target.lacking_here() {
         None => Ok(()),
-        Some(flag) => bail!("--cpu {name}: this machine's CPU lacks `{}`", flag.name),
+        Some(reason) => bail!("--cpu {name}: {reason}"),
     }
 }
 
@@ -163,6 +156,8 @@ pub(crate) struct Engine {
     pub(crate) model: Arc<Model>,
     /// At position 0.
     pub(crate) session: Session,
+    /// What became of each function, by the program's index.
+    pub(crate) functions: Vec<FunctionReport>,
     /// Graph to machine code.
     pub(crate) compile: Duration,
     /// Opening the folder, binding weights, making caches.
@@ -209,7 +204,12 @@ impl Engine {
         };
         let model = Arc::new(model);
         let session = Session::new(program, Arc::new(Weights(model.clone())), threads)?;
-        Ok(Engine { model, session, compile, load: open + start.elapsed() })
+        Ok(Engine { model, session, functions, compile, load: open + start.elapsed() })
+    }
+
+    /// How the weights are held: the format of most of their bytes.
+    pub(crate) fn weights_name(&self) -> String {
+        stored_as(&self.model.checkpoint, gemma2::EMBEDDING).to_string()
     }
 
     /// The model's name for errors: its folder.

@@ -166,7 +166,7 @@ type Finished = (Vec<FunctionReport>, Vec<program::Function>, Aligned, Box<dyn s
 impl<'a> Compiler<'a> {
     fn new(options: &'a Options) -> Result<Compiler<'a>, Error> {
         let target = Target::new(&options.cpu, Placement::Jit)?;
-        let mut jit = Jit::new(target.clone());
+        let mut jit = Jit::new(target.clone())?;
         jit.listings = options.listings;
         Ok(Compiler { options, target, jit, constants: vec![], functions: vec![] })
     }

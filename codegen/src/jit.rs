@@ -10,17 +10,20 @@ use cranelift_codegen::ir::{AbiParam, Signature};
 use cranelift_codegen::isa::CallConv;
 use cranelift_codegen::{Context, control::ControlPlane};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
-use cranelift_jit::{JITBuilder, JITModule};
+use cranelift_jit::{ArenaMemoryProvider, JITBuilder, JITModule};
 use cranelift_module::{FuncId, Linkage, Module, default_libcall_names};
 use lapidary_runtime::program::KernelFn;
 
 use crate::Error;
 use crate::emit::Emitter;
 use crate::kernel::Kernel;
-use crate::lower::{self, linear};
+use crate::lower;
 use crate::micro::probe::{self, Probe};
 use crate::micro::{Microkernel, Raw};
 use crate::target::Target;
+
+/// Address space reserved for a program's code, in one piece: calls reach 2 GiB. Memory is taken as it is written.
+const CODE_SPACE: usize = 256 << 20;
 
 /// What became of a kernel.
 #[derive(Clone, Debug, Default)]
@@ -69,11 +72,17 @@ impl Drop for Code {
 
 impl Jit {
     /// An empty module for this target.
-    pub fn new(target: Target) -> Jit {
-        let builder = JITBuilder::with_isa(target.isa.clone(), default_libcall_names());
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if address space for the code cannot be had.
+    pub fn new(target: Target) -> Result<Jit, Error> {
+        let mut builder = JITBuilder::with_isa(target.isa.clone(), default_libcall_names());
+        let refuse = |e: &dyn std::fmt::Display| Error::Kernel { kernel: "all".into(), reason: e.to_string() };
+        let memory = ArenaMemoryProvider::new_with_size(CODE_SPACE).map_err(|e| refuse(&e))?;
+        builder.memory_provider(Box::new(memory));
         let module = JITModule::new(builder);
         let context = module.make_context();
-        Jit {
+        Ok(Jit {
             module,
             target,
             context,
@@ -81,7 +90,7 @@ impl Jit {
             functions: Vec::new(),
             raw: HashMap::new(),
             listings: false,
-        }
+        })
     }
 
     /// Compiles a kernel; its entry point has the index of the call, counted from 0. `arena` gives each buffer's
@@ -92,7 +101,7 @@ impl Jit {
     pub fn define(&mut self, kernel: &Kernel, arena: &[usize]) -> Result<Compiled, Error> {
         let refuse = |reason: String| Error::Kernel { kernel: kernel.name.clone(), reason };
         let mut raws = HashMap::new();
-        for (micro, raw) in linear::raw_code(kernel, &self.target.features) {
+        for (micro, raw) in lower::raw_code(kernel, &self.target.features) {
             let id = self.raw(micro, raw).map_err(refuse)?;
             raws.insert(raw, self.module.declare_func_in_func(id, &mut self.context.func));
         }

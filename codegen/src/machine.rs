@@ -35,7 +35,7 @@ impl Machine {
     pub fn new(cpu: &str, threads: usize) -> Result<Machine, Error> {
         let target = Target::new(cpu, Placement::Jit)?;
         let features = target.features;
-        let mut jit = Jit::new(target);
+        let mut jit = Jit::new(target)?;
         jit.define_probe(Probe::Read)?;
         jit.define_probe(Probe::Multiply)?;
         let (entries, code) = jit.finish()?;

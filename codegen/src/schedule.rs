@@ -13,8 +13,8 @@ use lapidary_runtime::program::{Slot, SlotKind, Tiles};
 
 use crate::Error;
 use crate::emit::Features;
-use crate::kernel::{ATTENTION_ROWS, Body, Elementwise, Epilogue, Kernel, Maximum, Reduction};
-use crate::lower::{linear, pack};
+use crate::kernel::{Body, Elementwise, Epilogue, Kernel, Maximum, Reduction};
+use crate::lower::{self, linear, pack};
 use crate::micro;
 use crate::view::{Base, BufferId, Capacity, View};
 
@@ -616,7 +616,9 @@ impl Scheduler<'_> {
                 let (dtype, dims) = self.tensor_type(id);
                 let output = self.result(id, dtype, &dims);
                 let Dim::Fixed(groups) = inputs[1].axes[0].dim else { unreachable!("heads are fixed") };
-                let tiles = Tiles { fixed: groups as u32, rows: ATTENTION_ROWS };
+                let Dim::Fixed(heads) = inputs[0].axes[0].dim else { unreachable!("heads are fixed") };
+                let rows = self.setting.capacity.rows;
+                let tiles = lower::attention_tiles(groups, heads / groups, rows, &self.setting.features);
                 self.push(id, body, inputs, vec![output.clone()], tiles);
                 self.set(id, output);
                 Ok(())
@@ -750,7 +752,7 @@ pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
             let keys = window.unwrap_or(kernel.capacity.keys).min(512) as f64;
             let heads = kernel.capacity.of(kernel.inputs[0].axes[0].dim) as f64
                 / kernel.capacity.of(kernel.inputs[1].axes[0].dim) as f64;
-            rows.min(f64::from(ATTENTION_ROWS)) * heads * keys * (inner(&kernel.inputs[0]) * 0.2 + 3.0)
+            rows.min(f64::from(kernel.tiles.rows)) * heads * keys * (inner(&kernel.inputs[0]) * 0.2 + 3.0)
         }
         Body::Matmul | Body::Scores { .. } => inner(&kernel.outputs[0]) * inner(&kernel.inputs[0]) * 0.3,
         _ => {

@@ -89,9 +89,6 @@ impl Target {
                 name: name.into(),
                 known: TARGETS.iter().map(|t| t.name).collect::<Vec<_>>().join(", "),
             })?;
-            if placement == Placement::Jit {
-                runs_here(cpu).map_err(refuse)?;
-            }
             let mut builder = isa::lookup_by_name(cpu.triple).map_err(|e| refuse(e.to_string()))?;
             for setting in cpu.settings {
                 builder.enable(setting).map_err(|e| refuse(e.to_string()))?;
@@ -100,6 +97,29 @@ impl Target {
         };
         let isa = builder.finish(settings::Flags::new(flags)).map_err(|e| refuse(e.to_string()))?;
         Ok(Target { name: name.into(), isa, features })
+    }
+
+    /// Why code for this CPU does not run on this machine, if it does not.
+    pub fn lacking_here(&self) -> Option<String> {
+        let machine = std::env::consts::ARCH;
+        let triple = self.isa.triple();
+        if triple.architecture.to_string() != machine {
+            return Some(format!("its code is for {}, this machine is {machine}", triple.architecture));
+        }
+        let (asked, here) = (self.features, host());
+        let lacking = [
+            ("FMA", asked.fma && !here.fma),
+            ("AVX2", asked.avx2 && !here.avx2),
+            ("AVX-512 F, BW, DQ and VL", asked.avx512 && !here.avx512),
+        ];
+        if let Some((name, _)) = lacking.iter().find(|(_, lacks)| *lacks) {
+            return Some(format!("it needs {name}, which this machine lacks"));
+        }
+        let native = cranelift_native::builder().ok()?.finish(settings::Flags::new(settings::builder())).ok()?;
+        let flags = native.isa_flags();
+        let has = |name: &str| flags.iter().any(|f| f.name == name && f.as_bool() == Some(true));
+        let needs = self.isa.isa_flags().into_iter().find(|f| f.as_bool() == Some(true) && !has(f.name))?;
+        Some(format!("it needs {}, which this machine lacks", needs.name.trim_start_matches("has_")))
     }
 }
 
@@ -116,22 +136,4 @@ fn host() -> Features {
     }
     #[cfg(not(target_arch = "x86_64"))]
     ARM
-}
-
-/// Refuses a CPU whose instructions this machine lacks.
-fn runs_here(cpu: &Cpu) -> Result<(), String> {
-    let machine = std::env::consts::ARCH;
-    if cpu.triple.split('-').next() != Some(machine) {
-        return Err(format!("its code is for {}, this machine is {machine}", cpu.triple));
-    }
-    let here = host();
-    let lacks = [
-        ("fma", cpu.features.fma && !here.fma),
-        ("avx2", cpu.features.avx2 && !here.avx2),
-        ("avx512", cpu.features.avx512 && !here.avx512),
-    ];
-    match lacks.iter().find(|(_, lacks)| *lacks) {
-        Some((name, _)) => Err(format!("it needs {name}, which this machine lacks")),
-        None => Ok(()),
-    }
 }

@@ -4,7 +4,8 @@
 //! - its name, its inputs' and its outputs' names are of `A`-`Z`, `a`-`z`, `0`-`9`, `_` and `.`; no two inputs and no two
 //!   outputs share one;
 //! - operands come before the nodes that use them, and every `Op::Input` is declared;
-//! - every node has a type ([`Function::types`]), and no axis of fixed length has length 0;
+//! - every node has a type ([`Function::types`]) of at most 8 axes, no axis of fixed length has length 0, and the fixed
+//!   axes have at most 2^40 elements together;
 //! - rows inputs have no axis `S`, weights have fixed shapes;
 //! - caches are `(G, S, D)` with `G` and `D` fixed; a window is 1 or more;
 //! - each cache is read by one node, an `append` to it, and that node is the output of the cache's name;
@@ -125,9 +126,22 @@ fn axes(function: &Function, types: &[Type]) -> Result<(), String> {
     Ok(())
 }
 
+/// The most elements along the fixed axes of a tensor: what no machine holds, but arithmetic still counts.
+const MOST_ELEMENTS: usize = 1 << 40;
+
 fn positive(shape: &Dims) -> Result<(), String> {
-    if shape.contains(&Dim::Fixed(0)) { Err(format!("{shape} has an axis of length 0")) } else { Ok(()) }
+    if shape.contains(&Dim::Fixed(0)) {
+        return Err(format!("{shape} has an axis of length 0"));
+    }
+    let elements = shape.iter().filter_map(|d| d.fixed()).try_fold(1usize, |n, d| n.checked_mul(d));
+    if elements.is_none_or(|n| n > MOST_ELEMENTS) || shape.len() > MOST_AXES {
+        return Err(format!("{shape} is too large: at most {MOST_AXES} axes and 2^40 elements along the fixed ones"));
+    }
+    Ok(())
 }
+
+/// The most axes of a tensor.
+const MOST_AXES: usize = 8;
 
 /// Structural operands stand only where a linear expects them.
 fn structure(function: &Function, types: &[Type]) -> Result<(), String> {

@@ -14,6 +14,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
@@ -31,7 +32,10 @@ pub const SCALE_BYTES: usize = 2;
 /// Adding it rounds a float of less than 2^22 to an integer, ties to even, and leaves that integer in the low bits: 1.5 * 2^23.
 const ROUND: f32 = 12_582_912.0;
 /// Source bytes read at a time, if a row is no longer than that.
-const PIECE: usize = 1 << 20;
+const SOURCE: usize = 1 << 20;
+/// Output bytes written at a time: a huge page. Linux keeps what is written in one call, to a multiple of it, in one huge
+/// page of its cache (where the file system can), so that even a file just written is mapped in huge pages.
+const PIECE: usize = 2 << 20;
 
 /// How a matrix is quantised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -154,7 +158,11 @@ struct Rows<'a> {
 
 impl Rows<'_> {
     /// Quantises a whole number of rows; `decode` reads one block. An error is the element's number and its value.
-    fn fill<const BYTES: usize, D>(&mut self, source: &[u8], decode: D) -> std::result::Result<(), (usize, f32)>
+    fn fill<const BYTES: usize, D>(
+        &mut self,
+        source: &[u8],
+        decode: D,
+    ) -> std::result::Result<(), (usize, f32)>
     where
         D: Fn(&[[u8; BYTES]; BLOCK], &mut Block),
     {
@@ -193,10 +201,7 @@ impl Rows<'_> {
         let row = &mut self.out[row * row_bytes..][..row_bytes];
         let (quants, scales) = row.split_at_mut(self.format.quant_bytes(self.k));
         let quant_bytes = self.format.quant_bytes(BLOCK);
-        (
-            &mut quants[block * quant_bytes..][..quant_bytes],
-            &mut scales[block * SCALE_BYTES..][..SCALE_BYTES],
-        )
+        (&mut quants[block * quant_bytes..][..quant_bytes], &mut scales[block * SCALE_BYTES..][..SCALE_BYTES])
     }
 }
 
@@ -246,7 +251,9 @@ fn round<const LOW: i32, const HIGH: i32>(x: f32) -> f32 {
 fn q8(x: &Block, quants: &mut [u8], scale: &mut [u8]) {
     let mut most = [0.0f32; 8];
     for eight in x.as_chunks::<8>().0 {
-        most.iter_mut().zip(eight).for_each(|(most, x)| *most = if x.abs() > *most { x.abs() } else { *most });
+        most.iter_mut()
+            .zip(eight)
+            .for_each(|(most, x)| *most = if x.abs() > *most { x.abs() } else { *most });
     }
     let most = most.into_iter().fold(0.0, f32::max);
     let s = to_scale(most / 127.0);
@@ -393,12 +400,10 @@ pub(crate) enum Sink<'a> {
     File { path: &'a Path, offset: u64 },
 }
 
-/// Some rows of a matrix.
-struct Piece<'m, 's> {
-    matrix: &'m Matrix<'m>,
-    /// The first row, and how many.
-    row: usize,
-    rows: usize,
+/// Part of the output, made and written at once.
+struct Piece<'s> {
+    /// Its bytes within the output.
+    range: Range<usize>,
     target: Target<'s>,
 }
 
@@ -408,21 +413,34 @@ enum Target<'s> {
     File { path: &'s Path, offset: u64 },
 }
 
-/// Quantises all matrices on `threads` threads; `progress` is told, on the calling thread, the source bytes done and in all.
+/// A thread's own memory.
+#[derive(Default)]
+struct Buffers {
+    /// Elements of some rows.
+    source: Vec<u8>,
+    /// The same rows, quantised.
+    rows: Vec<u8>,
+    /// A piece on its way to a file.
+    piece: Vec<u8>,
+}
+
+/// Quantises all matrices on `threads` threads; `progress` is told, on the calling thread, the source bytes done and in all,
+/// and ends it by breaking.
 ///
-/// A thread holds about 2 MiB, or one row and its quants if that is more.
+/// A thread holds about 4 MiB, or a piece, one row and its quants if that is more.
 ///
 /// # Errors
-/// [`Error::Read`], [`Error::Write`] for a sink that is a file, [`Error::Tensor`] for a weight that is not finite.
+/// [`Error::Read`], [`Error::Write`] for a sink that is a file, [`Error::Tensor`] for a weight that is not finite,
+/// [`Error::Stopped`] if `progress` broke off.
 pub(crate) fn stream(
     matrices: &[Matrix<'_>],
     sink: Sink<'_>,
     threads: usize,
-    progress: &dyn Fn(u64, u64),
+    progress: &dyn Fn(u64, u64) -> ControlFlow<()>,
 ) -> Result<()> {
     let total = matrices.iter().map(|m| (m.n * m.k * m.dtype.bytes()) as u64).sum();
-    let needed = matrices.iter().map(|m| (m.n * m.format.row_bytes(m.k)) as u64).sum();
-    let pieces = pieces(matrices, sink);
+    let needed = matrices.iter().map(Matrix::bytes).sum();
+    let pieces = pieces(needed, sink);
     let threads = threads.clamp(1, pieces.len().max(1));
     let queue = Mutex::new(pieces.into_iter());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -431,10 +449,10 @@ pub(crate) fn stream(
         for _ in 0..threads {
             let (sender, next) = (sender.clone(), &next);
             scope.spawn(move || {
-                let mut buffers = (Vec::new(), Vec::new());
+                let mut buffers = Buffers::default();
                 while let Some(piece) = next() {
                     // A receiver that is gone met an error: stop.
-                    if sender.send(piece.quantize(&mut buffers, needed)).is_err() {
+                    if sender.send(piece.make(matrices, &mut buffers, needed as u64)).is_err() {
                         return;
                     }
                 }
@@ -444,73 +462,111 @@ pub(crate) fn stream(
         let mut done = 0;
         for result in receiver {
             done += result?;
-            progress(done, total);
+            if progress(done, total).is_break() {
+                return Err(Error::Stopped);
+            }
         }
         Ok(())
     })
 }
 
-/// Cuts the matrices into pieces of about [`PIECE`] source bytes.
-fn pieces<'m, 's>(matrices: &'m [Matrix<'_>], mut sink: Sink<'s>) -> Vec<Piece<'m, 's>> {
-    let mut pieces = Vec::new();
-    for matrix in matrices {
-        let most = (PIECE / (matrix.k * matrix.dtype.bytes())).max(1);
-        for row in (0..matrix.n).step_by(most) {
-            let rows = most.min(matrix.n - row);
-            let bytes = rows * matrix.format.row_bytes(matrix.k);
-            let target;
-            (target, sink) = match sink {
-                Sink::Memory(memory) => {
-                    let (first, rest) = memory.split_at_mut(bytes);
-                    (Target::Memory(first), Sink::Memory(rest))
-                }
-                Sink::File { path, offset } => {
-                    (Target::File { path, offset }, Sink::File { path, offset: offset + bytes as u64 })
-                }
-            };
-            pieces.push(Piece { matrix, row, rows, target });
-        }
+/// Cuts an output of `length` bytes at multiples of [`PIECE`], of the file where it is one.
+fn pieces(length: usize, mut sink: Sink<'_>) -> Vec<Piece<'_>> {
+    let (mut pieces, mut start) = (Vec::new(), 0);
+    while start < length {
+        let target;
+        let end;
+        (target, sink, end) = match sink {
+            Sink::Memory(memory) => {
+                let (first, rest) = memory.split_at_mut(PIECE.min(length - start));
+                let end = start + first.len();
+                (Target::Memory(first), Sink::Memory(rest), end)
+            }
+            Sink::File { path, offset } => {
+                let most = PIECE - (offset % PIECE as u64) as usize;
+                let bytes = most.min(length - start);
+                let rest = Sink::File { path, offset: offset + bytes as u64 };
+                (Target::File { path, offset }, rest, start + bytes)
+            }
+        };
+        pieces.push(Piece { range: start..end, target });
+        start = end;
     }
     pieces
 }
 
-impl Piece<'_, '_> {
-    /// Reads, quantises, writes; returns the source bytes done. `buffers` are the thread's own: source and output.
-    fn quantize(self, buffers: &mut (Vec<u8>, Vec<u8>), needed: u64) -> Result<u64> {
-        let Matrix { source, dtype, k, .. } = *self.matrix;
-        let (first, bytes) = (self.row * k * dtype.bytes(), self.rows * k * dtype.bytes());
-        let (source, out) = (
-            match source {
-                Source::Bytes { bytes: all, .. } => &all[first..][..bytes],
-                Source::File { path, offset } => {
-                    buffers.0.resize(bytes, 0);
-                    read_at(path, offset + first as u64, &mut buffers.0)
-                        .map_err(|source| Error::Read { path: path.into(), source })?;
-                    &buffers.0
-                }
-            },
-            &mut buffers.1,
-        );
+impl Piece<'_> {
+    /// Reads, quantises, writes; returns the source bytes of the rows that begin in it. `needed` is the whole output's length.
+    fn make(self, matrices: &[Matrix<'_>], buffers: &mut Buffers, needed: u64) -> Result<u64> {
+        let Buffers { source, rows, piece } = buffers;
         match self.target {
-            Target::Memory(memory) => self.matrix.rows(source, self.row, self.rows, memory)?,
+            Target::Memory(memory) => fill(matrices, self.range, memory, source, rows),
             Target::File { path, offset } => {
-                out.resize(self.rows * self.matrix.format.row_bytes(k), 0);
-                self.matrix.rows(source, self.row, self.rows, out)?;
-                write_at(path, offset, out)
-                    .map_err(|source| Error::Write { path: path.into(), needed, source })?;
+                piece.resize(self.range.len(), 0);
+                let done = fill(matrices, self.range, piece, source, rows)?;
+                match write_at(path, offset, piece) {
+                    Ok(()) => Ok(done),
+                    Err(source) => Err(Error::Write { path: path.into(), needed, source }),
+                }
             }
         }
-        Ok(bytes as u64)
     }
 }
 
+/// Makes the bytes of `range` within the matrices laid one after another. A row that it cuts is quantised for either side.
+fn fill(
+    matrices: &[Matrix<'_>],
+    range: Range<usize>,
+    out: &mut [u8],
+    source: &mut Vec<u8>,
+    quantized: &mut Vec<u8>,
+) -> Result<u64> {
+    let (mut start, mut done) = (0, 0);
+    for matrix in matrices {
+        let (row_bytes, source_bytes) = (matrix.format.row_bytes(matrix.k), matrix.k * matrix.dtype.bytes());
+        let end = start + matrix.bytes();
+        let (first, last) = (range.start.clamp(start, end), range.end.clamp(start, end));
+        let rows = (first - start) / row_bytes..(last - start).div_ceil(row_bytes);
+        if first < last {
+            let most = (SOURCE / source_bytes).max(1);
+            for row in rows.clone().step_by(most) {
+                let count = most.min(rows.end - row);
+                quantized.resize(count * row_bytes, 0);
+                matrix.quantize(row, count, source, quantized)?;
+                // What of these rows is wanted.
+                let at = start + row * row_bytes;
+                let wanted = at.max(first)..(at + quantized.len()).min(last);
+                out[wanted.start - range.start..wanted.end - range.start]
+                    .copy_from_slice(&quantized[wanted.start - at..wanted.end - at]);
+            }
+            let begin = (first - start).div_ceil(row_bytes)..rows.end;
+            done += (begin.len() * source_bytes) as u64;
+        }
+        start = end;
+    }
+    Ok(done)
+}
+
 impl Matrix<'_> {
-    /// Quantises `rows` rows, of which the first is `row`.
-    fn rows(&self, source: &[u8], row: usize, rows: usize, out: &mut [u8]) -> Result<()> {
+    /// Bytes of all its rows, quantised.
+    pub(crate) fn bytes(&self) -> usize {
+        self.n * self.format.row_bytes(self.k)
+    }
+
+    /// Quantises `rows` rows, of which the first is `row`; `buffer` is for what has to be read.
+    fn quantize(&self, row: usize, rows: usize, buffer: &mut Vec<u8>, out: &mut [u8]) -> Result<()> {
+        let row_bytes = self.k * self.dtype.bytes();
+        let (first, length) = (row * row_bytes, rows * row_bytes);
+        let (path, source) = match self.source {
+            Source::Bytes { path, bytes } => (path, &bytes[first..][..length]),
+            Source::File { path, offset } => {
+                buffer.resize(length, 0);
+                read_at(path, offset + first as u64, buffer)
+                    .map_err(|source| Error::Read { path: path.into(), source })?;
+                (path, &buffer[..])
+            }
+        };
         quantize_rows(self.format, self.dtype, source, rows, self.k, out).map_err(|bad| {
-            let path = match self.source {
-                Source::File { path, .. } | Source::Bytes { path, .. } => path,
-            };
             let found = format!("{} at row {}, column {}", bad.value, row + bad.row, bad.column);
             Error::tensor(path, self.name, "finite values", found)
         })

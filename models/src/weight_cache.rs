@@ -17,7 +17,7 @@ use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File, FileTimes};
 use std::io::{self, Read, Write};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
@@ -181,17 +181,17 @@ pub struct QuantizedWeights {
 
 impl QuantizedWeights {
     /// Maps the quantised matrices of a model, and makes them first if they are not in the cache. Meanwhile `progress` is told,
-    /// on this thread, the bytes of the checkpoint done and in all. The model's files must not change, nor may the cache's be
+    /// on this thread, the bytes of the checkpoint done and in all, and ends it by breaking. The model's files must not change, nor may the cache's be
     /// written to, while this lives.
     ///
     /// # Errors
     /// [`Error::Read`] and [`Error::File`] for a checkpoint that cannot be read again, [`Error::Tensor`] for a weight that is
-    /// not finite, [`Error::Write`] of [`MEMORY`] where there is no cache and
+    /// not finite, [`Error::Stopped`] if `progress` broke off, [`Error::Write`] of [`MEMORY`] where there is no cache and
     /// too little address space.
     pub fn open(
         model: Arc<Model>,
         options: &Quantization,
-        progress: &dyn Fn(u64, u64),
+        progress: &dyn Fn(u64, u64) -> ControlFlow<()>,
     ) -> Result<QuantizedWeights> {
         let (bytes, quantized, origin) = make(&model, options, progress)?;
         Ok(QuantizedWeights { model, quantized, bytes, origin })
@@ -236,7 +236,7 @@ type Places = HashMap<String, (QuantFormat, Range<usize>)>;
 fn make(
     model: &Model,
     options: &Quantization,
-    progress: &dyn Fn(u64, u64),
+    progress: &dyn Fn(u64, u64) -> ControlFlow<()>,
 ) -> Result<(Option<Mmap>, Places, Origin)> {
     let files = Files::read(model)?;
     let specs = model.config.tensors();
@@ -268,15 +268,11 @@ fn make(
     Ok((Some(map), places(&matrices, 0), Origin::Memory(unused)))
 }
 
-fn row_bytes(m: &Matrix<'_>) -> usize {
-    m.format.row_bytes(m.k)
-}
-
 /// Where each matrix lies, the first at `start`.
 fn places(matrices: &[Matrix<'_>], start: usize) -> Places {
     let mut end = start;
     let mut place = |m: &Matrix<'_>| {
-        let range = end..end + m.n * row_bytes(m);
+        let range = end..end + m.bytes();
         end = range.end;
         (m.name.to_string(), (m.format, range))
     };
@@ -285,11 +281,15 @@ fn places(matrices: &[Matrix<'_>], start: usize) -> Places {
 
 /// Where the last matrix ends.
 fn end(matrices: &[Matrix<'_>], start: usize) -> usize {
-    start + matrices.iter().map(|m| m.n * row_bytes(m)).sum::<usize>()
+    start + matrices.iter().map(Matrix::bytes).sum::<usize>()
 }
 
 /// Quantises into memory, on huge pages where there are.
-fn in_memory(matrices: &[Matrix<'_>], threads: usize, progress: &dyn Fn(u64, u64)) -> Result<Mmap> {
+fn in_memory(
+    matrices: &[Matrix<'_>],
+    threads: usize,
+    progress: &dyn Fn(u64, u64) -> ControlFlow<()>,
+) -> Result<Mmap> {
     let needed = end(matrices, 0);
     let failed = |source| Error::Write { path: MEMORY.into(), needed: needed as u64, source };
     let mut memory = MmapMut::map_anon(needed).map_err(failed)?;
@@ -446,8 +446,9 @@ fn header(matrices: &[Matrix<'_>], options: &Quantization, key: u128) -> Vec<u8>
     map.insert("__metadata__".into(), metadata);
     let mut start = 0;
     for m in matrices {
-        let end = start + m.n * row_bytes(m);
-        let entry = json!({ "dtype": "U8", "shape": [m.n, row_bytes(m)], "data_offsets": [start, end] });
+        let end = start + m.bytes();
+        let entry =
+            json!({ "dtype": "U8", "shape": [m.n, m.format.row_bytes(m.k)], "data_offsets": [start, end] });
         map.insert(m.name.into(), entry);
         start = end;
     }
@@ -481,7 +482,7 @@ fn map(file: &File) -> io::Result<Mmap> {
     // SAFETY: the map is read-only; that nobody writes to the file meanwhile is what `open` asks of its caller. A cache file
     // is replaced or removed by name only, which leaves what is mapped as it is.
     let map = unsafe { Mmap::map(file) }?;
-    // Where the file system can, pages read from now on come in large pieces.
+    // Where the file system can, what is read from the disk from now on comes in huge pages.
     #[cfg(target_os = "linux")]
     let _ = map.advise(memmap2::Advice::HugePage);
     Ok(map)
@@ -502,7 +503,7 @@ fn write(
     header: &[u8],
     matrices: &[Matrix<'_>],
     threads: usize,
-    progress: &dyn Fn(u64, u64),
+    progress: &dyn Fn(u64, u64) -> ControlFlow<()>,
 ) -> Result<Mmap, Failure> {
     let needed = end(matrices, header.len()) as u64;
     let failed = |path: &Path, source| Failure::Cache(Error::Write { path: path.into(), needed, source });
@@ -510,12 +511,8 @@ fn write(
     cache.make_room(needed).map_err(Failure::Cache)?;
     let partial = Partial::new(cache, key);
     let path = &partial.0;
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .map_err(|e| failed(path, e))?;
+    let mut file =
+        File::options().read(true).write(true).create_new(true).open(path).map_err(|e| failed(path, e))?;
     file.write_all(header).map_err(|e| failed(path, e))?;
     let sink = Sink::File { path, offset: header.len() as u64 };
     quantize::stream(matrices, sink, threads, progress).map_err(|error| match error {

@@ -12,11 +12,12 @@ use lapidary_runtime::program::Tiles;
 
 use super::elementwise::store_along_row;
 use super::norm::norm_row;
+use super::tiling::Tiling;
 use super::transpose;
 use crate::emit::{Emitter, Features};
-use crate::kernel::{Body, Epilogue, Kernel};
+use crate::kernel::{Epilogue, Kernel};
 use crate::math;
-use crate::micro::{self, Block, DOT_ROWS, Dot, Emit, Microkernel, Raw, TILE_BLOCK, TILE_K, Tile, TileOperands};
+use crate::micro::{self, Block, DOT_ROWS, Dot, Emit, Microkernel, Raw, TILE_BLOCK, TILE_K, TileOperands};
 use crate::view::View;
 
 /// Bytes from one widened weight row to the next: not a power of two, lest rows share cache sets.
@@ -34,13 +35,12 @@ pub fn tiles(weights: &[View], epilogue: Epilogue, rows: usize, features: &Featu
 }
 
 /// The raw code that a kernel calls.
-pub fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkernel, Raw)> {
-    let Body::Linear { prologue, .. } = kernel.body else { return vec![] };
+pub(super) fn raw_code(kernel: &Kernel, prologue: Option<f32>, features: &Features) -> Vec<(&'static Microkernel, Raw)> {
     let rows = most_rows(kernel);
     let micro = micro::select(rows, features);
     let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
     let raw: Vec<Raw> = match micro.emit {
-        Emit::RawTile(_) => (0..micro.shapes.len()).map(|i| Raw::Tile(tile(micro, i, rows))).collect(),
+        Emit::RawTile(_) => tiling(micro, rows).raw_code(),
         Emit::RawDot(_) => weights.iter().flat_map(|w| [raw_dot(w, DOT_ROWS), raw_dot(w, 1)]).collect(),
         Emit::Dot(_) | Emit::Inline(_) => vec![],
     };
@@ -51,9 +51,8 @@ fn raw_dot(weight: &View, rows: usize) -> Raw {
     Raw::Dot(Dot { dtype: weight.dtype, k: fixed(weight, 1), rows })
 }
 
-fn tile(micro: &Microkernel, shape: usize, rows: usize) -> Tile {
-    let (columns, nr) = micro.shapes[shape];
-    Tile { columns, nr, panel: micro.mr, weight_stride: WEIGHT_STRIDE as i32, c_stride: c_stride(micro, rows) as i32 }
+fn tiling(micro: &'static Microkernel, rows: usize) -> Tiling {
+    Tiling { micro, weight_stride: WEIGHT_STRIDE, c_stride: c_stride(micro, rows) }
 }
 
 /// Bytes from one row of a tile's results to the next.
@@ -285,6 +284,7 @@ impl Job<'_> {
         let rows = self.rows(e);
         let x = e.base(&self.kernel.inputs[0]);
         let mr = self.micro.mr as i64;
+        let tiling = tiling(self.micro, most_rows(self.kernel));
         for (weight, &c) in weights.iter().zip(&self.results) {
             let (zero, k) = (e.i64(0), e.i64(self.k as i64));
             e.for_range(zero, k, part as i64, &[], |e, from, _| {
@@ -303,43 +303,13 @@ impl Job<'_> {
                     let left = e.b.ins().isub(rows, t);
                     let operands =
                         TileOperands { x: panel, weights: widened, c, k: length, accumulate: from };
-                    self.panel(e, &operands, left, width, self.micro.shapes.len() - 1);
+                    tiling.run(e, &operands, left, width);
                     vec![]
                 });
                 vec![]
             });
         }
         self.tile_epilogue(e, rows, first, width);
-    }
-
-    /// One panel of x, `left` of whose rows count, by the narrowest of the shapes up to `shape` that holds them.
-    fn panel(&self, e: &mut Emitter<'_>, panel: &TileOperands, left: Value, width: Value, shape: usize) {
-        let tile = tile(self.micro, shape, most_rows(self.kernel));
-        let run = |e: &mut Emitter<'_>| {
-            let zero = e.i64(0);
-            e.for_range(zero, width, tile.nr as i64, &[], |e, n, _| {
-                let at = e.scale(n, i64::from(tile.weight_stride));
-                let weights = e.b.ins().iadd(panel.weights, at);
-                let at = e.scale(n, i64::from(tile.c_stride));
-                let c = e.b.ins().iadd(panel.c, at);
-                let operands = TileOperands { weights, c, ..*panel };
-                match self.micro.emit {
-                    Emit::RawTile(_) => {
-                        let TileOperands { x, weights, c, k, accumulate } = operands;
-                        e.call_raw(Raw::Tile(tile), &[x, weights, c, k, accumulate]);
-                    }
-                    Emit::Inline(emit) => emit(e, tile, &operands),
-                    Emit::Dot(_) | Emit::RawDot(_) => unreachable!("dot products read x as it lies"),
-                }
-                vec![]
-            });
-        };
-        if shape == 0 {
-            return run(e);
-        }
-        let columns = e.i64(tile.columns as i64);
-        let fits = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, left, columns);
-        e.choose_path(fits, run, |e| self.panel(e, panel, left, width, shape - 1));
     }
 
     /// Results (nr, rows) to the output (rows, nr), four by four.

@@ -4,6 +4,7 @@
 
 mod append;
 mod attention;
+mod attention_tiles;
 mod elementwise;
 mod gather;
 pub mod linear;
@@ -13,13 +14,30 @@ pub mod pack;
 mod reduce;
 mod rope;
 mod softmax;
+mod tiling;
 
 pub(crate) use attention::add_across;
 
 use cranelift_codegen::ir::Value;
+use lapidary_runtime::program::Tiles;
 
-use crate::emit::Emitter;
+use crate::emit::{Emitter, Features};
 use crate::kernel::{Body, Kernel};
+use crate::micro::{Microkernel, Raw};
+
+/// The raw code that a kernel calls.
+pub fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkernel, Raw)> {
+    match kernel.body {
+        Body::Linear { prologue, .. } => linear::raw_code(kernel, prologue, features),
+        Body::Attention { .. } => attention_tiles::raw_code(kernel, features),
+        _ => vec![],
+    }
+}
+
+/// The tile space of attention by `rows` rows of `repeat` query heads for each of `groups` KV heads.
+pub fn attention_tiles(groups: usize, repeat: usize, rows: usize, features: &Features) -> Tiles {
+    attention_tiles::tiles(groups, repeat, rows, features)
+}
 
 /// Emits the kernel's code into the emitter.
 pub fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
@@ -38,7 +56,11 @@ pub fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
         Body::WindowMask { window } => softmax::lower_mask(e, kernel, *window),
         Body::Softmax { ranged, window, maximum } => softmax::lower(e, kernel, *ranged, *window, *maximum),
         Body::Attention { scale, cap, window, maximum } => {
-            attention::lower(e, kernel, *scale, *cap, *window, *maximum)
+            if attention_tiles::fits(kernel, &e.features) {
+                attention_tiles::lower(e, kernel, *scale, *cap, *window, *maximum);
+            } else {
+                attention::lower(e, kernel, *scale, *cap, *window, *maximum);
+            }
         }
     }
 }

@@ -1,0 +1,401 @@
+//! `lapidary bench`: tokens a second, held against the machine's own ceilings measured in the same run.
+//!
+//! In: a model, and which phases, weight formats, threads and depths. Out: medians of interleaved repetitions, each with
+//! the bytes and operations of a token and its share of the read bandwidth and of the multiply peak; a table of kernels.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use lapidary_codegen::compile::FunctionReport;
+use lapidary_codegen::machine::Machine;
+use lapidary_codegen::view::Capacity;
+use lapidary_codegen::work::{Work, work};
+use lapidary_runtime::{Profile, Session};
+use serde_json::{Value, json};
+
+use crate::model::{CompileArgs, Engine, ModelArgs};
+use crate::output;
+
+/// Measure tokens a second, beside what the machine can do.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  lapidary bench\n  \
+    lapidary bench -m gemma-2-2b --prompt-tokens 128,512 --gen-tokens 32 --depth 128 --threads 1,2\n  \
+    lapidary bench -m gemma-2-2b --kernels --json")]
+pub(crate) struct Args {
+    /// Hugging Face folder of a Gemma 2 [default: the built-in tiny model]
+    #[arg(short, long, value_name = "MODEL")]
+    model: Option<PathBuf>,
+    /// Lengths of prompts to prefill
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "128,512")]
+    prompt_tokens: Vec<usize>,
+    /// Tokens to generate one by one
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    gen_tokens: usize,
+    /// Tokens in the cache before generation starts
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "128")]
+    depth: Vec<usize>,
+    /// Threads [default: one a CPU]
+    #[arg(long, value_name = "N,..", value_delimiter = ',')]
+    threads: Vec<u64>,
+    /// Repetitions, of which medians are taken
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    repeat: u64,
+    /// A table of every kernel: launches, time, and its share of the machine's ceilings
+    #[arg(long)]
+    kernels: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    compile: CompileArgs,
+}
+
+/// What is measured of a call.
+#[derive(Clone, Copy, PartialEq)]
+enum Phase {
+    /// A prompt of so many tokens from position 0.
+    Prefill(usize),
+    /// So many tokens one by one, from this depth.
+    Decode { tokens: usize, depth: usize },
+}
+
+/// A phase and the seconds that it took, each time.
+struct Measured {
+    phase: Phase,
+    seconds: Vec<f64>,
+    read: Vec<f64>,
+    multiply: Vec<f64>,
+}
+
+/// Measures.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut phases: Vec<Phase> = args.prompt_tokens.iter().map(|&n| Phase::Prefill(n)).collect();
+    if args.gen_tokens > 0 {
+        phases.extend(args.depth.iter().map(|&depth| Phase::Decode { tokens: args.gen_tokens, depth: depth.max(1) }));
+    }
+    let needed = phases.iter().map(|p| p.last_position()).max().unwrap_or(1);
+    ensure!(needed > 0 && !phases.contains(&Phase::Prefill(0)), "--prompt-tokens: expected 1 or more");
+    let threads = match &args.threads[..] {
+        [] => vec![std::thread::available_parallelism().map_or(1, usize::from) as u64],
+        given => given.to_vec(),
+    };
+    let mut results = vec![];
+    let mut machines = vec![];
+    let mut text = String::new();
+    let mut times = (0.0, 0.0);
+    for &count in &threads {
+        let mut compile = args.compile.clone();
+        compile.context = Some(compile.context.unwrap_or(0).max(needed as u64));
+        let model_args = ModelArgs { model: args.model.clone(), threads: Some(count), compile };
+        let mut engine = Engine::new(&model_args)?;
+        let mut machine = Machine::new(&args.compile.cpu, count as usize)?;
+        times = (ms(engine.compile), ms(engine.load));
+        let bar = output::bar(args.repeat * phases.len() as u64, "measuring", output::Unit::Tokens);
+        let mut measured: Vec<Measured> = phases
+            .iter()
+            .map(|&phase| Measured { phase, seconds: vec![], read: vec![], multiply: vec![] })
+            .collect();
+        // Weights come into memory, code into caches.
+        time(&mut engine.session, Phase::Decode { tokens: 1, depth: 1 })?;
+        for _ in 0..args.repeat {
+            for m in &mut measured {
+                m.read.push(machine.read_bandwidth());
+                m.multiply.push(machine.multiply_peak());
+                m.seconds.push(time(&mut engine.session, m.phase)?.as_secs_f64());
+                bar.inc(1);
+            }
+        }
+        bar.finish_and_clear();
+        let all = |f: &dyn Fn(&Measured) -> &[f64]| median(&measured.iter().flat_map(|m| f(m).to_vec()).collect::<Vec<_>>());
+        let (read, multiply) = (all(&|m| &m.read), all(&|m| &m.multiply));
+        machines.push(json!({
+            "cpu": cpu_name(), "threads": count, "read_gbps": read / 1e9, "matrix_gflops": multiply / 1e9,
+        }));
+        if text.is_empty() {
+            text.push_str(&format!("{}, compile {:.0} ms, load {:.0} ms\n", cpu_name(), times.0, times.1));
+        }
+        text.push_str(&format!(
+            "\n{count} threads: reads {:.1} GB/s, multiplies {:.0} GFLOP/s\n{:<9}{:>7}{:>7}{:>9}{:>10}{:>10}{:>9}{:>9}\n",
+            read / 1e9, multiply / 1e9, "phase", "tokens", "depth", "tok/s", "MB/tok", "GFLOP/tok", "of read", "of mult."
+        ));
+        for m in &measured {
+            let row = Row::new(m, &engine);
+            text.push_str(&row.text(m.phase));
+            results.push(row.json(m.phase, &engine, count));
+        }
+        if args.kernels {
+            for &phase in &phases {
+                engine.session.start_profile();
+                time(&mut engine.session, phase)?;
+                let profile = engine.session.take_profile().unwrap_or_default();
+                let table = kernels(&engine, phase, &profile, read, multiply);
+                text.push_str(&kernels_text(phase, &table));
+                if let Some(Value::Object(result)) = results.iter_mut().rev().find(|r| phase.is(r, count)) {
+                    result.insert("kernels".into(), table.iter().map(Line::json).collect());
+                }
+            }
+        }
+    }
+    if args.json {
+        let machine = if machines.len() == 1 { machines.remove(0) } else { json!(machines) };
+        output::print_json(&json!({
+            "machine": machine, "compile_ms": times.0, "load_ms": times.1, "results": results,
+        }))
+    } else {
+        output::print(&text)
+    }
+}
+
+impl Phase {
+    fn last_position(self) -> usize {
+        match self {
+            Phase::Prefill(n) => n,
+            Phase::Decode { tokens, depth } => depth + tokens,
+        }
+    }
+
+    fn tokens(self) -> usize {
+        match self {
+            Phase::Prefill(n) | Phase::Decode { tokens: n, .. } => n,
+        }
+    }
+
+    fn depth(self) -> usize {
+        match self {
+            Phase::Prefill(_) => 0,
+            Phase::Decode { depth, .. } => depth,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Phase::Prefill(_) => "prefill",
+            Phase::Decode { .. } => "decode",
+        }
+    }
+
+    /// Whether a result is this phase's.
+    fn is(self, result: &Value, threads: u64) -> bool {
+        result["phase"] == self.name()
+            && result["tokens"] == self.tokens()
+            && result["depth"] == self.depth()
+            && result["threads"] == threads
+    }
+
+    /// The calls of the phase, as rows and keys, of the layers and of the head.
+    fn calls(self, chunk: usize) -> Vec<(Capacity, bool)> {
+        match self {
+            Phase::Prefill(n) => (0..n)
+                .step_by(chunk)
+                .map(|at| {
+                    let rows = chunk.min(n - at);
+                    (Capacity { rows, keys: at + rows }, at + rows == n)
+                })
+                .collect(),
+            Phase::Decode { tokens, depth } => {
+                (0..tokens).map(|i| (Capacity { rows: 1, keys: depth + i + 1 }, true)).collect()
+            }
+        }
+    }
+}
+
+/// Runs a phase from position 0; the time of the phase alone.
+fn time(session: &mut Session, phase: Phase) -> Result<Duration> {
+    let vocab = session.program().plan.vocab as u32;
+    let id = |i: usize| (i as u32).wrapping_mul(7919) % vocab;
+    match phase {
+        Phase::Prefill(n) => {
+            session.reset();
+            let ids: Vec<u32> = (0..n).map(id).collect();
+            let start = Instant::now();
+            session.prefill(&ids)?;
+            session.argmax();
+            Ok(start.elapsed())
+        }
+        Phase::Decode { tokens, depth } => {
+            let back = session.position() >= depth && depth >= session.smallest_rollback().max(1);
+            if back {
+                session.rollback(depth)?;
+            } else {
+                session.reset();
+                session.prefill(&(0..depth).map(id).collect::<Vec<_>>())?;
+            }
+            let start = Instant::now();
+            for i in 0..tokens {
+                session.decode(id(depth + i))?;
+                session.argmax();
+            }
+            Ok(start.elapsed())
+        }
+    }
+}
+
+/// A result, per token.
+struct Row {
+    tokens_per_s: f64,
+    bytes: f64,
+    flops: f64,
+    bandwidth_share: f64,
+    matrix_share: f64,
+}
+
+impl Row {
+    fn new(m: &Measured, engine: &Engine) -> Row {
+        let tokens = m.phase.tokens() as f64;
+        let mut total = Work::default();
+        for (_, w, _) in launches(engine, m.phase) {
+            total.memory_bytes += w.memory_bytes;
+            total.flops += w.flops;
+        }
+        let share = |amount: f64, ceiling: &[f64]| {
+            median(&m.seconds.iter().zip(ceiling).map(|(s, c)| amount / s / c).collect::<Vec<_>>())
+        };
+        Row {
+            tokens_per_s: tokens / median(&m.seconds),
+            bytes: total.memory_bytes / tokens,
+            flops: total.flops / tokens,
+            bandwidth_share: share(total.memory_bytes, &m.read),
+            matrix_share: share(total.flops, &m.multiply),
+        }
+    }
+
+    fn text(&self, phase: Phase) -> String {
+        format!(
+            "{:<9}{:>7}{:>7}{:>9.2}{:>10.1}{:>10.3}{:>8.1}%{:>8.1}%\n",
+            phase.name(),
+            phase.tokens(),
+            phase.depth(),
+            self.tokens_per_s,
+            self.bytes / 1e6,
+            self.flops / 1e9,
+            self.bandwidth_share * 100.0,
+            self.matrix_share * 100.0
+        )
+    }
+
+    fn json(&self, phase: Phase, engine: &Engine, threads: u64) -> Value {
+        json!({
+            "phase": phase.name(),
+            "weights": engine.weights_name(),
+            "threads": threads,
+            "tokens": phase.tokens(),
+            "depth": phase.depth(),
+            "tokens_per_s": self.tokens_per_s,
+            "bytes_per_token": self.bytes,
+            "flops_per_token": self.flops,
+            "bandwidth_share": self.bandwidth_share,
+            "matrix_share": self.matrix_share,
+        })
+    }
+}
+
+/// Where a launch is: function, variant, step.
+type Place = (usize, usize, usize);
+
+/// Every kernel that a phase launches: where, its work over all launches, and how many there are.
+fn launches(engine: &Engine, phase: Phase) -> Vec<(Place, Work, u64)> {
+    let plan = &engine.session.program().plan;
+    let mut times: BTreeMap<Place, (Work, u64)> = BTreeMap::new();
+    for (extent, predicts) in phase.calls(plan.chunk) {
+        let one = Capacity { rows: 1, keys: extent.keys };
+        let head = predicts.then_some((plan.head_argmax, one));
+        let layers = plan.layers.iter().map(|l| (l.function, extent));
+        for (function, extent) in std::iter::once((plan.embed, extent)).chain(layers).chain(head) {
+            let report: &FunctionReport = &engine.functions[function];
+            let variant = engine.session.program().functions[function].variant_index(extent.rows);
+            for (step, kernel) in report.variants[variant].schedule.kernels.iter().enumerate() {
+                let w = work(kernel, extent);
+                let (total, count) = times.entry((function, variant, step)).or_default();
+                total.memory_bytes += w.memory_bytes;
+                total.cache_bytes += w.cache_bytes;
+                total.flops += w.flops;
+                *count += 1;
+            }
+        }
+    }
+    times.into_iter().map(|(place, (work, count))| (place, work, count)).collect()
+}
+
+/// A kernel's line of the table.
+struct Line {
+    name: String,
+    launches: u64,
+    seconds: f64,
+    work: Work,
+    share: f64,
+    roofline: f64,
+}
+
+impl Line {
+    fn json(&self) -> Value {
+        json!({
+            "kernel": self.name,
+            "launches": self.launches,
+            "ms": self.seconds * 1e3,
+            "gbps": self.work.memory_bytes / self.seconds / 1e9,
+            "gflops": self.work.flops / self.seconds / 1e9,
+            "share": self.share,
+            "roofline": self.roofline,
+        })
+    }
+}
+
+fn kernels(engine: &Engine, phase: Phase, profile: &Profile, read: f64, multiply: f64) -> Vec<Line> {
+    let mut lines: Vec<Line> = launches(engine, phase)
+        .into_iter()
+        .map(|((function, variant, step), work, _)| {
+            let (launches, time) = profile.steps[function][variant][step];
+            let report = &engine.functions[function];
+            let kernel = &report.variants[variant].schedule.kernels[step];
+            let seconds = time.as_secs_f64();
+            let least = (work.memory_bytes / read).max(work.flops / multiply);
+            let name = format!("{}.{}", report.source.name, kernel.name);
+            Line { name, launches, seconds, work, share: 0.0, roofline: least / seconds }
+        })
+        .collect();
+    let all: f64 = lines.iter().map(|l| l.seconds).sum();
+    lines.iter_mut().for_each(|l| l.share = l.seconds / all);
+    lines.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    lines
+}
+
+fn kernels_text(phase: Phase, lines: &[Line]) -> String {
+    let mut text = format!(
+        "\n{} of {} tokens at depth {}\n{:<34}{:>9}{:>10}{:>8}{:>9}{:>8}{:>10}\n",
+        phase.name(), phase.tokens(), phase.depth(), "kernel", "launches", "ms", "GB/s", "GFLOP/s", "share", "roofline"
+    );
+    for l in lines {
+        text.push_str(&format!(
+            "{:<34}{:>9}{:>10.2}{:>8.1}{:>9.1}{:>7.1}%{:>9.1}%\n",
+            l.name,
+            l.launches,
+            l.seconds * 1e3,
+            l.work.memory_bytes / l.seconds / 1e9,
+            l.work.flops / l.seconds / 1e9,
+            l.share * 100.0,
+            l.roofline * 100.0
+        ));
+    }
+    text
+}
+
+/// The median; of an even number the mean of the middle two.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let n = sorted.len();
+    if n == 0 { f64::NAN } else { (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0 }
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// What the kernel calls this machine's CPU.
+fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find(|l| l.starts_with("model name"));
+    line.and_then(|l| l.split(':').nth(1)).map_or_else(|| std::env::consts::ARCH.into(), |name| name.trim().into())
+}

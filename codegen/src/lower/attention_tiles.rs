@@ -1,0 +1,512 @@
+//! Attention for many rows: blocks of queries against blocks of keys, both products by tile microkernels.
+//!
+//! A tile is some rows of some query heads of one KV head: its queries are the columns of a panel, packed once. Keys go
+//! in blocks, from the first that any of its rows sees to the last: scores come out as rows of keys, columns of queries,
+//! so that softcap, mask and exp run along lanes of queries, and what they leave is the panel of the second product, with
+//! values transposed. Blocks that no row sees are never touched. Without a maximum the sums just add up; with one, each
+//! block rescales them.
+
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::types::{I32, I32X4, I64};
+use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Value};
+use lapidary_ir::{DType, Dim};
+use lapidary_runtime::program::Tiles;
+
+use super::elementwise::{load_along_row, store_along_row};
+use super::softmax::key_range;
+use super::tiling::Tiling;
+use super::transpose;
+use crate::emit::{Emitter, Features};
+use crate::kernel::{ATTENTION_ROWS, Body, Kernel, Maximum};
+use crate::math;
+use crate::micro::{self, Microkernel, Raw, TileOperands};
+use crate::view::View;
+
+/// Keys of a block.
+const BLOCK: usize = 64;
+
+/// What stands for the score of a key that is not seen, and for a maximum over none.
+const UNSEEN: f32 = -1e30;
+
+/// How a tile's columns are made up.
+#[derive(Clone, Copy)]
+struct Shape {
+    micro: &'static Microkernel,
+    /// Query heads of a tile.
+    heads: usize,
+    /// Rows of a tile.
+    rows: usize,
+}
+
+/// The tile's columns, if the calls have rows enough for tiles.
+fn shape(repeat: usize, rows: usize, features: &Features) -> Option<Shape> {
+    let micro = micro::select(rows, features);
+    micro.is_packed().then(|| {
+        let heads = repeat.min(micro.mr);
+        Shape { micro, heads, rows: micro.mr / heads }
+    })
+}
+
+fn fixed(view: &View, axis: usize) -> usize {
+    match view.axes[axis].dim {
+        Dim::Fixed(n) => n,
+        Dim::Rows | Dim::Keys => unreachable!("heads and head_dim are fixed"),
+    }
+}
+
+fn shape_of(kernel: &Kernel, features: &Features) -> Option<Shape> {
+    let repeat = fixed(&kernel.inputs[0], 0) / fixed(&kernel.inputs[1], 0);
+    shape(repeat, kernel.capacity.rows, features)
+}
+
+/// Whether calls have rows enough for tiles.
+pub(super) fn fits(kernel: &Kernel, features: &Features) -> bool {
+    shape_of(kernel, features).is_some()
+}
+
+/// The tile space.
+pub(super) fn tiles(groups: usize, repeat: usize, rows: usize, features: &Features) -> Tiles {
+    match shape(repeat, rows, features) {
+        Some(s) => Tiles { fixed: (groups * repeat.div_ceil(s.heads)) as u32, rows: s.rows as u32 },
+        None => Tiles { fixed: groups as u32, rows: ATTENTION_ROWS },
+    }
+}
+
+/// Bytes of a row of `n` f32 and a little more, lest rows share cache sets.
+fn padded(n: usize) -> usize {
+    (n.next_multiple_of(16) + 16) * 4
+}
+
+fn score_tiling(micro: &'static Microkernel, head_dim: usize) -> Tiling {
+    Tiling { micro, weight_stride: padded(head_dim), c_stride: micro.mr * 4 }
+}
+
+fn value_tiling(micro: &'static Microkernel) -> Tiling {
+    Tiling { micro, weight_stride: padded(BLOCK), c_stride: micro.mr * 4 }
+}
+
+/// The raw code that the kernel calls.
+pub(super) fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkernel, Raw)> {
+    let Some(shape) = shape_of(kernel, features) else { return vec![] };
+    debug_assert!(matches!(kernel.body, Body::Attention { .. }));
+    let scores = score_tiling(shape.micro, fixed(&kernel.inputs[0], 2));
+    let raw = scores.raw_code().into_iter().chain(value_tiling(shape.micro).raw_code());
+    raw.map(|raw| (shape.micro, raw)).collect()
+}
+
+struct Attention<'a> {
+    q: &'a View,
+    k: &'a View,
+    v: &'a View,
+    pos: &'a View,
+    output: &'a View,
+    shape: Shape,
+    head_dim: usize,
+    /// Query heads a KV head.
+    repeat: usize,
+    scale: f32,
+    cap: Option<f32>,
+    window: Option<usize>,
+    maximum: Maximum,
+    /// Scratch: queries f32 (head_dim, panel).
+    queries: Value,
+    /// Scratch: keys f32 (BLOCK, head_dim), rows padded.
+    keys: Value,
+    /// Scratch: values f32 (head_dim, BLOCK), rows padded.
+    values: Value,
+    /// Scratch: scores f32 (BLOCK, panel).
+    scores: Value,
+    /// Scratch: unnormalised outputs f32 (head_dim, panel).
+    sums: Value,
+    /// Scratch, one element a column: first visible key and one past the last (i32), denominator, maximum and rescale
+    /// (f32), address of the query and of the output (i64).
+    low: Value,
+    high: Value,
+    denominator: Value,
+    highest: Value,
+    rescale: Value,
+    query_rows: Value,
+    output_rows: Value,
+}
+
+/// Emits the kernel.
+pub(super) fn lower(
+    e: &mut Emitter<'_>,
+    kernel: &Kernel,
+    scale: f32,
+    cap: Option<f32>,
+    window: Option<usize>,
+    maximum: Maximum,
+) {
+    let [q, k, v, pos] = &kernel.inputs[..] else { unreachable!("four operands") };
+    let Some(shape) = shape_of(kernel, &e.features) else { unreachable!("callers ask whether tiles fit") };
+    let (head_dim, panel) = (fixed(q, 2), shape.micro.mr);
+    let over = value_tiling(shape.micro).overhang();
+    let columns = panel * 4;
+    let a = Attention {
+        q,
+        k,
+        v,
+        pos,
+        output: &kernel.outputs[0],
+        shape,
+        head_dim,
+        repeat: fixed(q, 0) / fixed(k, 0),
+        scale,
+        cap,
+        window,
+        maximum,
+        queries: e.take_scratch(head_dim.next_multiple_of(4) * columns),
+        keys: e.take_scratch((BLOCK + over) * padded(head_dim)),
+        values: e.take_scratch((head_dim.next_multiple_of(4) + over) * padded(BLOCK)),
+        scores: e.take_scratch((BLOCK + over) * columns),
+        sums: e.take_scratch((head_dim.next_multiple_of(4) + over) * columns),
+        low: e.take_scratch(columns),
+        high: e.take_scratch(columns),
+        denominator: e.take_scratch(columns),
+        highest: e.take_scratch(columns),
+        rescale: e.take_scratch(columns),
+        query_rows: e.take_scratch(2 * columns),
+        output_rows: e.take_scratch(2 * columns),
+    };
+    e.for_tiles(|e, tile| a.tile(e, tile));
+}
+
+impl Attention<'_> {
+    fn tile(&self, e: &mut Emitter<'_>, tile: Value) {
+        let Shape { heads, rows: block_rows, .. } = self.shape;
+        let rows = e.rows();
+        let block = e.i64(block_rows as i64);
+        let up = e.offset(rows, block_rows as i64 - 1);
+        let blocks = e.b.ins().udiv(up, block);
+        let part = e.b.ins().udiv(tile, blocks);
+        let first = e.b.ins().urem(tile, blocks);
+        let first = e.b.ins().imul(first, block);
+        let parts = e.i64(self.repeat.div_ceil(heads) as i64);
+        let group = e.b.ins().udiv(part, parts);
+        let part = e.b.ins().urem(part, parts);
+        let head = e.scale(part, heads as i64);
+        let left = e.i64(self.repeat as i64);
+        let left = e.b.ins().isub(left, head);
+        let most = e.i64(heads as i64);
+        let heads_here = e.min(left, most);
+        let left = e.b.ins().isub(rows, first);
+        let rows_here = e.min(left, block);
+        let columns = e.b.ins().imul(rows_here, heads_here);
+        let first_head = e.scale(group, self.repeat as i64);
+        let first_head = e.b.ins().iadd(first_head, head);
+
+        let (low, high) = self.columns(e, first, rows_here, first_head, heads_here);
+        self.pack(e, columns);
+        self.clear(e);
+        let k = e.base(self.k);
+        let k = e.step(self.k, 0, k, group);
+        let v = e.base(self.v);
+        let v = e.step(self.v, 0, v, group);
+        e.for_range(low, high, BLOCK as i64, &[], |e, key, _| {
+            let left = e.b.ins().isub(high, key);
+            let count = e.i64(BLOCK as i64);
+            let count = e.min(left, count);
+            self.block(e, k, v, key, count, low, columns);
+            vec![]
+        });
+        self.store(e, columns);
+    }
+
+    /// Fills the columns' ranges and addresses; the range of keys that any column sees.
+    fn columns(
+        &self,
+        e: &mut Emitter<'_>,
+        first: Value,
+        rows: Value,
+        first_head: Value,
+        heads: Value,
+    ) -> (Value, Value) {
+        let flags = MemFlagsData::new().with_notrap();
+        let (zero, panel, keys) = (e.i64(0), e.i64(self.shape.micro.mr as i64), e.keys());
+        // Columns that stand for nobody see no key.
+        e.for_range(zero, panel, 4, &[], |e, c, _| {
+            let at = e.scale(c, 4);
+            let none = e.splat_int(0);
+            for array in [self.low, self.high] {
+                let at = e.b.ins().iadd(array, at);
+                e.store_int(none, at, 0, 4);
+            }
+            vec![]
+        });
+        let range = e.for_range(zero, rows, 1, &[keys, zero], |e, r, range| {
+            let row = e.b.ins().iadd(first, r);
+            let (low, high) = key_range(e, self.pos, self.window, row, keys);
+            e.for_range(zero, heads, 1, &[], |e, h, _| {
+                let column = e.b.ins().imul(r, heads);
+                let column = e.b.ins().iadd(column, h);
+                let head = e.b.ins().iadd(first_head, h);
+                let at = e.scale(column, 4);
+                for (array, value) in [(self.low, low), (self.high, high)] {
+                    let at = e.b.ins().iadd(array, at);
+                    let value = e.b.ins().ireduce(I32, value);
+                    e.b.ins().store(flags, value, at, 0);
+                }
+                let at = e.scale(column, 8);
+                for (array, view) in [(self.query_rows, self.q), (self.output_rows, self.output)] {
+                    let base = e.base(view);
+                    let address = e.at(view, base, &[(0, head), (1, row)]);
+                    let at = e.b.ins().iadd(array, at);
+                    e.b.ins().store(flags, address, at, 0);
+                }
+                vec![]
+            });
+            // A row that sees nothing has an empty range, which must not widen the others'.
+            let some = e.b.ins().icmp(IntCC::SignedLessThan, low, high);
+            let lower = e.min(range[0], low);
+            let higher = e.b.ins().smax(range[1], high);
+            vec![e.b.ins().select(some, lower, range[0]), e.b.ins().select(some, higher, range[1])]
+        });
+        (range[0], range[1])
+    }
+
+    /// Queries to the panel; columns past the last are the last again.
+    fn pack(&self, e: &mut Emitter<'_>, columns: Value) {
+        let (zero, n) = (e.i64(0), e.i64(self.head_dim as i64));
+        let panel = self.shape.micro.mr as i64 * 4;
+        e.for_range(zero, columns, 4, &[], |e, c, _| {
+            let rows = self.addresses(e, self.query_rows, c, columns);
+            let at = e.scale(c, 4);
+            let to = e.b.ins().iadd(self.queries, at);
+            e.for_lanes(n, &[], |e, i, lanes, _| {
+                let values = rows.map(|row| load_along_row(e, self.q, Some(row), i, lanes));
+                let by_element = transpose(e, values);
+                let at = e.scale(i, panel);
+                let to = e.b.ins().iadd(to, at);
+                for (j, value) in by_element.into_iter().enumerate().take(lanes) {
+                    e.store(DType::F32, value, to, j as i64 * panel, 4);
+                }
+                vec![]
+            });
+            vec![]
+        });
+    }
+
+    /// Four columns' addresses from an array, the last one's again past the last.
+    fn addresses(&self, e: &mut Emitter<'_>, array: Value, column: Value, columns: Value) -> [Value; 4] {
+        let last = e.offset(columns, -1);
+        std::array::from_fn(|i| {
+            let c = e.offset(column, i as i64);
+            let c = e.min(c, last);
+            let at = e.scale(c, 8);
+            let at = e.b.ins().iadd(array, at);
+            e.b.ins().load(I64, MemFlagsData::new().with_notrap(), at, 0)
+        })
+    }
+
+    fn clear(&self, e: &mut Emitter<'_>) {
+        let panel = self.shape.micro.mr;
+        let fill = |e: &mut Emitter<'_>, array: Value, elements: usize, value: f32| {
+            let (zero, n, value) = (e.i64(0), e.i64(elements as i64), e.splat(value));
+            e.for_range(zero, n, 4, &[], |e, i, _| {
+                let at = e.scale(i, 4);
+                let at = e.b.ins().iadd(array, at);
+                e.store(DType::F32, value, at, 0, 4);
+                vec![]
+            });
+        };
+        fill(e, self.sums, self.head_dim * panel, 0.0);
+        fill(e, self.denominator, panel, 0.0);
+        fill(e, self.highest, panel, UNSEEN);
+    }
+
+    /// `count` keys from `key`.
+    #[allow(clippy::too_many_arguments)]
+    fn block(&self, e: &mut Emitter<'_>, k: Value, v: Value, key: Value, count: Value, low: Value, columns: Value) {
+        self.widen(e, k, v, key, count);
+        let zero = e.i64(0);
+        let head_dim = e.i64(self.head_dim as i64);
+        let micro = self.shape.micro;
+        let scores = TileOperands { x: self.queries, weights: self.keys, c: self.scores, k: head_dim, accumulate: zero };
+        score_tiling(micro, self.head_dim).run(e, &scores, columns, count);
+        self.soften(e, key, count, columns);
+        if self.maximum == Maximum::Online {
+            let some = e.b.ins().icmp(IntCC::SignedGreaterThan, key, low);
+            e.when(some, |e| self.rescale_sums(e));
+        }
+        let one = e.i64(1);
+        let values = TileOperands { x: self.scores, weights: self.values, c: self.sums, k: count, accumulate: one };
+        value_tiling(micro).run(e, &values, columns, head_dim);
+    }
+
+    /// Keys of the block to f32 rows, values to f32 columns.
+    fn widen(&self, e: &mut Emitter<'_>, k: Value, v: Value, key: Value, count: Value) {
+        let (zero, n) = (e.i64(0), e.i64(self.head_dim as i64));
+        e.for_range(zero, count, 1, &[], |e, j, _| {
+            let key = e.b.ins().iadd(key, j);
+            let row = e.step(self.k, 1, k, key);
+            let at = e.scale(j, padded(self.head_dim) as i64);
+            let to = e.b.ins().iadd(self.keys, at);
+            e.for_lanes(n, &[], |e, i, lanes, _| {
+                let value = load_along_row(e, self.k, Some(row), i, lanes);
+                let at = e.scale(i, 4);
+                let to = e.b.ins().iadd(to, at);
+                e.store(DType::F32, value, to, 0, lanes);
+                vec![]
+            });
+            vec![]
+        });
+        // Four keys at a time; past the last the last again, which no sum reaches.
+        e.for_range(zero, count, 4, &[], |e, j, _| {
+            let last = e.offset(count, -1);
+            let rows: [Value; 4] = std::array::from_fn(|i| {
+                let j = e.offset(j, i as i64);
+                let j = e.min(j, last);
+                let key = e.b.ins().iadd(key, j);
+                e.step(self.v, 1, v, key)
+            });
+            let at = e.scale(j, 4);
+            let to = e.b.ins().iadd(self.values, at);
+            let stride = padded(BLOCK) as i64;
+            e.for_lanes(n, &[], |e, i, lanes, _| {
+                let values = rows.map(|row| load_along_row(e, self.v, Some(row), i, lanes));
+                let by_element = transpose(e, values);
+                let at = e.scale(i, stride);
+                let to = e.b.ins().iadd(to, at);
+                for (d, value) in by_element.into_iter().enumerate().take(lanes) {
+                    e.store(DType::F32, value, to, d as i64 * stride, 4);
+                }
+                vec![]
+            });
+            vec![]
+        });
+    }
+
+    /// Scores to shares, in place: scale, softcap, mask, exp; the denominators grow by them.
+    fn soften(&self, e: &mut Emitter<'_>, key: Value, count: Value, columns: Value) {
+        let stride = self.shape.micro.mr as i64 * 4;
+        let none = e.splat(0.0);
+        let zero = e.i64(0);
+        let key = e.b.ins().ireduce(I32, key);
+        let key = e.b.ins().splat(I32X4, key);
+        let one = e.splat_int(1);
+        e.for_range(zero, columns, 4, &[], |e, c, _| {
+            let at = e.scale(c, 4);
+            let address = |e: &mut Emitter<'_>, array: Value| e.b.ins().iadd(array, at);
+            let (low, high) = (address(e, self.low), address(e, self.high));
+            let (low, high) = (e.load_int(low, 0, 4), e.load_int(high, 0, 4));
+            let (total_at, highest_at, rescale_at) =
+                (address(e, self.denominator), address(e, self.highest), address(e, self.rescale));
+            let scores = address(e, self.scores);
+            let seen = |e: &mut Emitter<'_>, key: Value| {
+                let after = e.b.ins().icmp(IntCC::SignedGreaterThanOrEqual, key, low);
+                let before = e.b.ins().icmp(IntCC::SignedLessThan, key, high);
+                e.b.ins().band(after, before)
+            };
+            let score = |e: &mut Emitter<'_>, at: Value| {
+                let score = e.load(DType::F32, at, 0, 4);
+                let scale = e.splat(self.scale);
+                let score = e.b.ins().fmul(score, scale);
+                match self.cap {
+                    Some(cap) => math::softcap(e, cap, score),
+                    None => score,
+                }
+            };
+            let total = e.load(DType::F32, total_at, 0, 4);
+            let total = match self.maximum {
+                Maximum::Bounded => {
+                    e.for_range(zero, count, 1, &[key, total], |e, j, state| {
+                        let at = e.scale(j, stride);
+                        let at = e.b.ins().iadd(scores, at);
+                        let score = score(e, at);
+                        let share = math::exp_bounded(e, score);
+                        let seen = seen(e, state[0]);
+                        let share = e.choose(seen, share, none);
+                        e.store(DType::F32, share, at, 0, 4);
+                        vec![e.b.ins().iadd(state[0], one), e.b.ins().fadd(state[1], share)]
+                    })[1]
+                }
+                Maximum::Online => {
+                    let before = e.load(DType::F32, highest_at, 0, 4);
+                    let unseen = e.splat(UNSEEN);
+                    let highest = e.for_range(zero, count, 1, &[key, before], |e, j, state| {
+                        let at = e.scale(j, stride);
+                        let at = e.b.ins().iadd(scores, at);
+                        let score = score(e, at);
+                        let seen = seen(e, state[0]);
+                        let score = e.choose(seen, score, unseen);
+                        e.store(DType::F32, score, at, 0, 4);
+                        vec![e.b.ins().iadd(state[0], one), e.fmax(score, state[1])]
+                    })[1];
+                    e.store(DType::F32, highest, highest_at, 0, 4);
+                    let shift = e.b.ins().fsub(before, highest);
+                    let rescale = math::exp(e, shift);
+                    e.store(DType::F32, rescale, rescale_at, 0, 4);
+                    let total = e.b.ins().fmul(total, rescale);
+                    e.for_range(zero, count, 1, &[key, total], |e, j, state| {
+                        let at = e.scale(j, stride);
+                        let at = e.b.ins().iadd(scores, at);
+                        let score = e.load(DType::F32, at, 0, 4);
+                        let shifted = e.b.ins().fsub(score, highest);
+                        let share = math::exp(e, shifted);
+                        let seen = seen(e, state[0]);
+                        let share = e.choose(seen, share, none);
+                        e.store(DType::F32, share, at, 0, 4);
+                        vec![e.b.ins().iadd(state[0], one), e.b.ins().fadd(state[1], share)]
+                    })[1]
+                }
+            };
+            e.store(DType::F32, total, total_at, 0, 4);
+            vec![]
+        });
+    }
+
+    /// The sums so far, to the new maxima.
+    fn rescale_sums(&self, e: &mut Emitter<'_>) {
+        let panel = self.shape.micro.mr;
+        let (zero, columns, n) = (e.i64(0), e.i64(panel as i64), e.i64(self.head_dim as i64));
+        e.for_range(zero, columns, 4, &[], |e, c, _| {
+            let at = e.scale(c, 4);
+            let rescale = e.b.ins().iadd(self.rescale, at);
+            let rescale = e.load(DType::F32, rescale, 0, 4);
+            let sums = e.b.ins().iadd(self.sums, at);
+            e.for_range(zero, n, 1, &[], |e, i, _| {
+                let at = e.scale(i, panel as i64 * 4);
+                let at = e.b.ins().iadd(sums, at);
+                let sum = e.load(DType::F32, at, 0, 4);
+                let sum = e.b.ins().fmul(sum, rescale);
+                e.store(DType::F32, sum, at, 0, 4);
+                vec![]
+            });
+            vec![]
+        });
+    }
+
+    /// Sums over denominators to the output; a row that saw nothing yields 0.
+    fn store(&self, e: &mut Emitter<'_>, columns: Value) {
+        use cranelift_codegen::ir::condcodes::FloatCC;
+        let panel = self.shape.micro.mr as i64 * 4;
+        let (zero, n, none) = (e.i64(0), e.i64(self.head_dim as i64), e.splat(0.0));
+        e.for_range(zero, columns, 4, &[], |e, c, _| {
+            let rows = self.addresses(e, self.output_rows, c, columns);
+            let at = e.scale(c, 4);
+            let total = e.b.ins().iadd(self.denominator, at);
+            let total = e.load(DType::F32, total, 0, 4);
+            let some = e.b.ins().fcmp(FloatCC::GreaterThan, total, none);
+            let sums = e.b.ins().iadd(self.sums, at);
+            e.for_lanes(n, &[], |e, i, lanes, _| {
+                let at = e.scale(i, panel);
+                let at = e.b.ins().iadd(sums, at);
+                let values: [Value; 4] = std::array::from_fn(|d| {
+                    // In a tail the one element comes four times.
+                    let d = if lanes == 4 { d as i64 } else { 0 };
+                    let sum = e.load(DType::F32, at, d * panel, 4);
+                    let value = e.b.ins().fdiv(sum, total);
+                    e.choose(some, value, none)
+                });
+                let by_column = transpose(e, values);
+                // From the last column down: what stands in for nobody goes where the last column's own goes after it.
+                for (row, value) in rows.into_iter().zip(by_column).rev() {
+                    store_along_row(e, self.output, value, row, i, lanes);
+                }
+                vec![]
+            });
+            vec![]
+        });
+    }
+}

@@ -1,0 +1,81 @@
+//! A panel of x against rows of weights by a tile microkernel: what linear and attention kernels share.
+
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{InstBuilder, Value};
+
+use crate::emit::Emitter;
+use crate::micro::{Emit, Microkernel, Raw, Tile, TileOperands};
+
+/// A microkernel and the strides that its operands have in a kernel.
+#[derive(Clone, Copy)]
+pub(super) struct Tiling {
+    /// The microkernel, one with packed x.
+    pub(super) micro: &'static Microkernel,
+    /// Bytes from one weight row to the next.
+    pub(super) weight_stride: usize,
+    /// Bytes from one row of results to the next.
+    pub(super) c_stride: usize,
+}
+
+impl Tiling {
+    fn tile(&self, shape: usize) -> Tile {
+        let (columns, nr) = self.micro.shapes[shape];
+        Tile {
+            columns,
+            nr,
+            panel: self.micro.mr,
+            weight_stride: self.weight_stride as i32,
+            c_stride: self.c_stride as i32,
+        }
+    }
+
+    /// The raw code that tiles of these strides call.
+    pub(super) fn raw_code(&self) -> Vec<Raw> {
+        match self.micro.emit {
+            Emit::RawTile(_) => (0..self.micro.shapes.len()).map(|i| Raw::Tile(self.tile(i))).collect(),
+            Emit::Dot(_) | Emit::RawDot(_) | Emit::Inline(_) => vec![],
+        }
+    }
+
+    /// The most rows of weights and results beyond the last that are touched.
+    pub(super) fn overhang(&self) -> usize {
+        self.micro.shapes.iter().map(|s| s.1).max().unwrap_or(1) - 1
+    }
+
+    /// `width` weight rows times one panel of x, of whose columns the first `left` count.
+    pub(super) fn run(&self, e: &mut Emitter<'_>, operands: &TileOperands, left: Value, width: Value) {
+        self.narrowest(e, operands, left, width, self.micro.shapes.len() - 1);
+    }
+
+    /// By the narrowest of the shapes up to `shape` that holds `left` columns.
+    fn narrowest(&self, e: &mut Emitter<'_>, operands: &TileOperands, left: Value, width: Value, shape: usize) {
+        if shape == 0 {
+            return self.rows(e, operands, width, 0);
+        }
+        let columns = e.i64(self.micro.shapes[shape].0 as i64);
+        let fits = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, left, columns);
+        e.choose_path(
+            fits,
+            |e| self.rows(e, operands, width, shape),
+            |e| self.narrowest(e, operands, left, width, shape - 1),
+        );
+    }
+
+    fn rows(&self, e: &mut Emitter<'_>, operands: &TileOperands, width: Value, shape: usize) {
+        let tile = self.tile(shape);
+        let zero = e.i64(0);
+        e.for_range(zero, width, tile.nr as i64, &[], |e, n, _| {
+            let at = e.scale(n, self.weight_stride as i64);
+            let weights = e.b.ins().iadd(operands.weights, at);
+            let at = e.scale(n, self.c_stride as i64);
+            let c = e.b.ins().iadd(operands.c, at);
+            let TileOperands { x, k, accumulate, .. } = *operands;
+            match self.micro.emit {
+                Emit::RawTile(_) => e.call_raw(Raw::Tile(tile), &[x, weights, c, k, accumulate]),
+                Emit::Inline(emit) => emit(e, tile, &TileOperands { weights, c, ..*operands }),
+                Emit::Dot(_) | Emit::RawDot(_) => unreachable!("dot products read x as it lies"),
+            }
+            vec![]
+        });
+    }
+}
