@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::model::{CompileArgs, Engine, ModelArgs};
 use crate::output;
+use crate::weights::{Format, WeightArgs};
 
 /// Measure tokens a second, beside what the machine can do.
 #[derive(clap::Args)]
@@ -36,6 +37,12 @@ pub(crate) struct Args {
     /// Tokens in the cache before generation starts
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "128")]
     depth: Vec<usize>,
+    /// Formats of the weights to measure [default: as the checkpoint stores them]
+    #[arg(long, value_enum, value_name = "FORMAT,..", value_delimiter = ',')]
+    weights: Vec<Format>,
+    /// Keep quantised weights in memory only, not in the user's cache directory
+    #[arg(long)]
+    no_cache: bool,
     /// Threads [default: one a CPU]
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     threads: Vec<u64>,
@@ -85,10 +92,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut machines = vec![];
     let mut text = String::new();
     let mut times = (0.0, 0.0);
-    for &count in &threads {
+    let formats: Vec<WeightArgs> = match &args.weights[..] {
+        [] => vec![WeightArgs::default()],
+        given => given.iter().map(|&f| WeightArgs::of(f, args.no_cache)).collect(),
+    };
+    let runs = formats.iter().flat_map(|f| threads.iter().map(move |&t| (f, t)));
+    for (weights, count) in runs {
         let mut compile = args.compile.clone();
         compile.context = Some(compile.context.unwrap_or(0).max(needed as u64));
-        let model_args = ModelArgs { model: args.model.clone(), threads: Some(count), compile };
+        let model_args = ModelArgs { model: args.model.clone(), threads: Some(count), weights: weights.clone(), compile };
         let mut engine = Engine::new(&model_args)?;
         let mut machine = Machine::new(&args.compile.cpu, count as usize)?;
         times = (ms(engine.compile), ms(engine.load));
@@ -117,8 +129,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             text.push_str(&format!("{}, compile {:.0} ms, load {:.0} ms\n", cpu_name(), times.0, times.1));
         }
         text.push_str(&format!(
-            "\n{count} threads: reads {:.1} GB/s, multiplies {:.0} GFLOP/s\n{:<9}{:>7}{:>7}{:>9}{:>10}{:>10}{:>9}{:>9}\n",
-            read / 1e9, multiply / 1e9, "phase", "tokens", "depth", "tok/s", "MB/tok", "GFLOP/tok", "of read", "of mult."
+            "\n{}, {count} threads: reads {:.1} GB/s, multiplies {:.0} GFLOP/s\n{:<9}{:>7}{:>7}{:>9}{:>10}{:>10}{:>9}{:>9}\n",
+            engine.format, read / 1e9, multiply / 1e9, "phase", "tokens", "depth", "tok/s", "MB/tok", "GFLOP/tok", "of read", "of mult."
         ));
         for m in &measured {
             let row = Row::new(m, &engine);
@@ -178,7 +190,8 @@ impl Phase {
 
     /// Whether a result is this phase's.
     fn is(self, result: &Value, threads: u64) -> bool {
-        result["phase"] == self.name()
+        result.get("kernels").is_none()
+            && result["phase"] == self.name()
             && result["tokens"] == self.tokens()
             && result["depth"] == self.depth()
             && result["threads"] == threads
@@ -278,7 +291,7 @@ impl Row {
     fn json(&self, phase: Phase, engine: &Engine, threads: u64) -> Value {
         json!({
             "phase": phase.name(),
-            "weights": engine.weights_name(),
+            "weights": engine.format.to_string(),
             "threads": threads,
             "tokens": phase.tokens(),
             "depth": phase.depth(),

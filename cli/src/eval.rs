@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::model::{Engine, ModelArgs, read_text};
 use crate::output::{self, Unit};
+use crate::weights::{Format, WeightArgs};
 
 /// Measure the perplexity of a text.
 #[derive(clap::Args)]
@@ -26,6 +27,9 @@ pub(crate) struct Args {
     /// Tokens from one window to the next [default: context - 1, no overlap]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     stride: Option<u64>,
+    /// Compare with the same model in another format: mean KL divergence of the next token's distribution, top-1 agreement
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    against: Option<Format>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -53,6 +57,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let stride = args.stride.map_or(most, |n| n as usize);
     ensure!(stride <= most, "--stride is {stride}: expected 1 to {most} (context - 1)");
 
+    let mut other = match args.against {
+        None => None,
+        Some(format) => {
+            let weights = WeightArgs::of(format, args.model.weights.no_cache());
+            Some(Engine::new(&ModelArgs { weights, ..args.model.clone() })?)
+        }
+    };
+    let mut comparison = Comparison::default();
+
     let bar = output::bar(ids.len() as u64, "scoring", Unit::Tokens);
     let (mut sum, mut tokens) = (0.0, 0usize);
     let mut sequence = Vec::with_capacity(context);
@@ -65,22 +78,94 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let last = window.end - window.start;
         engine.session.reset();
         engine.session.prefill(&sequence[..first])?;
-        engine.session.score(&sequence[first..last], &mut |row, logits| {
-            sum += negative_log_likelihood(logits, sequence[first + row + 1]);
-            tokens += 1;
-            bar.inc(1);
-        })?;
+        if let Some(other) = &mut other {
+            other.session.reset();
+            other.session.prefill(&sequence[..first])?;
+        }
+        // In parts, so that no more than a part's logits are held.
+        for part in (first..last).step_by(PART) {
+            let part = part..last.min(part + PART);
+            let mut held: Vec<f32> = vec![];
+            engine.session.score(&sequence[part.clone()], &mut |row, logits| {
+                sum += negative_log_likelihood(logits, sequence[part.start + row + 1]);
+                tokens += 1;
+                bar.inc(1);
+                if args.against.is_some() {
+                    held.extend(logits);
+                }
+            })?;
+            if let Some(other) = &mut other {
+                other.session.score(&sequence[part.clone()], &mut |row, logits| {
+                    let ours = &held[row * logits.len()..(row + 1) * logits.len()];
+                    comparison.add(ours, logits, sequence[part.start + row + 1]);
+                })?;
+            }
+        }
     }
     bar.finish_and_clear();
     let nll = sum / tokens as f64;
     ensure!(nll.is_finite(), "{}: the nll is {nll}: its weights hold NaN or infinity", engine.name());
     let perplexity = nll.exp();
-    if args.json {
-        return output::print_json(&json!({ "tokens": tokens, "nll": nll, "perplexity": perplexity }));
+    let mut result = json!({ "tokens": tokens, "nll": nll, "perplexity": perplexity });
+    let mut text = format!("tokens      {tokens}\nnll         {nll:.5} nats/token\nperplexity  {perplexity:.3}\n");
+    if let (Some(format), Some(other)) = (args.against, &other) {
+        let n = tokens as f64;
+        let (theirs, kl) = ((comparison.nll / n).exp(), comparison.divergence / n);
+        let agreement = comparison.agreed as f64 / n;
+        result["against"] = json!({
+            "weights": other.format.to_string(),
+            "perplexity": theirs,
+            "mean_kl": kl,
+            "top1_agreement": agreement,
+        });
+        text.push_str(&format!(
+            "against     {}: perplexity {theirs:.3} ({:+.2}%), mean KL {kl:.3e} nats, top-1 agreement {:.2}%\n",
+            format.name(),
+            (perplexity / theirs - 1.0) * 100.0,
+            agreement * 100.0
+        ));
     }
-    output::print(&format!(
-        "tokens      {tokens}\nnll         {nll:.5} nats/token\nperplexity  {perplexity:.3}\n"
-    ))
+    if args.json { output::print_json(&result) } else { output::print(&text) }
+}
+
+/// Positions whose logits are held at once when two models are compared.
+const PART: usize = 32;
+
+/// How far two models' predictions are apart, summed over positions.
+#[derive(Default)]
+struct Comparison {
+    /// Of the other model.
+    nll: f64,
+    /// KL(other || ours), nats.
+    divergence: f64,
+    /// Positions where the most likely token is the same.
+    agreed: usize,
+}
+
+impl Comparison {
+    fn add(&mut self, ours: &[f32], theirs: &[f32], target: u32) {
+        let (log_ours, log_theirs) = (log_sum_exp(ours), log_sum_exp(theirs));
+        let each = ours.iter().zip(theirs);
+        self.divergence += each
+            .map(|(&a, &b)| {
+                let (a, b) = (f64::from(a) - log_ours, f64::from(b) - log_theirs);
+                b.exp() * (b - a)
+            })
+            .sum::<f64>();
+        self.nll += log_theirs - f64::from(theirs[target as usize]);
+        self.agreed += usize::from(argmax(ours) == argmax(theirs));
+    }
+}
+
+fn argmax(logits: &[f32]) -> usize {
+    let best = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
+    (0..logits.len()).fold(0, best)
+}
+
+fn log_sum_exp(logits: &[f32]) -> f64 {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&x| f64::from(x - most).exp()).sum();
+    sum.ln() + f64::from(most)
 }
 
 /// Windows of at most `most` of `len` tokens, `stride` apart.
@@ -98,9 +183,7 @@ fn windows(len: usize, most: usize, stride: usize) -> Vec<Window> {
 
 /// -log softmax(logits)[target], in nats.
 fn negative_log_likelihood(logits: &[f32], target: u32) -> f64 {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(x - most).exp()).sum();
-    sum.ln() + f64::from(most) - f64::from(logits[target as usize])
+    log_sum_exp(logits) - f64::from(logits[target as usize])
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod rules;
 mod run;
 mod sampling;
 mod synth;
+mod weights;
 
 use std::process::ExitCode;
 

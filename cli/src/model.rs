@@ -15,13 +15,13 @@ use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::{Compilation, Options, compile};
 use lapidary_ir::{DType, Module};
 use lapidary_models::gemma2::{self, Storage};
-use lapidary_models::{Checkpoint, Config, Detokenizer, Model, PRESETS, Tokenizer};
+use lapidary_models::{Config, Detokenizer, Model, PRESETS, Tokenizer};
 use lapidary_passes::Selection;
-use lapidary_runtime::program::WeightSource;
 use lapidary_runtime::{Memory, Session};
 use serde_json::{Value, json};
 
 use crate::output::{self, Usage};
+use crate::weights::WeightArgs;
 
 /// The most positions that `--context` takes: 2048 times what Gemma 2 was made for.
 pub(crate) const MAX_CONTEXT: u64 = 1 << 24;
@@ -57,7 +57,7 @@ pub(crate) struct CompileArgs {
 }
 
 /// Which model, compiled how.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(crate) struct ModelArgs {
     /// Hugging Face folder of a Gemma 2 [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL")]
@@ -65,6 +65,8 @@ pub(crate) struct ModelArgs {
     /// Threads [default: one a CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS))]
     pub(crate) threads: Option<u64>,
+    #[command(flatten)]
+    pub(crate) weights: WeightArgs,
     #[command(flatten)]
     pub(crate) compile: CompileArgs,
 }
@@ -134,28 +136,14 @@ pub(crate) fn open(path: Option<&Path>) -> Result<Model> {
     }
 }
 
-/// The element type of a tensor of a checkpoint.
-pub(crate) fn stored_as(checkpoint: &Checkpoint, name: &str) -> DType {
-    // A checkpoint holds every tensor of its configuration; the graph asks for no other.
-    checkpoint.dtype_of(name).map_or(DType::F32, DType::from)
-}
-
-/// The weights of an opened model, in place.
-struct Weights(Arc<Model>);
-
-// SAFETY: a checkpoint's bytes are mapped (or static) and read-only, and stay mapped as long as the model that this shares.
-unsafe impl WeightSource for Weights {
-    fn tensor(&self, name: &str) -> Option<&[u8]> {
-        self.0.checkpoint.tensor(name).map(|t| t.bytes)
-    }
-}
-
 /// A model ready to run.
 pub(crate) struct Engine {
     /// What its folder holds, the options' overrides included.
     pub(crate) model: Arc<Model>,
     /// At position 0.
     pub(crate) session: Session,
+    /// How the layers' matrices are held.
+    pub(crate) format: DType,
     /// What became of each function, by the program's index.
     pub(crate) functions: Vec<FunctionReport>,
     /// Graph to machine code.
@@ -180,8 +168,17 @@ impl Engine {
     /// Compiles an opened model.
     fn with_model(args: &ModelArgs, model: Model, open: Duration) -> Result<Engine> {
         let start = Instant::now();
+        let threads = match args.threads {
+            Some(n) => n as usize,
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        let model = Arc::new(model);
+        let weights = args.weights.open(&model, threads)?;
+        let open = open + start.elapsed();
+
+        let start = Instant::now();
         let config = &model.config;
-        let module = args.compile.module(config, &|name| stored_as(&model.checkpoint, name));
+        let module = args.compile.module(config, &|name| weights.dtype(&model, name));
         let layers = config.layer_types.iter().enumerate();
         let description = lapidary_codegen::Model {
             hidden: config.hidden_size,
@@ -198,18 +195,9 @@ impl Engine {
         let compile = start.elapsed();
 
         let start = Instant::now();
-        let threads = match args.threads {
-            Some(n) => n as usize,
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-        };
-        let model = Arc::new(model);
-        let session = Session::new(program, Arc::new(Weights(model.clone())), threads)?;
-        Ok(Engine { model, session, functions, compile, load: open + start.elapsed() })
-    }
-
-    /// How the weights are held: the format of most of their bytes.
-    pub(crate) fn weights_name(&self) -> String {
-        stored_as(&self.model.checkpoint, gemma2::EMBEDDING).to_string()
+        let format = weights.dtype(&model, &format!("{}self_attn.q_proj.weight", gemma2::layer_prefix(0)));
+        let session = Session::new(program, Arc::new(weights), threads)?;
+        Ok(Engine { model, session, format, functions, compile, load: open + start.elapsed() })
     }
 
     /// The model's name for errors: its folder.

@@ -143,7 +143,7 @@ fn source(args: &Args) -> Result<(Module, usize)> {
         return Ok(build(Config::preset(preset)?, &|_| DType::BF16));
     }
     let model = model::open(args.model.as_deref())?;
-    Ok(build(model.config.clone(), &|name| model::stored_as(&model.checkpoint, name)))
+    Ok(build(model.config.clone(), &|name| crate::weights::stored_as(&model.checkpoint, name)))
 }
 
 /// Texts, an empty line between two, one line end at the end.

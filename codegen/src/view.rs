@@ -91,7 +91,10 @@ impl View {
 
     /// Bytes that so many elements take; of a quantised view, whole rows.
     pub fn bytes_of(&self, elements: i64) -> i64 {
-        if !self.dtype.is_quantised() || elements == 0 {
+        if elements == 0 {
+            return 0;
+        }
+        if !self.dtype.is_quantised() {
             return elements * self.dtype.bytes() as i64;
         }
         match self.axes.last().map(|a| a.dim) {

@@ -1,0 +1,159 @@
+//! How a model's weights are held: as the checkpoint stores them, or quantised once and kept in the user's cache.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use lapidary_ir::DType;
+use lapidary_models::{Cache, Checkpoint, Model, QuantFormat, Quantization, QuantizedWeights, gemma2};
+use lapidary_runtime::program::WeightSource;
+
+use crate::interrupt::Interrupted;
+use crate::output::{self, Unit};
+
+/// Formats of weights.
+#[derive(clap::Args, Clone, Default)]
+pub(crate) struct WeightArgs {
+    /// Format of the weights [default: as the checkpoint stores them]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    weights: Option<Format>,
+    /// Format of the embedding table, which is the head's matrix too [default: that of --weights]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    head_weights: Option<Format>,
+    /// Keep quantised weights in memory only, not in the user's cache directory
+    #[arg(long)]
+    no_cache: bool,
+}
+
+/// A format of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// 32-bit floats, of a checkpoint that stores them
+    F32,
+    /// 16-bit floats of 8 bits' precision, of a checkpoint that stores them
+    Bf16,
+    /// 16-bit floats of 11 bits' precision, of a checkpoint that stores them
+    F16,
+    /// 8 bits in blocks of 32 with a scale
+    Q8,
+    /// 4 bits in blocks of 32 with a scale
+    Q4,
+}
+
+impl Format {
+    /// The quantiser's format, or none for what must be stored so.
+    fn quantised(self) -> Option<QuantFormat> {
+        match self {
+            Format::F32 | Format::Bf16 | Format::F16 => None,
+            Format::Q8 => Some(QuantFormat::Q8),
+            Format::Q4 => Some(QuantFormat::Q4),
+        }
+    }
+
+    /// The name that options take.
+    pub(crate) fn name(self) -> &'static str {
+        self.dtype().name()
+    }
+
+    fn dtype(self) -> DType {
+        match self {
+            Format::F32 => DType::F32,
+            Format::Bf16 => DType::BF16,
+            Format::F16 => DType::F16,
+            Format::Q8 => DType::Q8,
+            Format::Q4 => DType::Q4,
+        }
+    }
+}
+
+impl WeightArgs {
+    /// These formats for every weight.
+    pub(crate) fn of(format: Format, no_cache: bool) -> WeightArgs {
+        WeightArgs { weights: Some(format), head_weights: None, no_cache }
+    }
+
+    /// Whether the cache directory is left alone.
+    pub(crate) fn no_cache(&self) -> bool {
+        self.no_cache
+    }
+
+    fn head(&self) -> Option<Format> {
+        self.head_weights.or(self.weights)
+    }
+
+    /// Fails for a format that the checkpoint does not store and that nothing makes.
+    fn check(&self, model: &Model) -> Result<()> {
+        for (option, format) in [("--weights", self.weights), ("--head-weights", self.head())] {
+            let Some(format) = format.filter(|f| f.quantised().is_none()) else { continue };
+            let stored = stored_as(&model.checkpoint, gemma2::EMBEDDING);
+            if stored != format.dtype() {
+                bail!("{option} {}: {} stores {stored}", format.dtype(), model.path.display());
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the weights: quantises them, or finds that done.
+    pub(crate) fn open(&self, model: &Arc<Model>, threads: usize) -> Result<Weights> {
+        self.check(model)?;
+        let (body, head) = (self.weights.and_then(Format::quantised), self.head().and_then(Format::quantised));
+        if body.is_none() && head.is_none() {
+            return Ok(Weights::Stored(model.clone()));
+        }
+        let cache = if self.no_cache { None } else { Cache::of_user() };
+        let quantization = Quantization { body, head, threads, cache };
+        let bar = output::bar(0, "quantising", Unit::Bytes);
+        let opened = QuantizedWeights::open(model.clone(), &quantization, &|done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+            ControlFlow::Continue(())
+        });
+        bar.finish_and_clear();
+        match opened {
+            Ok(weights) => Ok(Weights::Quantised(weights)),
+            Err(lapidary_models::Error::Stopped) => Err(Interrupted.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The element type of a tensor of a checkpoint.
+pub(crate) fn stored_as(checkpoint: &Checkpoint, name: &str) -> DType {
+    // A checkpoint holds every tensor of its configuration; the graph asks for no other.
+    checkpoint.dtype_of(name).map_or(DType::F32, DType::from)
+}
+
+/// A model's weights.
+pub(crate) enum Weights {
+    /// In place.
+    Stored(Arc<Model>),
+    /// Quantised, the rest in place.
+    Quantised(QuantizedWeights),
+}
+
+impl Weights {
+    /// The element type of a tensor.
+    pub(crate) fn dtype(&self, model: &Model, name: &str) -> DType {
+        let quantised = match self {
+            Weights::Stored(_) => None,
+            Weights::Quantised(weights) => weights.format(name),
+        };
+        match quantised {
+            Some(QuantFormat::Q8) => DType::Q8,
+            Some(QuantFormat::Q4) => DType::Q4,
+            None => stored_as(&model.checkpoint, name),
+        }
+    }
+}
+
+// SAFETY: a checkpoint's bytes are mapped (or static) and read-only, and stay mapped as long as the model that this shares;
+// quantised weights keep the same promise.
+unsafe impl WeightSource for Weights {
+    fn tensor(&self, name: &str) -> Option<&[u8]> {
+        match self {
+            Weights::Stored(model) => model.checkpoint.tensor(name).map(|t| t.bytes),
+            Weights::Quantised(weights) => weights.tensor(name),
+        }
+    }
+}
