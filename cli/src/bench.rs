@@ -80,7 +80,9 @@ struct Measured {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut phases: Vec<Phase> = args.prompt_tokens.iter().map(|&n| Phase::Prefill(n)).collect();
     if args.gen_tokens > 0 {
-        phases.extend(args.depth.iter().map(|&depth| Phase::Decode { tokens: args.gen_tokens, depth: depth.max(1) }));
+        phases.extend(
+            args.depth.iter().map(|&depth| Phase::Decode { tokens: args.gen_tokens, depth: depth.max(1) }),
+        );
     }
     let needed = phases.iter().map(|p| p.last_position()).max().unwrap_or(1);
     ensure!(needed > 0 && !phases.contains(&Phase::Prefill(0)), "--prompt-tokens: expected 1 or more");
@@ -100,7 +102,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for (weights, count) in runs {
         let mut compile = args.compile.clone();
         compile.context = Some(compile.context.unwrap_or(0).max(needed as u64));
-        let model_args = ModelArgs { model: args.model.clone(), threads: Some(count), weights: weights.clone(), compile };
+        let model_args =
+            ModelArgs { model: args.model.clone(), threads: Some(count), weights: weights.clone(), compile };
         let mut engine = Engine::new(&model_args)?;
         let mut machine = Machine::new(&args.compile.cpu, count as usize)?;
         times = (ms(engine.compile), ms(engine.load));
@@ -120,7 +123,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             }
         }
         bar.finish_and_clear();
-        let all = |f: &dyn Fn(&Measured) -> &[f64]| median(&measured.iter().flat_map(|m| f(m).to_vec()).collect::<Vec<_>>());
+        let all = |f: &dyn Fn(&Measured) -> &[f64]| {
+            median(&measured.iter().flat_map(|m| f(m).to_vec()).collect::<Vec<_>>())
+        };
         let (read, multiply) = (all(&|m| &m.read), all(&|m| &m.multiply));
         machines.push(json!({
             "cpu": cpu_name(), "threads": count, "read_gbps": read / 1e9, "matrix_gflops": multiply / 1e9,
@@ -377,7 +382,16 @@ fn kernels(engine: &Engine, phase: Phase, profile: &Profile, read: f64, multiply
 fn kernels_text(phase: Phase, lines: &[Line]) -> String {
     let mut text = format!(
         "\n{} of {} tokens at depth {}\n{:<34}{:>9}{:>10}{:>8}{:>9}{:>8}{:>10}\n",
-        phase.name(), phase.tokens(), phase.depth(), "kernel", "launches", "ms", "GB/s", "GFLOP/s", "share", "roofline"
+        phase.name(),
+        phase.tokens(),
+        phase.depth(),
+        "kernel",
+        "launches",
+        "ms",
+        "GB/s",
+        "GFLOP/s",
+        "share",
+        "roofline"
     );
     for l in lines {
         text.push_str(&format!(
@@ -410,5 +424,6 @@ fn ms(time: Duration) -> f64 {
 fn cpu_name() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = info.lines().find(|l| l.starts_with("model name"));
-    line.and_then(|l| l.split(':').nth(1)).map_or_else(|| std::env::consts::ARCH.into(), |name| name.trim().into())
+    line.and_then(|l| l.split(':').nth(1))
+        .map_or_else(|| std::env::consts::ARCH.into(), |name| name.trim().into())
 }

@@ -107,7 +107,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(nll.is_finite(), "{}: the nll is {nll}: its weights hold NaN or infinity", engine.name());
     let perplexity = nll.exp();
     let mut result = json!({ "tokens": tokens, "nll": nll, "perplexity": perplexity });
-    let mut text = format!("tokens      {tokens}\nnll         {nll:.5} nats/token\nperplexity  {perplexity:.3}\n");
+    let mut text =
+        format!("tokens      {tokens}\nnll         {nll:.5} nats/token\nperplexity  {perplexity:.3}\n");
     if let (Some(format), Some(other)) = (args.against, &other) {
         let n = tokens as f64;
         let (theirs, kl) = ((comparison.nll / n).exp(), comparison.divergence / n);

@@ -97,7 +97,8 @@ impl WeightArgs {
     /// Opens the weights: quantises them, or finds that done.
     pub(crate) fn open(&self, model: &Arc<Model>, threads: usize) -> Result<Weights> {
         self.check(model)?;
-        let (body, head) = (self.weights.and_then(Format::quantised), self.head().and_then(Format::quantised));
+        let (body, head) =
+            (self.weights.and_then(Format::quantised), self.head().and_then(Format::quantised));
         if body.is_none() && head.is_none() {
             return Ok(Weights::Stored(model.clone()));
         }

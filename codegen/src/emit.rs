@@ -417,7 +417,14 @@ impl<'a> Emitter<'a> {
         self.load_with(dtype, address, byte_offset, lanes, true)
     }
 
-    fn load_with(&mut self, dtype: DType, address: Value, offset: i64, lanes: usize, readonly: bool) -> Value {
+    fn load_with(
+        &mut self,
+        dtype: DType,
+        address: Value,
+        offset: i64,
+        lanes: usize,
+        readonly: bool,
+    ) -> Value {
         let flags = Self::load_flags(readonly);
         let offset = offset as i32;
         match (dtype, lanes) {
@@ -546,7 +553,8 @@ impl<'a> Emitter<'a> {
                 self.b.ins().store(flags, x, address, offset);
             }
             DType::BF16 | DType::F16 => {
-                let half = if dtype == DType::BF16 { self.narrow_bf16(value) } else { self.narrow_f16(value) };
+                let half =
+                    if dtype == DType::BF16 { self.narrow_bf16(value) } else { self.narrow_f16(value) };
                 for lane in 0..lanes {
                     let x = self.b.ins().extractlane(half, lane as u8);
                     let x = self.b.ins().ireduce(I16, x);

@@ -77,7 +77,8 @@ impl Jit {
     /// [`Error::Kernel`] if address space for the code cannot be had.
     pub fn new(target: Target) -> Result<Jit, Error> {
         let mut builder = JITBuilder::with_isa(target.isa.clone(), default_libcall_names());
-        let refuse = |e: &dyn std::fmt::Display| Error::Kernel { kernel: "all".into(), reason: e.to_string() };
+        let refuse =
+            |e: &dyn std::fmt::Display| Error::Kernel { kernel: "all".into(), reason: e.to_string() };
         let memory = ArenaMemoryProvider::new_with_size(CODE_SPACE).map_err(|e| refuse(&e))?;
         builder.memory_provider(Box::new(memory));
         let module = JITModule::new(builder);
@@ -178,7 +179,8 @@ impl Jit {
         let mut signature = Signature::new(CallConv::SystemV);
         signature.params = vec![AbiParam::new(I64); raw.operands()];
         let name = format!("{}_{}", micro.name, self.raw.len());
-        let id = self.module.declare_function(&name, Linkage::Local, &signature).map_err(|e| e.to_string())?;
+        let id =
+            self.module.declare_function(&name, Linkage::Local, &signature).map_err(|e| e.to_string())?;
         self.module.define_function_bytes(id, 64, &code, &[]).map_err(|e| e.to_string())?;
         self.raw.insert(raw, id);
         Ok(id)

@@ -147,9 +147,10 @@ fn constants(function: &Function, types: &[Type]) -> Vec<bool> {
             Type::Tensor(t) => t.shape.iter().all(|d| d.fixed().is_some()),
             _ => false,
         };
-        let operands = op.children().iter().all(|c| {
-            constant[usize::from(*c)] || matches!(types[usize::from(*c)], Type::Attribute)
-        });
+        let operands = op
+            .children()
+            .iter()
+            .all(|c| constant[usize::from(*c)] || matches!(types[usize::from(*c)], Type::Attribute));
         constant[at] = fixed && operands && !matches!(op, Op::Input(_));
     }
     constant
@@ -286,7 +287,8 @@ impl Scheduler<'_> {
 
     /// Evaluates a term of constants into the table of constants.
     fn fold(&mut self, id: Id) -> Result<View, Error> {
-        let immediate = |base, dtype| View { base, dtype, axes: vec![], offset: 0, per_row_offset: 0, ring: None };
+        let immediate =
+            |base, dtype| View { base, dtype, axes: vec![], offset: 0, per_row_offset: 0, ring: None };
         match *self.op(id) {
             Op::Num(n) => return Ok(immediate(Base::Number(n.value()), DType::F32)),
             Op::Int(n) => return Ok(immediate(Base::Integer(n as i32), DType::I32)),
@@ -378,7 +380,10 @@ impl Scheduler<'_> {
     fn liked_order(&self, id: Id) -> Option<Vec<usize>> {
         let nodes = self.function.body.as_ref();
         let users = |of: Id| {
-            nodes.iter().enumerate().filter(move |(at, op)| self.live[*at] && op.children().first() == Some(&of))
+            nodes
+                .iter()
+                .enumerate()
+                .filter(move |(at, op)| self.live[*at] && op.children().first() == Some(&of))
         };
         users(id).find_map(|(at, op)| match op {
             Op::Transpose([_, p]) if users(Id::from(at)).any(|(_, u)| matches!(u, Op::Reshape(_))) => {
@@ -446,8 +451,17 @@ impl Scheduler<'_> {
         use Elementwise as E;
         let op = self.op(id).clone();
         match op {
-            Op::Num(_) | Op::Int(_) | Op::None | Op::DType(_) | Op::Dims(_) | Op::Online | Op::Bounded | Op::Store
-            | Op::Gate | Op::Cap(_) | Op::Weights(_) => Ok(()),
+            Op::Num(_)
+            | Op::Int(_)
+            | Op::None
+            | Op::DType(_)
+            | Op::Dims(_)
+            | Op::Online
+            | Op::Bounded
+            | Op::Store
+            | Op::Gate
+            | Op::Cap(_)
+            | Op::Weights(_) => Ok(()),
             Op::Input(input) => {
                 self.set(id, self.input_view(input.0 as usize));
                 Ok(())
@@ -544,7 +558,9 @@ impl Scheduler<'_> {
                 let mut start = 0;
                 for part in [a, b] {
                     let part = self.operand(part)?;
-                    let Dim::Fixed(len) = part.axes[axis].dim else { unreachable!("concat of fixed lengths") };
+                    let Dim::Fixed(len) = part.axes[axis].dim else {
+                        unreachable!("concat of fixed lengths")
+                    };
                     let to = output.sliced(axis, start, len);
                     self.push_rows(id, Body::Elementwise(E::Copy), vec![part], to);
                     start += len as i64;
@@ -576,8 +592,7 @@ impl Scheduler<'_> {
                 self.by_rows(id, body, &[r, x, w])
             }
             Op::NormPrologue([x, w, eps]) => {
-                let value =
-                    Value::Prologue { x: self.rows(x)?, w: self.stored(w)?, eps: self.number(eps) };
+                let value = Value::Prologue { x: self.rows(x)?, w: self.stored(w)?, eps: self.number(eps) };
                 self.values[usize::from(id)] = value;
                 Ok(())
             }
@@ -601,8 +616,7 @@ impl Scheduler<'_> {
             }
             Op::Softmax([x, pos, window, mode]) => {
                 let ranged = *self.op(pos) != Op::None;
-                let body =
-                    Body::Softmax { ranged, window: self.window(window), maximum: self.maximum(mode) };
+                let body = Body::Softmax { ranged, window: self.window(window), maximum: self.maximum(mode) };
                 if ranged { self.by_rows(id, body, &[x, pos]) } else { self.by_rows(id, body, &[x]) }
             }
             Op::Attention([q, k, v, pos, scale, cap, window, mode]) => {
@@ -756,7 +770,8 @@ pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
         }
         Body::Matmul | Body::Scores { .. } => inner(&kernel.outputs[0]) * inner(&kernel.inputs[0]) * 0.3,
         _ => {
-            let keys: f64 = kernel.outputs[0].axes.iter().filter(|a| a.dim == Dim::Keys).map(|_| 256.0).product();
+            let keys: f64 =
+                kernel.outputs[0].axes.iter().filter(|a| a.dim == Dim::Keys).map(|_| 256.0).product();
             keys * inner(kernel.inputs.first().unwrap_or(&kernel.outputs[0]))
         }
     };

@@ -28,12 +28,35 @@ const ARM: Features = Features { fma: true, ..PORTABLE };
 
 const V2: &[&str] = &["has_cmpxchg16b", "has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt"];
 const V3: &[&str] = &[
-    "has_cmpxchg16b", "has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt", "has_avx", "has_avx2", "has_fma",
-    "has_bmi1", "has_bmi2", "has_lzcnt",
+    "has_cmpxchg16b",
+    "has_sse3",
+    "has_ssse3",
+    "has_sse41",
+    "has_sse42",
+    "has_popcnt",
+    "has_avx",
+    "has_avx2",
+    "has_fma",
+    "has_bmi1",
+    "has_bmi2",
+    "has_lzcnt",
 ];
 const V4: &[&str] = &[
-    "has_cmpxchg16b", "has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt", "has_avx", "has_avx2", "has_fma",
-    "has_bmi1", "has_bmi2", "has_lzcnt", "has_avx512f", "has_avx512vl", "has_avx512dq",
+    "has_cmpxchg16b",
+    "has_sse3",
+    "has_ssse3",
+    "has_sse41",
+    "has_sse42",
+    "has_popcnt",
+    "has_avx",
+    "has_avx2",
+    "has_fma",
+    "has_bmi1",
+    "has_bmi2",
+    "has_lzcnt",
+    "has_avx512f",
+    "has_avx512vl",
+    "has_avx512dq",
 ];
 
 /// Every named CPU, oldest first; add a target here.
@@ -115,7 +138,8 @@ impl Target {
         if let Some((name, _)) = lacking.iter().find(|(_, lacks)| *lacks) {
             return Some(format!("it needs {name}, which this machine lacks"));
         }
-        let native = cranelift_native::builder().ok()?.finish(settings::Flags::new(settings::builder())).ok()?;
+        let native =
+            cranelift_native::builder().ok()?.finish(settings::Flags::new(settings::builder())).ok()?;
         let flags = native.isa_flags();
         let has = |name: &str| flags.iter().any(|f| f.name == name && f.as_bool() == Some(true));
         let needs = self.isa.isa_flags().into_iter().find(|f| f.as_bool() == Some(true) && !has(f.name))?;

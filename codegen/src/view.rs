@@ -98,7 +98,9 @@ impl View {
             return elements * self.dtype.bytes() as i64;
         }
         match self.axes.last().map(|a| a.dim) {
-            Some(Dim::Fixed(k)) if elements % k as i64 == 0 => elements / k as i64 * self.dtype.row_bytes(k) as i64,
+            Some(Dim::Fixed(k)) if elements % k as i64 == 0 => {
+                elements / k as i64 * self.dtype.row_bytes(k) as i64
+            }
             _ => unreachable!("an element of {} has no address", self.dtype),
         }
     }
@@ -242,7 +244,10 @@ mod tests {
         let turned = heads.transposed(&[1, 0, 2]);
         assert_eq!(strides(&turned), [4, 12, 1]);
         assert!(turned.reshaped(&[Rows, Fixed(12)]).is_none());
-        assert_eq!(strides(&dense(&[Fixed(6), Fixed(4)]).reshaped(&[Fixed(8), Fixed(3)]).expect("dense")), [3, 1]);
+        assert_eq!(
+            strides(&dense(&[Fixed(6), Fixed(4)]).reshaped(&[Fixed(8), Fixed(3)]).expect("dense")),
+            [3, 1]
+        );
     }
 
     #[test]

@@ -61,11 +61,9 @@ pub fn work(kernel: &Kernel, extent: Capacity) -> Work {
             cache_bytes: bytes(&kernel.inputs[0], extent) + cache(&kernel.outputs),
             flops: 2.0 * elements * last(&kernel.inputs[0]) as f64,
         },
-        Body::Gather { .. } => Work {
-            memory_bytes: elements * 2.0,
-            cache_bytes: cache(&kernel.outputs),
-            flops: elements,
-        },
+        Body::Gather { .. } => {
+            Work { memory_bytes: elements * 2.0, cache_bytes: cache(&kernel.outputs), flops: elements }
+        }
         Body::Append => Work { memory_bytes: 0.0, cache_bytes: 2.0 * cache(&kernel.inputs), flops: 0.0 },
         _ => {
             let memory = weights_of(kernel, extent);
@@ -76,7 +74,8 @@ pub fn work(kernel: &Kernel, extent: Capacity) -> Work {
 
 /// Bytes of the operands that the caller holds for good: fixed shapes, no temporaries.
 fn weights_of(kernel: &Kernel, extent: Capacity) -> f64 {
-    let fixed = |v: &&View| matches!(v.base, Base::Slot(_)) && v.axes.iter().all(|a| matches!(a.dim, Dim::Fixed(_)));
+    let fixed =
+        |v: &&View| matches!(v.base, Base::Slot(_)) && v.axes.iter().all(|a| matches!(a.dim, Dim::Fixed(_)));
     kernel.inputs.iter().filter(fixed).map(|v| bytes(v, extent)).sum()
 }
 

@@ -317,12 +317,27 @@ impl Attention<'_> {
 
     /// `count` keys from `key`.
     #[allow(clippy::too_many_arguments)]
-    fn block(&self, e: &mut Emitter<'_>, k: Value, v: Value, key: Value, count: Value, low: Value, columns: Value) {
+    fn block(
+        &self,
+        e: &mut Emitter<'_>,
+        k: Value,
+        v: Value,
+        key: Value,
+        count: Value,
+        low: Value,
+        columns: Value,
+    ) {
         self.widen(e, k, v, key, count);
         let zero = e.i64(0);
         let head_dim = e.i64(self.head_dim as i64);
         let micro = self.shape.micro;
-        let scores = TileOperands { x: self.queries, weights: self.keys, c: self.scores, k: head_dim, accumulate: zero };
+        let scores = TileOperands {
+            x: self.queries,
+            weights: self.keys,
+            c: self.scores,
+            k: head_dim,
+            accumulate: zero,
+        };
         score_tiling(micro, self.head_dim).run(e, &scores, columns, count);
         self.soften(e, key, count, columns);
         if self.maximum == Maximum::Online {
@@ -330,7 +345,8 @@ impl Attention<'_> {
             e.when(some, |e| self.rescale_sums(e));
         }
         let one = e.i64(1);
-        let values = TileOperands { x: self.scores, weights: self.values, c: self.sums, k: count, accumulate: one };
+        let values =
+            TileOperands { x: self.scores, weights: self.values, c: self.sums, k: count, accumulate: one };
         value_tiling(micro).run(e, &values, columns, head_dim);
     }
 
@@ -409,18 +425,16 @@ impl Attention<'_> {
             };
             let total = e.load(DType::F32, total_at, 0, 4);
             let total = match self.maximum {
-                Maximum::Bounded => {
-                    e.for_range(zero, count, 1, &[key, total], |e, j, state| {
-                        let at = e.scale(j, stride);
-                        let at = e.b.ins().iadd(scores, at);
-                        let score = score(e, at);
-                        let share = math::exp_bounded(e, score);
-                        let seen = seen(e, state[0]);
-                        let share = e.choose(seen, share, none);
-                        e.store(DType::F32, share, at, 0, 4);
-                        vec![e.b.ins().iadd(state[0], one), e.b.ins().fadd(state[1], share)]
-                    })[1]
-                }
+                Maximum::Bounded => e.for_range(zero, count, 1, &[key, total], |e, j, state| {
+                    let at = e.scale(j, stride);
+                    let at = e.b.ins().iadd(scores, at);
+                    let score = score(e, at);
+                    let share = math::exp_bounded(e, score);
+                    let seen = seen(e, state[0]);
+                    let share = e.choose(seen, share, none);
+                    e.store(DType::F32, share, at, 0, 4);
+                    vec![e.b.ins().iadd(state[0], one), e.b.ins().fadd(state[1], share)]
+                })[1],
                 Maximum::Online => {
                     let before = e.load(DType::F32, highest_at, 0, 4);
                     let unseen = e.splat(UNSEEN);

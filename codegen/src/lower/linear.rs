@@ -35,7 +35,11 @@ pub fn tiles(weights: &[View], epilogue: Epilogue, rows: usize, features: &Featu
 }
 
 /// The raw code that a kernel calls.
-pub(super) fn raw_code(kernel: &Kernel, prologue: Option<f32>, features: &Features) -> Vec<(&'static Microkernel, Raw)> {
+pub(super) fn raw_code(
+    kernel: &Kernel,
+    prologue: Option<f32>,
+    features: &Features,
+) -> Vec<(&'static Microkernel, Raw)> {
     let rows = most_rows(kernel);
     let micro = micro::select(rows, features);
     let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
@@ -126,7 +130,9 @@ pub(super) fn lower(
                 let width = e.min(left, width);
                 match job.x {
                     Operand::Rows { .. } => job.dot_block(e, group, first, width),
-                    Operand::Packed { widened, part } => job.tile_block(e, group, first, width, widened, part),
+                    Operand::Packed { widened, part } => {
+                        job.tile_block(e, group, first, width, widened, part)
+                    }
                 }
                 vec![]
             });
@@ -215,7 +221,9 @@ impl Job<'_> {
             let block = Block { dtype: weight.dtype, weights, k: self.k, x, x_stride, rows, c };
             match self.micro.emit {
                 Emit::Dot(emit) => emit(e, &block),
-                Emit::RawDot(_) | Emit::Inline(_) | Emit::RawTile(_) => unreachable!("dot products alone read rows"),
+                Emit::RawDot(_) | Emit::Inline(_) | Emit::RawTile(_) => {
+                    unreachable!("dot products alone read rows")
+                }
             }
         }
         let output = &self.kernel.outputs[self.output];
@@ -243,7 +251,15 @@ impl Job<'_> {
     }
 
     /// Dot products of `width` weight rows from `base` by raw code, four at a time; each four meets every row of x.
-    fn raw_dots(&self, e: &mut Emitter<'_>, weight: &View, base: Value, width: Value, x: (Value, i64), c: Value) {
+    fn raw_dots(
+        &self,
+        e: &mut Emitter<'_>,
+        weight: &View,
+        base: Value,
+        width: Value,
+        x: (Value, i64),
+        c: Value,
+    ) {
         let nr = self.micro.block_rows() as i64;
         let rows = self.rows(e);
         let (zero, mask) = (e.i64(0), e.i64(!(DOT_ROWS as i64 - 1)));
@@ -280,7 +296,15 @@ impl Job<'_> {
 
     /// Outer products of `width` weight rows from `first` with every panel of x, for each of the tile's weights; then
     /// the epilogue.
-    fn tile_block(&self, e: &mut Emitter<'_>, weights: &[View], first: Value, width: Value, widened: Value, part: usize) {
+    fn tile_block(
+        &self,
+        e: &mut Emitter<'_>,
+        weights: &[View],
+        first: Value,
+        width: Value,
+        widened: Value,
+        part: usize,
+    ) {
         let rows = self.rows(e);
         let x = e.base(&self.kernel.inputs[0]);
         let mr = self.micro.mr as i64;

@@ -41,7 +41,9 @@ pub(super) fn lower(
                 load_along_row(e, x, Some(row), i, lanes)
             };
             let max = match maximum {
-                Maximum::Online => Some(reduce::max(e, count, &mut |e: &mut Emitter<'_>, i, lanes| load(e, i, lanes))),
+                Maximum::Online => {
+                    Some(reduce::max(e, count, &mut |e: &mut Emitter<'_>, i, lanes| load(e, i, lanes)))
+                }
                 Maximum::Bounded => None,
             };
             let total = reduce::sum(e, count, &mut |e: &mut Emitter<'_>, i: Value, lanes: usize| {
@@ -86,11 +88,7 @@ pub(super) fn lower_mask(e: &mut Emitter<'_>, kernel: &Kernel, window: Option<us
 }
 
 /// Runs the body for each row of the output.
-fn for_rows(
-    e: &mut Emitter<'_>,
-    kernel: &Kernel,
-    body: &mut dyn FnMut(&mut Emitter<'_>, &[(usize, Value)]),
-) {
+fn for_rows(e: &mut Emitter<'_>, kernel: &Kernel, body: &mut dyn FnMut(&mut Emitter<'_>, &[(usize, Value)])) {
     let output = &kernel.outputs[0];
     let dims = output.dims();
     let tile_axes = Kernel::tile_axes(output);

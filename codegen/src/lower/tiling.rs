@@ -48,7 +48,14 @@ impl Tiling {
     }
 
     /// By the narrowest of the shapes up to `shape` that holds `left` columns.
-    fn narrowest(&self, e: &mut Emitter<'_>, operands: &TileOperands, left: Value, width: Value, shape: usize) {
+    fn narrowest(
+        &self,
+        e: &mut Emitter<'_>,
+        operands: &TileOperands,
+        left: Value,
+        width: Value,
+        shape: usize,
+    ) {
         if shape == 0 {
             return self.rows(e, operands, width, 0);
         }

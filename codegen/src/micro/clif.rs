@@ -79,7 +79,8 @@ fn dot_quantised(e: &mut Emitter<'_>, block: &Block) {
             let sums = e.for_range(zero, all, BLOCK as i64, &vec![none; weights.len()], |e, k, sums| {
                 let at = e.scale(k, 4);
                 let x = e.b.ins().iadd(x, at);
-                let xs: Vec<Value> = (0..BLOCK as i64 / 4).map(|i| e.load(DType::F32, x, i * 16, 4)).collect();
+                let xs: Vec<Value> =
+                    (0..BLOCK as i64 / 4).map(|i| e.load(DType::F32, x, i * 16, 4)).collect();
                 let mut next = Vec::with_capacity(sums.len());
                 for (&w, &sum) in weights.iter().zip(sums) {
                     let mut part = none;
