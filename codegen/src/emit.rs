@@ -7,9 +7,7 @@
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32, F32X4, I8X16, I16, I32, I32X4, I64};
-use cranelift_codegen::ir::{
-    BlockArg, ConstantData, Endianness, InstBuilder, MemFlagsData, Type, Value,
-};
+use cranelift_codegen::ir::{BlockArg, ConstantData, Endianness, InstBuilder, MemFlagsData, Type, Value};
 use cranelift_codegen::isa::TargetFrontendConfig;
 use cranelift_frontend::FunctionBuilder;
 use lapidary_ir::{DType, Dim};
@@ -372,11 +370,24 @@ impl<'a> Emitter<'a> {
         self.load_with(dtype, address, byte_offset, lanes, true)
     }
 
-    fn load_with(&mut self, dtype: DType, address: Value, offset: i64, lanes: usize, readonly: bool) -> Value {
+    fn load_with(
+        &mut self,
+        dtype: DType,
+        address: Value,
+        offset: i64,
+        lanes: usize,
+        readonly: bool,
+    ) -> Value {
         let flags = Self::load_flags(readonly);
         let offset = offset as i32;
         match (dtype, lanes) {
-            (DType::F32, 4) => self.b.ins().load(F32X4, flags, address, offset),
+            (DType::F32, 4) if self.features.fma => self.b.ins().load(F32X4, flags, address, offset),
+            // Without AVX Cranelift 0.135 folds a load into `cmpps`, which faults where the address is not aligned; a
+            // bitcast keeps it apart.
+            (DType::F32, 4) => {
+                let x = self.b.ins().load(I32X4, flags, address, offset);
+                self.bitcast(F32X4, x)
+            }
             (DType::F32, _) => {
                 let x = self.b.ins().load(F32, flags, address, offset);
                 self.b.ins().splat(F32X4, x)
@@ -452,7 +463,8 @@ impl<'a> Emitter<'a> {
                 self.b.ins().store(flags, x, address, offset);
             }
             DType::BF16 | DType::F16 => {
-                let half = if dtype == DType::BF16 { self.narrow_bf16(value) } else { self.narrow_f16(value) };
+                let half =
+                    if dtype == DType::BF16 { self.narrow_bf16(value) } else { self.narrow_f16(value) };
                 for lane in 0..lanes {
                     let x = self.b.ins().extractlane(half, lane as u8);
                     let x = self.b.ins().ireduce(I16, x);

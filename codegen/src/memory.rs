@@ -20,7 +20,8 @@ pub fn plan(buffers: &[Buffer]) -> MemoryPlan {
     let mut offsets = vec![0; buffers.len()];
     let mut placed: Vec<usize> = vec![];
     for b in order {
-        let alive = |o: &&usize| buffers[**o].first <= buffers[b].last && buffers[b].first <= buffers[**o].last;
+        let alive =
+            |o: &&usize| buffers[**o].first <= buffers[b].last && buffers[b].first <= buffers[**o].last;
         let mut taken: Vec<(usize, usize)> =
             placed.iter().filter(alive).map(|&o| (offsets[o], offsets[o] + size(&buffers[o]))).collect();
         taken.sort_unstable();

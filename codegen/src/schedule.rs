@@ -146,9 +146,10 @@ fn constants(function: &Function, types: &[Type]) -> Vec<bool> {
             Type::Tensor(t) => t.shape.iter().all(|d| d.fixed().is_some()),
             _ => false,
         };
-        let operands = op.children().iter().all(|c| {
-            constant[usize::from(*c)] || matches!(types[usize::from(*c)], Type::Attribute)
-        });
+        let operands = op
+            .children()
+            .iter()
+            .all(|c| constant[usize::from(*c)] || matches!(types[usize::from(*c)], Type::Attribute));
         constant[at] = fixed && operands && !matches!(op, Op::Input(_));
     }
     constant
@@ -264,9 +265,23 @@ impl Scheduler<'_> {
         if view.inner_stride() == 1 || !long { Ok(view) } else { Ok(self.copy(id, &view)) }
     }
 
+    /// An f32 operand in memory whose last axis is contiguous: what microkernels read.
+    fn wide_rows(&mut self, id: Id) -> Result<View, Error> {
+        let view = self.rows(id)?;
+        if view.dtype == DType::F32 {
+            return Ok(view);
+        }
+        let dims = view.dims();
+        let order: Vec<usize> = (0..dims.len()).collect();
+        let to = self.temporary(DType::F32, &dims, &order);
+        self.push_rows(id, Body::Elementwise(Elementwise::Copy), vec![view], to.clone());
+        Ok(to)
+    }
+
     /// Evaluates a term of constants into the table of constants.
     fn fold(&mut self, id: Id) -> Result<View, Error> {
-        let immediate = |base, dtype| View { base, dtype, axes: vec![], offset: 0, per_row_offset: 0, ring: None };
+        let immediate =
+            |base, dtype| View { base, dtype, axes: vec![], offset: 0, per_row_offset: 0, ring: None };
         match *self.op(id) {
             Op::Num(n) => return Ok(immediate(Base::Number(n.value()), DType::F32)),
             Op::Int(n) => return Ok(immediate(Base::Integer(n as i32), DType::I32)),
@@ -357,7 +372,10 @@ impl Scheduler<'_> {
     fn liked_order(&self, id: Id) -> Option<Vec<usize>> {
         let nodes = self.function.body.as_ref();
         let users = |of: Id| {
-            nodes.iter().enumerate().filter(move |(at, op)| self.live[*at] && op.children().first() == Some(&of))
+            nodes
+                .iter()
+                .enumerate()
+                .filter(move |(at, op)| self.live[*at] && op.children().first() == Some(&of))
         };
         users(id).find_map(|(at, op)| match op {
             Op::Transpose([_, p]) if users(Id::from(at)).any(|(_, u)| matches!(u, Op::Reshape(_))) => {
@@ -425,8 +443,17 @@ impl Scheduler<'_> {
         use Elementwise as E;
         let op = self.op(id).clone();
         match op {
-            Op::Num(_) | Op::Int(_) | Op::None | Op::DType(_) | Op::Dims(_) | Op::Online | Op::Bounded | Op::Store
-            | Op::Gate | Op::Cap(_) | Op::Weights(_) => Ok(()),
+            Op::Num(_)
+            | Op::Int(_)
+            | Op::None
+            | Op::DType(_)
+            | Op::Dims(_)
+            | Op::Online
+            | Op::Bounded
+            | Op::Store
+            | Op::Gate
+            | Op::Cap(_)
+            | Op::Weights(_) => Ok(()),
             Op::Input(input) => {
                 self.set(id, self.input_view(input.0 as usize));
                 Ok(())
@@ -523,7 +550,9 @@ impl Scheduler<'_> {
                 let mut start = 0;
                 for part in [a, b] {
                     let part = self.operand(part)?;
-                    let Dim::Fixed(len) = part.axes[axis].dim else { unreachable!("concat of fixed lengths") };
+                    let Dim::Fixed(len) = part.axes[axis].dim else {
+                        unreachable!("concat of fixed lengths")
+                    };
                     let to = output.sliced(axis, start, len);
                     self.push_rows(id, Body::Elementwise(E::Copy), vec![part], to);
                     start += len as i64;
@@ -555,8 +584,7 @@ impl Scheduler<'_> {
                 self.by_rows(id, body, &[r, x, w])
             }
             Op::NormPrologue([x, w, eps]) => {
-                let value =
-                    Value::Prologue { x: self.rows(x)?, w: self.stored(w)?, eps: self.number(eps) };
+                let value = Value::Prologue { x: self.rows(x)?, w: self.stored(w)?, eps: self.number(eps) };
                 self.values[usize::from(id)] = value;
                 Ok(())
             }
@@ -580,8 +608,7 @@ impl Scheduler<'_> {
             }
             Op::Softmax([x, pos, window, mode]) => {
                 let ranged = *self.op(pos) != Op::None;
-                let body =
-                    Body::Softmax { ranged, window: self.window(window), maximum: self.maximum(mode) };
+                let body = Body::Softmax { ranged, window: self.window(window), maximum: self.maximum(mode) };
                 if ranged { self.by_rows(id, body, &[x, pos]) } else { self.by_rows(id, body, &[x]) }
             }
             Op::Attention([q, k, v, pos, scale, cap, window, mode]) => {
@@ -628,7 +655,7 @@ impl Scheduler<'_> {
     fn linear(&mut self, id: Id, x: Id, weights: Id, epilogue: Id) -> Done {
         let (mut inputs, prologue) = match &self.values[usize::from(x)] {
             Value::Prologue { x, w, eps } => (vec![x.clone(), w.clone()], Some(*eps)),
-            _ => (vec![self.rows(x)?], None),
+            _ => (vec![self.wide_rows(x)?], None),
         };
         let Op::Weights(list) = self.op(weights).clone() else { unreachable!("weights were inferred") };
         let mut views = vec![];
@@ -719,7 +746,8 @@ pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
         }
         Body::Matmul | Body::Scores { .. } => inner(&kernel.outputs[0]) * inner(&kernel.inputs[0]) * 0.3,
         _ => {
-            let keys: f64 = kernel.outputs[0].axes.iter().filter(|a| a.dim == Dim::Keys).map(|_| 256.0).product();
+            let keys: f64 =
+                kernel.outputs[0].axes.iter().filter(|a| a.dim == Dim::Keys).map(|_| 256.0).product();
             keys * inner(kernel.inputs.first().unwrap_or(&kernel.outputs[0]))
         }
     };

@@ -220,7 +220,10 @@ mod tests {
         let turned = heads.transposed(&[1, 0, 2]);
         assert_eq!(strides(&turned), [4, 12, 1]);
         assert!(turned.reshaped(&[Rows, Fixed(12)]).is_none());
-        assert_eq!(strides(&dense(&[Fixed(6), Fixed(4)]).reshaped(&[Fixed(8), Fixed(3)]).expect("dense")), [3, 1]);
+        assert_eq!(
+            strides(&dense(&[Fixed(6), Fixed(4)]).reshaped(&[Fixed(8), Fixed(3)]).expect("dense")),
+            [3, 1]
+        );
     }
 
     #[test]

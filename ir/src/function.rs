@@ -76,7 +76,12 @@ impl Function {
         let mut types: Vec<Type> = Vec::with_capacity(self.body.as_ref().len());
         for (at, op) in self.body.as_ref().iter().enumerate() {
             let ty = if op.all(|c| usize::from(c) < at) {
-                infer::infer(op, &self.inputs, |id| types[usize::from(id)].clone(), |id| self.body[id].clone())
+                infer::infer(
+                    op,
+                    &self.inputs,
+                    |id| types[usize::from(id)].clone(),
+                    |id| self.body[id].clone(),
+                )
             } else {
                 Err("an operand does not come before it".into())
             };

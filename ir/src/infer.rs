@@ -43,15 +43,24 @@ impl Operands<'_> {
                 None => Err(format!("input {id} is not declared; there are {}", inputs.len())),
             },
 
-            Op::Neg(x) | Op::Recip(x) | Op::Sqrt(x) | Op::Rsqrt(x) | Op::Exp(x) | Op::Tanh(x) | Op::Cos(x)
-            | Op::Sin(x) | Op::GeluTanh(x) => {
+            Op::Neg(x)
+            | Op::Recip(x)
+            | Op::Sqrt(x)
+            | Op::Rsqrt(x)
+            | Op::Exp(x)
+            | Op::Tanh(x)
+            | Op::Cos(x)
+            | Op::Sin(x)
+            | Op::GeluTanh(x) => {
                 let x = self.tensor("x", *x)?;
                 expect_dtype("x", &x, DType::F32)?;
                 Ok(Type::Tensor(x))
             }
             Op::Cast([x, to]) => {
                 let x = self.tensor("x", *x)?;
-                let Op::DType(to) = (self.leaf)(*to) else { return Err("the second operand must be a dtype".into()) };
+                let Op::DType(to) = (self.leaf)(*to) else {
+                    return Err("the second operand must be a dtype".into());
+                };
                 let legal = match (x.dtype, to) {
                     (a, b) if a == b => false,
                     (DType::F32 | DType::F16 | DType::BF16, b) => b.is_float(),
@@ -63,7 +72,10 @@ impl Operands<'_> {
             Op::Add([a, b]) | Op::Sub([a, b]) | Op::Mul([a, b]) => {
                 let (a, b) = (self.tensor("a", *a)?, self.tensor("b", *b)?);
                 if !matches!(a.dtype, DType::F32 | DType::I32) || a.dtype != b.dtype {
-                    return Err(format!("expected two of f32 or two of i32, found {} and {}", a.dtype, b.dtype));
+                    return Err(format!(
+                        "expected two of f32 or two of i32, found {} and {}",
+                        a.dtype, b.dtype
+                    ));
                 }
                 tensor(a.dtype, broadcast(&a.shape, &b.shape)?)
             }
@@ -76,7 +88,10 @@ impl Operands<'_> {
             Op::Lt([a, b]) | Op::Le([a, b]) => {
                 let (a, b) = (self.tensor("a", *a)?, self.tensor("b", *b)?);
                 if !matches!(a.dtype, DType::F32 | DType::I32) || a.dtype != b.dtype {
-                    return Err(format!("expected two of f32 or two of i32, found {} and {}", a.dtype, b.dtype));
+                    return Err(format!(
+                        "expected two of f32 or two of i32, found {} and {}",
+                        a.dtype, b.dtype
+                    ));
                 }
                 tensor(DType::Bool, broadcast(&a.shape, &b.shape)?)
             }
@@ -91,7 +106,10 @@ impl Operands<'_> {
                 let (a, b) = (self.tensor("then", *a)?, self.tensor("else", *b)?);
                 expect_dtype("condition", &c, DType::Bool)?;
                 if a.dtype != b.dtype || !matches!(a.dtype, DType::F32 | DType::I32) {
-                    return Err(format!("expected two of f32 or two of i32, found {} and {}", a.dtype, b.dtype));
+                    return Err(format!(
+                        "expected two of f32 or two of i32, found {} and {}",
+                        a.dtype, b.dtype
+                    ));
                 }
                 tensor(a.dtype, broadcast(&c.shape, &broadcast(&a.shape, &b.shape)?)?)
             }
@@ -109,7 +127,11 @@ impl Operands<'_> {
                 expect_dtype("a", &a, DType::F32)?;
                 expect_dtype("b", &b, DType::F32)?;
                 let r = a.rank();
-                if r < 2 || b.rank() != r || a.shape[..r - 2] != b.shape[..r - 2] || a.shape[r - 1] != b.shape[r - 2] {
+                if r < 2
+                    || b.rank() != r
+                    || a.shape[..r - 2] != b.shape[..r - 2]
+                    || a.shape[r - 1] != b.shape[r - 2]
+                {
                     return Err(format!("expected (.., M, K) x (.., K, N), found {a} x {b}"));
                 }
                 let mut shape = a.shape;
@@ -222,7 +244,11 @@ impl Operands<'_> {
             Op::AddRmsNorm([residual, x, w, eps]) => {
                 let residual = self.tensor("residual", *residual)?;
                 let x = self.norm(*x, *w, *eps)?;
-                if residual == x { Ok(Type::Tensor(x)) } else { Err(format!("residual {residual} is not {x}")) }
+                if residual == x {
+                    Ok(Type::Tensor(x))
+                } else {
+                    Err(format!("residual {residual} is not {x}"))
+                }
             }
 
             Op::Linear([x, weights, epilogue]) => self.linear(*x, *weights, *epilogue),
@@ -373,7 +399,8 @@ impl Operands<'_> {
         let (x, w) = (self.tensor("x", x)?, self.tensor("w", w)?);
         expect_dtype("x", &x, DType::F32)?;
         self.number("eps", eps)?;
-        let fits = x.rank() >= 1 && w.rank() == 1 && w.shape[0] == x.shape[x.rank() - 1] && w.dtype == DType::F32;
+        let fits =
+            x.rank() >= 1 && w.rank() == 1 && w.shape[0] == x.shape[x.rank() - 1] && w.dtype == DType::F32;
         if fits { Ok(x) } else { Err(format!("expected x (.., K) and w f32 (K), found {x} and {w}")) }
     }
 
@@ -385,7 +412,10 @@ impl Operands<'_> {
         expect_dtype("x", &x, DType::F32)?;
         let Type::Weights(weights) = (self.ty)(weights) else { return Err("expected weights".into()) };
         if x.rank() != 2 || weights.iter().any(|w| w.shape[1] != x.shape[1]) {
-            return Err(format!("expected x (T, K) and weights (N, K), found {x} and {}", Type::Weights(weights)));
+            return Err(format!(
+                "expected x (T, K) and weights (N, K), found {x} and {}",
+                Type::Weights(weights)
+            ));
         }
         if (self.ty)(epilogue) != Type::Epilogue {
             return Err(format!("expected an epilogue, found {}", (self.ty)(epilogue)));
@@ -408,7 +438,11 @@ impl Operands<'_> {
             && k.dtype == DType::F32
             && q.shape[2] == k.shape[2]
             && matches!((q.shape[0], k.shape[0]), (Dim::Fixed(h), Dim::Fixed(g)) if g > 0 && h % g == 0);
-        if fits { Ok((q, k)) } else { Err(format!("expected q (H, T, D) and k (G, S, D), found {q} and {k}")) }
+        if fits {
+            Ok((q, k))
+        } else {
+            Err(format!("expected q (H, T, D) and k (G, S, D), found {q} and {k}"))
+        }
     }
 
     /// scores (.., T, S), pos i32 (T), window none or positive.

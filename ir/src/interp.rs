@@ -7,10 +7,10 @@
 
 use egg::{Id, Language};
 
+use crate::Error;
 use crate::function::Function;
 use crate::op::Op;
 use crate::types::{DType, Dim, Extent, TensorType, Type};
-use crate::Error;
 
 /// A tensor's value, row-major; whole numbers and truth values (0 or 1) too are held as f64.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,11 +66,19 @@ impl Tensor {
     /// A tensor from little-endian bytes as they lie in a checkpoint or in a kernel's memory.
     pub fn from_bytes(dtype: DType, shape: &[usize], bytes: &[u8]) -> Tensor {
         let data = match dtype {
-            DType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).into()).collect(),
-            DType::I32 => bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]).into()).collect(),
+            DType::F32 => {
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).into()).collect()
+            }
+            DType::I32 => {
+                bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]).into()).collect()
+            }
             DType::Bool => bytes.chunks_exact(4).map(|b| f64::from(u8::from(b[0] != 0))).collect(),
-            DType::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
-            DType::BF16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
+            DType::F16 => {
+                bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f64()).collect()
+            }
+            DType::BF16 => {
+                bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect()
+            }
         };
         Tensor::new(dtype, shape, data)
     }
@@ -102,7 +110,12 @@ impl Tensor {
 ///
 /// # Errors
 /// [`Error::Evaluate`] for inputs that do not fit or an id outside of its table; [`Error::Type`] for an ill-typed graph.
-pub fn evaluate(function: &Function, inputs: &[Tensor], extent: Extent, precision: Precision) -> Result<Vec<Tensor>, Error> {
+pub fn evaluate(
+    function: &Function,
+    inputs: &[Tensor],
+    extent: Extent,
+    precision: Precision,
+) -> Result<Vec<Tensor>, Error> {
     let values = evaluate_all(function, inputs, extent, precision)?;
     function
         .outputs
@@ -125,20 +138,27 @@ pub fn evaluate_all(
     precision: Precision,
 ) -> Result<Vec<Value>, Error> {
     if inputs.len() != function.inputs.len() {
-        return Err(fail(function, format!("expected {} inputs, found {}", function.inputs.len(), inputs.len())));
+        return Err(fail(
+            function,
+            format!("expected {} inputs, found {}", function.inputs.len(), inputs.len()),
+        ));
     }
     for (declared, given) in function.inputs.iter().zip(inputs) {
         let shape: Vec<usize> = declared.ty.shape.iter().map(|d| d.at(extent)).collect();
         if given.shape != shape || given.dtype != declared.ty.dtype {
             let found = format!("{} {:?}", given.dtype, given.shape);
-            return Err(fail(function, format!("input `{}`: expected {} = {shape:?}, found {found}", declared.name, declared.ty)));
+            return Err(fail(
+                function,
+                format!("input `{}`: expected {} = {shape:?}, found {found}", declared.name, declared.ty),
+            ));
         }
     }
     let types = function.types()?;
     let mut values: Vec<Value> = Vec::with_capacity(types.len());
     for (at, op) in function.body.as_ref().iter().enumerate() {
-        representable(&types[at], extent)
-            .map_err(|e| fail(function, format!("{}: {e}", crate::text::statement(function, Id::from(at)))))?;
+        representable(&types[at], extent).map_err(|e| {
+            fail(function, format!("{}: {e}", crate::text::statement(function, Id::from(at))))
+        })?;
         let call = Call { function, values: &values, extent, precision };
         let value = match op {
             Op::Input(id) => Value::Tensor(inputs[id.0 as usize].clone()),
@@ -272,12 +292,22 @@ impl Call<'_> {
         };
         let shape = self.shape(&out);
         let map = |x: &Id, f: &dyn Fn(f64) -> f64| self.elementwise(&out, &[*x], &|v| f(v[0]));
-        let zip = |a: &Id, b: &Id, f: &dyn Fn(f64, f64) -> f64| self.elementwise(&out, &[*a, *b], &|v| f(v[0], v[1]));
+        let zip = |a: &Id, b: &Id, f: &dyn Fn(f64, f64) -> f64| {
+            self.elementwise(&out, &[*a, *b], &|v| f(v[0], v[1]))
+        };
         let tensor = match op {
             Op::Num(n) => Tensor::new(DType::F32, &[], vec![n.value().into()]),
             Op::Int(n) => Tensor::new(DType::I32, &[], vec![f64::from(*n as i32)]),
-            Op::Input(_) | Op::None | Op::DType(_) | Op::Dims(_) | Op::Online | Op::Bounded | Op::Store | Op::Gate
-            | Op::Cap(_) | Op::Weights(_) => return Ok(Value::None),
+            Op::Input(_)
+            | Op::None
+            | Op::DType(_)
+            | Op::Dims(_)
+            | Op::Online
+            | Op::Bounded
+            | Op::Store
+            | Op::Gate
+            | Op::Cap(_)
+            | Op::Weights(_) => return Ok(Value::None),
 
             Op::Neg(x) => map(x, &|x| -x),
             Op::Recip(x) => map(x, &|x| 1.0 / x),
@@ -486,7 +516,10 @@ impl Call<'_> {
         let mut data = Vec::with_capacity(ids.data.len() * row);
         for &id in &ids.data {
             if id < 0.0 || id >= table.shape[0] as f64 {
-                return Err(fail(self.function, format!("gather: id {id} of a table of {} rows", table.shape[0])));
+                return Err(fail(
+                    self.function,
+                    format!("gather: id {id} of a table of {} rows", table.shape[0]),
+                ));
             }
             data.extend(table.data[id as usize * row..][..row].iter().map(|&x| f(x)));
         }
@@ -500,7 +533,9 @@ impl Call<'_> {
         for row in x.data.chunks(k) {
             let mean = self.round(row.iter().map(|x| x * x).sum::<f64>() / k as f64);
             let scale = self.round(1.0 / self.round(mean + eps).sqrt());
-            data.extend(row.iter().zip(&w.data).map(|(x, w)| self.round(self.round(x * scale) * self.round(1.0 + w))));
+            data.extend(
+                row.iter().zip(&w.data).map(|(x, w)| self.round(self.round(x * scale) * self.round(1.0 + w))),
+            );
         }
         Tensor { data, ..x.clone() }
     }
@@ -519,7 +554,9 @@ impl Call<'_> {
                 let mut data = Vec::with_capacity(rows * n);
                 for t in 0..rows {
                     let x = &x.data[t * k..][..k];
-                    data.extend(w.data.chunks(k).map(|w| self.round(x.iter().zip(w).map(|(x, w)| x * w).sum())));
+                    data.extend(
+                        w.data.chunks(k).map(|w| self.round(x.iter().zip(w).map(|(x, w)| x * w).sum())),
+                    );
                 }
                 Tensor::new(DType::F32, &[rows, n], data)
             })
@@ -708,7 +745,10 @@ mod tests {
     #[test]
     fn elementwise_operators_broadcast_and_round() {
         assert_eq!(value("(div 1.0 3.0)").data, [f64::from(1.0f32 / 3.0)]);
-        assert_eq!(value("(add (iota [3] f32) (reshape (iota [2] f32) [2,1]))").data, [0., 1., 2., 1., 2., 3.]);
+        assert_eq!(
+            value("(add (iota [3] f32) (reshape (iota [2] f32) [2,1]))").data,
+            [0., 1., 2., 1., 2., 3.]
+        );
         assert_eq!(value("(cast 1.00390625 bf16)").data, [1.0], "halves to even");
         assert_eq!(value("(cast 1.01171875 bf16)").data, [1.015625], "halves to even");
         assert_eq!(value("(cast 65520.0 f16)").data, [f64::INFINITY]);
@@ -724,7 +764,8 @@ mod tests {
         assert_eq!(value(&format!("(mean {x} 1)")).data, [1., 4.]);
         assert_eq!(value(&format!("(max {x} 1)")).data, [2., 5.]);
         let of = |data: [f32; 4]| {
-            run("function f(%x: f32[4] weight) { return y=(argmax %x 0) }", &[Tensor::from_f32(&[4], &data)]).remove(0)
+            run("function f(%x: f32[4] weight) { return y=(argmax %x 0) }", &[Tensor::from_f32(&[4], &data)])
+                .remove(0)
         };
         assert_eq!(of([1.0, f32::NAN, 3.0, 3.0]).data, [2.0]);
         assert_eq!(of([f32::NAN, f32::NEG_INFINITY, f32::NEG_INFINITY, f32::NAN]).data, [1.0]);
@@ -741,7 +782,8 @@ mod tests {
         let table = "function f(%i: i32[T] rows) { return y=(gather (reshape (iota [6] f32) [3,2]) %i) }";
         assert_eq!(run(table, &[Tensor::from_i32(&[2], &[2, 0])])[0].data, [4., 5., 0., 1.]);
         for id in [3, -1] {
-            let e = evaluate(&parse(table), &[Tensor::from_i32(&[2], &[0, id])], EXTENT, Precision::F32).unwrap_err();
+            let e = evaluate(&parse(table), &[Tensor::from_i32(&[2], &[0, id])], EXTENT, Precision::F32)
+                .unwrap_err();
             assert!(matches!(e, Error::Evaluate { .. }), "{e}");
         }
     }
@@ -783,7 +825,10 @@ mod tests {
         let inputs = [numbers(&[2, 4], 1), numbers(&[4], 2)];
         let primitive = source([rms, &residual, gelu, &gated, "(mul 2.0 (tanh (div %x 2.0)))"]);
         let fused = source([
-            "(rms_norm %x %w 1e-6)", "(add_rms_norm %x %x %w 1e-6)", "(gelu_tanh %x)", "(gated_gelu %x (neg %x))",
+            "(rms_norm %x %w 1e-6)",
+            "(add_rms_norm %x %x %w 1e-6)",
+            "(gelu_tanh %x)",
+            "(gated_gelu %x (neg %x))",
             "(softcap 2.0 %x)",
         ]);
         near(&run(&fused, &inputs), &run(&primitive, &inputs), 1e-6);
@@ -791,7 +836,8 @@ mod tests {
 
     #[test]
     fn linears_are_products_with_the_transpose() {
-        let declared = "function f(%x: f32[T,4] rows, %n: f32[4] weight, %a: bf16[3,4] weight, %b: f32[3,4] weight)";
+        let declared =
+            "function f(%x: f32[T,4] rows, %n: f32[4] weight, %a: bf16[3,4] weight, %b: f32[3,4] weight)";
         let fused = format!(
             "{declared} {{
                 p = (norm_prologue %x %n 1e-6)

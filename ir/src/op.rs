@@ -199,8 +199,16 @@ impl Op {
     pub fn is_attribute(&self) -> bool {
         matches!(
             self,
-            Op::None | Op::Int(_) | Op::DType(_) | Op::Dims(_) | Op::Online | Op::Bounded | Op::Store | Op::Gate
-                | Op::Cap(_) | Op::Weights(_)
+            Op::None
+                | Op::Int(_)
+                | Op::DType(_)
+                | Op::Dims(_)
+                | Op::Online
+                | Op::Bounded
+                | Op::Store
+                | Op::Gate
+                | Op::Cap(_)
+                | Op::Weights(_)
         )
     }
 
@@ -208,10 +216,26 @@ impl Op {
     pub fn is_fused(&self) -> bool {
         matches!(
             self,
-            Op::RmsNorm(_) | Op::AddRmsNorm(_) | Op::NormPrologue(_) | Op::Linear(_) | Op::Weights(_) | Op::Output(_)
-                | Op::Store | Op::Cap(_) | Op::Gate | Op::Softcap(_) | Op::GeluTanh(_) | Op::GatedGelu(_)
-                | Op::Embedding(_) | Op::Rope(_) | Op::Scores(_) | Op::WindowMask(_) | Op::Softmax(_)
-                | Op::Attention(_) | Op::Online | Op::Bounded
+            Op::RmsNorm(_)
+                | Op::AddRmsNorm(_)
+                | Op::NormPrologue(_)
+                | Op::Linear(_)
+                | Op::Weights(_)
+                | Op::Output(_)
+                | Op::Store
+                | Op::Cap(_)
+                | Op::Gate
+                | Op::Softcap(_)
+                | Op::GeluTanh(_)
+                | Op::GatedGelu(_)
+                | Op::Embedding(_)
+                | Op::Rope(_)
+                | Op::Scores(_)
+                | Op::WindowMask(_)
+                | Op::Softmax(_)
+                | Op::Attention(_)
+                | Op::Online
+                | Op::Bounded
         )
     }
 }

@@ -36,10 +36,53 @@ const MAX_ALIGNMENT: usize = 72;
 
 /// The operators that take operands, for suggestions.
 const OPERATORS: [&str; 47] = [
-    "neg", "recip", "sqrt", "rsqrt", "exp", "tanh", "cos", "sin", "cast", "add", "sub", "mul", "div", "pow", "lt", "le",
-    "and", "select", "sum", "mean", "max", "argmax", "matmul", "reshape", "transpose", "broadcast", "slice", "concat",
-    "gather", "iota", "append", "rms_norm", "add_rms_norm", "norm_prologue", "linear", "weights", "output", "cap",
-    "softcap", "gelu_tanh", "gated_gelu", "embedding", "rope", "scores", "window_mask", "softmax", "attention",
+    "neg",
+    "recip",
+    "sqrt",
+    "rsqrt",
+    "exp",
+    "tanh",
+    "cos",
+    "sin",
+    "cast",
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "pow",
+    "lt",
+    "le",
+    "and",
+    "select",
+    "sum",
+    "mean",
+    "max",
+    "argmax",
+    "matmul",
+    "reshape",
+    "transpose",
+    "broadcast",
+    "slice",
+    "concat",
+    "gather",
+    "iota",
+    "append",
+    "rms_norm",
+    "add_rms_norm",
+    "norm_prologue",
+    "linear",
+    "weights",
+    "output",
+    "cap",
+    "softcap",
+    "gelu_tanh",
+    "gated_gelu",
+    "embedding",
+    "rope",
+    "scores",
+    "window_mask",
+    "softmax",
+    "attention",
 ];
 
 /// Whether this may name a function, an input, a value or an output.
@@ -119,7 +162,9 @@ impl<'a> Printer<'a> {
     }
 
     fn node(&self, id: Id) -> String {
-        let Some(op) = self.function.body.as_ref().get(usize::from(id)) else { return format!("<node {id}>") };
+        let Some(op) = self.function.body.as_ref().get(usize::from(id)) else {
+            return format!("<node {id}>");
+        };
         match op {
             Op::Input(input) => match self.function.inputs.get(input.0 as usize) {
                 Some(declared) => format!("%{}", declared.name),
@@ -164,7 +209,8 @@ impl<'a> Printer<'a> {
             .filter(|&at| self.numbers[at].is_some())
             .map(|at| (self.statement(Id::from(at)), comment(Id::from(at))))
             .collect();
-        let width = lines.iter().map(|l| l.0.chars().count()).filter(|&w| w <= MAX_ALIGNMENT).max().unwrap_or(0);
+        let width =
+            lines.iter().map(|l| l.0.chars().count()).filter(|&w| w <= MAX_ALIGNMENT).max().unwrap_or(0);
         for (line, comment) in &lines {
             match comment {
                 Some(comment) => {
@@ -334,7 +380,8 @@ impl<'a> Parser<'a> {
         while !self.accept("return") {
             let name = self.name("a value's name or `return`")?;
             if Op::from_op(name.text, vec![]).is_ok() || OPERATORS.contains(&name.text) {
-                return Err(name.error(format!("`{}` names no value: it is a word of the language", shown(name.text))));
+                return Err(name
+                    .error(format!("`{}` names no value: it is a word of the language", shown(name.text))));
             }
             self.expect("=")?;
             let id = self.term(&mut scope, 0)?;
@@ -344,7 +391,8 @@ impl<'a> Parser<'a> {
         }
         let mut outputs = HashSet::new();
         while !self.accept("}") {
-            let name = self.name(if outputs.is_empty() { "an output's name or `}`" } else { "an output's name" })?;
+            let name =
+                self.name(if outputs.is_empty() { "an output's name or `}`" } else { "an output's name" })?;
             if !outputs.insert(name.text) {
                 return Err(name.error(format!("duplicate output `{}`", shown(name.text))));
             }
@@ -376,7 +424,8 @@ impl<'a> Parser<'a> {
             "cache" if self.accept("window") => {
                 self.expect("=")?;
                 let window = self.next();
-                let keys = window.text.parse().ok().filter(|_| window.text.bytes().all(|b| b.is_ascii_digit()));
+                let keys =
+                    window.text.parse().ok().filter(|_| window.text.bytes().all(|b| b.is_ascii_digit()));
                 InputKind::Cache { window: Some(keys.ok_or_else(|| window.expected("a number of keys"))?) }
             }
             "cache" => InputKind::Cache { window: None },
@@ -564,16 +613,23 @@ function layer_local(
         assert_eq!(statement(f, f.outputs[0].1), "v4 = (slice v3 0 -1 1)");
         let commented = print(f, &|id| (id == f.outputs[1].1).then(|| "two\nlines".into()));
         assert!(commented.contains("v5 = (append %c %k)  "), "{commented}");
-        assert!(commented.contains("; two lines\n") && commented.contains("v0 = (mul %x %x)\n"), "{commented}");
+        assert!(
+            commented.contains("; two lines\n") && commented.contains("v0 = (mul %x %x)\n"),
+            "{commented}"
+        );
         assert_eq!(parse_module(&commented).unwrap().to_string(), source);
         let empty = "function f() {\n    return\n}\n";
-        assert_eq!(parse_module(&format!("{empty}; rest\n{}", empty.replace(" f", " g"))).unwrap().functions.len(), 2);
+        assert_eq!(
+            parse_module(&format!("{empty}; rest\n{}", empty.replace(" f", " g"))).unwrap().functions.len(),
+            2
+        );
         assert_eq!(parse_module(empty).unwrap().to_string(), empty);
     }
 
     #[test]
     fn equal_nodes_are_shared() {
-        let f = parse_module("function f(%x: f32[T] rows) { a = (neg %x) return y=(add (neg %x) a) }").unwrap();
+        let f =
+            parse_module("function f(%x: f32[T] rows) { a = (neg %x) return y=(add (neg %x) a) }").unwrap();
         let f = &f.functions[0];
         assert_eq!(f.body.as_ref().len(), 3);
         assert!(parse_module("").unwrap().functions.is_empty());
@@ -608,7 +664,8 @@ function layer_local(
         fails_in_body("a = (reshape %x [T,)", 17, "expected dims");
         fails_in_body("a = 99999999999999999999", 5, "expected a number");
         fails_in_body("a = +5", 5, "expected a number");
-        let deep = |n: usize| format!("function f() {{ a = {}1.0{} return }}", "(neg ".repeat(n), ")".repeat(n));
+        let deep =
+            |n: usize| format!("function f() {{ a = {}1.0{} return }}", "(neg ".repeat(n), ")".repeat(n));
         parse_module(&deep(MAX_NESTING)).unwrap();
         fails(&deep(MAX_NESTING + 1), 1, 20 + 5 * MAX_NESTING, "nested deeper");
         fails(&deep(1_000_000), 1, 20 + 5 * MAX_NESTING, "nested deeper");
@@ -670,7 +727,8 @@ function layer_local(
                 11 => Op::Concat([x, y, axis]),
                 12 => Op::Cast([x, b.dtype(DType::ALL[n % 5])]),
                 13 => {
-                    let (weights, cap) = (b.add(Op::Weights(vec![tensors[1]].into())), b.add(Op::Cap(number)));
+                    let (weights, cap) =
+                        (b.add(Op::Weights(vec![tensors[1]].into())), b.add(Op::Cap(number)));
                     Op::Linear([x, weights, cap])
                 }
                 _ if matches!(t.dtype, DType::F32 | DType::I32) => Op::Select([b.add(Op::Le([x, x])), x, y]),

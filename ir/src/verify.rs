@@ -242,7 +242,10 @@ mod tests {
         fails(&format!("{caches} {{ return c=(append %c %k), d=(append %c %j) }}"), "appended to twice");
         fails(&format!("{caches} {{ return c=(append %c %k), d=(neg %c) }}"), "another node than append");
         fails(&format!("{caches} {{ return c=(append %c %k), d=%c }}"), "cache `c` itself");
-        fails(&format!("{caches} {{ a = (append %c %k) return c=a, d=(append a %j) }}"), "writes to no cache");
+        fails(
+            &format!("{caches} {{ a = (append %c %k) return c=a, d=(append a %j) }}"),
+            "writes to no cache",
+        );
         fails("function f(%c: f32[2,4,S] cache) { return }", "caches are (G, S, D)");
         fails("function f(%c: f32[T,S,4] cache) { return }", "caches are (G, S, D)");
         fails("function f(%c: f32[2,S,4] cache window=0) { return }", "window of 0");
@@ -251,9 +254,18 @@ mod tests {
         fails("function f(%x: f32[T,0] rows) { return }", "length 0");
         fails("function f() { return y=(sum (reshape (iota [0] f32) [0,1]) 1) }", "length 0");
         fails("function f() { return y=none }", "not a tensor");
-        fails("function f(%x: f32[T,4] rows, %w: f32[4] weight) { return y=(norm_prologue %x %w 1e-6) }", "not a tensor");
-        fails("function f(%x: f32[T,4] rows, %w: f32[4] weight) { return y=(neg (norm_prologue %x %w 1e-6)) }", "prologue");
-        fails("function f(%x: f32[T,4] rows, %w: f32[4,4] weight) { return y=(linear %x %w store) }", "weights");
+        fails(
+            "function f(%x: f32[T,4] rows, %w: f32[4] weight) { return y=(norm_prologue %x %w 1e-6) }",
+            "not a tensor",
+        );
+        fails(
+            "function f(%x: f32[T,4] rows, %w: f32[4] weight) { return y=(neg (norm_prologue %x %w 1e-6)) }",
+            "prologue",
+        );
+        fails(
+            "function f(%x: f32[T,4] rows, %w: f32[4,4] weight) { return y=(linear %x %w store) }",
+            "weights",
+        );
         fails("function f(%x: f32[T,4] rows) { return y=(add %x 1) }", "two of f32");
     }
 

@@ -55,7 +55,9 @@ impl Analysis<Op> for Facts {
         let leaf = (node.is_leaf() && !matches!(node, Op::Input(_))).then(|| node.clone());
         let leaf = leaf.or_else(|| matches!(node, Op::Cap(_)).then(|| node.clone()));
         let stored = match (node, &ty) {
-            (Op::Cast([x, _]), Type::Tensor(to)) if widens(&graph[*x].data.ty, to.dtype) => graph[*x].data.stored,
+            (Op::Cast([x, _]), Type::Tensor(to)) if widens(&graph[*x].data.ty, to.dtype) => {
+                graph[*x].data.stored
+            }
             (Op::Reshape([x, _]) | Op::Transpose([x, _]) | Op::Broadcast([x, _]) | Op::Slice([x, ..]), _) => {
                 graph[*x].data.stored
             }

@@ -27,8 +27,14 @@ pub struct Machine {
 
 impl Machine {
     /// Two cores of a current x86-64 server running 128-bit code, as measured with `exp` at 0.6 ns an element.
-    pub const GENERIC: Machine =
-        Machine { memory: 28.0, cache: 60.0, flops: 60.0, loose_flops: 10.0, transcendental: 0.5, launch: 2000.0 };
+    pub const GENERIC: Machine = Machine {
+        memory: 28.0,
+        cache: 60.0,
+        flops: 60.0,
+        loose_flops: 10.0,
+        transcendental: 0.5,
+        launch: 2000.0,
+    };
 }
 
 /// A view, an attribute: small, so that fewer win, but above 0.
@@ -98,12 +104,25 @@ impl CostModel {
             if cached { work.cache_bytes += bytes } else { work.memory_bytes += bytes }
         };
         match node {
-            Op::Num(_) | Op::Int(_) | Op::None | Op::DType(_) | Op::Dims(_) | Op::Online | Op::Bounded | Op::Input(_)
-            | Op::Store | Op::Gate | Op::Cap(_) | Op::Weights(_) | Op::Output(_) => return None,
+            Op::Num(_)
+            | Op::Int(_)
+            | Op::None
+            | Op::DType(_)
+            | Op::Dims(_)
+            | Op::Online
+            | Op::Bounded
+            | Op::Input(_)
+            | Op::Store
+            | Op::Gate
+            | Op::Cap(_)
+            | Op::Weights(_)
+            | Op::Output(_) => return None,
             // Views.
             Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_) => return None,
             Op::Slice([x, ..]) if !has_keys(data(*x)) => return None,
-            Op::Cast([x, _]) if matches!(&data(id).ty, Type::Tensor(t) if widens(&data(*x).ty, t.dtype)) => return None,
+            Op::Cast([x, _]) if matches!(&data(id).ty, Type::Tensor(t) if widens(&data(*x).ty, t.dtype)) => {
+                return None;
+            }
 
             Op::Neg(x) | Op::Recip(x) | Op::Sqrt(x) | Op::Rsqrt(x) => {
                 read(&mut work, *x);
@@ -114,7 +133,12 @@ impl CostModel {
                 work.transcendentals = size;
             }
             Op::Cast([x, _]) | Op::Slice([x, ..]) => read(&mut work, *x),
-            Op::Add([a, b]) | Op::Sub([a, b]) | Op::Mul([a, b]) | Op::Div([a, b]) | Op::Lt([a, b]) | Op::Le([a, b])
+            Op::Add([a, b])
+            | Op::Sub([a, b])
+            | Op::Mul([a, b])
+            | Op::Div([a, b])
+            | Op::Lt([a, b])
+            | Op::Le([a, b])
             | Op::And([a, b]) => {
                 read(&mut work, *a);
                 read(&mut work, *b);
@@ -222,7 +246,8 @@ impl CostModel {
                     _ => (1, 1),
                 };
                 let pairs = (rows * heads * self.extent.keys) as f64 * share;
-                work.flops = 4.0 * pairs * head_dim(data(*q)) as f64 + pairs * self.maximum_flops(data(*mode));
+                work.flops =
+                    4.0 * pairs * head_dim(data(*q)) as f64 + pairs * self.maximum_flops(data(*mode));
                 work.transcendentals = pairs * if data(*cap).leaf == Some(Op::None) { 1.0 } else { 3.0 };
             }
         }

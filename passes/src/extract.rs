@@ -173,7 +173,8 @@ impl Choices {
                 }
                 if candidates.len() > 1 {
                     moves.push(vec![(class, at)]);
-                    let operands = candidate.operands.iter().filter(|&&o| o != class && self.classes[o].len() > 1);
+                    let operands =
+                        candidate.operands.iter().filter(|&&o| o != class && self.classes[o].len() > 1);
                     pairs.extend(operands.flat_map(|&o| {
                         (0..self.classes[o].len()).map(move |other| vec![(class, at), (o, other)])
                     }));
@@ -183,8 +184,11 @@ impl Choices {
         let mut tuples: Vec<_> = tuples.into_iter().map(|(_, steps)| steps).collect();
         for steps in &tuples {
             let made = |class: usize| steps.iter().any(|&(c, _)| c == class);
-            for (class, candidates) in self.classes.iter().enumerate().filter(|(c, all)| all.len() > 1 && !made(*c)) {
-                let users = candidates.iter().enumerate().filter(|(_, c)| c.operands.iter().any(|&o| made(o)));
+            for (class, candidates) in
+                self.classes.iter().enumerate().filter(|(c, all)| all.len() > 1 && !made(*c))
+            {
+                let users =
+                    candidates.iter().enumerate().filter(|(_, c)| c.operands.iter().any(|&o| made(o)));
                 pairs.extend(users.map(|(at, _)| [&steps[..], &[(class, at)]].concat()));
             }
         }
@@ -246,7 +250,9 @@ impl Choices {
         if let Some(id) = placed[class] {
             return id;
         }
-        let Some(choice) = self.chosen[class] else { unreachable!("the source function chooses every class") };
+        let Some(choice) = self.chosen[class] else {
+            unreachable!("the source function chooses every class")
+        };
         let candidate = &self.classes[class][choice];
         let operands: Vec<Id> = candidate.operands.iter().map(|&o| self.place(o, body, placed)).collect();
         let mut at = operands.into_iter();

@@ -124,9 +124,15 @@ fn known(what: &'static str, name: &str) -> Result<String, Error> {
 /// A broken graph or an unsound rule.
 pub fn prepare(function: &Function, selection: &Selection, limits: Limits) -> Result<Saturated, Error> {
     verify::verify(function)?;
-    saturate(function, &|rule| rules::GROUPS.iter().any(|g| {
-        g.rules.iter().any(|r| r.name == rule.name) && selection.admits(g.name, rule.name)
-    }), limits)
+    saturate(
+        function,
+        &|rule| {
+            rules::GROUPS
+                .iter()
+                .any(|g| g.rules.iter().any(|r| r.name == rule.name) && selection.admits(g.name, rule.name))
+        },
+        limits,
+    )
 }
 
 /// Runs the pipeline's second half: the cheapest form for calls of this extent, verified.

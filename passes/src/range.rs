@@ -57,9 +57,15 @@ impl Range {
         // 0 times infinity: an infinite end stands for values as large as one likes, and 0 times those is 0.
         let times = |a: f64, b: f64| if a == 0.0 || b == 0.0 { 0.0 } else { a * b };
         let ends = [
-            times(self.lo, other.lo), times(self.lo, other.hi), times(self.hi, other.lo), times(self.hi, other.hi),
+            times(self.lo, other.lo),
+            times(self.lo, other.hi),
+            times(self.hi, other.lo),
+            times(self.hi, other.hi),
         ];
-        Range::checked(ends.into_iter().fold(f64::INFINITY, f64::min), ends.into_iter().fold(f64::NEG_INFINITY, f64::max))
+        Range::checked(
+            ends.into_iter().fold(f64::INFINITY, f64::min),
+            ends.into_iter().fold(f64::NEG_INFINITY, f64::max),
+        )
     }
 
     /// The range of a node from its operands'. Rounding is allowed for where it could leave the interval.
@@ -71,7 +77,9 @@ impl Range {
         let exact = match op {
             Op::Num(n) => return Range::point(n.value().into()),
             Op::Int(n) => return Range::point(*n as f64),
-            Op::Reshape([x, _]) | Op::Transpose([x, _]) | Op::Broadcast([x, _]) | Op::Slice([x, ..]) => return range(*x),
+            Op::Reshape([x, _]) | Op::Transpose([x, _]) | Op::Broadcast([x, _]) | Op::Slice([x, ..]) => {
+                return range(*x);
+            }
             Op::Max([x, _]) | Op::Gather([x, _]) => return range(*x),
             Op::Neg(x) => return Range { lo: -range(*x).hi, hi: -range(*x).lo },
             Op::Select([_, a, b]) | Op::Concat([a, b, _]) => return range(*a).union(range(*b)),
@@ -102,10 +110,29 @@ impl Range {
             },
             Op::Scores([_, _, _, cap]) => number(*cap).map_or(Range::ALL, Range::within),
             Op::Softmax(_) => Range { lo: 0.0, hi: 1.0 },
-            Op::Recip(_) | Op::Pow(_) | Op::Sum(_) | Op::Matmul(_) | Op::Append(_) | Op::RmsNorm(_) | Op::AddRmsNorm(_)
-            | Op::NormPrologue(_) | Op::Weights(_) | Op::Output(_) | Op::Store | Op::Gate | Op::GeluTanh(_)
-            | Op::GatedGelu(_) | Op::Embedding(_) | Op::Rope(_) | Op::Attention(_) | Op::Online | Op::Bounded | Op::None
-            | Op::DType(_) | Op::Dims(_) | Op::Input(_) => return Range::ALL,
+            Op::Recip(_)
+            | Op::Pow(_)
+            | Op::Sum(_)
+            | Op::Matmul(_)
+            | Op::Append(_)
+            | Op::RmsNorm(_)
+            | Op::AddRmsNorm(_)
+            | Op::NormPrologue(_)
+            | Op::Weights(_)
+            | Op::Output(_)
+            | Op::Store
+            | Op::Gate
+            | Op::GeluTanh(_)
+            | Op::GatedGelu(_)
+            | Op::Embedding(_)
+            | Op::Rope(_)
+            | Op::Attention(_)
+            | Op::Online
+            | Op::Bounded
+            | Op::None
+            | Op::DType(_)
+            | Op::Dims(_)
+            | Op::Input(_) => return Range::ALL,
         };
         // Results of rounded arithmetic may lie a little outside of the real image.
         let slack = |v: f64| if v.is_finite() { v.abs() * 1e-5 } else { 0.0 };
@@ -121,7 +148,10 @@ mod tests {
     fn products_of_infinities() {
         assert_eq!(Range::ALL.product(Range::point(0.0)), Range::point(0.0));
         assert_eq!(Range::ALL.product(Range::point(-2.0)), Range::ALL);
-        assert_eq!(Range { lo: -1.0, hi: 2.0 }.product(Range { lo: -3.0, hi: 4.0 }), Range { lo: -6.0, hi: 8.0 });
+        assert_eq!(
+            Range { lo: -1.0, hi: 2.0 }.product(Range { lo: -3.0, hi: 4.0 }),
+            Range { lo: -6.0, hi: 8.0 }
+        );
     }
 
     #[test]

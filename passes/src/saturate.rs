@@ -151,7 +151,8 @@ pub fn saturate(
             break StopReason::Saturated;
         }
     };
-    let fired = prepared.iter().zip(&fired).filter(|(_, n)| **n > 0).map(|(p, n)| (p.rule.name, *n)).collect();
+    let fired =
+        prepared.iter().zip(&fired).filter(|(_, n)| **n > 0).map(|(p, n)| (p.rule.name, *n)).collect();
     let report = Report {
         function: function.name.clone(),
         stop,
@@ -172,11 +173,8 @@ pub fn saturate(
 fn check(graph: &Graph, function: &Function, rule: &str) -> Result<(), Error> {
     match &graph.analysis.error {
         None => Ok(()),
-        Some(reason) => Err(Error::Unsound {
-            function: function.name.clone(),
-            rule: rule.into(),
-            reason: reason.clone(),
-        }),
+        Some(reason) => {
+            Err(Error::Unsound { function: function.name.clone(), rule: rule.into(), reason: reason.clone() })
+        }
     }
 }
-

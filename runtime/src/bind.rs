@@ -7,7 +7,9 @@
 
 use crate::error::Error;
 use crate::kv::Cache;
-use crate::program::{Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_SLOTS, Function, Program, Slot, SlotKind, WeightSource};
+use crate::program::{
+    Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_SLOTS, Function, Program, Slot, SlotKind, WeightSource,
+};
 
 /// The most rows of logits that [`Session::score`](crate::Session::score) holds at once.
 pub(crate) const SCORE_ROWS: usize = 32;

@@ -61,8 +61,7 @@ pub fn compile_model(model: &Model, setup: &Setup) -> Result<Compilation> {
         .enumerate()
         .map(|(i, &kind)| (gemma2::layer_name(kind).to_owned(), gemma2::layer_prefix(i)))
         .collect();
-    let parts =
-        lapidary_codegen::Model { hidden: config.hidden_size, vocab: config.vocab_size, layers };
+    let parts = lapidary_codegen::Model { hidden: config.hidden_size, vocab: config.vocab_size, layers };
     let options = Options {
         selection: setup.selection.clone(),
         cpu: setup.cpu.into(),

@@ -98,7 +98,15 @@ pub(super) fn lower(
 
 impl Attention<'_> {
     /// `count` query heads from `head`, one row of queries.
-    fn heads(&self, e: &mut Emitter<'_>, group: Value, head: Value, count: i64, row: Value, range: (Value, Value)) {
+    fn heads(
+        &self,
+        e: &mut Emitter<'_>,
+        group: Value,
+        head: Value,
+        count: i64,
+        row: Value,
+        range: (Value, Value),
+    ) {
         let queries: Vec<Value> = (0..count)
             .map(|h| {
                 let head = e.offset(head, h);
@@ -183,7 +191,15 @@ impl Attention<'_> {
     }
 
     /// Four keys or one: adds their share to the sums; returns the next state.
-    fn keys(&self, e: &mut Emitter<'_>, queries: &[Value], k: Value, v: Value, lanes: usize, state: &[Value]) -> Vec<Value> {
+    fn keys(
+        &self,
+        e: &mut Emitter<'_>,
+        queries: &[Value],
+        k: Value,
+        v: Value,
+        lanes: usize,
+        state: &[Value],
+    ) -> Vec<Value> {
         let heads = queries.len();
         let none = e.splat(0.0);
         let first_only = lane0_mask(e);

@@ -33,13 +33,19 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, scale: f32) {
                 let (zero, n) = (e.i64(0), e.length(dims[0]));
                 e.for_range(zero, n, 1, &[], |e, t, _| {
                     let address = row_of(e, t);
-                    let value = if table.dtype.is_float() { e.load(table.dtype, address, 0, 1) } else { e.load_int(address, 0, 1) };
+                    let value = if table.dtype.is_float() {
+                        e.load(table.dtype, address, 0, 1)
+                    } else {
+                        e.load_int(address, 0, 1)
+                    };
                     store_along_row(e, output, value, out, t, 1);
                     vec![]
                 });
                 return;
             }
-            let Some(&(_, t)) = at.iter().find(|(axis, _)| *axis == 0) else { unreachable!("axis 0 is walked") };
+            let Some(&(_, t)) = at.iter().find(|(axis, _)| *axis == 0) else {
+                unreachable!("axis 0 is walked")
+            };
             let mut row = row_of(e, t);
             for &(axis, index) in at.iter().filter(|(axis, _)| *axis != 0) {
                 row = e.step(table, axis, row, index);

@@ -61,7 +61,8 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, prologue: Option<f32>,
             }
             _ => (e.base(x), x.axes[0].stride * 4),
         };
-        let mut job = Job { micro, k, x: x_address, x_stride, rows, panel, results, kernel, epilogue, output: 0 };
+        let mut job =
+            Job { micro, k, x: x_address, x_stride, rows, panel, results, kernel, epilogue, output: 0 };
         let mut first = 0i64;
         let groups: Vec<&[View]> = match epilogue {
             Epilogue::Gate => vec![weights],

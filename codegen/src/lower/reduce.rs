@@ -24,9 +24,8 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, reduction: Reduction) 
             let row = e.base(input);
             let row = e.at(input, row, at);
             let n = e.length(input.axes[input.axes.len() - 1].dim);
-            let mut element = |e: &mut Emitter<'_>, i: Value, lanes: usize| {
-                load_along_row(e, input, Some(row), i, lanes)
-            };
+            let mut element =
+                |e: &mut Emitter<'_>, i: Value, lanes: usize| load_along_row(e, input, Some(row), i, lanes);
             let result = match reduction {
                 Reduction::Sum => sum(e, n, &mut element),
                 Reduction::Mean => {

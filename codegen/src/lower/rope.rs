@@ -1,8 +1,8 @@
 //! RoPE: the halves of each head's row rotated by the angle of its position (Su et al. 2021; halves, as transformers'
 //! `rotate_half`).
 
-use cranelift_codegen::ir::types::F32X4;
 use cranelift_codegen::ir::InstBuilder;
+use cranelift_codegen::ir::types::F32X4;
 use lapidary_ir::Dim;
 
 use super::elementwise::{load_along_row, store_along_row};

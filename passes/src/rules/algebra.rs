@@ -29,7 +29,8 @@ pub(super) const RULES: &[Rule] = &[
             rhs: "(mean ?x ?axis)",
             when: |m| {
                 let Some(axis) = m.int("?axis").and_then(|a| usize::try_from(a).ok()) else { return false };
-                let Some(length) = m.tensor("?x").and_then(|t| t.shape.get(axis).and_then(|d| d.fixed())) else {
+                let Some(length) = m.tensor("?x").and_then(|t| t.shape.get(axis).and_then(|d| d.fixed()))
+                else {
                     return false;
                 };
                 match m.bound("?n") {

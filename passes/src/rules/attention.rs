@@ -201,7 +201,9 @@ fn repeats_heads(m: &mut Match<'_>) -> bool {
         return false;
     };
     let k = &k.shape;
-    let (Some(&Dim::Fixed(groups)), Some(&Dim::Fixed(repeat))) = (k.first(), wide.get(1)) else { return false };
+    let (Some(&Dim::Fixed(groups)), Some(&Dim::Fixed(repeat))) = (k.first(), wide.get(1)) else {
+        return false;
+    };
     k.len() == 3
         && split == [k[0], Dim::Fixed(1), k[1], k[2]]
         && wide == [k[0], Dim::Fixed(repeat), k[1], k[2]]

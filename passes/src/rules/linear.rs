@@ -52,7 +52,8 @@ pub(super) const RULES: &[Rule] = &[
             lhs: &["(mul (cast (gather ?table ?ids) f32) ?s)", "(mul (gather ?table ?ids) ?s)"],
             rhs: "(embedding ?table ?ids ?s)",
             when: |m| {
-                m.num("?s").is_some() && m.tensor("?table").is_some_and(|t| t.dtype.is_float() && t.rank() >= 2)
+                m.num("?s").is_some()
+                    && m.tensor("?table").is_some_and(|t| t.dtype.is_float() && t.rank() >= 2)
             },
         },
     },

@@ -280,9 +280,13 @@ pub(crate) fn commuted(pattern: &str) -> Vec<String> {
         let mut rows: Vec<Vec<String>> = vec![vec![]];
         for item in items {
             let forms = spell(item);
-            rows = rows.iter().flat_map(|r| forms.iter().map(move |f| [&r[..], std::slice::from_ref(f)].concat())).collect();
+            rows = rows
+                .iter()
+                .flat_map(|r| forms.iter().map(move |f| [&r[..], std::slice::from_ref(f)].concat()))
+                .collect();
         }
-        let commutes = rows.first().is_some_and(|r| r.len() == 3 && matches!(r[0].as_str(), "add" | "mul" | "and"));
+        let commutes =
+            rows.first().is_some_and(|r| r.len() == 3 && matches!(r[0].as_str(), "add" | "mul" | "and"));
         let mut all: Vec<String> = rows.iter().map(|r| format!("({})", r.join(" "))).collect();
         if commutes {
             all.extend(rows.iter().filter(|r| r[1] != r[2]).map(|r| format!("({} {} {})", r[0], r[2], r[1])));
@@ -313,9 +317,15 @@ mod tests {
 
     #[test]
     fn commuting() {
-        assert_eq!(commuted("(mul ?a (add ?b 1.0))"), [
-            "(mul ?a (add ?b 1.0))", "(mul ?a (add 1.0 ?b))", "(mul (add ?b 1.0) ?a)", "(mul (add 1.0 ?b) ?a)",
-        ]);
+        assert_eq!(
+            commuted("(mul ?a (add ?b 1.0))"),
+            [
+                "(mul ?a (add ?b 1.0))",
+                "(mul ?a (add 1.0 ?b))",
+                "(mul (add ?b 1.0) ?a)",
+                "(mul (add 1.0 ?b) ?a)",
+            ]
+        );
         assert_eq!(commuted("(mul ?x ?x)"), ["(mul ?x ?x)"]);
         assert_eq!(commuted("(sub ?a ?b)"), ["(sub ?a ?b)"]);
     }

@@ -59,7 +59,8 @@ pub(super) const RULES: &[Rule] = &[
             rhs: "(gelu_tanh ?x)",
             when: |m| {
                 let sqrt_two_over_pi = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
-                m.num("?c").is_some_and(|c| about(c, sqrt_two_over_pi)) && m.num("?a").is_some_and(|a| about(a, 0.044715))
+                m.num("?c").is_some_and(|c| about(c, sqrt_two_over_pi))
+                    && m.num("?a").is_some_and(|a| about(a, 0.044715))
             },
         },
     },
