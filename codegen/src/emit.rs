@@ -428,7 +428,13 @@ impl<'a> Emitter<'a> {
         let flags = Self::load_flags(readonly);
         let offset = offset as i32;
         match (dtype, lanes) {
-            (DType::F32, 4) => self.b.ins().load(F32X4, flags, address, offset),
+            (DType::F32, 4) if self.features.fma => self.b.ins().load(F32X4, flags, address, offset),
+            // Without AVX Cranelift 0.135 folds a load into `cmpps`, which faults where the address is not aligned; a
+            // bitcast keeps it apart.
+            (DType::F32, 4) => {
+                let x = self.b.ins().load(I32X4, flags, address, offset);
+                self.bitcast(F32X4, x)
+            }
             (DType::F32, _) => {
                 let x = self.b.ins().load(F32, flags, address, offset);
                 self.b.ins().splat(F32X4, x)

@@ -116,7 +116,8 @@ pub enum Body {
         /// Added to the mean square.
         eps: f32,
     },
-    /// x (T, K), \[norm weight (K) if there is a prologue\], weights (N, K) ..; outputs (T, N) .. .
+    /// x (T, K), f32 unless there is a prologue, \[norm weight (K) if there is one\], weights (N, K) ..; outputs
+    /// (T, N) .. .
     Linear {
         /// eps of an RMSNorm applied to x as it is read.
         prologue: Option<f32>,

@@ -285,6 +285,19 @@ impl Scheduler<'_> {
         if view.inner_stride() == 1 || !long { Ok(view) } else { Ok(self.copy(id, &view)) }
     }
 
+    /// An f32 operand in memory whose last axis is contiguous: what microkernels read.
+    fn wide_rows(&mut self, id: Id) -> Result<View, Error> {
+        let view = self.rows(id)?;
+        if view.dtype == DType::F32 {
+            return Ok(view);
+        }
+        let dims = view.dims();
+        let order: Vec<usize> = (0..dims.len()).collect();
+        let to = self.temporary(DType::F32, &dims, &order);
+        self.push_rows(id, Body::Elementwise(Elementwise::Copy), vec![view], to.clone());
+        Ok(to)
+    }
+
     /// Evaluates a term of constants into the table of constants.
     fn fold(&mut self, id: Id) -> Result<View, Error> {
         let immediate =
@@ -669,7 +682,7 @@ impl Scheduler<'_> {
     fn linear(&mut self, id: Id, x: Id, weights: Id, epilogue: Id) -> Done {
         let (mut inputs, prologue) = match &self.values[usize::from(x)] {
             Value::Prologue { x, w, eps } => (vec![x.clone(), w.clone()], Some(*eps)),
-            _ => (vec![self.rows(x)?], None),
+            _ => (vec![self.wide_rows(x)?], None),
         };
         let Op::Weights(list) = self.op(weights).clone() else { unreachable!("weights were inferred") };
         let mut views = vec![];

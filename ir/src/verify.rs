@@ -313,7 +313,10 @@ mod tests {
         assert!(broken(&|f| f.outputs.push(("y".into(), Id::from(0)))).contains("two outputs"));
         assert!(broken(&|f| f.outputs.push(("é".into(), Id::from(0)))).contains("output name"));
         assert!(broken(&|f| f.outputs.push(("z".into(), Id::from(9)))).contains("node 9 of 1"));
-        assert!(broken(&|f| drop(f.body.add(Op::Input(InputId(7))))).contains("not declared"));
+        let undeclared = broken(&|f| {
+            f.body.add(Op::Input(InputId(7)));
+        });
+        assert!(undeclared.contains("not declared"));
         let late = vec![Op::Neg(Id::from(1)), Op::Num(Num::new(1.0))];
         assert!(broken(&|f| f.body = late.clone().into()).contains("before"));
     }

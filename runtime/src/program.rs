@@ -178,6 +178,14 @@ impl Function {
         })
     }
 
+    /// The smallest variant that serves `rows` rows.
+    ///
+    /// # Panics
+    /// As [`Function::variant_index`].
+    pub fn variant(&self, rows: usize) -> &Variant {
+        &self.variants[self.variant_index(rows)]
+    }
+
     /// The index of the slot of this name.
     pub fn slot(&self, name: &str) -> Option<usize> {
         self.slots.iter().position(|s| s.name == name)

@@ -196,7 +196,7 @@ impl Attention<'_> {
         let first_head = e.scale(group, self.repeat as i64);
         let first_head = e.b.ins().iadd(first_head, head);
 
-        let (low, high) = self.columns(e, first, rows_here, first_head, heads_here);
+        let (low, high, gap) = self.columns(e, first, rows_here, first_head, heads_here);
         self.pack(e, columns);
         self.clear(e);
         let k = e.base(self.k);
@@ -207,13 +207,16 @@ impl Attention<'_> {
             let left = e.b.ins().isub(high, key);
             let count = e.i64(BLOCK as i64);
             let count = e.min(left, count);
-            self.block(e, k, v, key, count, low, columns);
+            self.widen(e, k, v, key, count);
+            e.when(gap, |e| self.hide(e, key, count));
+            self.block(e, key, count, low, columns);
             vec![]
         });
         self.store(e, columns);
     }
 
-    /// Fills the columns' ranges and addresses; the range of keys that any column sees.
+    /// Fills the columns' ranges and addresses; the range of keys that any column sees, and whether (not 0) there may be
+    /// keys in it that none does, as positions that do not follow each other make them.
     fn columns(
         &self,
         e: &mut Emitter<'_>,
@@ -221,7 +224,7 @@ impl Attention<'_> {
         rows: Value,
         first_head: Value,
         heads: Value,
-    ) -> (Value, Value) {
+    ) -> (Value, Value, Value) {
         let flags = MemFlagsData::new().with_notrap();
         let (zero, panel, keys) = (e.i64(0), e.i64(self.shape.micro.mr as i64), e.keys());
         // Columns that stand for nobody see no key.
@@ -234,7 +237,7 @@ impl Attention<'_> {
             }
             vec![]
         });
-        let range = e.for_range(zero, rows, 1, &[keys, zero], |e, r, range| {
+        let range = e.for_range(zero, rows, 1, &[keys, zero, zero], |e, r, range| {
             let row = e.b.ins().iadd(first, r);
             let (low, high) = key_range(e, self.pos, self.window, row, keys);
             e.for_range(zero, heads, 1, &[], |e, h, _| {
@@ -260,9 +263,20 @@ impl Attention<'_> {
             let some = e.b.ins().icmp(IntCC::SignedLessThan, low, high);
             let lower = e.min(range[0], low);
             let higher = e.b.ins().smax(range[1], high);
-            vec![e.b.ins().select(some, lower, range[0]), e.b.ins().select(some, higher, range[1])]
+            let any = e.b.ins().icmp(IntCC::SignedLessThan, range[0], range[1]);
+            let after = e.b.ins().icmp(IntCC::SignedGreaterThan, low, range[1]);
+            let before = e.b.ins().icmp(IntCC::SignedLessThan, high, range[0]);
+            let apart = e.b.ins().bor(after, before);
+            let apart = e.b.ins().band(apart, any);
+            let apart = e.b.ins().band(apart, some);
+            let apart = e.b.ins().uextend(I64, apart);
+            vec![
+                e.b.ins().select(some, lower, range[0]),
+                e.b.ins().select(some, higher, range[1]),
+                e.b.ins().bor(range[2], apart),
+            ]
         });
-        (range[0], range[1])
+        (range[0], range[1], range[2])
     }
 
     /// Queries to the panel; columns past the last are the last again.
@@ -315,19 +329,8 @@ impl Attention<'_> {
         fill(e, self.highest, panel, UNSEEN);
     }
 
-    /// `count` keys from `key`.
-    #[allow(clippy::too_many_arguments)]
-    fn block(
-        &self,
-        e: &mut Emitter<'_>,
-        k: Value,
-        v: Value,
-        key: Value,
-        count: Value,
-        low: Value,
-        columns: Value,
-    ) {
-        self.widen(e, k, v, key, count);
+    /// `count` keys from `key`, widened.
+    fn block(&self, e: &mut Emitter<'_>, key: Value, count: Value, low: Value, columns: Value) {
         let zero = e.i64(0);
         let head_dim = e.i64(self.head_dim as i64);
         let micro = self.shape.micro;
@@ -388,6 +391,40 @@ impl Attention<'_> {
                     e.store(DType::F32, value, to, d as i64 * stride, 4);
                 }
                 vec![]
+            });
+            vec![]
+        });
+    }
+
+    /// Zeroes the values of keys that no column sees: their share is 0, but what they hold may be no number.
+    fn hide(&self, e: &mut Emitter<'_>, key: Value, count: Value) {
+        let zero = e.i64(0);
+        let panel = e.i64(self.shape.micro.mr as i64);
+        e.for_range(zero, count, 1, &[], |e, j, _| {
+            let key = e.b.ins().iadd(key, j);
+            let seen = e.for_range(zero, panel, 1, &[zero], |e, c, seen| {
+                let at = e.scale(c, 4);
+                let low = e.b.ins().iadd(self.low, at);
+                let low = e.load_index(low);
+                let high = e.b.ins().iadd(self.high, at);
+                let high = e.load_index(high);
+                let after = e.b.ins().icmp(IntCC::SignedGreaterThanOrEqual, key, low);
+                let before = e.b.ins().icmp(IntCC::SignedLessThan, key, high);
+                let both = e.b.ins().band(after, before);
+                let both = e.b.ins().uextend(I64, both);
+                vec![e.b.ins().bor(seen[0], both)]
+            })[0];
+            let hidden = e.b.ins().icmp(IntCC::Equal, seen, zero);
+            e.when(hidden, |e| {
+                let (n, none) = (e.i64(self.head_dim as i64), e.splat(0.0));
+                let at = e.scale(j, 4);
+                let to = e.b.ins().iadd(self.values, at);
+                e.for_range(zero, n, 1, &[], |e, d, _| {
+                    let at = e.scale(d, padded(BLOCK) as i64);
+                    let at = e.b.ins().iadd(to, at);
+                    e.store(DType::F32, none, at, 0, 1);
+                    vec![]
+                });
             });
             vec![]
         });

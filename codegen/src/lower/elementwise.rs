@@ -53,13 +53,16 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, op: Elementwise) {
     });
 }
 
+/// What is done at a row: the index of each axis but the last.
+pub(super) type AtRow<'a> = dyn FnMut(&mut Emitter<'_>, &[(usize, Value)]) + 'a;
+
 /// Runs the body for every index of the axes that are no tile axes.
 pub(super) fn over_axes(
     e: &mut Emitter<'_>,
     dims: &[Dim],
     axes: &[usize],
     at: Vec<(usize, Value)>,
-    body: &mut dyn FnMut(&mut Emitter<'_>, &[(usize, Value)]),
+    body: &mut AtRow<'_>,
 ) {
     let Some((&axis, rest)) = axes.split_first() else { return body(e, &at) };
     let (zero, n) = (e.i64(0), e.length(dims[axis]));
@@ -201,11 +204,7 @@ fn apply(e: &mut Emitter<'_>, op: Elementwise, kernel: &Kernel, x: &[Value], i: 
         Elementwise::Mul => e.b.ins().fmul(x[0], x[1]),
         Elementwise::Div => e.b.ins().fdiv(x[0], x[1]),
         Elementwise::Pow => match kernel.inputs[1].base {
-            Base::Number(n) if n == 2.0 => e.b.ins().fmul(x[0], x[0]),
-            Base::Number(n) if n == 3.0 => {
-                let square = e.b.ins().fmul(x[0], x[0]);
-                e.b.ins().fmul(square, x[0])
-            }
+            Base::Number(n) if n.fract() == 0.0 && n.abs() <= 16.0 => whole_power(e, x[0], n as i32),
             _ => math::pow(e, x[0], x[1]),
         },
         Elementwise::Lt if integer => e.b.ins().icmp(IntCC::SignedLessThan, x[0], x[1]),
@@ -230,4 +229,26 @@ fn apply(e: &mut Emitter<'_>, op: Elementwise, kernel: &Kernel, x: &[Value], i: 
             if is_integer(kernel.outputs[0].dtype) { index } else { e.b.ins().fcvt_from_sint(F32X4, index) }
         }
     }
+}
+
+/// x to a whole power, by squaring: any sign of x.
+fn whole_power(e: &mut Emitter<'_>, x: Value, power: i32) -> Value {
+    let one = e.splat(1.0);
+    let mut result = None;
+    let mut square = x;
+    let mut left = power.unsigned_abs();
+    while left > 0 {
+        if left & 1 == 1 {
+            result = Some(match result {
+                Some(result) => e.b.ins().fmul(square, result),
+                None => square,
+            });
+        }
+        left >>= 1;
+        if left > 0 {
+            square = e.b.ins().fmul(square, square);
+        }
+    }
+    let result = result.unwrap_or(one);
+    if power < 0 { e.b.ins().fdiv(one, result) } else { result }
 }

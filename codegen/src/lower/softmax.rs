@@ -1,10 +1,10 @@
 //! Softmax of rows, over all of a row or a range of keys, and the mask that marks such a range.
 
-use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::Dim;
 
-use super::elementwise::{load_along_row, over_axes, store_along_row};
+use super::elementwise::{AtRow, load_along_row, over_axes, store_along_row};
 use super::reduce;
 use crate::emit::Emitter;
 use crate::kernel::{Kernel, Maximum};
@@ -42,7 +42,10 @@ pub(super) fn lower(
             };
             let max = match maximum {
                 Maximum::Online => {
-                    Some(reduce::max(e, count, &mut |e: &mut Emitter<'_>, i, lanes| load(e, i, lanes)))
+                    // Finite: of -inf alone every share is 0, not NaN.
+                    let max = reduce::max(e, count, &mut |e: &mut Emitter<'_>, i, lanes| load(e, i, lanes));
+                    let least = e.splat(f32::MIN);
+                    Some(e.fmax(max, least))
                 }
                 Maximum::Bounded => None,
             };
@@ -54,6 +57,9 @@ pub(super) fn lower(
                 store_along_row(e, output, p, out, i, lanes);
                 p
             });
+            let (zero, one) = (e.splat(0.0), e.splat(1.0));
+            let nothing = e.b.ins().fcmp(FloatCC::Equal, total, zero);
+            let total = e.choose(nothing, one, total);
             e.for_lanes(count, &[], |e, i, lanes, _| {
                 let i = e.b.ins().iadd(i, low);
                 let p = load_along_row(e, output, Some(out), i, lanes);
@@ -88,7 +94,7 @@ pub(super) fn lower_mask(e: &mut Emitter<'_>, kernel: &Kernel, window: Option<us
 }
 
 /// Runs the body for each row of the output.
-fn for_rows(e: &mut Emitter<'_>, kernel: &Kernel, body: &mut dyn FnMut(&mut Emitter<'_>, &[(usize, Value)])) {
+fn for_rows(e: &mut Emitter<'_>, kernel: &Kernel, body: &mut AtRow<'_>) {
     let output = &kernel.outputs[0];
     let dims = output.dims();
     let tile_axes = Kernel::tile_axes(output);

@@ -1,0 +1,270 @@
+//! Linear kernels against f64 loops: shapes, prologues, epilogues, several weights.
+
+use lapidary_codegen::kernel::{Body, Epilogue, Kernel};
+use lapidary_codegen::lower::{linear, pack};
+use lapidary_codegen::micro;
+use lapidary_codegen::target::{Placement, Target};
+use lapidary_codegen::view::{Base, Capacity, View};
+use lapidary_ir::BLOCK;
+use lapidary_ir::DType::{self, F32};
+use lapidary_ir::Dim::{Fixed, Rows};
+
+use super::harness::*;
+use super::norm::norm;
+
+/// How weights may be stored.
+pub(crate) const WEIGHTS: [DType; 5] = [F32, DType::BF16, DType::F16, DType::Q8, DType::Q4];
+
+/// What the schedule makes of a linear kernel: itself, or a packing of x and itself over the panels.
+pub(crate) fn steps(linear: &Kernel, cpu: &str, slots: &mut Vec<Slot>) -> Vec<Kernel> {
+    let features = Target::new(cpu, Placement::Jit).expect("a target").features;
+    let Body::Linear { prologue, epilogue, .. } = linear.body else { unreachable!("a linear kernel") };
+    let (x, weights) = linear.inputs.split_at(1 + usize::from(prologue.is_some()));
+    let (rows, capacity) = (x[0].axes[0].dim, linear.capacity);
+    let micro = micro::select(capacity.of(rows), &features);
+    if !micro.is_packed() {
+        return vec![linear.clone()];
+    }
+    let Fixed(k) = weights[0].axes[1].dim else { unreachable!("weights have fixed shapes") };
+    let panels = pack::packed(Base::Slot(slots.len()), rows, k, capacity, micro.mr);
+    slots.push(Slot::unwritten(F32, capacity.elements(&panels.dims())));
+    let tiles = pack::tiles(rows, capacity, micro.mr);
+    let pack = kernel(Body::Pack { prologue }, x.to_vec(), vec![panels.clone()], tiles, capacity);
+    let mut product = linear.clone();
+    product.body = Body::Linear { prologue: None, epilogue, panel: Some(micro.mr) };
+    product.inputs = std::iter::once(panels).chain(weights.iter().cloned()).collect();
+    vec![pack, product]
+}
+
+/// Runs a linear kernel whole.
+fn run_whole(linear: &Kernel, cpu: &str, rows: usize, slots: &mut Vec<Slot>) {
+    for step in steps(linear, cpu, slots) {
+        let machine = Machine::new(&step, cpu);
+        machine.run(rows, 1, slots, &[(0, machine.tiles(rows))]);
+    }
+}
+
+/// A linear kernel and how it is called.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    pub(crate) cpu: &'static str,
+    pub(crate) capacity: usize,
+    pub(crate) rows: usize,
+    pub(crate) k: usize,
+    /// Rows of each weight, and how it is stored.
+    pub(crate) weights: Vec<(usize, DType)>,
+    pub(crate) x: DType,
+    pub(crate) output: DType,
+    pub(crate) prologue: Option<f32>,
+    pub(crate) epilogue: Epilogue,
+    /// Only the call's last row.
+    pub(crate) last_row: bool,
+}
+
+impl Case {
+    fn random(random: &mut Random) -> Case {
+        let capacity = random.one_of(&[1, 1, 2, 3, 4, 5, 7, 8, 9, 16, 19, 40]);
+        let ks: Vec<usize> = (1..71).chain([288, 288, 288]).collect();
+        let n = random.one_of(&[1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 48, 50, 515]);
+        let epilogue = random.one_of(&[Epilogue::Store, Epilogue::Softcap(3.0), Epilogue::Gate]);
+        let dtype = random.one_of(&WEIGHTS);
+        let weights = match epilogue {
+            Epilogue::Gate => vec![(n, dtype), (n, random.one_of(&WEIGHTS))],
+            Epilogue::Store | Epilogue::Softcap(_) => (0..1 + random.below(3))
+                .map(|i| if i == 0 { (n, dtype) } else { (1 + random.below(40), random.one_of(&WEIGHTS)) })
+                .collect(),
+        };
+        let prologue = random.one_of(&[None, Some(1e-6)]);
+        let quantised = weights.iter().any(|w: &(usize, DType)| w.1.is_quantised());
+        Case {
+            cpu: random.one_of(&CPUS),
+            capacity,
+            rows: 1 + random.below(capacity),
+            k: if quantised { BLOCK * random.one_of(&[1, 2, 3, 5, 9, 40]) } else { random.one_of(&ks) },
+            weights,
+            x: if prologue.is_some() { random.one_of(&FLOATS) } else { F32 },
+            output: random.one_of(&[F32, F32, F32, DType::BF16]),
+            prologue,
+            epilogue,
+            last_row: random.below(4) == 0,
+        }
+    }
+
+    fn kernel(&self, random: &mut Random) -> (Kernel, Vec<Slot>) {
+        let (capacity, k) = (self.capacity, self.k);
+        let pad = random.below(3);
+        let features = Target::new(self.cpu, Placement::Jit).expect("a target").features;
+        let mut slots = vec![Slot::of(self.x, &random.floats(capacity * (k + pad)))];
+        let mut inputs = vec![view(0, self.x, &[(Rows, k + pad), (Fixed(k), 1)])];
+        if self.last_row {
+            inputs[0] = inputs[0].sliced(0, -1, 1);
+        }
+        let rows = inputs[0].axes[0].dim;
+        if self.prologue.is_some() {
+            let dtype = random.one_of(&FLOATS);
+            inputs.push(view(slots.len(), dtype, &[(Fixed(k), 1)]));
+            slots.push(Slot::of(dtype, &random.floats(k)));
+        }
+        let mut weights: Vec<View> = vec![];
+        for &(n, dtype) in &self.weights {
+            weights.push(view(slots.len(), dtype, &[(Fixed(n), k), (Fixed(k), 1)]));
+            slots.push(if dtype.is_quantised() {
+                Slot::quantised(dtype, n, k, random)
+            } else {
+                Slot::of(dtype, &random.floats(n * k))
+            });
+        }
+        let outputs = if self.epilogue == Epilogue::Gate { 1 } else { self.weights.len() };
+        let outputs: Vec<View> = self.weights[..outputs]
+            .iter()
+            .map(|&(n, _)| {
+                let output = view(slots.len(), self.output, &[(rows, n + pad), (Fixed(n), 1)]);
+                slots.push(Slot::unwritten(self.output, capacity * (n + pad)));
+                output
+            })
+            .collect();
+        let called = if self.last_row { 1 } else { capacity };
+        let tiles = linear::tiles(&weights, self.epilogue, called, &features);
+        inputs.extend(weights);
+        let body = Body::Linear { prologue: self.prologue, epilogue: self.epilogue, panel: None };
+        (kernel(body, inputs, outputs, tiles, Capacity { rows: capacity, keys: 1 }), slots)
+    }
+
+    pub(crate) fn check(&self, random: &mut Random) {
+        let (kernel, mut slots) = self.kernel(random);
+        for step in steps(&kernel, self.cpu, &mut slots) {
+            run_checked(&step, self.cpu, self.rows, 1, &mut slots, random);
+        }
+        self.compare(&kernel, &slots);
+    }
+
+    /// Against sums in f64.
+    fn compare(&self, kernel: &Kernel, slots: &[Slot]) {
+        let k = self.k;
+        let mut inputs = kernel.inputs.iter().map(|v| read(v, slots, self.rows, 1));
+        let mut x = inputs.next().expect("x");
+        if let Some(eps) = self.prologue {
+            let w = inputs.next().expect("a norm's weight");
+            for row in x.chunks_mut(k) {
+                norm(row, &w, eps);
+            }
+        }
+        // (value, sum of magnitudes) of every element of every weight's product
+        let products: Vec<Vec<(f64, f64)>> = inputs
+            .map(|w| {
+                let dot = |a: &[f64], b: &[f64]| {
+                    let terms = a.iter().zip(b).map(|(a, b)| a * b);
+                    terms.fold((0.0, 0.0), |(sum, size), term: f64| (sum + term, size + term.abs()))
+                };
+                x.chunks(k).flat_map(|x| w.chunks(k).map(move |w| dot(x, w))).collect()
+            })
+            .collect();
+        for (i, output) in kernel.outputs.iter().enumerate() {
+            let want: Vec<f64> = (0..products[i].len())
+                .map(|at| match self.epilogue {
+                    Epilogue::Store => products[i][at].0,
+                    Epilogue::Softcap(cap) => f64::from(cap) * (products[i][at].0 / f64::from(cap)).tanh(),
+                    Epilogue::Gate => gelu(products[0][at].0) * products[1][at].0,
+                })
+                .collect();
+            let got = read(output, slots, self.rows, 1);
+            assert_close(&format!("{self:?} output {i}"), self.output, &got, &want, |at| {
+                let size = match self.epilogue {
+                    Epilogue::Store => products[i][at].1,
+                    Epilogue::Softcap(_) => products[i][at].1 + 3.0,
+                    Epilogue::Gate => (1.0 + products[0][at].1) * (1.0 + products[1][at].1),
+                };
+                3e-6 * size + 1e-7
+            });
+        }
+    }
+}
+
+fn gelu(x: f64) -> f64 {
+    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+}
+
+#[test]
+fn any_shape() {
+    let mut random = Random(1);
+    for _ in 0..400 {
+        Case::random(&mut random).check(&mut random);
+    }
+}
+
+/// A row's result has the same bits whatever rows are beside it, wherever it stands.
+#[test]
+fn rows_do_not_meet() {
+    let mut random = Random(3);
+    for capacity in [2, 4, 6, 8, 19] {
+        for prologue in [None, Some(1e-6)] {
+            let case = Case {
+                cpu: "native",
+                capacity,
+                rows: capacity,
+                k: 45,
+                weights: vec![(37, DType::BF16)],
+                x: F32,
+                output: F32,
+                prologue,
+                epilogue: Epilogue::Store,
+                last_row: false,
+            };
+            let (kernel, mut slots) = case.kernel(&mut random);
+            run_whole(&kernel, case.cpu, capacity, &mut slots);
+            let all = read(&kernel.outputs[0], &slots, capacity, 1);
+            let x = read(&kernel.inputs[0], &slots, capacity, 1);
+            for row in 0..capacity {
+                let mut alone = slots.clone();
+                for (i, &x) in x[row * case.k..][..case.k].iter().enumerate() {
+                    alone[0].set(i, x as f32);
+                }
+                run_whole(&kernel, case.cpu, 1, &mut alone);
+                let alone = read(&kernel.outputs[0], &alone, 1, 1);
+                assert_eq!(alone, all[row * 37..][..37], "row {row} of {capacity}");
+            }
+        }
+    }
+}
+
+/// Fusing a norm into a linear kernel changes no bit.
+#[test]
+fn a_prologue_is_the_norm() {
+    let mut random = Random(4);
+    for (k, capacity, cpu) in [(7, 1, "native"), (288, 3, "native"), (61, 19, "native"), (61, 5, "x86-64-v2")]
+    {
+        let mut case = Case {
+            cpu,
+            capacity,
+            rows: capacity,
+            k,
+            weights: vec![(21, DType::BF16)],
+            x: F32,
+            output: F32,
+            prologue: Some(1e-5),
+            epilogue: Epilogue::Store,
+            last_row: false,
+        };
+        let (fused, mut slots) = case.kernel(&mut random);
+        run_whole(&fused, cpu, capacity, &mut slots);
+        let want = read(&fused.outputs[0], &slots, capacity, 1);
+
+        let normed = view(slots.len(), F32, &[(Rows, k), (Fixed(k), 1)]);
+        slots.push(Slot::unwritten(F32, capacity * k));
+        let norm = kernel(
+            Body::RmsNorm { eps: 1e-5 },
+            fused.inputs[..2].to_vec(),
+            vec![normed.clone()],
+            Kernel::row_tiles(&normed),
+            fused.capacity,
+        );
+        let machine = Machine::new(&norm, cpu);
+        machine.run(capacity, 1, &mut slots, &[(0, machine.tiles(capacity))]);
+        case.prologue = None;
+        let mut plain = fused.clone();
+        plain.body = Body::Linear { prologue: None, epilogue: Epilogue::Store, panel: None };
+        plain.inputs = vec![normed, fused.inputs[2].clone()];
+        run_whole(&plain, cpu, capacity, &mut slots);
+        assert_eq!(read(&plain.outputs[0], &slots, capacity, 1), want, "k {k}, {capacity} rows");
+    }
+}

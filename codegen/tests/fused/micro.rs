@@ -1,0 +1,69 @@
+//! Every row of the table of microkernels over blocks cut at every edge, against sums in f64.
+
+use lapidary_codegen::kernel::Epilogue;
+use lapidary_codegen::micro::{self, MICROKERNELS, Microkernel, TILE_K};
+use lapidary_codegen::target::{Placement, Target};
+use lapidary_ir::BLOCK;
+use lapidary_ir::DType::F32;
+
+use super::harness::*;
+use super::linear::{Case, WEIGHTS};
+
+/// Numbers of rows that a kernel may be made for.
+const CAPACITIES: [usize; 15] = [1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 32, 40, 512];
+
+/// Where a row of the table is taken: the CPUs of this machine and the capacities.
+fn taken(microkernel: &Microkernel) -> Vec<(&'static str, usize)> {
+    let mut places = vec![];
+    for cpu in runnable() {
+        let features = Target::new(cpu, Placement::Jit).unwrap().features;
+        let fits = |&rows: &usize| micro::select(rows, &features).name == microkernel.name;
+        places.extend(CAPACITIES.into_iter().filter(fits).map(|rows| (cpu, rows)));
+    }
+    places
+}
+
+#[test]
+fn every_microkernel() {
+    let mut random = Random(2);
+    for microkernel in MICROKERNELS {
+        let places = taken(microkernel);
+        if places.is_empty() {
+            let native = Target::new("native", Placement::Jit).unwrap().features;
+            assert!(
+                !(microkernel.runs_on)(&native),
+                "no CPU and no number of rows takes {}",
+                microkernel.name
+            );
+            eprintln!("skipped: {} does not run on this machine", microkernel.name);
+            continue;
+        }
+        for (cpu, capacity) in places {
+            // Large calls are slow and their edges those of smaller ones.
+            if capacity == 512 && CAPACITIES.iter().any(|&c| c < 512 && c > 4 * microkernel.mr) {
+                continue;
+            }
+            for weight in WEIGHTS {
+                let shapes = microkernel.shapes.iter().map(|s| s.1).chain([microkernel.block_rows()]);
+                for n in shapes.flat_map(|nr| [1, nr - 1, nr, nr + 1, 3 * nr - 2]) {
+                    let k = random.one_of(&[1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 67, 131, TILE_K + 5]);
+                    let k = if weight.is_quantised() { k.next_multiple_of(BLOCK) } else { k };
+                    let rows = random.one_of(&[1, capacity, capacity, 1 + random.0 as usize % capacity]);
+                    let case = Case {
+                        cpu,
+                        capacity,
+                        rows,
+                        k: k.max(1),
+                        weights: vec![(n.max(1), weight)],
+                        x: F32,
+                        output: F32,
+                        prologue: None,
+                        epilogue: Epilogue::Store,
+                        last_row: false,
+                    };
+                    case.check(&mut random);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,474 @@
+//! Random functions of every primitive operator.
+//!
+//! In: choices. Out: a well-typed function, and for each output how far f32 arithmetic may take it: every value has a
+//! bound of its size and of its error, which its operator carries on. What is discontinuous (comparisons, argmax, casts
+//! to 16 bits) is done to exact values alone, and divisors, roots and powers are kept away from where they blow up.
+
+use lapidary_ir::{Builder, DType, Dim, Function, Id, InputKind, Op};
+
+/// One piece: its kind, and numbers by which it picks operands and attributes.
+pub(crate) type Choice = (u8, usize, usize, usize);
+
+/// Kinds of pieces.
+const KINDS: u8 = 30;
+
+/// The unit in the last place of 1 in f32.
+const ULP: f64 = 1.2e-7;
+
+/// The most rows and keys that a function is called with.
+const MOST: (usize, usize) = (17, 40);
+
+/// A function, and the error allowed to each output.
+pub(crate) struct Generated {
+    pub(crate) function: Function,
+    pub(crate) errors: Vec<f64>,
+}
+
+#[derive(Clone, Debug)]
+struct Value {
+    id: Id,
+    dtype: DType,
+    dims: Vec<Dim>,
+    /// No element is larger.
+    size: f64,
+    /// No element is further off.
+    error: f64,
+}
+
+struct Generator {
+    b: Builder,
+    values: Vec<Value>,
+    outputs: Vec<(String, Value)>,
+    caches: usize,
+}
+
+/// The function that these choices spell.
+pub(crate) fn function(choices: &[Choice]) -> Generated {
+    use Dim::{Fixed, Rows};
+    let mut g = Generator { b: Builder::new("random"), values: vec![], outputs: vec![], caches: 0 };
+    g.input("x", InputKind::Rows, DType::F32, &[Rows, Fixed(6)], 6.0);
+    g.input("heads", InputKind::Rows, DType::F32, &[Fixed(2), Rows, Fixed(5)], 6.0);
+    g.input("half", InputKind::Rows, DType::BF16, &[Rows, Fixed(4)], 6.0);
+    g.input("w", InputKind::Weight, DType::F32, &[Fixed(6)], 6.0);
+    g.input("m", InputKind::Weight, DType::BF16, &[Fixed(7), Fixed(6)], 6.0);
+    g.input("pos", InputKind::Rows, DType::I32, &[Rows], MOST.1 as f64);
+    let table = g.input("table", InputKind::Weight, DType::F16, &[Fixed(5), Fixed(6)], 6.0);
+    // The first gather says how far ids go.
+    let ids = g.input("ids", InputKind::Rows, DType::I32, &[Rows], 4.0);
+    let row = g.b.add(Op::Gather([table.id, ids.id]));
+    g.push(row, DType::F16, vec![Rows, Fixed(6)], 6.0, 0.0);
+    for &choice in choices {
+        let _ = g.piece(choice);
+    }
+    let last = g.values.len() - 1;
+    for (name, at) in [("last", last), ("second", last.saturating_sub(2)), ("middle", last / 2)] {
+        g.outputs.push((name.into(), g.values[at].clone()));
+    }
+    let mut errors = vec![];
+    for (name, value) in &g.outputs {
+        g.b.output(name, value.id);
+        errors.push(value.error);
+    }
+    Generated { function: g.b.finish(), errors }
+}
+
+/// How two shapes broadcast.
+fn broadcast(a: &[Dim], b: &[Dim]) -> Option<Vec<Dim>> {
+    let rank = a.len().max(b.len());
+    let at = |s: &[Dim], i: usize| (i + s.len()).checked_sub(rank).map_or(Dim::Fixed(1), |i| s[i]);
+    (0..rank)
+        .map(|i| match (at(a, i), at(b, i)) {
+            (a, b) if a == b => Some(a),
+            (Dim::Fixed(1), d) | (d, Dim::Fixed(1)) => Some(d),
+            _ => None,
+        })
+        .collect()
+}
+
+fn longest(dim: Dim) -> usize {
+    match dim {
+        Dim::Fixed(n) => n,
+        Dim::Rows => MOST.0,
+        Dim::Keys => MOST.1,
+    }
+}
+
+impl Value {
+    fn is_exact_f32(&self) -> bool {
+        self.dtype == DType::F32 && self.error == 0.0
+    }
+}
+
+impl Generator {
+    fn input(&mut self, name: &str, kind: InputKind, dtype: DType, dims: &[Dim], size: f64) -> Value {
+        let id = self.b.input(name, kind, dtype, dims);
+        let value = Value { id, dtype, dims: dims.to_vec(), size, error: 0.0 };
+        self.values.push(value.clone());
+        value
+    }
+
+    /// Keeps a value, unless it is too large or too far off; what grows is scaled down.
+    fn push(&mut self, id: Id, dtype: DType, dims: Vec<Dim>, size: f64, error: f64) -> Option<Value> {
+        let elements: usize = dims.iter().map(|&d| longest(d)).product();
+        if elements > 20_000 || dims.len() > 4 || error > 1e-2 || !size.is_finite() {
+            return None;
+        }
+        let mut value = Value { id, dtype, dims, size, error };
+        if dtype == DType::F32 && size > 1e3 {
+            let factor = (8.0 / size) as f32;
+            let by = self.b.num(factor);
+            value.id = self.b.add(Op::Mul([id, by]));
+            value.error = error * f64::from(factor) + 10.0 * ULP;
+            value.size = 8.1;
+        } else if dtype == DType::I32 && size > 1e6 {
+            return None;
+        }
+        self.values.push(value.clone());
+        Some(value)
+    }
+
+    /// The `i`th value, from the newest on, that fits.
+    fn pick(&self, i: usize, fits: impl Fn(&Value) -> bool) -> Option<Value> {
+        let all: Vec<&Value> = self.values.iter().rev().filter(|v| fits(v)).collect();
+        // The newest often, so that terms grow deep.
+        let i = if i.is_multiple_of(3) { 0 } else { i / 3 };
+        (!all.is_empty()).then(|| all[i % all.len()].clone())
+    }
+
+    /// A second operand that broadcasts with the first.
+    fn partner(&self, j: usize, x: &Value, fits: impl Fn(&Value) -> bool) -> Option<(Value, Vec<Dim>)> {
+        let y = self.pick(j, |v| fits(v) && broadcast(&x.dims, &v.dims).is_some())?;
+        let dims = broadcast(&x.dims, &y.dims)?;
+        Some((y, dims))
+    }
+
+    /// x² + c: positive.
+    fn positive(&mut self, x: &Value, c: f32) -> Value {
+        let number = self.b.num(c);
+        let square = self.b.add(Op::Mul([x.id, x.id]));
+        let id = self.b.add(Op::Add([square, number]));
+        let size = x.size * x.size + f64::from(c);
+        Value { id, size, error: 2.0 * x.size * x.error + 2.0 * ULP * size, ..x.clone() }
+    }
+
+    fn attribute(&mut self, n: usize) -> Id {
+        self.b.int(n as i64)
+    }
+
+    /// Adds a piece, if there are operands for it.
+    fn piece(&mut self, (kind, i, j, k): Choice) -> Option<Value> {
+        use Dim::{Fixed, Keys, Rows};
+        let is_f32 = |v: &Value| v.dtype == DType::F32;
+        let unary =
+            |v: &Value, size: f64, slope: f64| (v.dims.clone(), size, slope * v.error + 4.0 * ULP * size);
+        match kind % KINDS {
+            0 => {
+                let x = self.pick(i, is_f32)?;
+                let id = self.b.add(Op::Neg(x.id));
+                self.push(id, x.dtype, x.dims, x.size, x.error)
+            }
+            1 => {
+                let x = self.pick(i, is_f32)?;
+                let x = self.positive(&x, 1.0);
+                let id = self.b.add(Op::Recip(x.id));
+                let (dims, size, error) = unary(&x, 1.0, 1.0);
+                self.push(id, DType::F32, dims, size, error)
+            }
+            2 => {
+                let x = self.pick(i, is_f32)?;
+                let x = self.positive(&x, 0.25);
+                let (op, size, slope) =
+                    if j % 2 == 0 { (Op::Sqrt(x.id), x.size, 1.0) } else { (Op::Rsqrt(x.id), 2.0, 4.0) };
+                let id = self.b.add(op);
+                let (dims, size, error) = unary(&x, size, slope);
+                self.push(id, DType::F32, dims, size, error)
+            }
+            3 => {
+                let x = self.pick(i, |v| is_f32(v) && v.size <= 8.0)?;
+                let id = self.b.add(Op::Exp(x.id));
+                let (dims, size, error) = unary(&x, x.size.exp(), x.size.exp());
+                self.push(id, DType::F32, dims, size, error)
+            }
+            4 => {
+                let x = self.pick(i, is_f32)?;
+                let id = self.b.add(Op::Tanh(x.id));
+                let (dims, size, error) = unary(&x, 1.0, 1.0);
+                self.push(id, DType::F32, dims, size, error)
+            }
+            5 => {
+                let x = self.pick(i, is_f32)?;
+                let id = self.b.add(if j % 2 == 0 { Op::Cos(x.id) } else { Op::Sin(x.id) });
+                let (dims, size, error) = unary(&x, 1.0, 1.0);
+                self.push(id, DType::F32, dims, size, error)
+            }
+            // Casts: to 16 bits, between those, and wider.
+            6 => {
+                let to = [DType::BF16, DType::F16][j % 2];
+                let x = self.pick(i, |v| v.dtype.is_float() && v.dtype != to && v.error == 0.0)?;
+                let dtype = self.b.dtype(to);
+                let id = self.b.add(Op::Cast([x.id, dtype]));
+                self.push(id, to, x.dims, 1.01 * x.size, 0.0)
+            }
+            7 | 8 => {
+                let x = self.pick(i, |v| !matches!(v.dtype, DType::F32 | DType::Bool))?;
+                let dtype = self.b.dtype(DType::F32);
+                let id = self.b.add(Op::Cast([x.id, dtype]));
+                self.push(id, DType::F32, x.dims, x.size, x.error)
+            }
+            9..=12 => {
+                let integer = k % 4 == 0;
+                let dtype = if integer { DType::I32 } else { DType::F32 };
+                let x = self.pick(i, |v| v.dtype == dtype)?;
+                let (y, dims) = self.partner(j, &x, |v| v.dtype == dtype)?;
+                let (op, size, error) = match kind % 3 {
+                    0 => (Op::Add([x.id, y.id]), x.size + y.size, x.error + y.error),
+                    1 => (Op::Sub([x.id, y.id]), x.size + y.size, x.error + y.error),
+                    _ => (Op::Mul([x.id, y.id]), x.size * y.size, x.size * y.error + y.size * x.error),
+                };
+                let id = self.b.add(op);
+                self.push(id, dtype, dims, size, if integer { 0.0 } else { error + ULP * size })
+            }
+            // With a number.
+            13 => {
+                let x = self.pick(i, is_f32)?;
+                let number = [0.5, 2.0, -3.0, 0.044715, 0.0][j % 5];
+                let c = self.b.num(number);
+                let number = f64::from(number.abs());
+                let (op, size, error) = match k % 3 {
+                    0 => (Op::Add([c, x.id]), x.size + number, x.error),
+                    1 => (Op::Mul([x.id, c]), x.size * number, x.error * number),
+                    _ => (Op::Sub([c, x.id]), x.size + number, x.error),
+                };
+                let id = self.b.add(op);
+                self.push(id, DType::F32, x.dims, size, error + ULP * size)
+            }
+            14 => {
+                let x = self.pick(i, is_f32)?;
+                let (y, dims) = self.partner(j, &x, is_f32)?;
+                let y = self.positive(&y, 1.0);
+                let id = self.b.add(Op::Div([x.id, y.id]));
+                self.push(id, DType::F32, dims, x.size, x.error + x.size * y.error + 2.0 * ULP * x.size)
+            }
+            15 => {
+                let x = self.pick(i, is_f32)?;
+                let power = [2.0, 3.0, 0.5, -1.5, -0.5, 4.0][j % 6];
+                let by = self.b.num(power);
+                let power = f64::from(power);
+                let whole = power.fract() == 0.0 && power > 0.0;
+                let (x, least) = if whole { (x, 0.0) } else { (self.positive(&x, 0.25), 0.25) };
+                let id = self.b.add(Op::Pow([x.id, by]));
+                let size = x.size.powf(power).max(if whole { 0.0 } else { f64::powf(least, power) });
+                let slope = power.abs()
+                    * x.size.powf(power - 1.0).max(if whole { 0.0 } else { f64::powf(least, power - 1.0) });
+                let rounding = (4.0 + 2.0 * power.abs() * (x.size + 4.0).ln()) * ULP * size;
+                self.push(id, DType::F32, x.dims, size, slope * x.error + rounding)
+            }
+            16 => {
+                let y = self.pick(i, |v| is_f32(v) && v.size <= 6.0)?;
+                let base = self.b.num(2.5);
+                let id = self.b.add(Op::Pow([base, y.id]));
+                let log = 2.5f64.ln();
+                let size = (y.size * log).exp();
+                self.push(
+                    id,
+                    DType::F32,
+                    y.dims,
+                    size,
+                    size * (log * y.error + (3.0 + 2.0 * log * y.size) * ULP),
+                )
+            }
+            17 => {
+                let x = self.pick(i, |v| v.dtype == DType::I32 || v.is_exact_f32())?;
+                let (y, dims) = self.partner(j, &x, |v| v.dtype == x.dtype && v.error == 0.0)?;
+                let id = self.b.add(if k % 2 == 0 { Op::Lt([x.id, y.id]) } else { Op::Le([x.id, y.id]) });
+                self.push(id, DType::Bool, dims, 1.0, 0.0)
+            }
+            18 => {
+                let x = self.pick(i, |v| v.dtype == DType::Bool)?;
+                let (y, dims) = self.partner(j, &x, |v| v.dtype == DType::Bool)?;
+                let id = self.b.add(Op::And([x.id, y.id]));
+                self.push(id, DType::Bool, dims, 1.0, 0.0)
+            }
+            19 => {
+                let c = self.pick(i, |v| v.dtype == DType::Bool)?;
+                let (x, dims) = self.partner(j, &c, |v| matches!(v.dtype, DType::F32 | DType::I32))?;
+                let seen = Value { dims, ..c.clone() };
+                let (y, dims) = self.partner(k, &seen, |v| v.dtype == x.dtype)?;
+                let id = self.b.add(Op::Select([c.id, x.id, y.id]));
+                self.push(id, x.dtype, dims, x.size.max(y.size), x.error.max(y.error))
+            }
+            20 | 21 => {
+                let argmax = k % 4 == 3;
+                let x = self.pick(i, |v| is_f32(v) && !v.dims.is_empty() && (!argmax || v.error == 0.0))?;
+                let axis = j % x.dims.len();
+                let n = longest(x.dims[axis]) as f64;
+                let id = self.attribute(axis);
+                let (op, size, error) = match k % 4 {
+                    0 => (Op::Sum([x.id, id]), n * x.size, n * x.error + 4.0 * ULP * n * x.size),
+                    1 => (Op::Mean([x.id, id]), x.size, x.error + 4.0 * ULP * x.size),
+                    2 => (Op::Max([x.id, id]), x.size, x.error),
+                    _ => (Op::Argmax([x.id, id]), n, 0.0),
+                };
+                let mut dims = x.dims.clone();
+                dims[axis] = Fixed(1);
+                let id = self.b.add(op);
+                self.push(id, if argmax { DType::I32 } else { DType::F32 }, dims, size, error)
+            }
+            22 | 23 => {
+                let a = self.pick(i, |v| is_f32(v) && v.dims.len() >= 2)?;
+                let r = a.dims.len();
+                let fits = |v: &Value| {
+                    is_f32(v)
+                        && v.dims.len() == r
+                        && v.dims[..r - 2] == a.dims[..r - 2]
+                        && v.dims[r - 2] == a.dims[r - 1]
+                };
+                // Or one by its own transpose, or by another's.
+                let turned = |v: &Value| {
+                    is_f32(v)
+                        && v.dims.len() == r
+                        && v.dims[..r - 2] == a.dims[..r - 2]
+                        && v.dims[r - 1] == a.dims[r - 1]
+                };
+                let b = match self.pick(j, fits) {
+                    Some(b) if k % 2 == 0 => b,
+                    _ => {
+                        let b = self.pick(j, turned)?;
+                        let mut order: Vec<usize> = (0..r).collect();
+                        order.swap(r - 2, r - 1);
+                        self.transposed(&b, &order)
+                    }
+                };
+                let n = longest(a.dims[r - 1]) as f64;
+                let mut dims = a.dims.clone();
+                dims[r - 1] = b.dims[r - 1];
+                let id = self.b.add(Op::Matmul([a.id, b.id]));
+                let error = n * (a.size * b.error + b.size * a.error) + 4.0 * ULP * n * a.size * b.size;
+                self.push(id, DType::F32, dims, n * a.size * b.size, error)
+            }
+            24 => {
+                let x = self.pick(i, |v| !v.dims.is_empty())?;
+                let mut dims = x.dims.clone();
+                let axis = j % dims.len();
+                match (k % 3, dims[axis], dims.get(axis + 1).copied()) {
+                    (0, Fixed(a), Some(Fixed(b))) => {
+                        dims[axis] = Fixed(a * b);
+                        dims.remove(axis + 1);
+                    }
+                    (1, Fixed(6), _) => {
+                        dims[axis] = Fixed(2);
+                        dims.insert(axis + 1, Fixed(3));
+                    }
+                    (_, Fixed(1), _) => {
+                        dims.remove(axis);
+                    }
+                    _ => dims.insert(axis, Fixed(1)),
+                }
+                let to = self.b.dims(&dims);
+                let id = self.b.add(Op::Reshape([x.id, to]));
+                self.push(id, x.dtype, dims, x.size, x.error)
+            }
+            25 => {
+                let x = self.pick(i, |v| v.dims.len() >= 2)?;
+                let mut order: Vec<usize> = (0..x.dims.len()).collect();
+                order.swap(j % x.dims.len(), k % x.dims.len());
+                order.rotate_left(i % 2);
+                let x = self.transposed(&x, &order);
+                self.push(x.id, x.dtype, x.dims, x.size, x.error)
+            }
+            26 => {
+                let x = self.pick(i, |v| v.dims.contains(&Fixed(1)))?;
+                let axis = x.dims.iter().position(|&d| d == Fixed(1))?;
+                let mut dims = x.dims.clone();
+                dims[axis] = [Fixed(3), Rows, Keys][j % 3];
+                let to = self.b.dims(&dims);
+                let id = self.b.add(Op::Broadcast([x.id, to]));
+                self.push(id, x.dtype, dims, x.size, x.error)
+            }
+            27 => {
+                let x = self.pick(i, |v| v.dims.iter().any(|&d| d != Keys))?;
+                let axes: Vec<usize> = (0..x.dims.len()).filter(|&a| x.dims[a] != Keys).collect();
+                let axis = axes[j % axes.len()];
+                let (start, length) = match x.dims[axis] {
+                    Fixed(n) => {
+                        let start = k % n;
+                        let length = 1 + i % (n - start);
+                        (if j % 2 == 0 { start as i64 } else { start as i64 - n as i64 }, length)
+                    }
+                    Rows | Keys => (-1, 1),
+                };
+                let mut dims = x.dims.clone();
+                dims[axis] = Fixed(length);
+                let (a, s, l) = (self.attribute(axis), self.b.int(start), self.attribute(length));
+                let id = self.b.add(Op::Slice([x.id, a, s, l]));
+                self.push(id, x.dtype, dims, x.size, x.error)
+            }
+            28 => {
+                let x = self.pick(i, |v| v.dims.iter().any(|d| d.fixed().is_some()))?;
+                let axes: Vec<usize> = (0..x.dims.len()).filter(|&a| x.dims[a].fixed().is_some()).collect();
+                let axis = axes[k % axes.len()];
+                let joins = |v: &Value| {
+                    v.dtype == x.dtype
+                        && v.dims.len() == x.dims.len()
+                        && (0..x.dims.len())
+                            .all(|a| v.dims[a] == x.dims[a] || (a == axis && v.dims[a].fixed().is_some()))
+                };
+                let y = self.pick(j, joins)?;
+                let mut dims = x.dims.clone();
+                dims[axis] = Fixed(longest(x.dims[axis]) + longest(y.dims[axis]));
+                let a = self.attribute(axis);
+                let id = self.b.add(Op::Concat([x.id, y.id, a]));
+                self.push(id, x.dtype, dims, x.size.max(y.size), x.error.max(y.error))
+            }
+            _ => match i % 3 {
+                0 => {
+                    let (dim, dtype) = ([Fixed(5), Rows, Keys][j % 3], [DType::I32, DType::F32][k % 2]);
+                    let (dims, of) = (self.b.dims(&[dim]), self.b.dtype(dtype));
+                    let id = self.b.add(Op::Iota([dims, of]));
+                    self.push(id, dtype, vec![dim], longest(dim) as f64, 0.0)
+                }
+                1 => {
+                    let table = self.pick(j, |v| v.dims.first() == Some(&Fixed(5)))?;
+                    let ids = self.values.iter().find(|v| v.size == 4.0 && v.dtype == DType::I32)?.id;
+                    let id = self.b.add(Op::Gather([table.id, ids]));
+                    let dims = [&[Rows][..], &table.dims[1..]].concat();
+                    self.push(id, table.dtype, dims, table.size, table.error)
+                }
+                _ => self.append(j, k),
+            },
+        }
+    }
+
+    fn transposed(&mut self, x: &Value, order: &[usize]) -> Value {
+        let axes: Vec<Dim> = order.iter().map(|&a| Dim::Fixed(a)).collect();
+        let axes = self.b.dims(&axes);
+        let id = self.b.add(Op::Transpose([x.id, axes]));
+        Value { id, dims: order.iter().map(|&a| x.dims[a]).collect(), ..x.clone() }
+    }
+
+    /// Appends rows to a cache of their own.
+    fn append(&mut self, j: usize, k: usize) -> Option<Value> {
+        if self.caches == 2 {
+            return None;
+        }
+        let dtype = [DType::F32, DType::BF16, DType::F16][k % 3];
+        let rows = self.pick(j, |v| {
+            let fits = matches!(v.dims[..], [Dim::Fixed(_), Dim::Rows, Dim::Fixed(_)]);
+            fits && v.dtype == DType::F32 && (v.error == 0.0 || dtype == DType::F32)
+        })?;
+        self.caches += 1;
+        let name = format!("cache{}", self.caches);
+        let dims = vec![rows.dims[0], Dim::Keys, rows.dims[2]];
+        let cache = self.b.input(&name, InputKind::Cache { window: None }, dtype, &dims);
+        let mut from = rows.id;
+        if dtype != DType::F32 && k.is_multiple_of(2) {
+            let to = self.b.dtype(dtype);
+            from = self.b.add(Op::Cast([from, to]));
+        }
+        let id = self.b.add(Op::Append([cache, from]));
+        let value = Value { id, dtype, dims, size: 1.01 * rows.size.max(6.0), error: rows.error };
+        self.outputs.push((name, value.clone()));
+        self.values.push(value.clone());
+        Some(value)
+    }
+}
