@@ -182,7 +182,7 @@ fn windows(len: usize, most: usize, stride: usize) -> Vec<Window> {
     all
 }
 
-/// -log softmax(logits)[target], in nats.
+/// Minus the logarithm of the target's probability, in nats.
 fn negative_log_likelihood(logits: &[f32], target: u32) -> f64 {
     log_sum_exp(logits) - f64::from(logits[target as usize])
 }

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 
-/// Whether there is work that looks at [`flow`].
+/// Whether there is work that looks at [`Work::flow`].
 static WORKING: AtomicBool = AtomicBool::new(false);
 /// Whether it was asked to stop.
 static ASKED: AtomicBool = AtomicBool::new(false);

@@ -1,7 +1,7 @@
 //! Lapidary's code generator: a fused graph to machine code.
 //!
 //! graph → [`schedule`] (kernels over views) → [`memory`] (offsets in one arena) → [`lower`] (Cranelift IR) → [`jit`]
-//! (machine code) → a `Program` for the runtime. [`compile`] runs it all, passes included.
+//! (machine code) → a `Program` for the runtime. [`compile()`] runs it all, passes included.
 //!
 //! | module | holds |
 //! |---|---|

@@ -817,7 +817,7 @@ mod tests {
     fn append_replaces_the_last_rows_and_rounds() {
         let source = "function f(%c: bf16[1,S,1] cache, %x: f32[1,T,1] rows) { return c=(append %c %x) }";
         let cache = Tensor::new(DType::BF16, &[1, 3, 1], vec![7., 8., 9.]);
-        let y = run(source, &[cache, Tensor::from_f32(&[1, 2, 1], &[1.00390625, 2.0])]).remove(0);
+        let y = run(source, &[cache, Tensor::from_f32(&[1, 2, 1], &[1.003_906_2, 2.0])]).remove(0);
         assert_eq!((y.dtype, y.data), (DType::BF16, vec![7., 1., 2.]));
     }
 

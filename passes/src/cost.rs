@@ -39,6 +39,8 @@ impl Machine {
 
 /// A view, an attribute: small, so that fewer win, but above 0.
 const EPSILON: f64 = 1.0;
+/// Share of the shorter of moving and computing that does not hide behind the longer.
+const OVERLAP: f64 = 0.05;
 
 /// Prices nodes of a graph for calls of one extent.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +83,8 @@ impl CostModel {
         let moving = w.memory_bytes / m.memory + w.cache_bytes / m.cache;
         let computing =
             w.flops / m.flops + w.loose_flops / m.loose_flops + w.transcendentals * m.transcendental;
-        EPSILON + w.launches * m.launch + moving.max(computing)
+        // What overlaps costs the longer of the two; a little of the shorter settles ties.
+        EPSILON + w.launches * m.launch + moving.max(computing) + OVERLAP * moving.min(computing)
     }
 
     /// What a node's kernel does; `None` if it is no kernel.
@@ -119,7 +122,8 @@ impl CostModel {
             | Op::Output(_) => return None,
             // Views.
             Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_) => return None,
-            Op::Slice([x, ..]) if !has_keys(data(*x)) => return None,
+            // A view, but one that must be copied where the caller wants it: the smaller the better.
+            Op::Slice([x, ..]) if !has_keys(data(*x)) => work.launches = 0.0,
             Op::Cast([x, _]) if matches!(&data(id).ty, Type::Tensor(t) if widens(&data(*x).ty, t.dtype)) => {
                 return None;
             }

@@ -1,7 +1,7 @@
 //! Lapidary's fusion passes: a function of primitives in, the cheapest fused form out.
 //!
 //! The pipeline is straight, and [`PIPELINE`] lists it. Rules are rows of tables ([`rules`]), their conditions read
-//! e-class data ([`analysis`]), and what they make is chosen by price ([`cost`], [`extract`]). Saturation happens once a
+//! e-class data ([`analysis`]), and what they make is chosen by price ([`cost`], [`mod@extract`]). Saturation happens once a
 //! function; extraction once a row regime, for prices depend on the number of rows.
 //!
 //! | module | holds |
@@ -9,9 +9,9 @@
 //! | [`rules`] | the rewrite rules, as data |
 //! | [`analysis`] | types, value ranges and leaves of e-classes |
 //! | [`range`] | intervals |
-//! | [`saturate`] | equality saturation, with its limits and report |
+//! | [`mod@saturate`] | equality saturation, with its limits and report |
 //! | [`cost`] | what a kernel costs on a machine |
-//! | [`extract`] | the cheapest term, sharing counted |
+//! | [`mod@extract`] | the cheapest term, sharing counted |
 
 #![forbid(unsafe_code)]
 

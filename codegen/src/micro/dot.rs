@@ -314,9 +314,9 @@ fn quantised_256(a: &mut CodeAssembler, dot: Dot) -> Done {
         }
         Ok(())
     })?;
-    for r in 0..rows {
+    for (r, &sum) in XMM.iter().enumerate().take(rows) {
         reduce(a, r)?;
-        a.vmovss(dword_ptr(C + r as i32 * 4), XMM[r])?;
+        a.vmovss(dword_ptr(C + r as i32 * 4), sum)?;
     }
     Ok(())
 }
