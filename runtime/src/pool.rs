@@ -4,7 +4,7 @@
 //! since the next launch mostly follows within microseconds. Tiles are taken off one atomic counter in contiguous
 //! chunks. A launch ends when the tiles are done: a worker that wakes too late to take part is not waited for.
 //!
-//! All of it hangs on one word, [`Shared::state`]: the launch's number (epoch), whether it is closed to newcomers,
+//! All of it hangs on one word, `Shared::state`: the launch's number (epoch), whether it is closed to newcomers,
 //! and the workers inside. A worker enters by counting itself in while the launch is open; the caller closes the
 //! launch when no tile is left and waits for the count to fall to zero. The job may be written only while the
 //! word says closed and zero, and read only by who is counted in.
