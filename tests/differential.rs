@@ -102,7 +102,14 @@ impl Operand {
 
 impl Compiled {
     fn new(source: &Function, selection: Selection, cpu: &str) -> Compiled {
-        let options = Options { selection, cpu: cpu.into(), context: CONTEXT, chunk: CHUNK, listings: false };
+        let options = Options {
+            selection,
+            cpu: cpu.into(),
+            context: CONTEXT,
+            chunk: CHUNK,
+            rounded: false,
+            listings: false,
+        };
         let loose = compile_functions(std::slice::from_ref(source), &options)
             .unwrap_or_else(|e| panic!("{e}\n{source}"));
         Compiled { source: source.clone(), loose }

@@ -31,6 +31,7 @@ fn compile(functions: &[Function]) -> Vec<FunctionReport> {
         cpu: "x86-64-v3".into(),
         context: 4096,
         chunk: 512,
+        rounded: false,
         listings: false,
     };
     let reports = compile_functions(functions, &options).unwrap().reports;

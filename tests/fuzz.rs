@@ -187,8 +187,14 @@ fn index(bytes: &[u8]) {
 /// The built-in model's functions as text, as written and fused.
 static FUNCTIONS: LazyLock<Vec<String>> = LazyLock::new(|| {
     let module = module(&Config::from_json(Path::new("tiny"), CONFIGS[0]).unwrap());
-    let options =
-        Options { selection: Selection::all(), cpu: "native".into(), context: 64, chunk: 8, listings: false };
+    let options = Options {
+        selection: Selection::all(),
+        cpu: "native".into(),
+        context: 64,
+        chunk: 8,
+        rounded: false,
+        listings: false,
+    };
     let reports = compile_functions(&module.functions, &options).unwrap().reports;
     let fused = reports.iter().map(|r| r.variants.last().unwrap().function.to_string());
     module.functions.iter().map(ToString::to_string).chain(fused).collect()

@@ -100,6 +100,7 @@ impl CompileArgs {
             cpu: self.cpu.clone(),
             context,
             chunk: (self.chunk as usize).min(context),
+            rounded: self.activations == Activations::Auto,
             listings: false,
         })
     }

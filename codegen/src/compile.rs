@@ -30,6 +30,8 @@ pub struct Options {
     pub context: usize,
     /// The most rows of a call, in tokens.
     pub chunk: usize,
+    /// Whether products may round their activations where that is faster: to bf16, or to blocks of 8 bits.
+    pub rounded: bool,
     /// Whether kernels carry CLIF and disassembly.
     pub listings: bool,
 }
@@ -194,7 +196,12 @@ impl<'a> Compiler<'a> {
         let mut variants = vec![];
         for (&rows, form) in regimes.iter().zip(forms) {
             let capacity = Capacity { rows, keys: options.context };
-            let setting = Setting { capacity, rings: rings.clone(), features: self.target.features };
+            let setting = Setting {
+                capacity,
+                rings: rings.clone(),
+                features: self.target.features,
+                rounded: options.rounded,
+            };
             let mut schedule = schedule::schedule(&form.function, &setting)?;
             self.place_constants(&mut schedule);
             let memory = memory::plan(&schedule.buffers);

@@ -3,7 +3,7 @@
 //! The schedule makes kernels, `lower` turns each into one function of the program's kernel ABI. Tile axes are the axes
 //! that [`Kernel::tile_axes`] gives, in order, row-major; a kernel loops over the others itself.
 
-use lapidary_ir::{Dim, Id};
+use lapidary_ir::{DType, Dim, Id};
 use lapidary_runtime::program::Tiles;
 
 use crate::view::{Capacity, View};
@@ -123,10 +123,13 @@ pub enum Body {
         prologue: Option<f32>,
         /// What happens to the accumulators.
         epilogue: Epilogue,
+        /// How x is held for the products: f32, bf16 (packed only) or q8 (rounded by the kernel itself).
+        operands: DType,
         /// If x comes packed (and without a prologue): rows of a panel.
         panel: Option<usize>,
     },
-    /// x (T, K), \[norm weight (K) if there is a prologue\]; output panels (T / panel, K, panel).
+    /// x (T, K), \[norm weight (K) if there is a prologue\]; output panels f32 (T / panel, K, panel), or bf16 in pairs
+    /// (T / panel, K / 2, 2 panel), K rounded up to even with a 0.
     Pack {
         /// eps of an RMSNorm applied to x as it is read.
         prologue: Option<f32>,

@@ -27,6 +27,8 @@ pub struct Setting {
     pub rings: HashMap<String, usize>,
     /// What the CPU has.
     pub features: Features,
+    /// Whether products may round their activations, to bf16 or to blocks of 8 bits.
+    pub rounded: bool,
 }
 
 /// A temporary: written by kernel `first`, last read by kernel `last`.
@@ -697,17 +699,19 @@ impl Scheduler<'_> {
         let capacity = self.setting.capacity;
         let row_dim = inputs[0].axes[0].dim;
         let rows = capacity.of(row_dim);
-        let micro = micro::select(rows, &self.setting.features);
-        let tiles = linear::tiles(&views, epilogue, rows, &self.setting.features);
-        let mut body = Body::Linear { prologue, epilogue, panel: None };
+        let quantised = views.iter().all(|w| w.dtype.is_quantised());
+        let micro = micro::choose(rows, self.setting.rounded, quantised, &self.setting.features);
+        let operands = micro.operands;
+        let tiles = linear::tiles(&views, epilogue, micro);
+        let mut body = Body::Linear { prologue, epilogue, operands, panel: None };
         if micro.is_packed() {
             let Dim::Fixed(k) = views[0].axes[1].dim else { unreachable!("weights have fixed shapes") };
-            let panel = pack::packed(Base::Number(0.0), row_dim, k, capacity, micro.mr);
-            let panel = self.temporary(DType::F32, &panel.dims(), &[0, 1, 2]);
+            let panel = pack::packed(Base::Number(0.0), row_dim, k, capacity, micro);
+            let panel = self.temporary(operands, &panel.dims(), &[0, 1, 2]);
             let pack = Body::Pack { prologue };
             self.push(id, pack, inputs, vec![panel.clone()], pack::tiles(row_dim, capacity, micro.mr));
             inputs = vec![panel];
-            body = Body::Linear { prologue: None, epilogue, panel: Some(micro.mr) };
+            body = Body::Linear { prologue: None, epilogue, operands, panel: Some(micro.mr) };
         }
         inputs.extend(views);
         match self.types[usize::from(id)].clone() {
@@ -768,7 +772,7 @@ pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
     let rows = kernel.capacity.rows as f64;
     let inner = |v: &View| v.axes.last().map_or(1, |a| kernel.capacity.of(a.dim)) as f64;
     let ns = match &kernel.body {
-        Body::Linear { prologue, epilogue, panel } => {
+        Body::Linear { prologue, epilogue, panel, .. } => {
             let w = &kernel.inputs[1 + usize::from(prologue.is_some())];
             let block = if panel.is_some() { micro::TILE_BLOCK } else { 16 };
             let products = inner(w) * block as f64 * if *epilogue == Epilogue::Gate { 2.0 } else { 1.0 };

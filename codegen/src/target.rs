@@ -21,9 +21,11 @@ pub struct Cpu {
     features: Features,
 }
 
-const PORTABLE: Features = Features { fma: false, avx2: false, avx512: false };
+const PORTABLE: Features = Features { fma: false, avx2: false, avx512: false, vnni: false, bf16: false };
 const AVX2: Features = Features { fma: true, avx2: true, ..PORTABLE };
 const AVX512: Features = Features { avx512: true, ..AVX2 };
+const SAPPHIRE_RAPIDS: Features = Features { vnni: true, ..AVX512 };
+const ZEN4: Features = Features { bf16: true, ..SAPPHIRE_RAPIDS };
 const ARM: Features = Features { fma: true, ..PORTABLE };
 
 const V2: &[&str] = &["has_cmpxchg16b", "has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt"];
@@ -64,6 +66,13 @@ pub const TARGETS: &[Cpu] = &[
     Cpu { name: "x86-64-v2", triple: "x86_64-unknown-linux-gnu", settings: V2, features: PORTABLE },
     Cpu { name: "x86-64-v3", triple: "x86_64-unknown-linux-gnu", settings: V3, features: AVX2 },
     Cpu { name: "x86-64-v4", triple: "x86_64-unknown-linux-gnu", settings: V4, features: AVX512 },
+    Cpu {
+        name: "sapphirerapids",
+        triple: "x86_64-unknown-linux-gnu",
+        settings: V4,
+        features: SAPPHIRE_RAPIDS,
+    },
+    Cpu { name: "znver4", triple: "x86_64-unknown-linux-gnu", settings: V4, features: ZEN4 },
     Cpu { name: "aarch64", triple: "aarch64-unknown-linux-gnu", settings: &[], features: ARM },
 ];
 
@@ -134,6 +143,8 @@ impl Target {
             ("FMA", asked.fma && !here.fma),
             ("AVX2", asked.avx2 && !here.avx2),
             ("AVX-512 F, BW, DQ and VL", asked.avx512 && !here.avx512),
+            ("AVX-512 VNNI", asked.vnni && !here.vnni),
+            ("AVX-512 BF16", asked.bf16 && !here.bf16),
         ];
         if let Some((name, _)) = lacking.iter().find(|(_, lacks)| *lacks) {
             return Some(format!("it needs {name}, which this machine lacks"));
@@ -156,8 +167,18 @@ fn host() -> Features {
             fma: has!("fma"),
             avx2: has!("avx2"),
             avx512: has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl"),
+            vnni: has!("avx512vnni"),
+            bf16: has!("avx512bf16") && is_amd(),
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
     ARM
+}
+
+/// Whether the CPU is AMD's, by its vendor string.
+#[cfg(target_arch = "x86_64")]
+fn is_amd() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    (leaf.ebx, leaf.edx, leaf.ecx)
+        == (u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"enti"), u32::from_le_bytes(*b"cAMD"))
 }

@@ -11,7 +11,7 @@
 
 use std::cell::UnsafeCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,8 @@ struct Shared {
     next: Line<AtomicU64>,
     job: Line<UnsafeCell<Option<Job>>>,
     shutdown: AtomicBool,
+    /// Workers that have allocated what they need.
+    ready: AtomicUsize,
     /// One a worker: set while it is parked, or about to be.
     parked: Vec<Line<AtomicBool>>,
 }
@@ -81,6 +83,7 @@ impl Pool {
             next: Line(AtomicU64::new(0)),
             job: Line(UnsafeCell::new(None)),
             shutdown: AtomicBool::new(false),
+            ready: AtomicUsize::new(0),
             parked: (0..others).map(|_| Line(AtomicBool::new(false))).collect(),
         });
         let mut pool = Self {
@@ -96,10 +99,15 @@ impl Pool {
                 .spawn(move || {
                     // Allocated, and first touched, by the thread that uses it.
                     let mut scratch = Aligned::zeroed(scratch_bytes);
+                    shared.ready.fetch_add(1, Ordering::Release);
                     shared.work(index, scratch.as_mut_ptr());
                 })
                 .map_err(|source| Error::Thread { index: index + 1, source })?;
             pool.workers.push(worker);
+        }
+        // Nothing is allocated from here on.
+        while pool.shared.ready.load(Ordering::Acquire) < others {
+            thread::yield_now();
         }
         Ok(pool)
     }

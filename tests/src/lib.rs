@@ -67,6 +67,7 @@ pub fn compile_model(model: &Model, setup: &Setup) -> Result<Compilation> {
         cpu: setup.cpu.into(),
         context: setup.context.min(config.max_position_embeddings),
         chunk: setup.chunk,
+        rounded: false,
         listings: false,
     };
     Ok(compile(&module, &parts, &options)?)

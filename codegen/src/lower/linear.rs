@@ -5,9 +5,10 @@
 //! a kernel of its own packs x into panels and norms as it packs ([`super::pack`]); here the weights of the tile are
 //! widened part by part into scratch, where every panel of x meets them.
 
-use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
+use cranelift_codegen::ir::types::F32X4;
 use cranelift_codegen::ir::{InstBuilder, Value};
-use lapidary_ir::{DType, Dim};
+use lapidary_ir::{BLOCK, DType, Dim};
 use lapidary_runtime::program::Tiles;
 
 use super::elementwise::store_along_row;
@@ -20,12 +21,12 @@ use crate::math;
 use crate::micro::{self, Block, DOT_ROWS, Dot, Emit, Microkernel, Raw, TILE_BLOCK, TILE_K, TileOperands};
 use crate::view::View;
 
-/// Bytes from one widened weight row to the next: not a power of two, lest rows share cache sets.
-const WEIGHT_STRIDE: usize = (TILE_K + 16) * 4;
+/// Elements from one weight row in scratch to the next: not a power of two, lest rows share cache sets.
+const WEIGHT_ROW: usize = TILE_K + 16;
 
 /// The tile space of a linear kernel: blocks of each weight in turn; for the gate, of both at once.
-pub fn tiles(weights: &[View], epilogue: Epilogue, rows: usize, features: &Features) -> Tiles {
-    let nr = micro::select(rows, features).block_rows();
+pub fn tiles(weights: &[View], epilogue: Epilogue, micro: &Microkernel) -> Tiles {
+    let nr = micro.block_rows();
     let blocks = |w: &View| fixed(w, 0).div_ceil(nr) as u32;
     let fixed = match epilogue {
         Epilogue::Gate => blocks(&weights[0]),
@@ -38,25 +39,29 @@ pub fn tiles(weights: &[View], epilogue: Epilogue, rows: usize, features: &Featu
 pub(super) fn raw_code(
     kernel: &Kernel,
     prologue: Option<f32>,
+    operands: DType,
     features: &Features,
 ) -> Vec<(&'static Microkernel, Raw)> {
     let rows = most_rows(kernel);
-    let micro = micro::select(rows, features);
+    let micro = micro::select(rows, operands, features);
     let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
     let raw: Vec<Raw> = match micro.emit {
         Emit::RawTile(_) => tiling(micro, rows).raw_code(),
-        Emit::RawDot(_) => weights.iter().flat_map(|w| [raw_dot(w, DOT_ROWS), raw_dot(w, 1)]).collect(),
+        Emit::RawDot(_) => {
+            weights.iter().flat_map(|w| [DOT_ROWS, 1].map(|n| raw_dot(w, operands, n))).collect()
+        }
         Emit::Dot(_) | Emit::Inline(_) => vec![],
     };
     raw.into_iter().map(|raw| (micro, raw)).collect()
 }
 
-fn raw_dot(weight: &View, rows: usize) -> Raw {
-    Raw::Dot(Dot { dtype: weight.dtype, k: fixed(weight, 1), rows })
+fn raw_dot(weight: &View, operands: DType, rows: usize) -> Raw {
+    Raw::Dot(Dot { operands, dtype: weight.dtype, k: fixed(weight, 1), rows })
 }
 
 fn tiling(micro: &'static Microkernel, rows: usize) -> Tiling {
-    Tiling { micro, weight_stride: WEIGHT_STRIDE, c_stride: c_stride(micro, rows) }
+    let weight_stride = WEIGHT_ROW * micro.operands.bytes();
+    Tiling { micro, weight_stride, c_stride: c_stride(micro, rows) }
 }
 
 /// Bytes from one row of a tile's results to the next.
@@ -82,23 +87,26 @@ pub(super) fn lower(
     kernel: &Kernel,
     prologue: Option<f32>,
     epilogue: Epilogue,
+    operands: DType,
     panel: Option<usize>,
 ) {
     let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
     let k = fixed(&weights[0], 1);
     let rows = most_rows(kernel);
-    let micro = micro::select(rows, &e.features);
+    let micro = micro::select(rows, operands, &e.features);
     let results = if epilogue == Epilogue::Gate { 2 } else { 1 };
     let mut job = match panel {
         Some(_) => {
             let part = k.div_ceil(k.div_ceil(TILE_K)).next_multiple_of(16).min(TILE_K);
-            let x = Operand::Packed { widened: e.take_scratch(TILE_BLOCK * WEIGHT_STRIDE), part };
+            let held = e.take_scratch(TILE_BLOCK * WEIGHT_ROW * operands.bytes());
+            let x = Operand::Packed { held, part };
             let results = (0..results).map(|_| e.take_scratch(TILE_BLOCK * c_stride(micro, rows))).collect();
             Job { micro, k, x, results, kernel, epilogue, output: 0 }
         }
         None => {
             let normed = prologue.map(|eps| (eps, e.take_scratch(rows * k * 4)));
-            let x = Operand::Rows { normed };
+            let int8 = (operands == DType::Q8).then(|| e.take_scratch(rows * micro::int8_row_bytes(k)));
+            let x = Operand::Rows { normed, int8 };
             let results = (0..results).map(|_| e.take_scratch(rows * micro.block_rows() * 4)).collect();
             Job { micro, k, x, results, kernel, epilogue, output: 0 }
         }
@@ -107,8 +115,15 @@ pub(super) fn lower(
     let any = e.b.ins().icmp(IntCC::SignedLessThan, e.tile_begin, e.tile_end);
     let (begin, end) = (e.tile_begin, e.tile_end);
     e.when(any, |e| {
-        if let Operand::Rows { normed: Some((eps, scratch)) } = job.x {
-            norm_rows(e, kernel, eps, scratch, k);
+        if let Operand::Rows { normed, int8 } = job.x {
+            if let Some((eps, scratch)) = normed {
+                norm_rows(e, kernel, eps, scratch, k);
+            }
+            if let Some(scratch) = int8 {
+                let (x, stride) = job.plain_rows(e);
+                let rows = job.rows(e);
+                round_rows(e, x, stride, rows, k, scratch);
+            }
         }
         let mut first = 0i64;
         let groups: Vec<&[View]> = match epilogue {
@@ -130,9 +145,7 @@ pub(super) fn lower(
                 let width = e.min(left, width);
                 match job.x {
                     Operand::Rows { .. } => job.dot_block(e, group, first, width),
-                    Operand::Packed { widened, part } => {
-                        job.tile_block(e, group, first, width, widened, part)
-                    }
+                    Operand::Packed { held, part } => job.tile_block(e, group, first, width, held, part),
                 }
                 vec![]
             });
@@ -167,10 +180,10 @@ pub(super) fn norm_row_into(e: &mut Emitter<'_>, x: &View, row: Value, w: &View,
 /// How a kernel reads x.
 #[derive(Clone, Copy)]
 enum Operand {
-    /// As it lies, or normed: eps, and where the normed rows are.
-    Rows { normed: Option<(f32, Value)> },
-    /// In panels. Weights are widened into scratch, `part` elements of k at a time.
-    Packed { widened: Value, part: usize },
+    /// As it lies, or normed (eps, and where the normed rows are), or that rounded to 8 bits.
+    Rows { normed: Option<(f32, Value)>, int8: Option<Value> },
+    /// In panels. Weights are held in scratch in the operands' type, `part` elements of k at a time.
+    Packed { held: Value, part: usize },
 }
 
 /// What the blocks of one kernel share.
@@ -191,17 +204,25 @@ impl Job<'_> {
         e.length(self.kernel.outputs[0].axes[0].dim)
     }
 
+    /// The rows of x in f32, and bytes from one to the next.
+    fn plain_rows(&self, e: &mut Emitter<'_>) -> (Value, i64) {
+        match self.x {
+            Operand::Rows { normed: Some((_, scratch)), .. } => (scratch, self.k as i64 * 4),
+            Operand::Rows { normed: None, .. } | Operand::Packed { .. } => {
+                let x = &self.kernel.inputs[0];
+                (e.base(x), x.axes[0].stride * 4)
+            }
+        }
+    }
+
     /// Dot products of `width` weight rows from `first`, for each of the tile's weights; then the epilogue.
     fn dot_block(&self, e: &mut Emitter<'_>, weights: &[View], first: Value, width: Value) {
         let nr = self.micro.block_rows() as i64;
         let n = fixed(&weights[0], 0) as i64;
         let rows = self.rows(e);
         let (x, x_stride) = match self.x {
-            Operand::Rows { normed: Some((_, scratch)) } => (scratch, self.k as i64 * 4),
-            Operand::Rows { normed: None } | Operand::Packed { .. } => {
-                let x = &self.kernel.inputs[0];
-                (e.base(x), x.axes[0].stride * 4)
-            }
+            Operand::Rows { int8: Some(scratch), .. } => (scratch, micro::int8_row_bytes(self.k) as i64),
+            _ => self.plain_rows(e),
         };
         for (weight, &c) in weights.iter().zip(&self.results) {
             let base = e.base(weight);
@@ -274,7 +295,7 @@ impl Job<'_> {
                     let x = e.b.ins().iadd(x.0, at);
                     let at = e.scale(t, nr * 4);
                     let c = e.b.ins().iadd(c, at);
-                    e.call_raw(raw_dot(weight, count), &[x, weights, c]);
+                    e.call_raw(raw_dot(weight, self.micro.operands, count), &[x, weights, c]);
                     vec![]
                 });
                 vec![]
@@ -302,31 +323,34 @@ impl Job<'_> {
         weights: &[View],
         first: Value,
         width: Value,
-        widened: Value,
+        held: Value,
         part: usize,
     ) {
         let rows = self.rows(e);
         let x = e.base(&self.kernel.inputs[0]);
         let mr = self.micro.mr as i64;
         let tiling = tiling(self.micro, most_rows(self.kernel));
+        let operands = self.micro.operands;
+        // bf16 goes in pairs.
+        let per_step = 4 / operands.bytes();
         for (weight, &c) in weights.iter().zip(&self.results) {
             let (zero, k) = (e.i64(0), e.i64(self.k as i64));
             e.for_range(zero, k, part as i64, &[], |e, from, _| {
                 let left = e.b.ins().isub(k, from);
                 let length = e.i64(part as i64);
                 let length = e.min(left, length);
-                widen(e, weight, first, from, length, widened);
+                hold(e, weight, first, from, length, held, operands);
+                let steps = self.steps(e, length);
                 e.for_range(zero, rows, mr, &[], |e, t, _| {
-                    // Panel t / mr starts at element t K.
-                    let panel = e.scale(t, self.k as i64 * 4);
+                    // Panel t / mr starts at step t K (of bf16 at t times half of that); a step is mr words.
+                    let panel = e.scale(t, self.k.div_ceil(per_step) as i64 * 4);
                     let panel = e.b.ins().iadd(x, panel);
-                    let at = e.scale(from, mr * 4);
+                    let at = e.scale(from, mr * 4 / per_step as i64);
                     let panel = e.b.ins().iadd(panel, at);
                     let at = e.scale(t, 4);
                     let c = e.b.ins().iadd(c, at);
                     let left = e.b.ins().isub(rows, t);
-                    let operands =
-                        TileOperands { x: panel, weights: widened, c, k: length, accumulate: from };
+                    let operands = TileOperands { x: panel, weights: held, c, k: steps, accumulate: from };
                     tiling.run(e, &operands, left, width);
                     vec![]
                 });
@@ -334,6 +358,17 @@ impl Job<'_> {
             });
         }
         self.tile_epilogue(e, rows, first, width);
+    }
+
+    /// Steps of k in so many elements.
+    fn steps(&self, e: &mut Emitter<'_>, length: Value) -> Value {
+        match self.micro.operands {
+            DType::BF16 => {
+                let up = e.offset(length, 1);
+                e.b.ins().ushr_imm_u(up, 1)
+            }
+            _ => length,
+        }
     }
 
     /// Results (nr, rows) to the output (rows, nr), four by four.
@@ -398,19 +433,29 @@ fn store_some(e: &mut Emitter<'_>, output: &View, value: Value, row: Value, i: V
     );
 }
 
-/// Widens `length` elements from `from` of the block's weight rows to f32; rows past the end are the last row again.
-fn widen(e: &mut Emitter<'_>, weight: &View, first: Value, from: Value, length: Value, to: Value) {
+/// Holds `length` elements from `from` of the block's weight rows as f32 or bf16; rows past the end are the last row again.
+/// An odd length of bf16 is filled up with a 0.
+fn hold(
+    e: &mut Emitter<'_>,
+    weight: &View,
+    first: Value,
+    from: Value,
+    length: Value,
+    to: Value,
+    operands: DType,
+) {
     let last = e.i64(fixed(weight, 0) as i64 - 1);
     let (zero, rows) = (e.i64(0), e.i64(TILE_BLOCK as i64));
+    let size = operands.bytes() as i64;
     e.for_range(zero, rows, 1, &[], |e, n, _| {
         let row = e.b.ins().iadd(first, n);
         let row = e.min(row, last);
         let base = e.base(weight);
         let row = e.step(weight, 0, base, row);
-        let at = e.scale(n, WEIGHT_STRIDE as i64);
+        let at = e.scale(n, WEIGHT_ROW as i64 * size);
         let to = e.b.ins().iadd(to, at);
         if weight.dtype.is_quantised() {
-            dequantise(e, weight, row, from, length, to);
+            dequantise(e, weight, row, from, length, to, operands);
             return vec![];
         }
         let row = e.step(weight, 1, row, from);
@@ -420,39 +465,109 @@ fn widen(e: &mut Emitter<'_>, weight: &View, first: Value, from: Value, length: 
         e.for_range(zero, whole, 16, &[], |e, i, _| {
             let at = e.scale(i, bytes);
             let row = e.b.ins().iadd(row, at);
-            let at = e.scale(i, 4);
+            let at = e.scale(i, size);
             let to = e.b.ins().iadd(to, at);
+            if weight.dtype == operands {
+                e.copy(row, to, 16 * size);
+                return vec![];
+            }
             let values: [Value; 4] =
                 std::array::from_fn(|v| e.load_readonly(weight.dtype, row, v as i64 * 4 * bytes, 4));
             for (v, value) in values.into_iter().enumerate() {
-                e.store(DType::F32, value, to, v as i64 * 16, 4);
+                e.store(operands, value, to, v as i64 * 4 * size, 4);
             }
             vec![]
         });
         e.for_range(whole, length, 1, &[], |e, i, _| {
             let at = e.scale(i, bytes);
             let row = e.b.ins().iadd(row, at);
-            let at = e.scale(i, 4);
+            let at = e.scale(i, size);
             let to = e.b.ins().iadd(to, at);
             let value = e.load_readonly(weight.dtype, row, 0, 1);
-            e.store(DType::F32, value, to, 0, 1);
+            e.store(operands, value, to, 0, 1);
             vec![]
         });
+        if operands == DType::BF16 {
+            let at = e.scale(length, size);
+            let to = e.b.ins().iadd(to, at);
+            let none = e.splat(0.0);
+            e.store(operands, none, to, 0, 1);
+        }
         vec![]
     });
 }
 
-/// Elements `from..from + length` of one quantised row to f32; both are multiples of four.
-fn dequantise(e: &mut Emitter<'_>, weight: &View, row: Value, from: Value, length: Value, to: Value) {
+/// Elements `from..from + length` of one quantised row; both are multiples of four.
+fn dequantise(
+    e: &mut Emitter<'_>,
+    weight: &View,
+    row: Value,
+    from: Value,
+    length: Value,
+    to: Value,
+    operands: DType,
+) {
     let k = fixed(weight, 1);
     let zero = e.i64(0);
     e.for_range(zero, length, 4, &[], |e, i, _| {
         let element = e.b.ins().iadd(from, i);
         let (values, scale) = e.load_quantised(weight.dtype, row, k, element);
         let value = e.b.ins().fmul(values, scale);
-        let at = e.scale(i, 4);
+        let at = e.scale(i, operands.bytes() as i64);
         let to = e.b.ins().iadd(to, at);
-        e.store(DType::F32, value, to, 0, 4);
+        e.store(operands, value, to, 0, 4);
+        vec![]
+    });
+}
+
+/// Rounds rows of x to 8 bits in blocks, as [`micro::int8_row_bytes`] lays them out: a block's largest magnitude is 127.
+fn round_rows(e: &mut Emitter<'_>, x: Value, stride: i64, rows: Value, k: usize, to: Value) {
+    let (zero, blocks) = (e.i64(0), e.i64((k / BLOCK) as i64));
+    e.for_range(zero, rows, 1, &[], |e, t, _| {
+        let at = e.scale(t, stride);
+        let x = e.b.ins().iadd(x, at);
+        let at = e.scale(t, micro::int8_row_bytes(k) as i64);
+        let to = e.b.ins().iadd(to, at);
+        e.for_range(zero, blocks, 1, &[], |e, b, _| {
+            let at = e.scale(b, BLOCK as i64 * 4);
+            let x = e.b.ins().iadd(x, at);
+            let values: Vec<Value> =
+                (0..BLOCK as i64 / 4).map(|v| e.load(DType::F32, x, v * 16, 4)).collect();
+            let none = e.splat(0.0);
+            let largest = values.iter().fold(none, |most, &v| {
+                let size = e.b.ins().fabs(v);
+                e.fmax(size, most)
+            });
+            let largest = e.max_lanes(largest);
+            let largest = e.b.ins().splat(F32X4, largest);
+            let top = e.splat(127.0);
+            let scale = e.b.ins().fdiv(largest, top);
+            let inverse = e.b.ins().fdiv(top, largest);
+            let some = e.b.ins().fcmp(FloatCC::GreaterThan, largest, none);
+            let inverse = e.choose(some, inverse, none);
+            let quants: Vec<Value> = values
+                .into_iter()
+                .map(|v| {
+                    let v = e.b.ins().fmul(v, inverse);
+                    e.round_to_int(v)
+                })
+                .collect();
+            let sum = quants[1..].iter().fold(quants[0], |sum, &q| e.b.ins().iadd(sum, q));
+            for (half, four) in quants.chunks(4).enumerate() {
+                let low = e.b.ins().snarrow(four[0], four[1]);
+                let high = e.b.ins().snarrow(four[2], four[3]);
+                let bytes = e.b.ins().snarrow(low, high);
+                let at = e.scale(b, BLOCK as i64);
+                let at = e.b.ins().iadd(to, at);
+                e.store_bytes(bytes, at, half as i64 * 16);
+            }
+            let at = e.scale(b, 4);
+            let at = e.b.ins().iadd(to, at);
+            e.store(DType::F32, scale, at, k as i64, 1);
+            let total = e.sum_int_lanes(sum);
+            e.store_int(total, at, (k + k / BLOCK * 4) as i64, 1);
+            vec![]
+        });
         vec![]
     });
 }

@@ -28,7 +28,7 @@ use crate::micro::{Microkernel, Raw};
 /// The raw code that a kernel calls.
 pub fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkernel, Raw)> {
     match kernel.body {
-        Body::Linear { prologue, .. } => linear::raw_code(kernel, prologue, features),
+        Body::Linear { prologue, operands, .. } => linear::raw_code(kernel, prologue, operands, features),
         Body::Attention { .. } => attention_tiles::raw_code(kernel, features),
         _ => vec![],
     }
@@ -50,7 +50,9 @@ pub fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
         Body::Append => append::lower(e, kernel),
         Body::RmsNorm { eps } => norm::lower(e, kernel, *eps, false),
         Body::AddRmsNorm { eps } => norm::lower(e, kernel, *eps, true),
-        Body::Linear { prologue, epilogue, panel } => linear::lower(e, kernel, *prologue, *epilogue, *panel),
+        Body::Linear { prologue, epilogue, operands, panel } => {
+            linear::lower(e, kernel, *prologue, *epilogue, *operands, *panel);
+        }
         Body::Pack { prologue } => pack::lower(e, kernel, *prologue),
         Body::Rope => rope::lower(e, kernel),
         Body::WindowMask { window } => softmax::lower_mask(e, kernel, *window),

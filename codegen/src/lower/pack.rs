@@ -12,7 +12,8 @@ use super::linear::norm_row_into;
 use super::transpose;
 use crate::emit::Emitter;
 use crate::kernel::Kernel;
-use crate::view::{Axis, Base, Capacity, View};
+use crate::micro::Microkernel;
+use crate::view::{Base, Capacity, View};
 
 /// Elements of k that are packed for all rows before the next: they stay in the first cache.
 const PART: i64 = 64;
@@ -26,17 +27,26 @@ pub fn tiles(rows: Dim, capacity: Capacity, panel: usize) -> Tiles {
 }
 
 /// The packed form of (rows, k) in a buffer.
-pub fn packed(base: Base, rows: Dim, k: usize, capacity: Capacity, panel: usize) -> View {
-    let dims = [Dim::Fixed(capacity.of(rows).div_ceil(panel)), Dim::Fixed(k), Dim::Fixed(panel)];
-    View::contiguous(base, DType::F32, &dims, capacity)
+pub fn packed(base: Base, rows: Dim, k: usize, capacity: Capacity, micro: &Microkernel) -> View {
+    let panels = capacity.of(rows).div_ceil(micro.mr);
+    let (steps, width) = match micro.operands {
+        DType::BF16 => (k.div_ceil(2), 2 * micro.mr),
+        _ => (k, micro.mr),
+    };
+    let dims = [panels, steps, width].map(Dim::Fixed);
+    View::contiguous(base, micro.operands, &dims, capacity)
 }
 
 /// Emits the kernel.
 pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, prologue: Option<f32>) {
     let (x, output) = (&kernel.inputs[0], &kernel.outputs[0]);
-    let [_, Axis { dim: Dim::Fixed(k), .. }, Axis { dim: Dim::Fixed(panel), .. }] = output.axes[..] else {
-        unreachable!("panels have fixed shapes")
+    let (Some(Dim::Fixed(k)), Some(Dim::Fixed(width))) =
+        (x.axes.last().map(|a| a.dim), output.axes.last().map(|a| a.dim))
+    else {
+        unreachable!("rows and panels have fixed lengths")
     };
+    let pairs = output.dtype == DType::BF16;
+    let panel = if pairs { width / 2 } else { width };
     let normed = prologue.map(|eps| (eps, e.take_scratch(panel * k * 4)));
     e.for_tiles(|e, tile| {
         let rows = e.length(x.axes[0].dim);
@@ -88,6 +98,20 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, prologue: Option<f32>)
                     let i = e.b.ins().iadd(from, i);
                     let values = addresses.map(|row| load_along_row(e, &read, Some(row), i, lanes));
                     let columns = transpose(e, values);
+                    if pairs {
+                        // A single element k (one at a time, at the end) is a pair's first, its second 0, or its second.
+                        let step = e.b.ins().ushr_imm_u(i, 1);
+                        let at = e.scale(step, panel as i64 * 4);
+                        let out = e.b.ins().iadd(out, at);
+                        if lanes == 4 {
+                            for (j, pair) in columns.chunks(2).enumerate() {
+                                e.store_pairs(pair[0], pair[1], out, (j * panel * 4) as i64);
+                            }
+                        } else {
+                            e.store_half_pair(columns[0], i, out);
+                        }
+                        return vec![];
+                    }
                     let at = e.scale(i, panel as i64 * 4);
                     let out = e.b.ins().iadd(out, at);
                     for (j, column) in columns.into_iter().enumerate().take(lanes) {

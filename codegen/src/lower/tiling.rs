@@ -21,6 +21,7 @@ impl Tiling {
     fn tile(&self, shape: usize) -> Tile {
         let (columns, nr) = self.micro.shapes[shape];
         Tile {
+            operands: self.micro.operands,
             columns,
             nr,
             panel: self.micro.mr,

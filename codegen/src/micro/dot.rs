@@ -180,7 +180,7 @@ pub(super) fn dot_512(dot: Dot) -> Code {
 }
 
 /// The sum of register `i`'s eight lanes, in its first. Clobbers register 15.
-fn reduce(a: &mut CodeAssembler, i: usize) -> Done {
+pub(super) fn reduce(a: &mut CodeAssembler, i: usize) -> Done {
     a.vextractf128(xmm15, YMM[i], 1)?;
     a.vaddps(XMM[i], XMM[i], xmm15)?;
     a.vhaddps(XMM[i], XMM[i], XMM[i])?;

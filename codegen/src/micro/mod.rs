@@ -10,12 +10,13 @@
 
 mod clif;
 mod dot;
+mod dot_int8;
 pub mod probe;
 mod tile;
 
 use cranelift_codegen::ir::Value;
 use iced_x86::IcedError;
-use lapidary_ir::DType;
+use lapidary_ir::{BLOCK, DType};
 
 use crate::emit::{Emitter, Features};
 
@@ -40,6 +41,8 @@ pub struct Block {
 /// A tile's fixed measures: what the code of a [`Emit::RawTile`] or [`Emit::Inline`] is specialised to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tile {
+    /// How x and the weights are held: f32 or bf16.
+    pub operands: DType,
     /// Rows of x, in lanes: at most the panel's.
     pub columns: usize,
     /// Weight rows.
@@ -55,6 +58,8 @@ pub struct Tile {
 /// Dot products' fixed measures: what the code of a [`Emit::RawDot`] is specialised to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Dot {
+    /// How x is held: f32, or q8 as [`int8_row_bytes`] says.
+    pub operands: DType,
     /// Weights' element type.
     pub dtype: DType,
     /// Length of the sums.
@@ -68,7 +73,8 @@ pub struct Dot {
 pub enum Raw {
     /// Operands: x, weights, c, k, accumulate.
     Tile(Tile),
-    /// Operands: x (f32, k), weights, c (f32, rows).
+    /// Operands: x (f32 of length k; or, for a row of the table with operands q8, what [`int8_row_bytes`] says), weights,
+    /// c (f32, rows).
     Dot(Dot),
 }
 
@@ -85,13 +91,13 @@ impl Raw {
 /// A tile's operands in one call.
 #[derive(Clone, Copy)]
 pub struct TileOperands {
-    /// Address of the panel of x, f32 `[k][panel]`.
+    /// Address of the panel of x, f32 `[k][panel]` or bf16 `[k / 2][panel][2]`.
     pub x: Value,
-    /// Address of the first weight row, f32 `[nr][k]`, rows `weight_stride` apart.
+    /// Address of the first weight row, f32 or bf16 `[nr][k]`, rows `weight_stride` apart.
     pub weights: Value,
     /// Address of the results, f32 `[nr][columns]`, rows `c_stride` apart.
     pub c: Value,
-    /// Length of the sums (i64).
+    /// Length of the sums, of bf16 in pairs (i64).
     pub k: Value,
     /// 0 to start the sums, else they are added to what `c` holds (i64).
     pub accumulate: Value,
@@ -120,6 +126,9 @@ pub const DOT_ROWS: usize = 4;
 pub struct Microkernel {
     /// Name.
     pub name: &'static str,
+    /// How x is held: f32; bf16, in pairs along k, and weights so too; q8, rounded to 8 bits in blocks, for quantised
+    /// weights. All but f32 round activations.
+    pub operands: DType,
     /// Rows of x in a panel (dot: in registers).
     pub mr: usize,
     /// Columns and weight rows of each shape of tile, the widest first: `columns` that are left over at the end of the
@@ -136,7 +145,26 @@ pub struct Microkernel {
 /// Every microkernel; of those that fit, the first one is taken.
 pub const MICROKERNELS: &[Microkernel] = &[
     Microkernel {
+        name: "vnni_dot",
+        operands: DType::Q8,
+        mr: 1,
+        shapes: &[(1, 16)],
+        max_rows: 4,
+        runs_on: |f| f.avx512 && f.vnni,
+        emit: Emit::RawDot(dot_int8::dot_vnni),
+    },
+    Microkernel {
+        name: "avx2_int8_dot",
+        operands: DType::Q8,
+        mr: 1,
+        shapes: &[(1, 16)],
+        max_rows: 4,
+        runs_on: |f| f.avx2 && f.fma,
+        emit: Emit::RawDot(dot_int8::dot_avx2),
+    },
+    Microkernel {
         name: "avx512_dot",
+        operands: DType::F32,
         mr: 1,
         shapes: &[(1, 16)],
         max_rows: 4,
@@ -145,6 +173,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
     },
     Microkernel {
         name: "avx2_dot",
+        operands: DType::F32,
         mr: 1,
         shapes: &[(1, 16)],
         max_rows: 4,
@@ -153,6 +182,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
     },
     Microkernel {
         name: "clif_dot",
+        operands: DType::F32,
         mr: 1,
         shapes: &[(1, 16)],
         max_rows: 4,
@@ -160,7 +190,17 @@ pub const MICROKERNELS: &[Microkernel] = &[
         emit: Emit::Dot(clif::dot),
     },
     Microkernel {
+        name: "avx512_bf16_tile",
+        operands: DType::BF16,
+        mr: 48,
+        shapes: &[(48, 8), (32, 12), (16, 24)],
+        max_rows: usize::MAX,
+        runs_on: |f| f.avx512 && f.bf16,
+        emit: Emit::RawTile(tile::tile_bf16),
+    },
+    Microkernel {
         name: "avx512_tile",
+        operands: DType::F32,
         mr: 48,
         shapes: &[(48, 8), (32, 12), (16, 24)],
         max_rows: usize::MAX,
@@ -169,6 +209,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
     },
     Microkernel {
         name: "avx2_tile",
+        operands: DType::F32,
         mr: 16,
         shapes: &[(16, 6), (8, 12)],
         max_rows: usize::MAX,
@@ -177,6 +218,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
     },
     Microkernel {
         name: "clif_tile",
+        operands: DType::F32,
         mr: 8,
         shapes: &[(8, 4), (4, 8)],
         max_rows: usize::MAX,
@@ -212,15 +254,40 @@ impl Microkernel {
     }
 }
 
+/// Bytes of a row of x rounded to 8 bits: k quants (i8), then for each block its scale (f32), then for each block the sum
+/// of its quants (i32); a multiple of 64.
+pub fn int8_row_bytes(k: usize) -> usize {
+    (k + k / BLOCK * 8).next_multiple_of(64)
+}
+
 /// Weight rows that a tile of a linear kernel with packed x covers: a multiple of every shape's.
 pub const TILE_BLOCK: usize = 48;
 
 /// Sums are taken in parts of at most this length, so that their operands stay in cache.
 pub const TILE_K: usize = 1024;
 
-/// The microkernel for calls of up to `rows` rows.
-pub fn select(rows: usize, features: &Features) -> &'static Microkernel {
-    let fits = |m: &&Microkernel| rows <= m.max_rows && (m.runs_on)(features);
+/// The microkernel for calls of up to `rows` rows whose x is held as `operands`.
+pub fn select(rows: usize, operands: DType, features: &Features) -> &'static Microkernel {
+    let fits = |m: &&Microkernel| m.operands == operands && rows <= m.max_rows && (m.runs_on)(features);
+    match MICROKERNELS.iter().find(fits) {
+        Some(m) => m,
+        None => {
+            unreachable!("the portable rows fit everything, and other operands are chosen with their row")
+        }
+    }
+}
+
+/// The best microkernel for calls of up to `rows` rows: `rounded` says whether it may round activations, `quantised`
+/// whether all its weights are.
+pub fn choose(rows: usize, rounded: bool, quantised: bool, features: &Features) -> &'static Microkernel {
+    let fits = |m: &&Microkernel| {
+        let operands = match m.operands {
+            DType::F32 => true,
+            DType::Q8 => rounded && quantised,
+            _ => rounded,
+        };
+        operands && rows <= m.max_rows && (m.runs_on)(features)
+    };
     match MICROKERNELS.iter().find(fits) {
         Some(m) => m,
         None => unreachable!("the portable rows fit everything"),

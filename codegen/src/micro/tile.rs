@@ -2,6 +2,7 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr64, *};
+use lapidary_ir::DType;
 
 use super::{Code, Tile};
 
@@ -25,7 +26,8 @@ trait Vector: Copy + 'static {
     fn load(self, a: &mut CodeAssembler, at: AsmMemoryOperand) -> Result<(), IcedError>;
     fn store(self, a: &mut CodeAssembler, at: AsmMemoryOperand) -> Result<(), IcedError>;
     fn broadcast(self, a: &mut CodeAssembler, at: AsmMemoryOperand) -> Result<(), IcedError>;
-    fn fma(self, a: &mut CodeAssembler, x: Self, y: Self) -> Result<(), IcedError>;
+    /// Adds w x, lane by lane; of bf16 both pairs' products.
+    fn add_product(self, a: &mut CodeAssembler, w: Self, x: Self, operands: DType) -> Result<(), IcedError>;
 }
 
 impl Vector for AsmRegisterZmm {
@@ -43,8 +45,11 @@ impl Vector for AsmRegisterZmm {
     fn broadcast(self, a: &mut CodeAssembler, at: AsmMemoryOperand) -> Result<(), IcedError> {
         a.vbroadcastss(self, at)
     }
-    fn fma(self, a: &mut CodeAssembler, x: Self, y: Self) -> Result<(), IcedError> {
-        a.vfmadd231ps(self, x, y)
+    fn add_product(self, a: &mut CodeAssembler, w: Self, x: Self, operands: DType) -> Result<(), IcedError> {
+        match operands {
+            DType::BF16 => a.vdpbf16ps(self, w, x),
+            _ => a.vfmadd231ps(self, w, x),
+        }
     }
 }
 
@@ -63,13 +68,18 @@ impl Vector for AsmRegisterYmm {
     fn broadcast(self, a: &mut CodeAssembler, at: AsmMemoryOperand) -> Result<(), IcedError> {
         a.vbroadcastss(self, at)
     }
-    fn fma(self, a: &mut CodeAssembler, x: Self, y: Self) -> Result<(), IcedError> {
-        a.vfmadd231ps(self, x, y)
+    fn add_product(self, a: &mut CodeAssembler, w: Self, x: Self, _: DType) -> Result<(), IcedError> {
+        a.vfmadd231ps(self, w, x)
     }
 }
 
 /// 16 lanes; at most 24 sums.
 pub(super) fn tile_512(tile: Tile) -> Code {
+    tile_of::<AsmRegisterZmm>(tile)
+}
+
+/// 16 lanes of pairs of bf16; at most 24 sums.
+pub(super) fn tile_bf16(tile: Tile) -> Code {
     tile_of::<AsmRegisterZmm>(tile)
 }
 
@@ -109,7 +119,7 @@ fn tile_of<V: Vector>(tile: Tile) -> Code {
             for n in 0..tile.nr {
                 w.broadcast(a, ptr(weights + n as i32 * tile.weight_stride + step * 4))?;
                 for (v, &register) in xs.iter().enumerate() {
-                    sums[n * vectors + v].fma(a, w, register)?;
+                    sums[n * vectors + v].add_product(a, w, register, tile.operands)?;
                 }
             }
         }

@@ -18,20 +18,22 @@ pub(crate) const WEIGHTS: [DType; 5] = [F32, DType::BF16, DType::F16, DType::Q8,
 /// What the schedule makes of a linear kernel: itself, or a packing of x and itself over the panels.
 pub(crate) fn steps(linear: &Kernel, cpu: &str, slots: &mut Vec<Slot>) -> Vec<Kernel> {
     let features = Target::new(cpu, Placement::Jit).expect("a target").features;
-    let Body::Linear { prologue, epilogue, .. } = linear.body else { unreachable!("a linear kernel") };
+    let Body::Linear { prologue, epilogue, operands, .. } = linear.body else {
+        unreachable!("a linear kernel")
+    };
     let (x, weights) = linear.inputs.split_at(1 + usize::from(prologue.is_some()));
     let (rows, capacity) = (x[0].axes[0].dim, linear.capacity);
-    let micro = micro::select(capacity.of(rows), &features);
+    let micro = micro::select(capacity.of(rows), operands, &features);
     if !micro.is_packed() {
         return vec![linear.clone()];
     }
     let Fixed(k) = weights[0].axes[1].dim else { unreachable!("weights have fixed shapes") };
-    let panels = pack::packed(Base::Slot(slots.len()), rows, k, capacity, micro.mr);
-    slots.push(Slot::unwritten(F32, capacity.elements(&panels.dims())));
+    let panels = pack::packed(Base::Slot(slots.len()), rows, k, capacity, micro);
+    slots.push(Slot::unwritten(operands, capacity.elements(&panels.dims())));
     let tiles = pack::tiles(rows, capacity, micro.mr);
     let pack = kernel(Body::Pack { prologue }, x.to_vec(), vec![panels.clone()], tiles, capacity);
     let mut product = linear.clone();
-    product.body = Body::Linear { prologue: None, epilogue, panel: Some(micro.mr) };
+    product.body = Body::Linear { prologue: None, epilogue, operands, panel: Some(micro.mr) };
     product.inputs = std::iter::once(panels).chain(weights.iter().cloned()).collect();
     vec![pack, product]
 }
@@ -59,6 +61,8 @@ pub(crate) struct Case {
     pub(crate) epilogue: Epilogue,
     /// Only the call's last row.
     pub(crate) last_row: bool,
+    /// Whether activations may be rounded.
+    pub(crate) rounded: bool,
 }
 
 impl Case {
@@ -87,6 +91,7 @@ impl Case {
             prologue,
             epilogue,
             last_row: random.below(4) == 0,
+            rounded: random.below(3) == 0,
         }
     }
 
@@ -124,9 +129,12 @@ impl Case {
             })
             .collect();
         let called = if self.last_row { 1 } else { capacity };
-        let tiles = linear::tiles(&weights, self.epilogue, called, &features);
+        let quantised = weights.iter().all(|w| w.dtype.is_quantised());
+        let micro = micro::choose(called, self.rounded, quantised, &features);
+        let tiles = linear::tiles(&weights, self.epilogue, micro);
         inputs.extend(weights);
-        let body = Body::Linear { prologue: self.prologue, epilogue: self.epilogue, panel: None };
+        let (prologue, epilogue, operands) = (self.prologue, self.epilogue, micro.operands);
+        let body = Body::Linear { prologue, epilogue, operands, panel: None };
         (kernel(body, inputs, outputs, tiles, Capacity { rows: capacity, keys: 1 }), slots)
     }
 
@@ -168,13 +176,20 @@ impl Case {
                 })
                 .collect();
             let got = read(output, slots, self.rows, 1);
+            // Of each product: bf16 rounds both factors by 2^-8, 8 bits a block's x by 1/254 of its largest.
+            let Body::Linear { operands, .. } = kernel.body else { unreachable!("a linear kernel") };
+            let rounding = match operands {
+                DType::BF16 => 2.0 / 256.0,
+                DType::Q8 => 16.0 / 254.0,
+                _ => 0.0,
+            };
             assert_close(&format!("{self:?} output {i}"), self.output, &got, &want, |at| {
                 let size = match self.epilogue {
                     Epilogue::Store => products[i][at].1,
                     Epilogue::Softcap(_) => products[i][at].1 + 3.0,
                     Epilogue::Gate => (1.0 + products[0][at].1) * (1.0 + products[1][at].1),
                 };
-                3e-6 * size + 1e-7
+                (3e-6 + rounding) * size + 1e-7
             });
         }
     }
@@ -209,6 +224,7 @@ fn rows_do_not_meet() {
                 prologue,
                 epilogue: Epilogue::Store,
                 last_row: false,
+                rounded: false,
             };
             let (kernel, mut slots) = case.kernel(&mut random);
             run_whole(&kernel, case.cpu, capacity, &mut slots);
@@ -244,6 +260,7 @@ fn a_prologue_is_the_norm() {
             prologue: Some(1e-5),
             epilogue: Epilogue::Store,
             last_row: false,
+            rounded: false,
         };
         let (fused, mut slots) = case.kernel(&mut random);
         run_whole(&fused, cpu, capacity, &mut slots);
@@ -262,7 +279,7 @@ fn a_prologue_is_the_norm() {
         machine.run(capacity, 1, &mut slots, &[(0, machine.tiles(capacity))]);
         case.prologue = None;
         let mut plain = fused.clone();
-        plain.body = Body::Linear { prologue: None, epilogue: Epilogue::Store, panel: None };
+        plain.body = Body::Linear { prologue: None, epilogue: Epilogue::Store, operands: F32, panel: None };
         plain.inputs = vec![normed, fused.inputs[2].clone()];
         run_whole(&plain, cpu, capacity, &mut slots);
         assert_eq!(read(&plain.outputs[0], &slots, capacity, 1), want, "k {k}, {capacity} rows");

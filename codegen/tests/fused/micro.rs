@@ -4,7 +4,7 @@ use lapidary_codegen::kernel::Epilogue;
 use lapidary_codegen::micro::{self, MICROKERNELS, Microkernel, TILE_K};
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_ir::BLOCK;
-use lapidary_ir::DType::F32;
+use lapidary_ir::DType::{self, F32};
 
 use super::harness::*;
 use super::linear::{Case, WEIGHTS};
@@ -17,7 +17,10 @@ fn taken(microkernel: &Microkernel) -> Vec<(&'static str, usize)> {
     let mut places = vec![];
     for cpu in runnable() {
         let features = Target::new(cpu, Placement::Jit).unwrap().features;
-        let fits = |&rows: &usize| micro::select(rows, &features).name == microkernel.name;
+        let fits = |&rows: &usize| {
+            let (rounded, quantised) = (microkernel.operands != F32, microkernel.operands == DType::Q8);
+            micro::choose(rows, rounded, quantised, &features).name == microkernel.name
+        };
         places.extend(CAPACITIES.into_iter().filter(fits).map(|rows| (cpu, rows)));
     }
     places
@@ -44,6 +47,9 @@ fn every_microkernel() {
                 continue;
             }
             for weight in WEIGHTS {
+                if microkernel.operands == DType::Q8 && !weight.is_quantised() {
+                    continue;
+                }
                 let shapes = microkernel.shapes.iter().map(|s| s.1).chain([microkernel.block_rows()]);
                 for n in shapes.flat_map(|nr| [1, nr - 1, nr, nr + 1, 3 * nr - 2]) {
                     let k = random.one_of(&[1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 67, 131, TILE_K + 5]);
@@ -60,6 +66,7 @@ fn every_microkernel() {
                         prologue: None,
                         epilogue: Epilogue::Store,
                         last_row: false,
+                        rounded: microkernel.operands != F32,
                     };
                     case.check(&mut random);
                 }
