@@ -288,7 +288,7 @@ impl Attention<'_> {
 }
 
 /// All ones in lane 0, zeros elsewhere.
-fn lane0_mask(e: &mut Emitter<'_>) -> Value {
+pub(super) fn lane0_mask(e: &mut Emitter<'_>) -> Value {
     let bytes: Vec<u8> = [[0xff; 4], [0; 4], [0; 4], [0; 4]].concat();
     let constant = e.b.func.dfg.constants.insert(ConstantData::from(&bytes[..]));
     e.b.ins().vconst(F32X4, constant)

@@ -4,6 +4,7 @@
 
 mod append;
 mod attention;
+mod attention_rows;
 mod attention_tiles;
 mod elementwise;
 mod gather;
@@ -29,7 +30,10 @@ use crate::micro::{Microkernel, Raw};
 pub fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkernel, Raw)> {
     match kernel.body {
         Body::Linear { prologue, operands, .. } => linear::raw_code(kernel, prologue, operands, features),
-        Body::Attention { .. } => attention_tiles::raw_code(kernel, features),
+        Body::Attention { .. } if attention_tiles::fits(kernel, features) => {
+            attention_tiles::raw_code(kernel, features)
+        }
+        Body::Attention { .. } => attention_rows::raw_code(kernel, features),
         _ => vec![],
     }
 }
@@ -60,6 +64,8 @@ pub fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
         Body::Attention { scale, cap, window, maximum } => {
             if attention_tiles::fits(kernel, &e.features) {
                 attention_tiles::lower(e, kernel, *scale, *cap, *window, *maximum);
+            } else if attention_rows::fits(kernel, &e.features) {
+                attention_rows::lower(e, kernel, *scale, *cap, *window, *maximum);
             } else {
                 attention::lower(e, kernel, *scale, *cap, *window, *maximum);
             }
