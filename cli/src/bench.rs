@@ -1,7 +1,7 @@
 //! `lapidary bench`: tokens a second, held against the machine's own ceilings measured in the same run.
 //!
-//! In: a model, and which phases, weight formats, threads and depths. Out: medians of interleaved repetitions, each with
-//! the bytes and operations of a token and its share of the read bandwidth and of the multiply peak; a table of kernels.
+//! In: a model, and which phases, weight formats, threads and depths. Out: medians of repetitions, the ceilings measured
+//! between them; the bytes and operations of a token and their share of those ceilings; a table of kernels.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -114,8 +114,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .collect();
         // Weights come into memory, code into caches.
         time(&mut engine.session, Phase::Decode { tokens: 1, depth: 1 })?;
-        for _ in 0..args.repeat {
-            for m in &mut measured {
+        // Phase by phase, so that the cache is filled to a depth once; the ceilings beside each repetition.
+        for m in &mut measured {
+            for _ in 0..args.repeat {
                 m.read.push(machine.read_bandwidth());
                 m.multiply.push(machine.multiply_peak());
                 m.seconds.push(time(&mut engine.session, m.phase)?.as_secs_f64());

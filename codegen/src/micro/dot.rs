@@ -71,6 +71,9 @@ impl Dot {
                     let next = (r + self.rows) as i32 * self.row_bytes();
                     a.prefetcht1(byte_ptr(W + (next + line)))?;
                 }
+                if self.dtype.is_quantised() {
+                    a.prefetcht1(byte_ptr(SCALES + (r + self.rows) as i32 * self.row_bytes()))?;
+                }
             }
             body(a, step)?;
             a.add(X, step as i32 * 4)?;

@@ -108,7 +108,9 @@ fn dot_of(dot: Dot, vnni: bool) -> Code {
         a.mov(COUNT, i64::from(blocks / step))?;
         a.set_label(&mut again)?;
         for r in 0..rows as i32 {
-            a.prefetcht1(byte_ptr(W + (r + rows as i32) * row_bytes))?;
+            let next = (r + rows as i32) * row_bytes;
+            a.prefetcht1(byte_ptr(W + next))?;
+            a.prefetcht1(byte_ptr(SCALES + next))?;
         }
         for b in 0..step {
             block(a, b)?;
