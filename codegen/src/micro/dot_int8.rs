@@ -8,7 +8,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::{BLOCK, DType};
 
-use super::dot::reduce;
+use super::dot::{AHEAD, reduce};
 use super::{Code, Dot};
 
 const X: AsmRegister64 = gpr64::rdi;
@@ -108,7 +108,7 @@ fn dot_of(dot: Dot, vnni: bool) -> Code {
         a.mov(COUNT, i64::from(blocks / step))?;
         a.set_label(&mut again)?;
         for r in 0..rows as i32 {
-            let next = (r + rows as i32) * row_bytes;
+            let next = (r + AHEAD * rows as i32) * row_bytes;
             a.prefetcht1(byte_ptr(W + next))?;
             a.prefetcht1(byte_ptr(SCALES + next))?;
         }
