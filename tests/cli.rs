@@ -227,6 +227,62 @@ fn evaluation_with_an_overlap() {
     assert!(people.contains("perplexity") && people.lines().count() == 3, "{people}");
 }
 
+/// Quantised weights predict nearly as well, and `--against` says how nearly.
+#[test]
+fn quantised_weights_keep_the_perplexity() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("text");
+    fs::write(&text, &fs::read(golden("eval.txt")).unwrap()[..4000]).unwrap();
+    for (weights, most, divergence) in [("q8", 0.003, 1e-3), ("q4", 0.04, 0.1)] {
+        let args = ["eval", "--text", name(&text), "--context", "256", "--json", "--no-cache"];
+        let found = lapidary(&[&args[..], &["--weights", weights, "--against", "bf16"]].concat()).json();
+        let (ours, theirs) =
+            (found["perplexity"].as_f64().unwrap(), found["against"]["perplexity"].as_f64().unwrap());
+        assert!((ours / theirs - 1.0).abs() < most, "{weights}: {ours} against {theirs}");
+        let kl = found["against"]["mean_kl"].as_f64().unwrap();
+        assert!(kl > 0.0 && kl < divergence, "{weights}: KL {kl}");
+        let same = found["against"]["top1_agreement"].as_f64().unwrap();
+        assert!(same > 0.8 && same <= 1.0, "{weights}: top-1 agreement {same}");
+    }
+}
+
+/// One token at a time or many at once, and on every CPU that runs here: the same logits from quantised weights.
+#[test]
+fn quantised_weights_in_every_regime() {
+    for weights in ["q8", "q4"] {
+        let of = |args: &[&str]| {
+            let all = ["--weights", weights, "--no-cache", "--activations", "f32"];
+            logits("2,17,5,900,77,3000,12", &[&all[..], args].concat()).2
+        };
+        let whole = of(&[]);
+        for args in [&["--chunk", "1"][..], &["--chunk", "3"], &["--passes", "none"], &["--cpu", "x86-64-v2"]]
+        {
+            let other = of(args);
+            let worst = whole.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 1e-3, "{weights} {args:?}: {worst}");
+        }
+    }
+}
+
+#[test]
+fn bench_measures_what_it_says() {
+    let args = ["bench", "--prompt-tokens", "8", "--gen-tokens", "4", "--depth", "3", "--repeat", "1"];
+    let found = lapidary(&[&args[..], &["--kernels", "--json"]].concat()).json();
+    for ceiling in ["read_gbps", "matrix_gflops"] {
+        assert!(found["machine"][ceiling].as_f64().unwrap() > 0.0);
+    }
+    let results = found["results"].as_array().unwrap();
+    let phases: Vec<_> = results.iter().map(|r| (r["phase"].as_str(), r["tokens"].as_u64())).collect();
+    assert_eq!(phases, [(Some("prefill"), Some(8)), (Some("decode"), Some(4))]);
+    for result in results {
+        // The built-in model: two operations a weight and more, and every layer's weights read once a call.
+        assert!(result["flops_per_token"].as_f64().unwrap() > 2.0 * 4_982_688.0 * 0.99);
+        assert!(result["tokens_per_s"].as_f64().unwrap() > 0.0);
+        assert!(!result["kernels"].as_array().unwrap().is_empty());
+    }
+    assert!(results[1]["bytes_per_token"].as_f64().unwrap() > 2.0 * 4_982_688.0);
+}
+
 /// Table 2 of the Gemma 2 report.
 #[test]
 fn parameters_are_those_of_the_paper() {
@@ -354,7 +410,7 @@ fn help_has_examples() {
 
 #[test]
 fn mistakes_in_arguments() {
-    let cases: [(&[&str], &str); 22] = [
+    let cases: [(&[&str], &str); 25] = [
         (&[], "Usage"),
         (&["walk"], "walk"),
         (&["run"], "PROMPT"),
@@ -366,6 +422,9 @@ fn mistakes_in_arguments() {
         (&["run", "--context", "0", "x"], "--context"),
         (&["run", "--bogus", "x"], "--bogus"),
         (&["run", "--cpu", "z80", "x"], "z80"),
+        (&["run", "--weights", "q9", "x"], "--weights"),
+        (&["bench", "--prompt-tokens", "0"], "--prompt-tokens"),
+        (&["bench", "--depth", "5000000000"], "positions"),
         (&["run", "--disable", "nothing", "x"], "`nothing`"),
         (&["run", "--passes", "nothing", "x"], "`nothing`"),
         (&["logits", "--ids", "2,x", "-o", "/nowhere/out"], "`x`"),

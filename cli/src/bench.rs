@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow};
 use lapidary_codegen::compile::FunctionReport;
 use lapidary_codegen::machine::Machine;
 use lapidary_codegen::view::Capacity;
@@ -15,8 +15,8 @@ use lapidary_codegen::work::{Work, work};
 use lapidary_runtime::{Profile, Session};
 use serde_json::{Value, json};
 
-use crate::model::{CompileArgs, Engine, ModelArgs};
-use crate::output;
+use crate::model::{CompileArgs, Engine, MAX_CONTEXT, ModelArgs};
+use crate::output::{self, Usage};
 use crate::weights::{Format, WeightArgs};
 
 /// Measure tokens a second, beside what the machine can do.
@@ -85,7 +85,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     let needed = phases.iter().map(|p| p.last_position()).max().unwrap_or(1);
-    ensure!(needed > 0 && !phases.contains(&Phase::Prefill(0)), "--prompt-tokens: expected 1 or more");
+    if phases.contains(&Phase::Prefill(0)) {
+        return Err(Usage::new(anyhow!("--prompt-tokens: expected 1 or more")).into());
+    }
+    if needed as u64 > MAX_CONTEXT {
+        return Err(Usage::new(anyhow!("{needed} positions: expected at most {MAX_CONTEXT}")).into());
+    }
     let threads = match &args.threads[..] {
         [] => vec![std::thread::available_parallelism().map_or(1, usize::from) as u64],
         given => given.to_vec(),
@@ -157,10 +162,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     if args.json {
-        let machine = if machines.len() == 1 { machines.remove(0) } else { json!(machines) };
-        output::print_json(&json!({
-            "machine": machine, "compile_ms": times.0, "load_ms": times.1, "results": results,
-        }))
+        // The ceilings of each run; of the first alone under the name that a single run has.
+        let mut report = json!({
+            "machine": machines[0], "compile_ms": times.0, "load_ms": times.1, "results": results,
+        });
+        if machines.len() > 1 {
+            report["machines"] = json!(machines);
+        }
+        output::print_json(&report)
     } else {
         output::print(&text)
     }
