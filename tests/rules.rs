@@ -19,7 +19,9 @@ use lapidary_ir::interp::{Precision, evaluate};
 use lapidary_ir::{DType, Extent, Function, Op, text};
 use lapidary_models::{Config, Model, gemma2};
 use lapidary_passes::rules::{self, Class, Rule, Search};
-use lapidary_passes::{CostModel, Error, Limits, Machine, Saturated, Selection, prepare, saturate, select};
+use lapidary_passes::{
+    CostModel, Error, Limits, Machine, Report, Saturated, Selection, StopReason, prepare, saturate, select,
+};
 use oracle::{Prices, Tree, check_graph, compare, flatten, near, shared_cost};
 use proptest::prelude::*;
 
@@ -235,11 +237,24 @@ fn tiny() -> Vec<Function> {
     gemma2::module(&config, &gemma2::Storage { weight: &|_| DType::BF16, cache: DType::F32 }).functions
 }
 
+/// The rounds of a report add up to its totals.
+fn check_rounds(report: &Report) {
+    assert_eq!(report.rounds.len(), report.iterations);
+    let last = report.rounds.last().unwrap();
+    assert_eq!((last.nodes, last.classes), (report.nodes, report.classes));
+    assert_eq!(last.fired.is_empty(), report.stop == StopReason::Saturated);
+    for (rule, total) in &report.fired {
+        let rounds = report.rounds.iter().flat_map(|r| &r.fired);
+        assert_eq!(rounds.filter(|(r, _)| r == rule).map(|(_, n)| n).sum::<usize>(), *total, "{rule}");
+    }
+}
+
 #[test]
 fn tiny_model_keeps_values() {
     for function in tiny() {
         let saturated = prepare(&function, &Selection::all(), Limits::default()).unwrap();
         assert_eq!(saturated.report.warning(), None);
+        check_rounds(&saturated.report);
         let extents = [Extent { rows: 1, keys: 6 }, Extent { rows: 3, keys: 8 }];
         // The constants of GELU are of f32.
         check_graph(&flatten(&saturated), &extents, Precision::F64, 1e-6).unwrap();
@@ -269,6 +284,7 @@ fn limits_are_told_and_keep_values() {
         let saturated = prepare(&function, &Selection::all(), limits).unwrap();
         let warning = saturated.report.warning().unwrap();
         assert!(warning.contains(name) && warning.contains("layer_local"), "{warning}");
+        check_rounds(&saturated.report);
         check_extracted(&saturated, 1e-6).unwrap();
     }
 }

@@ -28,7 +28,7 @@ pub mod saturate;
 
 pub use cost::{CostModel, Machine};
 pub use extract::{Extracted, extract};
-pub use saturate::{Limits, Report, Saturated, StopReason, saturate};
+pub use saturate::{Limits, Report, Round, Saturated, StopReason, saturate};
 
 /// The pipeline, in order: what each stage does to a function.
 pub const PIPELINE: &[(&str, &str)] = &[

@@ -66,6 +66,19 @@ pub struct Report {
     pub time: Duration,
     /// How often each rule changed the graph, in the rules' order; only those that did.
     pub fired: Vec<(&'static str, usize)>,
+    /// The same round by round: how the graph grew. The last round changes nothing unless a limit was met.
+    pub rounds: Vec<Round>,
+}
+
+/// One round of searching and applying every rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Round {
+    /// E-nodes after it.
+    pub nodes: usize,
+    /// E-classes after it.
+    pub classes: usize,
+    /// How often each rule changed the graph in it, in the rules' order; only those that did.
+    pub fired: Vec<(&'static str, usize)>,
 }
 
 impl Report {
@@ -114,17 +127,22 @@ pub fn saturate(
 
     let prepared: Vec<_> = rules::prepared().iter().filter(|p| enabled(p.rule)).collect();
     let mut fired = vec![0usize; prepared.len()];
+    let named = |counts: &[usize]| -> Vec<(&'static str, usize)> {
+        let changed = prepared.iter().zip(counts).filter(|(_, n)| **n > 0);
+        changed.map(|(p, n)| (p.rule.name, *n)).collect()
+    };
+    let mut rounds = Vec::new();
     let mut iterations = 0;
-    let stop = 'rounds: loop {
+    let stop = loop {
         if iterations == limits.iterations {
             break StopReason::IterationLimit;
         }
         iterations += 1;
         let found: Vec<Vec<_>> =
             prepared.iter().map(|p| p.lhs.iter().map(|l| l.search(&graph)).collect()).collect();
-        let mut changed = false;
+        let before_round = fired.clone();
+        let mut met_limit = false;
         for (at, (rule, found)) in prepared.iter().zip(found).enumerate() {
-            let before = fired[at];
             for (lhs, matches) in rule.lhs.iter().zip(found) {
                 for m in matches {
                     for subst in &m.substs {
@@ -137,22 +155,32 @@ pub fn saturate(
                     fired[at] += usize::from(graph.union_trusted(a, b, rule.rule.name));
                 }
             }
-            changed |= fired[at] > before;
             // A condition may have added an attribute even where nothing fired.
             if !graph.clean {
                 graph.rebuild();
             }
             check(&graph, function, rule.rule.name)?;
-            if graph.total_number_of_nodes() > limits.nodes {
-                break 'rounds StopReason::NodeLimit;
+            met_limit = graph.total_number_of_nodes() > limits.nodes;
+            if met_limit {
+                break;
             }
+        }
+        let in_round: Vec<usize> =
+            fired.iter().zip(&before_round).map(|(all, before)| all - before).collect();
+        let fired = named(&in_round);
+        let changed = !fired.is_empty();
+        rounds.push(Round {
+            nodes: graph.total_number_of_nodes(),
+            classes: graph.number_of_classes(),
+            fired,
+        });
+        if met_limit {
+            break StopReason::NodeLimit;
         }
         if !changed {
             break StopReason::Saturated;
         }
     };
-    let fired =
-        prepared.iter().zip(&fired).filter(|(_, n)| **n > 0).map(|(p, n)| (p.rule.name, *n)).collect();
     let report = Report {
         function: function.name.clone(),
         stop,
@@ -160,7 +188,8 @@ pub fn saturate(
         nodes: graph.total_number_of_nodes(),
         classes: graph.number_of_classes(),
         time: start.elapsed(),
-        fired,
+        fired: named(&fired),
+        rounds,
     };
     let outputs = function
         .outputs
