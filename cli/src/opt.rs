@@ -207,7 +207,7 @@ fn kernels(report: &FunctionReport, lowered: &Lowered) -> Result<String> {
 fn listing(
     report: &FunctionReport,
     lowered: &Lowered,
-    of: impl Fn(&lapidary_codegen::jit::Compiled) -> Option<&str>,
+    of: impl Fn(&lapidary_codegen::image::Compiled) -> Option<&str>,
 ) -> Result<String> {
     let mut out = format!("{}\n", title(report, lowered));
     for (kernel, compiled) in lowered.schedule.kernels.iter().zip(&lowered.compiled) {

@@ -1,8 +1,8 @@
 //! Compilation: a module to a program, by way of passes, schedule, memory plan and kernels.
 //!
-//! In: a module, how its functions make up a model, and options. Out: a [`Program`] for the runtime, and for people every
-//! stage's result ([`FunctionReport`]). Each function is saturated once and extracted, scheduled and lowered once a row
-//! regime.
+//! In: a module, how its functions make up a model, and options. Out: an [`Image`] for whoever stores or links it, or the
+//! [`Program`] that the runtime runs here, and for people every stage's result ([`FunctionReport`]). Each function is
+//! saturated once and extracted, scheduled and lowered once a row regime. Nothing is executed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use lapidary_ir::{Extent, Function, InputKind, Module};
 use lapidary_passes::{Limits, Machine, Report, Selection};
-use lapidary_runtime::program::{self, Aligned, Plan, Program, Step, Variant};
+use lapidary_runtime::program::{self, Aligned, Image, Plan, Program, Step, Variant};
 
 use crate::Error;
-use crate::jit::{Compiled, Jit};
+use crate::image::{CodeImage, Compiled, ImageBuilder};
+use crate::jit;
 use crate::memory::{self, MemoryPlan};
 use crate::schedule::{self, Schedule, Setting};
 use crate::target::{Placement, Target};
@@ -85,6 +86,16 @@ pub struct Compilation {
     pub time: Duration,
 }
 
+/// A program that is not in place, and how it came about.
+pub struct ImageCompilation {
+    /// For artifacts, objects and the in-memory backend.
+    pub image: Image,
+    /// For people.
+    pub functions: Vec<FunctionReport>,
+    /// Graph to machine code, wall time.
+    pub time: Duration,
+}
+
 /// The row regimes of a chunk: one row, few, many.
 pub fn regimes(chunk: usize) -> Vec<usize> {
     let mut rows: Vec<usize> = [1, 4].into_iter().filter(|&r| r < chunk).collect();
@@ -92,17 +103,36 @@ pub fn regimes(chunk: usize) -> Vec<usize> {
     rows
 }
 
-/// Compiles a model.
+/// Compiles a model to run in this process. The caller sees to it that the CPU is this machine's.
 ///
 /// # Errors
-/// A graph that is broken or has no kernels, an unknown CPU.
+/// A graph that is broken or has no kernels, an unknown CPU, memory that cannot be had.
 pub fn compile(module: &Module, model: &Model, options: &Options) -> Result<Compilation, Error> {
+    let start = Instant::now();
+    let ImageCompilation { image, functions, .. } = compile_image(module, model, options)?;
+    let Image { functions: unlinked, constants, plan, code, .. } = image;
+    let image = CodeImage { bytes: code, ..CodeImage::default() };
+    let code = jit::map(&image)?;
+    let program = Program {
+        functions: link(unlinked, &code),
+        constants: Aligned::from_bytes(&constants),
+        plan,
+        code: Box::new(code),
+    };
+    Ok(Compilation { program: Arc::new(program), functions, time: start.elapsed() })
+}
+
+/// Compiles a model for any CPU of the table.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_image(module: &Module, model: &Model, options: &Options) -> Result<ImageCompilation, Error> {
     let start = Instant::now();
     let mut compiler = Compiler::new(options)?;
     for function in &module.functions {
         compiler.add(function)?;
     }
-    let (functions, program_functions, constants, code) = compiler.finish()?;
+    let Finished { reports, functions, constants, code } = compiler.finish();
     let index = |name: &str| {
         module.functions.iter().position(|f| f.name == name).ok_or_else(|| Error::Unsupported {
             function: name.into(),
@@ -126,11 +156,11 @@ pub fn compile(module: &Module, model: &Model, options: &Options) -> Result<Comp
         head_all: index("head_all")?,
         head_argmax: index("head_argmax")?,
     };
-    let program = Program { functions: program_functions, constants, plan, code };
-    Ok(Compilation { program: Arc::new(program), functions, time: start.elapsed() })
+    let image = Image { functions, constants, plan, code: code.bytes, symbols: code.symbols };
+    Ok(ImageCompilation { image, functions: reports, time: start.elapsed() })
 }
 
-/// Compiles functions that make up no model: what `opt` does to a file.
+/// Compiles functions that make up no model, and maps them: what tests run.
 ///
 /// # Errors
 /// As [`compile`].
@@ -139,8 +169,16 @@ pub fn compile_functions(functions: &[Function], options: &Options) -> Result<Lo
     for function in functions {
         compiler.add(function)?;
     }
-    let (reports, functions, constants, code) = compiler.finish()?;
-    Ok(Loose { reports, functions, constants, code })
+    let Finished { reports, functions, constants, code } = compiler.finish();
+    let code = jit::map(&code)?;
+    let constants = Aligned::from_bytes(&constants);
+    Ok(Loose { reports, functions: link(functions, &code), constants, code: Box::new(code) })
+}
+
+/// Functions with their entry points in place.
+fn link(functions: Vec<program::Function<u64>>, code: &jit::Code) -> Vec<program::Function> {
+    // SAFETY: the offsets are entries of the image that was mapped; whoever holds the functions holds the code.
+    functions.into_iter().map(|f| unsafe { f.link(code.base()) }).collect()
 }
 
 /// Compiled functions and what they need to run.
@@ -158,19 +196,24 @@ pub struct Loose {
 struct Compiler<'a> {
     options: &'a Options,
     target: Target,
-    jit: Jit,
+    image: ImageBuilder,
     constants: Vec<u8>,
     functions: Vec<FunctionReport>,
 }
 
-type Finished = (Vec<FunctionReport>, Vec<program::Function>, Aligned, Box<dyn std::any::Any + Send + Sync>);
+struct Finished {
+    reports: Vec<FunctionReport>,
+    functions: Vec<program::Function<u64>>,
+    constants: Vec<u8>,
+    code: CodeImage,
+}
 
 impl<'a> Compiler<'a> {
     fn new(options: &'a Options) -> Result<Compiler<'a>, Error> {
-        let target = Target::new(&options.cpu, Placement::Jit)?;
-        let mut jit = Jit::new(target.clone())?;
-        jit.listings = options.listings;
-        Ok(Compiler { options, target, jit, constants: vec![], functions: vec![] })
+        let target = Target::new(&options.cpu, Placement::Object)?;
+        let mut image = ImageBuilder::new(target.clone());
+        image.listings = options.listings;
+        Ok(Compiler { options, target, image, constants: vec![], functions: vec![] })
     }
 
     fn add(&mut self, function: &Function) -> Result<(), Error> {
@@ -208,7 +251,7 @@ impl<'a> Compiler<'a> {
             let compiled = schedule
                 .kernels
                 .iter()
-                .map(|kernel| self.jit.define(kernel, &memory.offsets))
+                .map(|kernel| self.image.define(kernel, &memory.offsets))
                 .collect::<Result<Vec<_>, _>>()?;
             variants.push(Lowered {
                 rows,
@@ -252,9 +295,9 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn finish(self) -> Result<Finished, Error> {
-        let (entries, code) = self.jit.finish()?;
-        let mut entries = entries.into_iter();
+    fn finish(self) -> Finished {
+        let code = self.image.finish();
+        let mut entries = code.entries.iter().copied();
         let functions = self
             .functions
             .iter()
@@ -284,6 +327,6 @@ impl<'a> Compiler<'a> {
                 program::Function { name: f.source.name.clone(), slots, variants }
             })
             .collect();
-        Ok((self.functions, functions, Aligned::from_bytes(&self.constants), Box::new(code)))
+        Finished { reports: self.functions, functions, constants: self.constants, code }
     }
 }

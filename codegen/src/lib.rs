@@ -1,7 +1,7 @@
 //! Lapidary's code generator: a fused graph to machine code.
 //!
-//! graph → [`schedule`] (kernels over views) → [`memory`] (offsets in one arena) → [`lower`] (Cranelift IR) → [`jit`]
-//! (machine code) → a `Program` for the runtime. [`compile()`] runs it all, passes included.
+//! graph → [`schedule`] (kernels over views) → [`memory`] (offsets in one arena) → [`lower`] (Cranelift IR) → [`image`]
+//! (machine code, one piece) → [`jit`], an artifact or an object. [`compile()`] runs it all, passes included.
 //!
 //! | module | holds |
 //! |---|---|
@@ -14,13 +14,15 @@
 //! | [`math`] | exp, tanh, sine, cosine, logarithm in SIMD |
 //! | [`lower`] | each kernel's code |
 //! | [`micro`] | the inner loops of linear kernels, as a table |
-//! | [`jit`] | machine code in memory |
+//! | [`image`] | machine code of all kernels in one piece |
+//! | [`jit`] | an image made executable in this process |
 //! | [`work`] | bytes and operations of a kernel |
 //! | [`machine`] | the machine's ceilings, measured |
 
 pub mod compile;
 pub mod emit;
 mod error;
+pub mod image;
 pub mod jit;
 pub mod kernel;
 pub mod lower;
@@ -33,5 +35,5 @@ pub mod target;
 pub mod view;
 pub mod work;
 
-pub use compile::{Compilation, Model, Options, compile};
+pub use compile::{Compilation, ImageCompilation, Model, Options, compile, compile_image};
 pub use error::Error;

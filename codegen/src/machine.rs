@@ -8,7 +8,8 @@ use memmap2::MmapMut;
 
 use crate::Error;
 use crate::emit::Features;
-use crate::jit::{Code, Jit};
+use crate::image::ImageBuilder;
+use crate::jit::{self, Code};
 use crate::micro::probe::{self, Probe, READ_TILE};
 use crate::target::{Placement, Target};
 
@@ -35,10 +36,13 @@ impl Machine {
     pub fn new(cpu: &str, threads: usize) -> Result<Machine, Error> {
         let target = Target::new(cpu, Placement::Jit)?;
         let features = target.features;
-        let mut jit = Jit::new(target)?;
-        jit.define_probe(Probe::Read)?;
-        jit.define_probe(Probe::Multiply)?;
-        let (entries, code) = jit.finish()?;
+        let mut image = ImageBuilder::new(target);
+        image.define_probe(Probe::Read)?;
+        image.define_probe(Probe::Multiply)?;
+        let image = image.finish();
+        let code = jit::map(&image)?;
+        // SAFETY: these are the image's entries; the code lives in the machine beside them.
+        let entries: Vec<KernelFn> = image.entries.iter().map(|&at| unsafe { code.entry(at) }).collect();
         let step = |name: &str, kernel: KernelFn, tiles: u32| Step {
             name: name.into(),
             kernel,

@@ -71,15 +71,15 @@ pub struct Layer {
     pub prefix: String,
 }
 
-/// A compiled function.
+/// A compiled function; `E` is what steps enter their kernels by.
 #[derive(Clone, Debug)]
-pub struct Function {
+pub struct Function<E = KernelFn> {
     /// `embed`, `layer_local`, ...
     pub name: String,
     /// What the frame's slot words point to, in order.
     pub slots: Vec<Slot>,
     /// One a row regime, by rising `rows`.
-    pub variants: Vec<Variant>,
+    pub variants: Vec<Variant<E>>,
 }
 
 /// One operand that a function's caller provides.
@@ -126,7 +126,7 @@ pub enum SlotKind {
 
 /// A function compiled for calls of up to `rows` rows.
 #[derive(Clone, Debug)]
-pub struct Variant {
+pub struct Variant<E = KernelFn> {
     /// The most rows (tokens) of a call.
     pub rows: usize,
     /// Bytes of arena that a call needs.
@@ -134,16 +134,16 @@ pub struct Variant {
     /// Bytes of scratch that each thread needs.
     pub scratch_bytes: usize,
     /// The launches, in order; each sees what those before it wrote.
-    pub steps: Vec<Step>,
+    pub steps: Vec<Step<E>>,
 }
 
 /// One launch of one kernel.
 #[derive(Clone, Debug)]
-pub struct Step {
+pub struct Step<E = KernelFn> {
     /// The kernel's name, unique in its variant.
     pub name: String,
-    /// Its entry point.
-    pub kernel: KernelFn,
+    /// Its entry point: a function, or, of code that is not in place yet, its offset in bytes.
+    pub kernel: E,
     /// Its tile space.
     pub tiles: Tiles,
     /// Predicted time of one tile in nanoseconds: small launches stay on the calling thread.
@@ -167,7 +167,60 @@ impl Tiles {
     }
 }
 
-impl Function {
+/// A compiled model whose code is not in place: what the compiler makes and an artifact holds. Code is position-independent
+/// and refers to nothing outside of itself.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The functions; steps enter `code` by offset.
+    pub functions: Vec<Function<u64>>,
+    /// See [`Program::constants`].
+    pub constants: Vec<u8>,
+    /// How the functions make up the model.
+    pub plan: Plan,
+    /// Machine code and the read-only data among it, aligned to [`CODE_ALIGN`] bytes.
+    pub code: Vec<u8>,
+    /// What lies where in the code, by rising offset.
+    pub symbols: Vec<Symbol>,
+}
+
+/// Alignment of code and of every function in it, in bytes: a cache line.
+pub const CODE_ALIGN: usize = 64;
+
+/// One function of an image's code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Symbol {
+    /// Unique in its image.
+    pub name: String,
+    /// Where it starts, in bytes.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+}
+
+impl Function<u64> {
+    /// The function with its code in place at `base`.
+    ///
+    /// # Safety
+    /// At `base` plus each step's offset there must be an executable function of [`KernelFn`]'s kind, which stays there.
+    pub unsafe fn link(self, base: *const u8) -> Function {
+        let step = |s: Step<u64>| {
+            let address = base.wrapping_add(s.kernel as usize);
+            // SAFETY: the caller's promise.
+            let kernel = unsafe { std::mem::transmute::<*const u8, KernelFn>(address) };
+            Step { name: s.name, kernel, tiles: s.tiles, tile_ns: s.tile_ns }
+        };
+        let variant = |v: Variant<u64>| Variant {
+            rows: v.rows,
+            arena_bytes: v.arena_bytes,
+            scratch_bytes: v.scratch_bytes,
+            steps: v.steps.into_iter().map(step).collect(),
+        };
+        let variants = self.variants.into_iter().map(variant).collect();
+        Function { name: self.name, slots: self.slots, variants }
+    }
+}
+
+impl<E> Function<E> {
     /// The index of the smallest variant that serves `rows` rows.
     ///
     /// # Panics
@@ -182,7 +235,7 @@ impl Function {
     ///
     /// # Panics
     /// As [`Function::variant_index`].
-    pub fn variant(&self, rows: usize) -> &Variant {
+    pub fn variant(&self, rows: usize) -> &Variant<E> {
         &self.variants[self.variant_index(rows)]
     }
 

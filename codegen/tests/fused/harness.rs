@@ -1,6 +1,7 @@
 //! What the tests of fused kernels share: operands in memory with guards around them, kernels compiled and run.
 
-use lapidary_codegen::jit::{Code, Jit};
+use lapidary_codegen::image::ImageBuilder;
+use lapidary_codegen::jit::{self, Code};
 use lapidary_codegen::kernel::{Body, Kernel};
 use lapidary_codegen::target::{Placement, TARGETS, Target};
 use lapidary_codegen::view::{Axis, Base, Capacity, View};
@@ -155,10 +156,13 @@ pub(crate) struct Machine {
 impl Machine {
     pub(crate) fn new(kernel: &Kernel, cpu: &str) -> Machine {
         let target = Target::new(cpu, Placement::Jit).expect("a target");
-        let mut jit = Jit::new(target).expect("address space");
-        let compiled = jit.define(kernel, &[]).expect("compiles");
-        let (entries, code) = jit.finish().expect("links");
-        Machine { entry: entries[0], scratch_bytes: compiled.scratch_bytes, tiles: kernel.tiles, _code: code }
+        let mut builder = ImageBuilder::new(target);
+        let compiled = builder.define(kernel, &[]).expect("compiles");
+        let image = builder.finish();
+        let code = jit::map(&image).expect("memory");
+        // SAFETY: the image's entry; the code is kept beside it.
+        let entry = unsafe { code.entry(image.entries[0]) };
+        Machine { entry, scratch_bytes: compiled.scratch_bytes, tiles: kernel.tiles, _code: code }
     }
 
     pub(crate) fn tiles(&self, rows: usize) -> u64 {
