@@ -58,7 +58,7 @@ fn forms(report: &FunctionReport, print: impl Fn(&lapidary_codegen::compile::Low
 }
 
 fn fused(report: &FunctionReport) -> String {
-    let rules: Vec<&str> = report.saturation.fired.iter().map(|(rule, _)| *rule).collect();
+    let rules: Vec<&str> = report.saturation.fired.iter().map(|(rule, _)| rule.as_str()).collect();
     let rules = if rules.is_empty() { "none".into() } else { rules.join(", ") };
     format!("; rules: {rules}\n{}", forms(report, |l| l.function.to_string()))
 }

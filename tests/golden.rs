@@ -46,7 +46,7 @@ fn every_rule_disabled_in_turn() -> Result<()> {
     for rule in rules::all() {
         for case in SMALL {
             for chunk in [7, 512] {
-                let selection = Selection::new("all", &[rule.name.into()])?;
+                let selection = Selection::new("all", std::slice::from_ref(&rule.name))?;
                 let setup = Setup { selection, chunk, ..Setup::default() };
                 check(case, &setup, &format!("without {}, chunk {chunk}", rule.name))?;
             }
@@ -57,9 +57,9 @@ fn every_rule_disabled_in_turn() -> Result<()> {
 
 #[test]
 fn every_group_alone() -> Result<()> {
-    for group in rules::GROUPS {
+    for group in rules::groups() {
         for case in SMALL {
-            let selection = Selection::new(group.name, &[])?;
+            let selection = Selection::new(&group.name, &[])?;
             check(case, &Setup { selection, ..Setup::default() }, &format!("{} alone", group.name))?;
         }
     }

@@ -22,6 +22,7 @@ mod weights;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use lapidary_passes::rules::RuleError;
 
 /// Run Gemma 2 on CPUs through an e-graph compiler.
 #[derive(Parser)]
@@ -70,6 +71,9 @@ fn main() -> ExitCode {
         Err(error) if error.is::<interrupt::Interrupted>() => ExitCode::from(interrupt::EXIT_CODE),
         Err(error) => {
             output::note("error", &output::one_line(&error));
+            if let Some(excerpt) = error.chain().find_map(|e| e.downcast_ref::<RuleError>()) {
+                output::say(&excerpt.excerpt());
+            }
             if error.is::<output::Usage>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
     }

@@ -16,7 +16,7 @@ use lapidary_codegen::{Compilation, Options, compile};
 use lapidary_ir::{DType, Module};
 use lapidary_models::gemma2::{self, Storage};
 use lapidary_models::{Config, Detokenizer, Model, PRESETS, Tokenizer};
-use lapidary_passes::Selection;
+use lapidary_passes::{RuleSet, Selection, rules};
 use lapidary_runtime::{Memory, Session};
 use serde_json::{Value, json};
 
@@ -29,6 +29,24 @@ pub(crate) const MAX_CONTEXT: u64 = 1 << 24;
 pub(crate) const MAX_CHUNK: u64 = 1 << 16;
 /// The most threads that `--threads` takes.
 const MAX_THREADS: u64 = 1024;
+
+/// Which rules there are.
+#[derive(Clone, clap::Args)]
+pub(crate) struct RuleArgs {
+    /// File of further rewrite rules, the group `user` (docs/rules.md; `lapidary rules --show NAME` prints one)
+    #[arg(long = "rules", value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+impl RuleArgs {
+    /// The built-in rules and the file's.
+    pub(crate) fn load(&self) -> Result<Arc<RuleSet>> {
+        let Some(path) = &self.file else { return Ok(Arc::clone(RuleSet::builtin())) };
+        let rules = rules::text::parse(&read_text(path)?).with_context(|| path.display().to_string())?;
+        ensure!(!rules.is_empty(), "{}: expected a rule, found none", path.display());
+        Ok(Arc::new(RuleSet::with_user(rules)))
+    }
+}
 
 /// Which rules run, and for what CPU.
 #[derive(Clone, clap::Args)]
@@ -48,6 +66,11 @@ pub(crate) struct CompileArgs {
     /// Leave a rule out (may be repeated; `lapidary rules` lists them)
     #[arg(long = "disable", value_name = "RULE")]
     disable: Vec<String>,
+    /// Run only these rules: names separated by commas (may be repeated)
+    #[arg(long = "only", value_name = "RULES", value_delimiter = ',')]
+    only: Vec<String>,
+    #[command(flatten)]
+    pub(crate) rules: RuleArgs,
     /// Precision of activations and of the KV cache
     #[arg(long, value_enum, default_value_t = Activations::Auto)]
     activations: Activations,
@@ -93,10 +116,16 @@ impl CompileArgs {
         self.context.map_or(otherwise, |n| n as usize)
     }
 
+    /// The rules that run.
+    pub(crate) fn selection(&self) -> Result<Selection> {
+        let selection = Selection::of(self.rules.load()?, &self.passes, &self.disable, &self.only);
+        Ok(selection.map_err(Usage::new)?)
+    }
+
     /// The compiler's options for `context` positions.
     pub(crate) fn options(&self, context: usize) -> Result<Options> {
         Ok(Options {
-            selection: Selection::new(&self.passes, &self.disable).map_err(Usage::new)?,
+            selection: self.selection()?,
             cpu: self.cpu.clone(),
             context,
             chunk: (self.chunk as usize).min(context),

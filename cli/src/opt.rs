@@ -308,7 +308,7 @@ fn node(kernel: &Kernel, lowered: &Lowered) -> String {
 fn to_json(report: &FunctionReport, lowered: &Lowered) -> Value {
     let s = &report.saturation;
     let fired: serde_json::Map<String, Value> =
-        s.fired.iter().map(|(rule, n)| ((*rule).to_string(), json!(n))).collect();
+        s.fired.iter().map(|(rule, n)| (rule.clone(), json!(n))).collect();
     let kernels: Vec<Value> = lowered
         .schedule
         .kernels

@@ -34,8 +34,8 @@ pub const MAX_NESTING: usize = 256;
 /// Comments are aligned no further right than this.
 const MAX_ALIGNMENT: usize = 72;
 
-/// The operators that take operands, for suggestions.
-const OPERATORS: [&str; 47] = [
+/// The operators that take operands, in the order of the language.
+pub const OPERATORS: [&str; 47] = [
     "neg",
     "recip",
     "sqrt",
@@ -511,7 +511,7 @@ fn unknown_operator(name: Token<'_>) -> Error {
 }
 
 /// How many operands an operator takes, when that is fixed.
-fn arity(name: &str) -> Option<usize> {
+pub fn arity(name: &str) -> Option<usize> {
     let mut fitting = (0..=8).filter(|&n| Op::from_op(name, vec![Id::from(0); n]).is_ok());
     match (fitting.next(), fitting.next()) {
         (Some(n), None) => Some(n),
@@ -524,7 +524,7 @@ fn suggestion(near: Option<String>) -> String {
 }
 
 /// The candidate that takes the fewest edits to reach, if they are few; the first in order of the alphabet of equals.
-fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     const LONGEST: usize = 64;
     let few = (word.len() / 3).max(1);
     candidates

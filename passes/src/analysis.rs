@@ -31,6 +31,21 @@ pub struct Facts {
     pub inputs: Vec<Input>,
     /// The first ill-typed node or merge, in words.
     pub error: Option<String>,
+    /// Who uses what in the function as it was written: an operand's class, and its user's, `None` for an output.
+    pub uses: Vec<(Id, Option<Id>)>,
+}
+
+impl Facts {
+    /// How many nodes and outputs of the function as it was written use a class. Users that have become equal count once;
+    /// a value that only rewriting made has none.
+    pub fn users(&self, graph: &Graph, class: Id) -> usize {
+        let class = graph.find(class);
+        let used = self.uses.iter().filter(|(operand, _)| graph.find(*operand) == class);
+        let (nodes, outputs): (Vec<_>, Vec<_>) = used.map(|(_, user)| *user).partition(Option::is_some);
+        let nodes: std::collections::BTreeSet<Id> =
+            nodes.into_iter().flatten().map(|u| graph.find(u)).collect();
+        nodes.len() + outputs.len()
+    }
 }
 
 impl Analysis<Op> for Facts {

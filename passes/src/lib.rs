@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use lapidary_ir::{Extent, Function, verify};
 
@@ -28,6 +29,7 @@ pub mod saturate;
 
 pub use cost::{CostModel, Machine};
 pub use extract::{Extracted, extract};
+pub use rules::{Rule, RuleSet};
 pub use saturate::{Limits, Report, Round, Saturated, StopReason, saturate};
 
 /// The pipeline, in order: what each stage does to a function.
@@ -66,50 +68,101 @@ pub enum Error {
     Graph(#[from] lapidary_ir::Error),
 }
 
-/// Which rules run.
-#[derive(Clone, Debug, Default)]
+/// Which rules there are, and which of them run.
+#[derive(Clone, Debug)]
 pub struct Selection {
+    rules: Arc<RuleSet>,
     /// Groups that run; `None` for all.
     groups: Option<BTreeSet<String>>,
     /// Rules that do not.
     disabled: BTreeSet<String>,
+    /// The only rules that do; `None` for all.
+    only: Option<BTreeSet<String>>,
+}
+
+impl Default for Selection {
+    fn default() -> Selection {
+        Selection {
+            rules: Arc::clone(RuleSet::builtin()),
+            groups: None,
+            disabled: BTreeSet::new(),
+            only: None,
+        }
+    }
 }
 
 impl Selection {
-    /// Every rule.
+    /// Every built-in rule.
     pub fn all() -> Selection {
         Selection::default()
     }
 
     /// No rule: the graph is compiled as written.
     pub fn none() -> Selection {
-        Selection { groups: Some(BTreeSet::new()), disabled: BTreeSet::new() }
+        Selection { groups: Some(BTreeSet::new()), ..Selection::default() }
     }
 
-    /// `passes` is `all`, `none` or group names separated by commas; `disabled` are rule names.
+    /// Of the built-in rules; the names are as of [`Selection::of`].
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] for a name that is none.
+    pub fn new(passes: &str, disabled: &[String]) -> Result<Selection, Error> {
+        Selection::of(Arc::clone(RuleSet::builtin()), passes, disabled, &[])
+    }
+
+    /// Of these rules. `passes` is `all`, `none` or group names separated by commas; `disabled` are names of rules that do
+    /// not run; `only`, unless it is empty, of the only ones that do.
     ///
     /// # Errors
     /// [`Error::Unknown`] for a name that is neither.
-    pub fn new(passes: &str, disabled: &[String]) -> Result<Selection, Error> {
+    pub fn of(
+        rules: Arc<RuleSet>,
+        passes: &str,
+        disabled: &[String],
+        only: &[String],
+    ) -> Result<Selection, Error> {
         let groups = match passes {
             "all" => None,
             "none" => Some(BTreeSet::new()),
-            names => Some(names.split(',').map(|n| known("pass", n.trim())).collect::<Result<_, _>>()?),
+            names => {
+                Some(names.split(',').map(|n| known(&rules, "pass", n.trim())).collect::<Result<_, _>>()?)
+            }
         };
-        let disabled = disabled.iter().map(|n| known("rule", n)).collect::<Result<_, _>>()?;
-        Ok(Selection { groups, disabled })
+        let names = |names: &[String]| -> Result<BTreeSet<String>, Error> {
+            names.iter().map(|n| known(&rules, "rule", n)).collect()
+        };
+        let (disabled, only) = (names(disabled)?, names(only)?);
+        Ok(Selection { only: (!only.is_empty()).then_some(only), groups, disabled, rules })
+    }
+
+    /// Every rule, those that do not run included.
+    pub fn rules(&self) -> &RuleSet {
+        &self.rules
+    }
+
+    /// The names of the rules that run, in order.
+    pub fn enabled(&self) -> impl Iterator<Item = &str> {
+        let prepared = self.rules.prepared().iter();
+        prepared.filter(|p| self.admits(&p.group, &p.rule.name)).map(|p| p.rule.name.as_str())
+    }
+
+    /// The same rules, of which these run.
+    pub fn with_only(&self, names: impl IntoIterator<Item = String>) -> Selection {
+        Selection { only: Some(names.into_iter().collect()), ..self.clone() }
     }
 
     /// Whether a rule of a group runs.
     pub fn admits(&self, group: &str, rule: &str) -> bool {
-        self.groups.as_ref().is_none_or(|g| g.contains(group)) && !self.disabled.contains(rule)
+        self.groups.as_ref().is_none_or(|g| g.contains(group))
+            && self.only.as_ref().is_none_or(|o| o.contains(rule))
+            && !self.disabled.contains(rule)
     }
 }
 
-fn known(what: &'static str, name: &str) -> Result<String, Error> {
+fn known(rules: &RuleSet, what: &'static str, name: &str) -> Result<String, Error> {
     let names: Vec<&str> = match what {
-        "rule" => rules::all().map(|r| r.name).collect(),
-        _ => rules::GROUPS.iter().map(|g| g.name).collect(),
+        "rule" => rules.rules().map(|r| r.name.as_str()).collect(),
+        _ => rules.groups().iter().map(|g| g.name.as_str()).collect(),
     };
     if names.contains(&name) {
         return Ok(name.into());
@@ -124,15 +177,8 @@ fn known(what: &'static str, name: &str) -> Result<String, Error> {
 /// A broken graph or an unsound rule.
 pub fn prepare(function: &Function, selection: &Selection, limits: Limits) -> Result<Saturated, Error> {
     verify::verify(function)?;
-    saturate(
-        function,
-        &|rule| {
-            rules::GROUPS
-                .iter()
-                .any(|g| g.rules.iter().any(|r| r.name == rule.name) && selection.admits(g.name, rule.name))
-        },
-        limits,
-    )
+    let enabled: BTreeSet<&str> = selection.enabled().collect();
+    saturate(function, selection.rules(), &|rule| enabled.contains(rule.name.as_str()), limits)
 }
 
 /// Runs the pipeline's second half: the cheapest form for calls of this extent, verified.

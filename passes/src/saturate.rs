@@ -6,12 +6,12 @@
 
 use std::time::{Duration, Instant};
 
-use egg::{Id, Searcher};
+use egg::{Id, Language, Searcher};
 use lapidary_ir::Function;
 
 use crate::Error;
 use crate::analysis::{Facts, Graph};
-use crate::rules::{self, Rule, Search};
+use crate::rules::{Rule, RuleSet, Search};
 
 /// Counts at which saturation gives up.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +65,7 @@ pub struct Report {
     /// Wall time.
     pub time: Duration,
     /// How often each rule changed the graph, in the rules' order; only those that did.
-    pub fired: Vec<(&'static str, usize)>,
+    pub fired: Vec<(String, usize)>,
     /// The same round by round: how the graph grew. The last round changes nothing unless a limit was met.
     pub rounds: Vec<Round>,
 }
@@ -78,7 +78,7 @@ pub struct Round {
     /// E-classes after it.
     pub classes: usize,
     /// How often each rule changed the graph in it, in the rules' order; only those that did.
-    pub fired: Vec<(&'static str, usize)>,
+    pub fired: Vec<(String, usize)>,
 }
 
 impl Report {
@@ -106,30 +106,34 @@ pub struct Saturated {
     pub report: Report,
 }
 
-/// Saturates a function with the rules that `enabled` admits.
+/// Saturates a function with those of the rules that `enabled` admits.
 ///
 /// # Errors
 /// [`Error::Unsound`] if a rule builds an ill-typed node or merges unlike types: a bug of the rule, named.
 pub fn saturate(
     function: &Function,
+    rules: &RuleSet,
     enabled: &dyn Fn(&Rule) -> bool,
     limits: Limits,
 ) -> Result<Saturated, Error> {
     let start = Instant::now();
-    let mut graph = Graph::new(Facts { inputs: function.inputs.clone(), error: None });
+    let mut graph = Graph::new(Facts { inputs: function.inputs.clone(), ..Facts::default() });
     let mut classes: Vec<Id> = Vec::with_capacity(function.body.as_ref().len());
     for node in function.body.as_ref() {
-        let node = egg::Language::map_children(node.clone(), |c| classes[usize::from(c)]);
-        classes.push(graph.add(node));
+        let node = node.clone().map_children(|c| classes[usize::from(c)]);
+        let class = graph.add(node.clone());
+        graph.analysis.uses.extend(node.children().iter().map(|&c| (c, Some(class))));
+        classes.push(class);
     }
+    graph.analysis.uses.extend(function.outputs.iter().map(|(_, id)| (classes[usize::from(*id)], None)));
     graph.rebuild();
     check(&graph, function, "the graph itself")?;
 
-    let prepared: Vec<_> = rules::prepared().iter().filter(|p| enabled(p.rule)).collect();
+    let prepared: Vec<_> = rules.prepared().iter().filter(|p| enabled(&p.rule)).collect();
     let mut fired = vec![0usize; prepared.len()];
-    let named = |counts: &[usize]| -> Vec<(&'static str, usize)> {
+    let named = |counts: &[usize]| -> Vec<(String, usize)> {
         let changed = prepared.iter().zip(counts).filter(|(_, n)| **n > 0);
-        changed.map(|(p, n)| (p.rule.name, *n)).collect()
+        changed.map(|(p, n)| (p.rule.name.clone(), *n)).collect()
     };
     let mut rounds = Vec::new();
     let mut iterations = 0;
@@ -138,28 +142,30 @@ pub fn saturate(
             break StopReason::IterationLimit;
         }
         iterations += 1;
-        let found: Vec<Vec<_>> =
-            prepared.iter().map(|p| p.lhs.iter().map(|l| l.search(&graph)).collect()).collect();
+        let found: Vec<Vec<_>> = prepared
+            .iter()
+            .map(|p| p.alternatives.iter().map(|a| a.pattern.search(&graph)).collect())
+            .collect();
         let before_round = fired.clone();
         let mut met_limit = false;
         for (at, (rule, found)) in prepared.iter().zip(found).enumerate() {
-            for (lhs, matches) in rule.lhs.iter().zip(found) {
+            for (by, matches) in rule.alternatives.iter().zip(found) {
                 for m in matches {
                     for subst in &m.substs {
-                        fired[at] += usize::from(rule.apply(&mut graph, m.eclass, subst, lhs));
+                        fired[at] += usize::from(rule.apply(&mut graph, m.eclass, subst, by));
                     }
                 }
             }
-            if let Search::Group(search) = &rule.rule.search {
-                for (a, b) in search(&mut graph) {
-                    fired[at] += usize::from(graph.union_trusted(a, b, rule.rule.name));
+            if let Search::Native(native) = &rule.rule.search {
+                for (a, b) in (native.search)(&mut graph) {
+                    fired[at] += usize::from(graph.union_trusted(a, b, rule.rule.name.as_str()));
                 }
             }
             // A condition may have added an attribute even where nothing fired.
             if !graph.clean {
                 graph.rebuild();
             }
-            check(&graph, function, rule.rule.name)?;
+            check(&graph, function, &rule.rule.name)?;
             met_limit = graph.total_number_of_nodes() > limits.nodes;
             if met_limit {
                 break;

@@ -1,0 +1,271 @@
+//! Whether a match may be rewritten: predicates evaluated over e-class data.
+//!
+//! In: a graph, a match's substitution, a rule's predicates. Out: the substitution with what predicates bound, or which
+//! predicate failed and, if asked, the values it saw. May add attributes to the graph; never merges classes.
+
+use egg::{Id, Pattern, Searcher, Subst, Var};
+use lapidary_ir::{Dim, Dims, InputKind, Num, Op, TensorType, Type};
+
+use super::predicate::{Amount, Arithmetic, Binding, DTypePattern, DimPattern, Predicate, ShapePattern};
+use super::{commuted, parse_pattern};
+use crate::analysis::Graph;
+
+/// A match being judged.
+pub(crate) struct Match<'a> {
+    graph: &'a mut Graph,
+    subst: Subst,
+    names: Vec<(String, Dim)>,
+}
+
+impl<'a> Match<'a> {
+    pub(crate) fn new(graph: &'a mut Graph, subst: &Subst) -> Match<'a> {
+        Match { graph, subst: subst.clone(), names: vec![] }
+    }
+
+    /// Takes the predicates in order; the index of the first that fails.
+    pub(crate) fn admit<'p>(
+        &mut self,
+        when: impl Iterator<Item = (usize, &'p Predicate)>,
+    ) -> Result<(), usize> {
+        for (at, predicate) in when {
+            self.holds(predicate).ok_or(at)?;
+        }
+        Ok(())
+    }
+
+    /// The match's variables, those that predicates bound included.
+    pub(crate) fn into_subst(self) -> Subst {
+        self.subst
+    }
+
+    fn id(&self, var: Var) -> Option<Id> {
+        self.subst.get(var).copied()
+    }
+
+    fn tensor(&self, var: Var) -> Option<&TensorType> {
+        match &self.graph[self.id(var)?].data.ty {
+            Type::Tensor(t) => Some(t),
+            _ => None,
+        }
+    }
+
+    fn leaf(&self, var: Var) -> Option<&Op> {
+        self.graph[self.id(var)?].data.leaf.as_ref()
+    }
+
+    fn integer(&self, var: Var) -> Option<i64> {
+        match self.leaf(var) {
+            Some(Op::Int(n)) => Some(*n),
+            _ => None,
+        }
+    }
+
+    fn holds(&mut self, predicate: &Predicate) -> Option<()> {
+        let yes = |holds: bool| holds.then_some(());
+        match predicate {
+            Predicate::Type { var, dtype, shape } => {
+                let t = self.tensor(*var)?;
+                let fits = match dtype {
+                    DTypePattern::Any => true,
+                    DTypePattern::Float => t.dtype.is_float(),
+                    DTypePattern::Is(dtype) => t.dtype == *dtype,
+                };
+                yes(fits)?;
+                let dims = t.shape.clone();
+                self.fits(shape, &dims)
+            }
+            Predicate::Dims { var, shape } => match self.leaf(*var) {
+                Some(Op::Dims(dims)) => {
+                    let dims = dims.clone();
+                    self.fits(shape, &dims)
+                }
+                _ => None,
+            },
+            Predicate::Constant(var) => yes(matches!(self.leaf(*var), Some(Op::Num(_)))),
+            Predicate::Integer(var) => yes(matches!(self.leaf(*var), Some(Op::Int(_)))),
+            Predicate::Compare { left, sign, right } => {
+                yes(sign.holds(self.amount(left)?, self.amount(right)?))
+            }
+            Predicate::Near { a, b, relative } => {
+                let (a, b) = (self.amount(a)?, self.amount(b)?);
+                yes((a - b).abs() <= b.abs() * relative)
+            }
+            Predicate::Range { var, lo, hi } => {
+                let range = self.graph[self.id(*var)?].data.range;
+                yes(*lo <= range.lo && range.hi <= *hi)
+            }
+            Predicate::SameType(a, b) => {
+                yes(self.graph[self.id(*a)?].data.ty == self.graph[self.id(*b)?].data.ty)
+            }
+            Predicate::LastAxis { axis, of } => {
+                yes(self.integer(*axis)? + 1 == self.tensor(*of)?.rank() as i64)
+            }
+            Predicate::SingleUse(var) => {
+                let class = self.id(*var)?;
+                yes(self.graph.analysis.users(self.graph, class) <= 1)
+            }
+            Predicate::Weight(var) => {
+                let class = self.graph.find(self.id(*var)?);
+                yes(is_weight(self.graph, class))
+            }
+            Predicate::Matches { var, pattern } => self.also(*var, pattern),
+            Predicate::Let { var, value } => {
+                let op = match value {
+                    Binding::Number(amount) => Op::Num(Num::new(self.amount(amount)? as f32)),
+                    Binding::Integer(amount) => {
+                        let n = self.amount(amount)?;
+                        yes(n.fract() == 0.0 && n.abs() < 1e15)?;
+                        Op::Int(n as i64)
+                    }
+                    Binding::Dims(dims) => {
+                        Op::Dims(Dims(dims.iter().map(|d| self.dim(d)).collect::<Option<_>>()?))
+                    }
+                };
+                let id = self.graph.add(op);
+                self.subst.insert(*var, id);
+                Some(())
+            }
+        }
+    }
+
+    /// Whether a shape is as the pattern says; binds the names that it has first.
+    fn fits(&mut self, shape: &ShapePattern, dims: &[Dim]) -> Option<()> {
+        let n = shape.dims.len();
+        let fits = if shape.rest.is_some() { dims.len() >= n } else { dims.len() == n };
+        if !fits {
+            return None;
+        }
+        let before = shape.rest.unwrap_or(n);
+        let skipped = dims.len() - n;
+        for (at, pattern) in shape.dims.iter().enumerate() {
+            let dim = dims[if at < before { at } else { at + skipped }];
+            let same = match pattern {
+                DimPattern::Any => true,
+                DimPattern::Fixed => dim.fixed().is_some(),
+                DimPattern::Is(Amount::Name(name)) => match self.names.iter().find(|(n, _)| n == name) {
+                    Some((_, bound)) => *bound == dim,
+                    None => {
+                        self.names.push((name.clone(), dim));
+                        true
+                    }
+                },
+                DimPattern::Rows | DimPattern::Keys | DimPattern::Is(_) => self.dim(pattern)? == dim,
+            };
+            same.then_some(())?;
+        }
+        Some(())
+    }
+
+    fn dim(&self, pattern: &DimPattern) -> Option<Dim> {
+        match pattern {
+            DimPattern::Rows => Some(Dim::Rows),
+            DimPattern::Keys => Some(Dim::Keys),
+            DimPattern::Is(Amount::Name(name)) => self.names.iter().find(|(n, _)| n == name).map(|n| n.1),
+            DimPattern::Is(amount) => {
+                let n = self.amount(amount)?;
+                (n.fract() == 0.0 && (0.0..1e15).contains(&n)).then_some(Dim::Fixed(n as usize))
+            }
+            DimPattern::Any | DimPattern::Fixed => None,
+        }
+    }
+
+    fn amount(&self, amount: &Amount) -> Option<f64> {
+        match amount {
+            Amount::Number(n) => Some(*n),
+            Amount::Var(var) => match self.leaf(*var)? {
+                Op::Num(n) => Some(n.value().into()),
+                Op::Int(n) => Some(*n as f64),
+                _ => None,
+            },
+            Amount::Name(name) => self.names.iter().find(|(n, _)| n == name)?.1.fixed().map(|n| n as f64),
+            Amount::Length(var, axis) => {
+                let axis = self.amount(axis)?;
+                let at = (axis >= 0.0 && axis.fract() == 0.0).then_some(axis as usize)?;
+                self.tensor(*var)?.shape.get(at)?.fixed().map(|n| n as f64)
+            }
+            Amount::Rank(var) => Some(self.tensor(*var)?.rank() as f64),
+            Amount::Sqrt(a) => self.amount(a).map(f64::sqrt),
+            Amount::Binary(how, a, b) => {
+                let (a, b) = (self.amount(a)?, self.amount(b)?);
+                Some(match how {
+                    Arithmetic::Add => a + b,
+                    Arithmetic::Sub => a - b,
+                    Arithmetic::Mul => a * b,
+                    Arithmetic::Div => a / b,
+                })
+            }
+        }
+    }
+
+    /// Matches a further pattern against a variable's class, up to commutativity, and takes over its first match's
+    /// variables.
+    fn also(&mut self, var: Var, pattern: &str) -> Option<()> {
+        if !self.graph.clean {
+            self.graph.rebuild();
+        }
+        let class = self.graph.find(self.id(var)?);
+        for pattern in commuted(pattern) {
+            let pattern: Pattern<Op> = parse_pattern(&pattern);
+            let found = pattern.search_eclass(self.graph, class);
+            if let Some(more) = found.and_then(|m| m.substs.into_iter().next()) {
+                for v in pattern.vars() {
+                    self.subst.insert(v, more[v]);
+                }
+                return Some(());
+            }
+        }
+        None
+    }
+
+    /// The values that a predicate saw: `?x: f32[T,8] in [-inf, inf], k = 8`.
+    pub(crate) fn seen(&self, predicate: &Predicate) -> String {
+        let terms = predicate.terms(|_| vec![]);
+        let mut parts = Vec::new();
+        let mut told = Vec::new();
+        for var in terms.vars {
+            if told.contains(&var) {
+                continue;
+            }
+            told.push(var);
+            let Some(id) = self.id(var) else { continue };
+            let data = &self.graph[id].data;
+            let mut text = match &data.leaf {
+                Some(leaf) => format!("{var} is {leaf}"),
+                None => format!("{var} is {}", data.ty),
+            };
+            match predicate {
+                Predicate::Range { .. } => {
+                    text.push_str(&format!(" in [{}, {}]", data.range.lo, data.range.hi));
+                }
+                Predicate::SingleUse(_) => {
+                    text.push_str(&format!(", used {} times", self.graph.analysis.users(self.graph, id)));
+                }
+                _ => {}
+            }
+            parts.push(text);
+        }
+        for name in terms.names.into_iter().chain(terms.bound_names) {
+            if let Some((_, dim)) = self.names.iter().find(|(n, _)| *n == name) {
+                let text = format!("{name} = {dim}");
+                if !parts.contains(&text) {
+                    parts.push(text);
+                }
+            }
+        }
+        parts.join(", ")
+    }
+}
+
+/// An input declared `weight`, as it is or cast.
+fn is_weight(graph: &Graph, class: Id) -> bool {
+    let declared = |op: &Op| match op {
+        Op::Input(id) => {
+            graph.analysis.inputs.get(id.0 as usize).is_some_and(|i| i.kind == InputKind::Weight)
+        }
+        _ => false,
+    };
+    graph[class].iter().any(|op| match op {
+        Op::Cast([x, _]) => graph[*x].iter().any(declared),
+        _ => declared(op),
+    })
+}

@@ -1,0 +1,71 @@
+//! What no pattern can say: searches over the whole graph, by name.
+//!
+//! A rule file refers to one with `native NAME`. In: the graph. Out: pairs of classes to merge.
+
+use egg::Id;
+use lapidary_ir::{Op, Type};
+
+use crate::analysis::Graph;
+
+/// A search written in Rust.
+#[derive(Clone, Copy, Debug)]
+pub struct Native {
+    /// Name, unique.
+    pub name: &'static str,
+    /// The classes to merge, pairwise.
+    pub search: fn(&mut Graph) -> Vec<(Id, Id)>,
+}
+
+impl PartialEq for Native {
+    fn eq(&self, other: &Native) -> bool {
+        self.name == other.name
+    }
+}
+
+/// Every search.
+pub const NATIVE: &[Native] = &[Native { name: "merge-linears", search: merge_linears }];
+
+/// All linears of one weight, without epilogue, on the same x: one linear with all the weights.
+///
+/// x alone decides the group, so there is one candidate an x and no subset of it: bounded by the number of classes.
+/// Prologues are left to `norm-prologue`, which sees the merged linear too.
+fn merge_linears(graph: &mut Graph) -> Vec<(Id, Id)> {
+    let mut groups: Vec<(Id, Vec<(Id, Id)>)> = vec![]; // x, [(linear's class, weight)]
+    let mut classes: Vec<Id> = graph.classes().map(|c| c.id).collect();
+    classes.sort_unstable();
+    for class in classes {
+        for node in graph[class].iter() {
+            let Op::Linear([x, weights, epilogue]) = node else { continue };
+            let is_tensor = matches!(graph[*x].data.ty, Type::Tensor(_));
+            if !is_tensor || graph[*epilogue].data.leaf != Some(Op::Store) {
+                continue;
+            }
+            for inner in graph[*weights].iter() {
+                let Op::Weights(ws) = inner else { continue };
+                if let [w] = ws[..] {
+                    let x = graph.find(*x);
+                    match groups.iter_mut().find(|(g, _)| *g == x) {
+                        Some((_, members)) => members.push((class, graph.find(w))),
+                        None => groups.push((x, vec![(class, graph.find(w))])),
+                    }
+                }
+            }
+        }
+    }
+    let mut merges = vec![];
+    for (x, mut members) in groups {
+        members.sort_unstable_by_key(|&(_, w)| w);
+        members.dedup();
+        if members.len() < 2 {
+            continue;
+        }
+        let weights = graph.add(Op::Weights(members.iter().map(|&(_, w)| w).collect()));
+        let store = graph.add(Op::Store);
+        let tuple = graph.add(Op::Linear([x, weights, store]));
+        for (i, &(class, _)) in members.iter().enumerate() {
+            let index = graph.add(Op::Int(i as i64));
+            merges.push((class, graph.add(Op::Output([index, tuple]))));
+        }
+    }
+    merges
+}
