@@ -16,8 +16,9 @@ use lapidary_ir::verify::verify;
 use lapidary_ir::{DType, Module};
 use lapidary_models::checkpoint::parse_index;
 use lapidary_models::gemma2::{self, Storage};
-use lapidary_models::{Config, WeightDType, safetensors};
+use lapidary_models::{Config, WeightDType};
 use lapidary_passes::Selection;
+use lapidary_runtime::file::safetensors;
 use proptest::prelude::*;
 
 /// Bytes that may be allocated at a time: beyond it an allocation fails, which aborts the test.

@@ -8,15 +8,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use lapidary_runtime::file;
+use lapidary_runtime::file::safetensors::{self, Entry};
 use memmap2::Mmap;
 use serde_json::Value;
 
 use crate::config::Config;
 use crate::dtype::WeightDType;
 use crate::error::{self, Error, Result, quote};
-use crate::files;
 use crate::layout::{EMBEDDING, ROTARY_BUFFER, TIED_HEAD, role};
-use crate::safetensors::{self, Entry};
 
 /// The file of a checkpoint that is not sharded.
 pub const SINGLE: &str = "model.safetensors";
@@ -73,7 +73,7 @@ impl Checkpoint {
     /// Maps the checkpoint in `dir`. The files must not change while they are mapped.
     ///
     /// # Errors
-    /// [`Error::Missing`] without weights or a shard, [`Error::File`] and [`Error::Tensor`] for a malformed file or for tensors that
+    /// [`Error::Missing`] without weights or a shard, [`Error::File`] for a malformed file or for tensors that
     /// are not the configuration's.
     pub fn open(dir: &Path, config: &Config) -> Result<Checkpoint> {
         let single = dir.join(SINGLE);
@@ -83,7 +83,7 @@ impl Checkpoint {
             return Checkpoint::check(dir, vec![source], found, config);
         }
         let path = dir.join(INDEX);
-        let Some(bytes) = files::read_if_present(&path)? else {
+        let Some(bytes) = file::read_if_present(&path)? else {
             return Err(Error::Missing { path: dir.into(), file: format!("{SINGLE} and no {INDEX}") });
         };
         let (sources, found) = open_shards(dir, &path, &parse_index(&path, &bytes)?)?;
@@ -201,13 +201,11 @@ impl Checkpoint {
 /// Which shard holds each tensor, from the index's bytes; `path` is what errors call it.
 ///
 /// # Errors
-/// [`Error::File`] or [`Error::Field`] unless it has a `weight_map` of names to plain file names.
+/// [`Error::File`] unless it has a `weight_map` of names to plain file names.
 pub fn parse_index(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
-    let refuse = |field: &str, expected: &str, found: String| Error::Field {
-        path: path.into(),
-        field: error::line(field.escape_debug()),
-        expected: expected.into(),
-        found,
+    let refuse = |field: &str, expected: &str, found: String| -> Error {
+        let field = error::line(field.escape_debug());
+        file::Error::Field { path: path.into(), field, expected: expected.into(), found }.into()
     };
     let index: Value = serde_json::from_slice(bytes)
         .map_err(|e| Error::file(path, "a JSON object", error::line(format!("malformed JSON: {e}"))))?;
@@ -280,13 +278,13 @@ fn collect(source: &Source, file: usize) -> Result<Found> {
 }
 
 fn exists(path: &Path) -> Result<bool> {
-    fs::exists(path).map_err(|source| Error::Read { path: path.into(), source })
+    fs::exists(path).map_err(|source| Error::read(path, source))
 }
 
 /// Maps a file read-only.
 #[allow(unsafe_code)]
 fn map(path: PathBuf) -> Result<Source> {
-    let failed = |source| Error::Read { path: path.clone(), source };
+    let failed = |source| Error::read(path.clone(), source);
     let file = File::open(&path).map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(Error::file(path, "a file", "a folder or a device"));

@@ -9,9 +9,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use lapidary_runtime::file;
+use lapidary_runtime::file::fields::{Fields, is_positive};
+
 use crate::error::{Error, Result};
-use crate::fields::{Fields, is_positive};
-use crate::files;
 
 /// Which keys a layer's queries see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -175,7 +176,7 @@ impl Config {
     /// [`Error::Missing`] without the file; otherwise as [`Config::from_json`].
     pub fn from_folder(dir: &Path) -> Result<Config> {
         let path = dir.join("config.json");
-        match files::read_if_present(&path)? {
+        match file::read_if_present(&path)? {
             Some(bytes) => Config::from_json(&path, &bytes),
             None => Err(Error::Missing { path: dir.into(), file: "config.json".into() }),
         }
@@ -184,7 +185,7 @@ impl Config {
     /// Reads a configuration from JSON; `path` is what errors call it.
     ///
     /// # Errors
-    /// [`Error::File`] if it is not a JSON object, [`Error::Field`] for a field that is missing, malformed, not supported
+    /// [`Error::File`] if it is not a JSON object, [`Error::File`] for a field that is missing, malformed, not supported
     /// or not known.
     pub fn from_json(path: &Path, bytes: &[u8]) -> Result<Config> {
         let mut f = Fields::parse(path, bytes)?;
@@ -222,16 +223,16 @@ impl Config {
     /// call it.
     ///
     /// # Errors
-    /// [`Error::Field`] naming the first field that is out of range or does not fit another.
+    /// [`Error::File`] naming the first field that is out of range or does not fit another.
     pub fn validate(&self, path: &Path) -> Result<()> {
         let check = |ok: bool, field: &str, expected: &str, found: Value| {
-            let error = || Error::Field {
+            let error = || file::Error::Field {
                 path: path.into(),
                 field: field.into(),
                 expected: expected.into(),
                 found: found.to_string(),
             };
-            if ok { Ok(()) } else { Err(error()) }
+            if ok { Ok(()) } else { Err(error().into()) }
         };
         let c = self;
         let sizes = [
@@ -320,7 +321,7 @@ impl Config {
 }
 
 /// Takes the fields of which only one value is built.
-fn refuse_unsupported(f: &mut Fields) -> Result<()> {
+fn refuse_unsupported(f: &mut Fields) -> file::Result<()> {
     match f.take("model_type") {
         Some(t) if t == MODEL_TYPE => {}
         Some(other) => return Err(f.refuse("model_type", &json!(MODEL_TYPE).to_string(), &other)),
@@ -348,7 +349,7 @@ fn refuse_unsupported(f: &mut Fields) -> Result<()> {
 }
 
 /// The rotary base: `rope_theta`, or the newer dialect's `rope_parameters`.
-fn rope_theta(f: &mut Fields) -> Result<f64> {
+fn rope_theta(f: &mut Fields) -> file::Result<f64> {
     let older = f.optional_positive("rope_theta")?;
     let mut newer = None;
     if let Some(mut rope) = f.object("rope_parameters")? {
@@ -368,7 +369,7 @@ fn rope_theta(f: &mut Fields) -> Result<f64> {
 }
 
 /// `layer_types`, or the published alternation where the file does not say.
-fn layer_types(f: &mut Fields, layers: usize) -> Result<Vec<LayerType>> {
+fn layer_types(f: &mut Fields, layers: usize) -> file::Result<Vec<LayerType>> {
     let Some(value) = f.take("layer_types") else {
         return Ok((0..layers).map(LayerType::published).collect());
     };
@@ -381,7 +382,7 @@ fn layer_types(f: &mut Fields, layers: usize) -> Result<Vec<LayerType>> {
 }
 
 /// A softcap: null switches it off, and a file that does not name it means the default.
-fn cap(f: &mut Fields, name: &str, default: f32) -> Result<Option<f32>> {
+fn cap(f: &mut Fields, name: &str, default: f32) -> file::Result<Option<f32>> {
     match f.take_nullable(name) {
         None => Ok(Some(default)),
         Some(Value::Null) => Ok(None),

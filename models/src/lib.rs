@@ -10,10 +10,8 @@
 //! | [`size`] | parameters, weight bytes, KV bytes, FLOPs of a configuration |
 //! | [`gemma2`] | the graph of a configuration, in primitives |
 //! | [`layout`] | the names and shapes of the tensors of a configuration |
-//! | [`safetensors`] | one safetensors file's header |
 //! | [`checkpoint`] | all of a model's tensors, mapped and checked |
-//! | [`tokenizer`], [`detokenizer`] | text to ids, ids to text |
-//! | [`chat`] | messages to the text of a prompt |
+//! | [`tokenizer`], [`detokenizer`], [`chat`] | text to ids, ids to text, messages to the text of a prompt: the runtime's |
 //! | [`model`] | a folder as a whole; the built-in model |
 //! | [`quantize`] | blocks of 8 and 4 bits: their bytes, their scales |
 //! | [`weight_cache`] | a model's weights quantised, made once and mapped after |
@@ -23,37 +21,31 @@
 
 #![deny(unsafe_code)]
 
-pub mod chat;
 pub mod checkpoint;
 pub mod config;
-pub mod detokenizer;
 pub mod dtype;
 pub mod error;
-mod fields;
-mod files;
 pub mod gemma2;
 pub mod layout;
 pub mod model;
 pub mod preset;
 pub mod quantize;
-pub mod safetensors;
 pub mod size;
 pub mod synth;
 #[cfg(feature = "tiny")]
 mod tiny;
-pub mod tokenizer;
 pub mod weight_cache;
 
-pub use chat::{ChatTemplate, Message};
 pub use checkpoint::{Checkpoint, TensorView};
 pub use config::{Config, LayerType};
-pub use detokenizer::Detokenizer;
 pub use dtype::WeightDType;
 pub use error::{Error, Result};
+pub use lapidary_runtime::text::{
+    ChatTemplate, Detokenizer, Message, Tokenizer, chat, detokenizer, tokenizer,
+};
 pub use model::Model;
 pub use preset::{PRESETS, Preset};
 pub use quantize::QuantFormat;
 pub use size::ParameterCounts;
 pub use synth::synthesize;
-pub use tokenizer::Tokenizer;
 pub use weight_cache::{Cache, Quantization, QuantizedWeights};

@@ -7,13 +7,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::chat::ChatTemplate;
+use lapidary_runtime::file;
+use lapidary_runtime::file::fields::Fields;
+use lapidary_runtime::text::chat::ChatTemplate;
+use lapidary_runtime::text::tokenizer::Tokenizer;
+
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::fields::Fields;
-use crate::files;
-use crate::tokenizer::Tokenizer;
 
 /// The file that holds the stop tokens of newer folders. Its defaults of sampling are the caller's business.
 pub const GENERATION_CONFIG: &str = "generation_config.json";
@@ -52,7 +53,7 @@ impl Model {
             Some(t) => ChatTemplate::from_folder(dir, t.bos_token(), t.eos_token())?,
             None => None,
         };
-        let generation = files::read_if_present(&dir.join(GENERATION_CONFIG))?;
+        let generation = file::read_if_present(&dir.join(GENERATION_CONFIG))?;
         let stop_tokens = stop_tokens(dir, generation.as_deref(), &config)?;
         Model { path: dir.into(), config, checkpoint, tokenizer, chat_template, stop_tokens }.check()
     }
@@ -105,7 +106,7 @@ fn check_folder(dir: &Path) -> Result<()> {
         Ok(data) if data.is_dir() => return Ok(()),
         Ok(_) => "a file",
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => "nothing",
-        Err(source) => return Err(Error::Read { path: dir.into(), source }),
+        Err(source) => return Err(Error::read(dir, source)),
     };
     Err(Error::NotAFolder { path: dir.into(), found })
 }

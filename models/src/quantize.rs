@@ -430,7 +430,7 @@ struct Buffers {
 /// A thread holds about 4 MiB, or a piece, one row and its quants if that is more.
 ///
 /// # Errors
-/// [`Error::Read`], [`Error::Write`] for a sink that is a file, [`Error::Tensor`] for a weight that is not finite,
+/// [`Error::File`], [`Error::Write`] for a sink that is a file, [`Error::File`] for a weight that is not finite,
 /// [`Error::Stopped`] if `progress` broke off.
 pub(crate) fn stream(
     matrices: &[Matrix<'_>],
@@ -561,8 +561,7 @@ impl Matrix<'_> {
             Source::Bytes { path, bytes } => (path, &bytes[first..][..length]),
             Source::File { path, offset } => {
                 buffer.resize(length, 0);
-                read_at(path, offset + first as u64, buffer)
-                    .map_err(|source| Error::Read { path: path.into(), source })?;
+                read_at(path, offset + first as u64, buffer).map_err(|source| Error::read(path, source))?;
                 (path, &buffer[..])
             }
         };

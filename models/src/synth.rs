@@ -40,7 +40,7 @@ const THREADS: usize = 8;
 /// ends it by breaking.
 ///
 /// # Errors
-/// [`Error::Field`] for a configuration out of range, [`Error::Occupied`] if the folder holds a model already, [`Error::Write`]
+/// [`Error::File`] for a configuration out of range, [`Error::Occupied`] if the folder holds a model already, [`Error::Write`]
 /// with the bytes needed if the system refuses, [`Error::Stopped`] if `progress` broke off. No file is left then.
 pub fn synthesize(
     dir: &Path,
@@ -85,8 +85,8 @@ fn write_tokenizer(folder: &mut Folder, config: &Config) -> Result<()> {
     /// Ids of the built-in tokenizer, of which 2 is BOS.
     const IDS: usize = 4096;
     if config.vocab_size >= IDS && config.bos_token_id == 2 {
-        folder.create(crate::tokenizer::TOKENIZER, crate::tiny::TOKENIZER)?;
-        folder.create(crate::tokenizer::TOKENIZER_CONFIG, crate::tiny::TOKENIZER_CONFIG)?;
+        folder.create(lapidary_runtime::text::tokenizer::TOKENIZER, crate::tiny::TOKENIZER)?;
+        folder.create(lapidary_runtime::text::tokenizer::TOKENIZER_CONFIG, crate::tiny::TOKENIZER_CONFIG)?;
     }
     Ok(())
 }
@@ -344,8 +344,8 @@ impl Folder {
     fn new(dir: &Path, needed: u64) -> Result<Folder> {
         let folder = Folder { dir: dir.into(), needed, files: Vec::new() };
         fs::create_dir_all(dir).map_err(|e| folder.failed(dir, e))?;
-        for entry in fs::read_dir(dir).map_err(|source| Error::Read { path: dir.into(), source })? {
-            let entry = entry.map_err(|source| Error::Read { path: dir.into(), source })?;
+        for entry in fs::read_dir(dir).map_err(|source| Error::read(dir, source))? {
+            let entry = entry.map_err(|source| Error::read(dir, source))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if name == "config.json" || name == INDEX || name.ends_with(".safetensors") {
                 return Err(Error::Occupied { path: dir.into(), found: name });

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use lapidary_runtime::file::safetensors::{LENGTH_BYTES, MAX_HEADER};
 use lapidary_runtime::program::WeightSource;
 use memmap2::{Mmap, MmapMut};
 use serde_json::{Map, Value, json};
@@ -33,7 +34,6 @@ use crate::error::{self, Error, Result};
 use crate::layout::EMBEDDING;
 use crate::model::Model;
 use crate::quantize::{self, Matrix, QuantFormat, Sink, Source};
-use crate::safetensors::{LENGTH_BYTES, MAX_HEADER};
 
 /// What errors call memory.
 pub const MEMORY: &str = "<memory>";
@@ -185,7 +185,7 @@ impl QuantizedWeights {
     /// written to, while this lives.
     ///
     /// # Errors
-    /// [`Error::Read`] and [`Error::File`] for a checkpoint that cannot be read again, [`Error::Tensor`] for a weight that is
+    /// [`Error::File`] for a checkpoint that cannot be read again or for a weight that is
     /// not finite, [`Error::Stopped`] if `progress` broke off, [`Error::Write`] of [`MEMORY`] where there is no cache and
     /// too little address space.
     pub fn open(
@@ -322,7 +322,7 @@ impl<'a> Files<'a> {
     fn read(model: &'a Model) -> Result<Files<'a>> {
         let mut all = Files { files: Vec::new(), tensors: HashMap::new() };
         for path in model.checkpoint.paths() {
-            let failed = |source| Error::Read { path: path.into(), source };
+            let failed = |source| Error::read(path, source);
             let mut file = match File::open(path) {
                 Ok(file) => file,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
@@ -389,7 +389,7 @@ fn key(model: &Model, files: &Files<'_>, options: &Quantization) -> Result<u128>
                 Source::File { path, offset } => {
                     buffer.resize(sample, 0);
                     quantize::read_at(path, offset + start as u64, &mut buffer)
-                        .map_err(|source| Error::Read { path: path.into(), source })?;
+                        .map_err(|source| Error::read(path, source))?;
                     hash.write(&buffer);
                 }
             }

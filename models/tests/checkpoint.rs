@@ -6,7 +6,8 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use lapidary_models::{Checkpoint, Config, Error, Model, WeightDType, checkpoint, safetensors, synthesize};
+use lapidary_models::{Checkpoint, Config, Error, Model, WeightDType, checkpoint, synthesize};
+use lapidary_runtime::file::safetensors;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -1,7 +1,8 @@
-//! Lapidary's runtime: programs, sessions, KV cache, thread pool, sampling. Knows no compiler.
+//! Lapidary's runtime: artifacts, programs, sessions, KV cache, thread pool, sampling, text. Knows no compiler.
 
 mod bind;
 mod error;
+pub mod file;
 pub mod generate;
 mod kv;
 pub mod pool;
@@ -9,6 +10,8 @@ pub mod program;
 mod rng;
 pub mod sampler;
 pub mod session;
+#[cfg(feature = "text")]
+pub mod text;
 
 pub use error::Error;
 pub use generate::{Generation, StopReason, generate};

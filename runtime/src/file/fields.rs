@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::error::{self, Error, Result};
+use crate::file::error::{self, Error, Result};
 
 /// What is left of an object.
-pub(crate) struct Fields {
+pub struct Fields {
     path: PathBuf,
     prefix: String,
     map: Map<String, Value>,
@@ -17,7 +17,7 @@ pub(crate) struct Fields {
 
 impl Fields {
     /// The object in `bytes`.
-    pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Fields> {
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Fields> {
         match serde_json::from_slice(bytes) {
             Ok(Value::Object(map)) => Ok(Fields { path: path.into(), prefix: String::new(), map }),
             Ok(other) => Err(Error::file(path, "a JSON object", error::json(&other))),
@@ -26,7 +26,7 @@ impl Fields {
     }
 
     /// The object in field `name`, or nothing where it is absent or null.
-    pub(crate) fn object(&mut self, name: &str) -> Result<Option<Fields>> {
+    pub fn object(&mut self, name: &str) -> Result<Option<Fields>> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Object(map)) => {
@@ -38,17 +38,17 @@ impl Fields {
     }
 
     /// Takes a field; null counts as absent.
-    pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
+    pub fn take(&mut self, name: &str) -> Option<Value> {
         self.map.shift_remove(name).filter(|v| !v.is_null())
     }
 
     /// Takes a field; null is a value.
-    pub(crate) fn take_nullable(&mut self, name: &str) -> Option<Value> {
+    pub fn take_nullable(&mut self, name: &str) -> Option<Value> {
         self.map.shift_remove(name)
     }
 
     /// An integer in `range`, or nothing where it is absent.
-    pub(crate) fn optional_integer(&mut self, name: &str, min: u64, max: u64) -> Result<Option<u64>> {
+    pub fn optional_integer(&mut self, name: &str, min: u64, max: u64) -> Result<Option<u64>> {
         let Some(value) = self.take(name) else { return Ok(None) };
         match integer(&value).filter(|n| (min..=max).contains(n)) {
             Some(n) => Ok(Some(n)),
@@ -57,13 +57,13 @@ impl Fields {
     }
 
     /// An integer in `range`.
-    pub(crate) fn integer(&mut self, name: &str, min: u64, max: u64) -> Result<u64> {
+    pub fn integer(&mut self, name: &str, min: u64, max: u64) -> Result<u64> {
         let found = self.optional_integer(name, min, max)?;
         found.ok_or_else(|| self.absent(name, &format!("an integer from {min} to {max}")))
     }
 
     /// A finite number above zero, or nothing where it is absent.
-    pub(crate) fn optional_positive(&mut self, name: &str) -> Result<Option<f64>> {
+    pub fn optional_positive(&mut self, name: &str) -> Result<Option<f64>> {
         let Some(value) = self.take(name) else { return Ok(None) };
         match value.as_f64().filter(|x| is_positive(*x)) {
             Some(x) => Ok(Some(x)),
@@ -72,13 +72,13 @@ impl Fields {
     }
 
     /// A finite number above zero.
-    pub(crate) fn positive(&mut self, name: &str) -> Result<f64> {
+    pub fn positive(&mut self, name: &str) -> Result<f64> {
         let found = self.optional_positive(name)?;
         found.ok_or_else(|| self.absent(name, POSITIVE))
     }
 
     /// A list of token ids: an integer or a list of integers, or nothing where it is absent.
-    pub(crate) fn tokens(&mut self, name: &str, max: u64) -> Result<Option<Vec<u32>>> {
+    pub fn tokens(&mut self, name: &str, max: u64) -> Result<Option<Vec<u32>>> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let one = |v: &Value| integer(v).filter(|n| *n <= max).and_then(|n| u32::try_from(n).ok());
         let all: Option<Vec<u32>> = match &value {
@@ -92,7 +92,7 @@ impl Fields {
     }
 
     /// Takes a field that may only be absent, null or `only`.
-    pub(crate) fn only(&mut self, name: &str, only: Value) -> Result<()> {
+    pub fn only(&mut self, name: &str, only: Value) -> Result<()> {
         match self.take(name) {
             Some(value) if value != only => Err(self.refuse(name, &only.to_string(), &value)),
             _ => Ok(()),
@@ -100,7 +100,7 @@ impl Fields {
     }
 
     /// Refuses whatever is left, except the names in `ignored` and values that switch nothing on.
-    pub(crate) fn finish(self, ignored: &[&str]) -> Result<()> {
+    pub fn finish(self, ignored: &[&str]) -> Result<()> {
         let off = |v: &Value| matches!(v, Value::Null | Value::Bool(false));
         let left = self.map.iter().find(|(name, v)| !off(v) && !ignored.contains(&name.as_str()));
         match left {
@@ -110,12 +110,12 @@ impl Fields {
     }
 
     /// The error for a value.
-    pub(crate) fn refuse(&self, name: &str, expected: &str, found: &Value) -> Error {
+    pub fn refuse(&self, name: &str, expected: &str, found: &Value) -> Error {
         self.error(name, expected, error::json(found))
     }
 
     /// The error for an absent field.
-    pub(crate) fn absent(&self, name: &str, expected: &str) -> Error {
+    pub fn absent(&self, name: &str, expected: &str) -> Error {
         self.error(name, expected, "nothing".into())
     }
 
@@ -128,7 +128,7 @@ impl Fields {
 const POSITIVE: &str = "a finite number above 0";
 
 /// Whether x is above zero, finite, and stays so as f32, in which the graph states it.
-pub(crate) fn is_positive(x: f64) -> bool {
+pub fn is_positive(x: f64) -> bool {
     x > 0.0 && (x as f32) > 0.0 && (x as f32).is_finite()
 }
 

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-use crate::error::{self, Error, Result, quote};
+use crate::file::error::{self, Error, Result, quote};
 
 /// Bytes of the field that holds the header's length.
 pub const LENGTH_BYTES: usize = 8;
@@ -37,24 +37,43 @@ pub struct Entry {
     pub bytes: Range<usize>,
 }
 
-/// Reads the header of the file whose bytes are `file`; `path` is what errors call it.
+/// What a header says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The tensors, in the order of their bytes.
+    pub entries: Vec<Entry>,
+    /// `__metadata__`: names and texts, in the header's order.
+    pub metadata: Vec<(String, String)>,
+}
+
+/// Reads the tensors of the file whose bytes are `file`; `path` is what errors call it.
 ///
 /// # Errors
 /// [`Error::File`] if the file is no safetensors file or its length is wrong, [`Error::Tensor`] for a bad entry.
 pub fn read(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
+    Ok(header(path, file)?.entries)
+}
+
+/// Reads the header of the file whose bytes are `file`; `path` is what errors call it.
+///
+/// # Errors
+/// As [`read`]; [`Error::Field`] for metadata that is not text.
+pub fn header(path: &Path, file: &[u8]) -> Result<Header> {
     let (header, data) = split(path, file)?;
     let raw: RawHeader = serde_json::from_slice(header)
         .map_err(|e| Error::file(path, "a JSON object as header", error::line(e)))?;
     let mut names = HashSet::new();
     let mut entries = Vec::with_capacity(raw.0.len());
+    let mut metadata = Vec::new();
     for (name, value) in raw.0 {
-        if name == METADATA {
-            continue;
-        }
         if !names.insert(name.clone()) {
             return Err(Error::tensor(path, &name, "one entry", "a second of the same name"));
         }
-        entries.push(entry(path, name, value, data.start)?);
+        if name == METADATA {
+            metadata = texts(path, value)?;
+        } else {
+            entries.push(entry(path, name, value, data.start)?);
+        }
     }
     entries.sort_by_key(|e| (e.bytes.start, e.bytes.end));
     let mut end = data.start;
@@ -73,7 +92,23 @@ pub fn read(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
     if end != data.end {
         return Err(Error::file(path, format!("{end} bytes"), format!("{} bytes", data.end)));
     }
-    Ok(entries)
+    Ok(Header { entries, metadata })
+}
+
+/// The metadata's pairs.
+fn texts(path: &Path, metadata: Value) -> Result<Vec<(String, String)>> {
+    let refuse = |found: &Value| Error::Field {
+        path: path.into(),
+        field: METADATA.into(),
+        expected: "an object of texts".into(),
+        found: error::json(found),
+    };
+    let Value::Object(map) = metadata else { return Err(refuse(&metadata)) };
+    let text = |(name, value)| match value {
+        Value::String(text) => Ok((name, text)),
+        other => Err(refuse(&other)),
+    };
+    map.into_iter().map(text).collect()
 }
 
 /// The header's bytes, and where the data lies.

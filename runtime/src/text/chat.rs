@@ -1,7 +1,7 @@
 //! Messages to the text of a prompt, by the model's own chat template.
 //!
 //! In: a Jinja template, from `chat_template.jinja` or `tokenizer_config.json`, and messages. Out: text that starts with BOS
-//! and holds special tokens written out; [`Tokenizer::encode`](crate::Tokenizer::encode) parses them. The environment is
+//! and holds special tokens written out; [`Tokenizer::encode`](super::Tokenizer::encode) parses them. The environment is
 //! transformers': `trim_blocks`, `lstrip_blocks`, `raise_exception`, and Python's methods of strings and dicts. A template's
 //! work is bounded, so a hostile one ends in an error.
 
@@ -11,10 +11,10 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Value, ValueKind, from_args};
 use minijinja::{Environment, ErrorKind, State, context};
 
-use crate::error::{self, Error, Result};
-use crate::fields::Fields;
-use crate::files;
-use crate::tokenizer::TOKENIZER_CONFIG;
+use super::tokenizer::TOKENIZER_CONFIG;
+use crate::file;
+use crate::file::error::{self, Error, Result};
+use crate::file::fields::Fields;
 
 /// The file that holds the template in newer folders.
 pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
@@ -54,12 +54,12 @@ impl ChatTemplate {
     /// [`Error::Read`], [`Error::File`], [`Error::Field`]; [`Error::Template`] if it does not compile.
     pub fn from_folder(dir: &Path, bos_token: &str, eos_token: &str) -> Result<Option<ChatTemplate>> {
         let path = dir.join(CHAT_TEMPLATE);
-        if let Some(bytes) = files::read_if_present(&path)? {
+        if let Some(bytes) = file::read_if_present(&path)? {
             let source = String::from_utf8(bytes)
                 .map_err(|_| Error::file(path, "a template in UTF-8", "other bytes"))?;
             return ChatTemplate::new(source, bos_token, eos_token).map(Some);
         }
-        match files::read_if_present(&dir.join(TOKENIZER_CONFIG))? {
+        match file::read_if_present(&dir.join(TOKENIZER_CONFIG))? {
             Some(config) => ChatTemplate::from_config(dir, &config, bos_token, eos_token),
             None => Ok(None),
         }

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::detokenizer::{Detokenizer, Piece};
-use crate::error::{self, Error, Result, quote};
-use crate::fields::Fields;
-use crate::files;
+use super::detokenizer::{Detokenizer, Piece};
+use crate::file;
+use crate::file::error::{self, Error, Result, quote};
+use crate::file::fields::Fields;
 
 /// The file that holds the vocabulary.
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -42,8 +42,8 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::from_bytes`], and [`Error::Read`].
     pub fn from_folder(dir: &Path) -> Result<Option<Tokenizer>> {
-        let Some(tokenizer) = files::read_if_present(&dir.join(TOKENIZER))? else { return Ok(None) };
-        let config = files::read_if_present(&dir.join(TOKENIZER_CONFIG))?;
+        let Some(tokenizer) = file::read_if_present(&dir.join(TOKENIZER))? else { return Ok(None) };
+        let config = file::read_if_present(&dir.join(TOKENIZER_CONFIG))?;
         Tokenizer::from_bytes(dir, &tokenizer, config.as_deref()).map(Some)
     }
 

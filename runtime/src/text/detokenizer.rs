@@ -17,7 +17,7 @@ pub(crate) enum Piece {
     Nothing,
 }
 
-/// What turns ids into text; made by [`Tokenizer::detokenizer`](crate::Tokenizer::detokenizer).
+/// What turns ids into text; made by [`Tokenizer::detokenizer`](super::Tokenizer::detokenizer).
 #[derive(Clone, Debug)]
 pub struct Detokenizer {
     pieces: Arc<[Piece]>,
