@@ -35,13 +35,13 @@ const MAX_THREADS: u64 = 1024;
 pub(crate) struct RuleArgs {
     /// File of further rewrite rules, the group `user` (docs/rules.md; `lapidary rules --show NAME` prints one)
     #[arg(long = "rules", value_name = "FILE")]
-    file: Option<PathBuf>,
+    rules_file: Option<PathBuf>,
 }
 
 impl RuleArgs {
     /// The built-in rules and the file's.
     pub(crate) fn load(&self) -> Result<Arc<RuleSet>> {
-        let Some(path) = &self.file else { return Ok(Arc::clone(RuleSet::builtin())) };
+        let Some(path) = &self.rules_file else { return Ok(Arc::clone(RuleSet::builtin())) };
         let rules = rules::text::parse(&read_text(path)?).with_context(|| path.display().to_string())?;
         ensure!(!rules.is_empty(), "{}: expected a rule, found none", path.display());
         Ok(Arc::new(RuleSet::with_user(rules)))
