@@ -3,9 +3,8 @@
 //! The file holds one tensor, `logits` f32 (tokens, vocab), after the final softcap. It is written row by row beside its
 //! place and gets its name once it is whole, so that a failure, or Ctrl-C, leaves what was there.
 
-use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::json;
@@ -13,6 +12,7 @@ use serde_json::json;
 use crate::interrupt::{self, Again};
 use crate::model::{Engine, ModelArgs, read_text};
 use crate::output::{self, Unit, Usage};
+use crate::pending::Pending;
 
 /// Write the logits after each of some tokens. A folder without a tokenizer will do.
 #[derive(clap::Args)]
@@ -88,59 +88,6 @@ fn parse_ids(list: &str, from: &str) -> Result<Vec<u32>> {
         .collect::<Result<Vec<u32>>>()?;
     ensure!(!ids.is_empty(), "{from}: expected token ids, found none");
     Ok(ids)
-}
-
-/// A file being written under a name of its own, removed unless it is finished.
-struct Pending {
-    file: File,
-    temporary: PathBuf,
-    path: PathBuf,
-    done: bool,
-}
-
-impl Pending {
-    fn create(path: &Path) -> io::Result<Pending> {
-        let other = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text.to_string());
-        match fs::metadata(path) {
-            Ok(found) if found.is_dir() => return Err(other("it is a folder")),
-            Ok(found) if !found.is_file() => return Err(other("it is not a regular file")),
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e),
-        }
-        let name = path.file_name().ok_or_else(|| other("it has no file name"))?;
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.tmp", std::process::id()));
-        let temporary = path.with_file_name(hidden);
-        let file = interrupt::begin_file(&temporary, || File::create(&temporary))?;
-        Ok(Pending { file, temporary, path: path.into(), done: false })
-    }
-
-    fn finish(mut self) -> io::Result<()> {
-        interrupt::end_file(|| fs::rename(&self.temporary, &self.path))?;
-        self.done = true;
-        Ok(())
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if !self.done {
-            // Best effort: the error that led here is the one to report.
-            let _ = interrupt::end_file(|| fs::remove_file(&self.temporary));
-        }
-    }
-}
-
-impl Write for Pending {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
 }
 
 /// A safetensors file of one matrix, row by row.

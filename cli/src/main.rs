@@ -13,6 +13,8 @@ mod logits;
 mod model;
 mod opt;
 mod output;
+mod pending;
+mod report;
 mod rules;
 mod run;
 mod sampling;
@@ -48,6 +50,7 @@ enum Command {
     Synth(synth::Args),
     Opt(opt::Args),
     Rules(rules::Args),
+    Report(report::Args),
 }
 
 /// The exit code of a mistake in the arguments; clap's own.
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Synth(args) => synth::run(&args),
         Command::Opt(args) => opt::run(&args),
         Command::Rules(args) => rules::run(&args),
+        Command::Report(args) => report::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -28,7 +28,7 @@ pub(crate) const MAX_CONTEXT: u64 = 1 << 24;
 /// The most rows that `--chunk` takes.
 pub(crate) const MAX_CHUNK: u64 = 1 << 16;
 /// The most threads that `--threads` takes.
-const MAX_THREADS: u64 = 1024;
+pub(crate) const MAX_THREADS: u64 = 1024;
 
 /// Which rules there are.
 #[derive(Clone, clap::Args)]
@@ -109,6 +109,11 @@ impl CompileArgs {
         if let Some(window) = self.sliding_window {
             config.sliding_window = window as usize;
         }
+    }
+
+    /// Leaves a rule out, too.
+    pub(crate) fn disable(&mut self, rule: &str) {
+        self.disable.push(rule.into());
     }
 
     /// The most positions of a model (or of none).

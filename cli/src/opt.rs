@@ -14,7 +14,7 @@ use lapidary_codegen::compile::{FunctionReport, Lowered, compile_functions};
 use lapidary_codegen::kernel::Kernel;
 use lapidary_codegen::view::{Base, View};
 use lapidary_ir::{DType, Function, Module, text};
-use lapidary_models::Config;
+use lapidary_models::{Config, gemma2};
 use lapidary_runtime::program::{SlotKind, Tiles};
 use serde_json::{Value, json};
 
@@ -74,7 +74,8 @@ enum Stage {
 
 /// Prints the stage.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let (module, context) = source(args)?;
+    let given = (args.file.as_deref(), args.preset.as_deref(), args.model.as_deref());
+    let Source { module, context, .. } = source(given.0, given.1, given.2, &args.compile)?;
     let functions: Vec<Function> = match &args.function {
         None => module.functions,
         Some(name) => {
@@ -118,9 +119,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.json { output::print_json(&Value::Array(figures)) } else { output::print(&joined(&parts)) }
 }
 
-/// The module, and the positions that it is compiled for.
-fn source(args: &Args) -> Result<(Module, usize)> {
-    if let Some(path) = &args.file {
+/// What is compiled.
+pub(crate) struct Source {
+    /// Its name for people: the model's, or the file's.
+    pub(crate) name: String,
+    /// The functions.
+    pub(crate) module: Module,
+    /// The positions that they are compiled for.
+    pub(crate) context: usize,
+    /// The function of each layer, if it is a model.
+    pub(crate) layers: Vec<String>,
+}
+
+/// The functions of a file, a published size or a model, in this order of what is given.
+pub(crate) fn source(
+    file: Option<&Path>,
+    preset: Option<&str>,
+    model: Option<&Path>,
+    compile: &CompileArgs,
+) -> Result<Source> {
+    if let Some(path) = file {
         let (name, source) = if path == Path::new("-") {
             let mut bytes = Vec::new();
             std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read stdin")?;
@@ -132,18 +150,20 @@ fn source(args: &Args) -> Result<(Module, usize)> {
         };
         let module = text::parse_module(&source).with_context(|| name.clone())?;
         ensure!(!module.functions.is_empty(), "{name}: expected a function, found none");
-        return Ok((module, args.compile.context_of(FILE_CONTEXT)));
+        return Ok(Source { name, module, context: compile.context_of(FILE_CONTEXT), layers: vec![] });
     }
-    let build = |mut config: Config, weight: &dyn Fn(&str) -> DType| {
-        args.compile.adjust(&mut config);
-        let context = args.compile.context_of(config.max_position_embeddings);
-        (args.compile.module(&config, weight), context)
+    let build = |name: String, mut config: Config, weight: &dyn Fn(&str) -> DType| {
+        compile.adjust(&mut config);
+        let context = compile.context_of(config.max_position_embeddings);
+        let layers = config.layer_types.iter().map(|kind| gemma2::layer_name(*kind).to_string()).collect();
+        Source { name, module: compile.module(&config, weight), context, layers }
     };
-    if let Some(preset) = &args.preset {
-        return Ok(build(Config::preset(preset)?, &|_| DType::BF16));
+    if let Some(preset) = preset {
+        return Ok(build(format!("Gemma 2 {preset}"), Config::preset(preset)?, &|_| DType::BF16));
     }
-    let model = model::open(args.model.as_deref())?;
-    Ok(build(model.config.clone(), &|name| crate::weights::stored_as(&model.checkpoint, name)))
+    let model = model::open(model)?;
+    let name = model.path.display().to_string();
+    Ok(build(name, model.config.clone(), &|name| crate::weights::stored_as(&model.checkpoint, name)))
 }
 
 /// Texts, an empty line between two, one line end at the end.
@@ -263,7 +283,7 @@ fn slot_text(kind: SlotKind) -> String {
 }
 
 /// `64*ceil(T/4)`.
-fn tiles(tiles: Tiles) -> String {
+pub(crate) fn tiles(tiles: Tiles) -> String {
     match (tiles.fixed, tiles.rows) {
         (fixed, 0) => fixed.to_string(),
         (1, 1) => "T".into(),
@@ -278,7 +298,7 @@ fn views(views: &[View], lowered: &Lowered) -> String {
 }
 
 /// `bf16[T,64]@arena+1024`: dtype, dims, and where it lies.
-fn view(view: &View, lowered: &Lowered) -> String {
+pub(crate) fn view(view: &View, lowered: &Lowered) -> String {
     let dims: Vec<String> = view.dims().iter().map(ToString::to_string).collect();
     let place = match view.base {
         Base::Arena(id) => {

@@ -151,6 +151,13 @@ impl Selection {
         Selection { only: Some(names.into_iter().collect()), ..self.clone() }
     }
 
+    /// The same but for one rule.
+    pub fn without(&self, rule: &str) -> Selection {
+        let mut other = self.clone();
+        other.disabled.insert(rule.into());
+        other
+    }
+
     /// Whether a rule of a group runs.
     pub fn admits(&self, group: &str, rule: &str) -> bool {
         self.groups.as_ref().is_none_or(|g| g.contains(group))

@@ -1,0 +1,80 @@
+//! What each rule buys: the predicted time of every function in every row regime without it.
+//!
+//! In: functions and the rules that run. Out: a row for each rule that fired anywhere. Saturation without a rule is a matter
+//! of milliseconds; the work is shared among threads.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::Result;
+use lapidary_codegen::compile::FunctionReport;
+use lapidary_ir::Extent;
+use lapidary_passes::{Limits, Machine, Selection, prepare, select};
+
+/// A rule left out.
+pub(crate) struct Without {
+    /// Its name.
+    pub(crate) rule: String,
+    /// Predicted time in nanoseconds, by function and row regime.
+    pub(crate) nanoseconds: Vec<Vec<f64>>,
+    /// Whether any function's extracted form is another one.
+    pub(crate) matters: bool,
+}
+
+/// Leaves out each rule that fired, in turn.
+pub(crate) fn ablate(
+    reports: &[FunctionReport],
+    selection: &Selection,
+    extent: &(dyn Fn(usize) -> Extent + Sync),
+) -> Result<Vec<Without>> {
+    let mut rules: Vec<String> = vec![];
+    for (rule, _) in reports.iter().flat_map(|r| &r.saturation.fired) {
+        if !rules.iter().any(|known| known == rule) {
+            rules.push((*rule).to_string());
+        }
+    }
+    let next = AtomicUsize::new(0);
+    let found: Mutex<Vec<(usize, Result<Without>)>> = Mutex::new(vec![]);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(rules.len());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let at = next.fetch_add(1, Ordering::Relaxed)
+                    && let Some(rule) = rules.get(at)
+                {
+                    let row = without(rule, reports, selection, extent);
+                    found.lock().unwrap_or_else(|e| e.into_inner()).push((at, row));
+                }
+            });
+        }
+    });
+    let mut found = found.into_inner().unwrap_or_else(|e| e.into_inner());
+    found.sort_by_key(|(at, _)| *at);
+    found.into_iter().map(|(_, row)| row).collect()
+}
+
+fn without(
+    rule: &str,
+    reports: &[FunctionReport],
+    selection: &Selection,
+    extent: &(dyn Fn(usize) -> Extent + Sync),
+) -> Result<Without> {
+    let selection = selection.without(rule);
+    let mut matters = false;
+    let mut nanoseconds = Vec::with_capacity(reports.len());
+    for report in reports {
+        if !report.saturation.fired.iter().any(|(fired, _)| *fired == rule) {
+            nanoseconds.push(report.variants.iter().map(|v| v.nanoseconds).collect());
+            continue;
+        }
+        let saturated = prepare(&report.source, &selection, Limits::default())?;
+        let mut of_regime = vec![];
+        for variant in &report.variants {
+            let form = select(&saturated, Machine::GENERIC, extent(variant.rows))?;
+            matters |= form.function.body != variant.function.body;
+            of_regime.push(form.nanoseconds);
+        }
+        nanoseconds.push(of_regime);
+    }
+    Ok(Without { rule: rule.to_string(), nanoseconds, matters })
+}

@@ -1,0 +1,143 @@
+//! `lapidary report`: the compiler's work on a model as one page to look at.
+//!
+//! In: a model, a published size or a file of the tensor language. Out: an HTML file that needs nothing else: graphs before and
+//! after fusion, kernels with their listings, saturation, what each rule buys, the memory plan; with `--measure` also times.
+//! The file gets its name once it is whole.
+
+mod ablation;
+mod cover;
+mod data;
+mod measure;
+mod page;
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow};
+use lapidary_codegen::compile::compile_functions;
+use lapidary_ir::{Extent, Module};
+use lapidary_passes::{Limits, Machine, prepare};
+use serde_json::{Value, json};
+
+use crate::interrupt::{self, Again};
+use crate::model::{self, CompileArgs, ModelArgs};
+use crate::opt;
+use crate::output::{self, Usage};
+use crate::pending::Pending;
+
+/// Write a page that shows what the compiler did: graphs, kernels, rules, memory.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  lapidary report -o report.html\n  \
+    lapidary report --preset 2b -o report.html\n  \
+    lapidary report -m gemma-2-2b --measure -o report.html")]
+pub(crate) struct Args {
+    /// Hugging Face folder of a Gemma 2 [default: the built-in tiny model]
+    #[arg(short, long, value_name = "MODEL", conflicts_with_all = ["file", "preset"])]
+    model: Option<PathBuf>,
+    /// Published size: 2b, 9b or 27b
+    #[arg(long, value_name = "NAME", conflicts_with = "file", value_parser = model::presets())]
+    preset: Option<String>,
+    /// Run the model and show measured times beside the predicted ones
+    #[arg(long)]
+    measure: bool,
+    /// Threads to measure with [default: one a CPU]
+    #[arg(long, value_name = "N", requires = "measure", value_parser = clap::value_parser!(u64).range(1..=model::MAX_THREADS))]
+    threads: Option<u64>,
+    #[command(flatten)]
+    compile: CompileArgs,
+    /// Page to write
+    #[arg(short, long, value_name = "OUT.html")]
+    output: PathBuf,
+    /// File of the tensor language; `-` reads stdin
+    #[arg(value_name = "FILE.ir")]
+    file: Option<PathBuf>,
+}
+
+/// Writes the page.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.measure && (args.file.is_some() || args.preset.is_some()) {
+        let error = anyhow!("--measure runs a model: expected -m or the built-in model, which have weights");
+        return Err(Usage::new(error).into());
+    }
+    interrupt::install(Again::Exit)?;
+    let path = &args.output;
+    let mut file = Pending::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let source =
+        opt::source(args.file.as_deref(), args.preset.as_deref(), args.model.as_deref(), &args.compile)?;
+    let html = page::html(&collect(args, &source)?)?;
+    file.write_all(html.as_bytes())
+        .and_then(|()| file.finish())
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Everything that the page shows.
+fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
+    let context = source.context;
+    let mut options = args.compile.options(context)?;
+    options.listings = true;
+    let reports = compile_functions(&source.module.functions, &options)?.reports;
+    for warning in reports.iter().filter_map(|r| r.saturation.warning()) {
+        output::note("warning", &warning);
+    }
+    let extent = |rows: usize| Extent { rows, keys: (context / 2).max(rows) };
+    let saturated = reports
+        .iter()
+        .map(|r| Ok(prepare(&r.source, &options.selection, Limits::default())?))
+        .collect::<Result<Vec<_>>>()?;
+    let mut listings = data::Listings::default();
+    let functions: Vec<Value> =
+        reports.iter().zip(&saturated).map(|(r, s)| data::function(r, s, &extent, &mut listings)).collect();
+    let without = ablation::ablate(&reports, &options.selection, &extent)?;
+    let measured = if args.measure {
+        let model = ModelArgs {
+            model: args.model.clone(),
+            threads: args.threads,
+            weights: Default::default(),
+            compile: args.compile.clone(),
+        };
+        Some(measure::measure(&model, &reports, &saturated, &without)?)
+    } else {
+        None
+    };
+    let ablation: Vec<Value> = without
+        .iter()
+        .map(|w| json!({ "rule": w.rule, "ns": w.nanoseconds, "matters": w.matters }))
+        .collect();
+    let groups = options.selection.rules().groups().iter();
+    let rules: Vec<Value> = groups
+        .flat_map(|g| g.rules.iter().map(|r| (&g.name, r)))
+        .map(|(group, r)| {
+            json!({
+                "name": r.name, "group": group, "class": r.class.to_string(), "algebra": r.algebra,
+                "text": r.to_string(),
+            })
+        })
+        .collect();
+    let m = Machine::GENERIC;
+    let all = json!({
+        "title": source.name,
+        "version": env!("CARGO_PKG_VERSION"),
+        "cpu": options.cpu,
+        "context": context,
+        "calls": calls(&source.module, &source.layers),
+        "machine": {
+            "memory": m.memory, "cache": m.cache, "flops": m.flops, "loose_flops": m.loose_flops,
+            "transcendental": m.transcendental, "launch": m.launch,
+        },
+        "rules": rules,
+        "functions": functions,
+        "ablation": ablation,
+        "measured": measured,
+    });
+    Ok(page::Data { title: source.name.clone(), all, listings: listings.texts })
+}
+
+/// How often each function is called for one token that is predicted; once each if they are no model.
+fn calls(module: &Module, layers: &[String]) -> Vec<usize> {
+    let times = |name: &str| match name {
+        _ if layers.is_empty() => 1,
+        "embed" | "head_argmax" => 1,
+        name => layers.iter().filter(|l| *l == name).count(),
+    };
+    module.functions.iter().map(|f| times(&f.name)).collect()
+}
