@@ -45,7 +45,7 @@ pub(crate) fn install(again: Again) -> Result<()> {
         let asked = ASKED.swap(true, Ordering::Relaxed);
         if idle || (asked && again == Again::Exit) {
             let half = half_written();
-            if let Some(path) = half.as_deref() {
+            for path in half.iter() {
                 // Best effort: the program ends here.
                 let _ = std::fs::remove_file(path);
             }
@@ -56,10 +56,10 @@ pub(crate) fn install(again: Again) -> Result<()> {
     .context("cannot take over Ctrl-C")
 }
 
-/// The file that is removed if Ctrl-C ends the program.
-static HALF_WRITTEN: Mutex<Option<PathBuf>> = Mutex::new(None);
+/// The files that are removed if Ctrl-C ends the program.
+static HALF_WRITTEN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-fn half_written() -> MutexGuard<'static, Option<PathBuf>> {
+fn half_written() -> MutexGuard<'static, Vec<PathBuf>> {
     HALF_WRITTEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -67,14 +67,14 @@ fn half_written() -> MutexGuard<'static, Option<PathBuf>> {
 pub(crate) fn begin_file<T>(path: &Path, create: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let mut half = half_written();
     let file = create()?;
-    *half = Some(path.into());
+    half.push(path.into());
     Ok(file)
 }
 
 /// Settles that file with `settle` (a new name, or its end); from then on Ctrl-C does not touch it.
-pub(crate) fn end_file<T>(settle: impl FnOnce() -> T) -> T {
+pub(crate) fn end_file<T>(path: &Path, settle: impl FnOnce() -> T) -> T {
     let mut half = half_written();
-    *half = None;
+    half.retain(|other| other != path);
     settle()
 }
 

@@ -6,11 +6,13 @@
 
 mod bench;
 mod chat;
+mod compile;
 mod eval;
 mod inspect;
 mod interrupt;
 mod logits;
 mod model;
+mod object;
 mod opt;
 mod output;
 mod pending;
@@ -44,6 +46,7 @@ enum Command {
     Run(run::Args),
     Chat(chat::Args),
     Logits(logits::Args),
+    Compile(compile::Args),
     Bench(bench::Args),
     Eval(eval::Args),
     Inspect(inspect::Args),
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Logits(args) => logits::run(&args),
+        Command::Compile(args) => compile::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -154,12 +154,30 @@ pub(crate) fn presets() -> PossibleValuesParser {
     PRESETS.iter().map(|p| p.name).collect::<Vec<_>>().into()
 }
 
+/// Fails if there is no such CPU.
+pub(crate) fn check_cpu_name(name: &str) -> Result<()> {
+    Target::new(name, Placement::Object).map_err(Usage::new)?;
+    Ok(())
+}
+
 /// Fails if code for a CPU would not run here: another architecture, or an instruction set that this CPU lacks.
 fn check_cpu(name: &str) -> Result<()> {
     let target = Target::new(name, Placement::Jit).map_err(Usage::new)?;
     match target.lacking_here() {
         None => Ok(()),
         Some(reason) => bail!("--cpu {name}: {reason}"),
+    }
+}
+
+/// How a configuration's functions make up the model.
+pub(crate) fn describe(config: &Config) -> lapidary_codegen::Model {
+    let layers = config.layer_types.iter().enumerate();
+    lapidary_codegen::Model {
+        hidden: config.hidden_size,
+        vocab: config.vocab_size,
+        layers: layers
+            .map(|(i, kind)| (gemma2::layer_name(*kind).to_string(), gemma2::layer_prefix(i)))
+            .collect(),
     }
 }
 
@@ -214,14 +232,7 @@ impl Engine {
         let start = Instant::now();
         let config = &model.config;
         let module = args.compile.module(config, &|name| weights.dtype(&model, name));
-        let layers = config.layer_types.iter().enumerate();
-        let description = lapidary_codegen::Model {
-            hidden: config.hidden_size,
-            vocab: config.vocab_size,
-            layers: layers
-                .map(|(i, kind)| (gemma2::layer_name(*kind).to_string(), gemma2::layer_prefix(i)))
-                .collect(),
-        };
+        let description = describe(config);
         let options = args.compile.options(args.compile.context_of(config.max_position_embeddings))?;
         let Compilation { program, functions, .. } = compile(&module, &description, &options)?;
         for warning in functions.iter().filter_map(|f| f.saturation.warning()) {

@@ -1,4 +1,7 @@
-//! A file that gets its name once it is whole: a failure, or Ctrl-C, leaves what was there.
+//! A file that has its name only once it is whole.
+//!
+//! In: a path, then bytes. Out: the file. Invariants: until [`Pending::finish`] nothing under the final name changes; without
+//! it nothing is left behind, on errors and on Ctrl-C.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -15,7 +18,7 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    /// A new file beside `path`; what is there stays until [`Pending::finish`].
+    /// Creates the file beside `path`, which must be a regular file, or nothing yet.
     pub(crate) fn create(path: &Path) -> io::Result<Pending> {
         let other = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text.to_string());
         match fs::metadata(path) {
@@ -34,9 +37,9 @@ impl Pending {
         Ok(Pending { file, temporary, path: path.into(), done: false })
     }
 
-    /// Gives it its name.
+    /// Gives the file its name.
     pub(crate) fn finish(mut self) -> io::Result<()> {
-        interrupt::end_file(|| fs::rename(&self.temporary, &self.path))?;
+        interrupt::end_file(&self.temporary, || fs::rename(&self.temporary, &self.path))?;
         self.done = true;
         Ok(())
     }
@@ -46,7 +49,7 @@ impl Drop for Pending {
     fn drop(&mut self) {
         if !self.done {
             // Best effort: the error that led here is the one to report.
-            let _ = interrupt::end_file(|| fs::remove_file(&self.temporary));
+            let _ = interrupt::end_file(&self.temporary, || fs::remove_file(&self.temporary));
         }
     }
 }

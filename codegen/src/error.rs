@@ -11,6 +11,9 @@ pub enum Error {
         /// The names there are.
         known: String,
     },
+    /// A target that is not in the table, or a CPU of another.
+    #[error("{0}")]
+    UnknownTarget(String),
     /// A CPU that Cranelift cannot make code for here.
     #[error("cannot generate code for CPU `{cpu}`: {reason}")]
     Target {
@@ -37,6 +40,9 @@ pub enum Error {
         /// Cranelift's words.
         reason: String,
     },
+    /// A program that cannot become an object.
+    #[error("cannot make an object: {0}")]
+    Object(String),
     /// A pass failed.
     #[error(transparent)]
     Passes(#[from] lapidary_passes::Error),

@@ -16,6 +16,7 @@
 //! | [`micro`] | the inner loops of linear kernels, as a table |
 //! | [`image`] | machine code of all kernels in one piece |
 //! | [`jit`] | an image made executable in this process |
+//! | [`object`] | a relocatable file with a C ABI |
 //! | [`work`] | bytes and operations of a kernel |
 //! | [`machine`] | the machine's ceilings, measured |
 
@@ -30,6 +31,7 @@ pub mod machine;
 pub mod math;
 pub mod memory;
 pub mod micro;
+pub mod object;
 pub mod schedule;
 pub mod target;
 pub mod view;

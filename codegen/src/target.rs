@@ -76,6 +76,31 @@ pub const TARGETS: &[Cpu] = &[
     Cpu { name: "aarch64", triple: "aarch64-unknown-linux-gnu", settings: &[], features: ARM },
 ];
 
+/// The CPU that code for a triple is made for: `cpu`, if it is one of that target's; its oldest, if none is named.
+///
+/// # Errors
+/// [`Error::UnknownTarget`] lists what there is.
+pub fn cpu_of_target<'a>(triple: &str, cpu: Option<&'a str>) -> Result<&'a str, Error> {
+    let list = |names: &mut dyn Iterator<Item = &'static str>| {
+        let mut names: Vec<&str> = names.collect();
+        names.dedup();
+        names.join(", ")
+    };
+    let of_target = || TARGETS.iter().filter(|t| t.triple == triple).map(|t| t.name);
+    let Some(oldest) = of_target().next() else {
+        let known = list(&mut TARGETS.iter().map(|t| t.triple));
+        return Err(Error::UnknownTarget(format!("unknown target `{triple}`: expected {known}")));
+    };
+    match cpu {
+        None => Ok(oldest),
+        Some(cpu) if of_target().any(|name| name == cpu) => Ok(cpu),
+        Some(cpu) => {
+            let known = list(&mut of_target());
+            Err(Error::UnknownTarget(format!("CPU `{cpu}` is none of {triple}: expected {known}")))
+        }
+    }
+}
+
 /// A CPU chosen: Cranelift's description of it.
 #[derive(Clone)]
 pub struct Target {

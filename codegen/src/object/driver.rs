@@ -1,0 +1,599 @@
+//! The driver of an object: what `runtime::Session` does, as generated code.
+//!
+//! In: an image and the state's layout. Out: a [`Driver`]: functions whose references are not resolved yet, and the read-only
+//! tables. `forward` is straight-line: a call of each layer's function on its frame; a function picks its variant by the
+//! call's rows and launches its kernels in order. Invariants: the code refers to kernels, tables and itself only; it allocates
+//! nothing; it writes the state alone, and only once its arguments are checked.
+
+use cranelift_codegen::binemit::Reloc;
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::types::{I32, I64};
+use cranelift_codegen::ir::{
+    AbiParam, ExtFuncData, ExternalName, FuncRef, GlobalValueData, InstBuilder, MemFlagsData, Signature,
+    StackSlotData, StackSlotKind, Type, UserExternalName, Value,
+};
+use cranelift_codegen::{Context, FinalizedRelocTarget, control::ControlPlane};
+use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext, Variable};
+use lapidary_runtime::program::{self, FRAME_KEYS, FRAME_ROWS, Image, Tiles};
+
+use super::state::{Call, FROM_BITS, From, READY, STATE_ALIGN, State, word};
+use super::weights::{HASH_FACTOR, HASH_SHIFT, WEIGHT_ALIGN, WeightsFile};
+use super::{Status, refuse};
+use crate::Error;
+use crate::target::Target;
+
+/// Launches predicted to take less than this many nanoseconds stay on the calling thread; as the runtime's pool has it.
+const PARALLEL_NS: i64 = 5_000;
+
+/// What a reference leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Referent {
+    /// An offset of the image's code.
+    Kernel(u32),
+    /// A function of the driver, by index.
+    Function(u32),
+    /// An offset of the read-only tables.
+    Table(u32),
+}
+
+/// A place of the code that a linker fills in.
+#[derive(Clone, Copy, Debug)]
+pub struct Reference {
+    /// Bytes from the function's start.
+    pub at: u32,
+    /// How.
+    pub kind: Reloc,
+    /// What to.
+    pub to: Referent,
+    /// Added to the address.
+    pub addend: i64,
+}
+
+/// A function of the driver.
+#[derive(Clone, Debug)]
+pub struct DriverFunction {
+    /// Its name, without the object's prefix.
+    pub name: String,
+    /// Whether callers of the object see it.
+    pub public: bool,
+    /// Its code.
+    pub code: Vec<u8>,
+    /// What is to be filled in.
+    pub references: Vec<Reference>,
+}
+
+/// The generated code around an image.
+#[derive(Clone, Debug)]
+pub struct Driver {
+    /// In the order of [`Referent::Function`].
+    pub functions: Vec<DriverFunction>,
+    /// The image's constants, then the frames' template.
+    pub tables: Vec<u8>,
+}
+
+/// Namespaces of [`UserExternalName`].
+const KERNELS: u32 = 0;
+const FUNCTIONS: u32 = 1;
+const TABLES: u32 = 2;
+
+/// The functions' parameters and results, in the order of [`Driver::functions`]; those of the program's functions follow.
+const LAUNCH: u32 = 0;
+const FORWARD: u32 = 1;
+const PREFILL: u32 = 2;
+const FIRST_RUN: u32 = 3;
+
+/// Makes the driver.
+///
+/// # Errors
+/// [`Error::Object`] if Cranelift refuses the code.
+pub fn emit(target: &Target, image: &Image, state: &State, weights: &WeightsFile) -> Result<Driver, Error> {
+    let mut tables = image.constants.clone();
+    tables.resize(tables.len().next_multiple_of(STATE_ALIGN), 0);
+    let template = tables.len() as u32;
+    tables.extend(state.template.iter().flat_map(|w| w.to_le_bytes()));
+
+    let mut maker =
+        Maker { target, context: Context::new(), builder: FunctionBuilderContext::new(), functions: vec![] };
+    maker.define("launch", false, 5, None, launch_body(state))?;
+    maker.define("forward", false, 2, None, |w, p| forward(w, image, state, p[0], p[1]))?;
+    maker.define("prefill", true, 3, Some(I32), |w, p| prefill(w, image, state, p[0], p[1], p[2]))?;
+    for (index, function) in image.functions.iter().enumerate() {
+        let called = index == state.head.function
+            || index == state.head_argmax.function
+            || state.body.iter().any(|c| c.function == index);
+        // A function that nobody calls keeps its number.
+        let steps = if called { &function.variants[..] } else { &[] };
+        let name = format!("run_{}", function.name);
+        maker.define(&name, false, 2, None, |w, p| run(w, steps, p[0], p[1]))?;
+    }
+    maker.define("init", true, 6, Some(I32), |w, p| init(w, state, weights, template, p))?;
+    maker.define("decode", true, 2, Some(I32), |w, p| decode(w, p[0], p[1]))?;
+    maker.define("logits", true, 1, Some(I64), |w, p| {
+        output(w, p[0], &state.head, word::LOGITS_VALID, 0, |w, s| w.offset(s, state.logits as i64));
+    })?;
+    maker.define("argmax", true, 1, Some(I32), |w, p| {
+        output(w, p[0], &state.head_argmax, word::TOKEN_VALID, -1, |w, s| w.load(I32, s, state.token as i64));
+    })?;
+    maker.define("position", true, 1, Some(I64), |w, p| {
+        let zero = w.int(I64, 0);
+        w.check_ready(p[0], zero);
+        let position = w.load(I64, p[0], word::POSITION.into());
+        w.finish(Some(position));
+    })?;
+    maker.define("rollback", true, 2, Some(I32), |w, p| rollback(w, state, p[0], p[1]))?;
+    Ok(Driver { functions: maker.functions, tables })
+}
+
+/// Compiles functions.
+struct Maker<'a> {
+    target: &'a Target,
+    context: Context,
+    builder: FunctionBuilderContext,
+    functions: Vec<DriverFunction>,
+}
+
+impl Maker<'_> {
+    /// A function of `parameters` 64-bit words (an i32 is passed as one, its upper half ignored).
+    fn define(
+        &mut self,
+        name: &str,
+        public: bool,
+        parameters: usize,
+        result: Option<Type>,
+        body: impl FnOnce(&mut Writer<'_>, &[Value]),
+    ) -> Result<(), Error> {
+        let isa = &*self.target.isa;
+        self.context.clear();
+        let mut signature = Signature::new(isa.default_call_conv());
+        signature.params = vec![AbiParam::new(I64); parameters];
+        signature.returns.extend(result.map(AbiParam::new));
+        self.context.func.signature = signature;
+        let mut builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
+        let entry = builder.create_block();
+        builder.append_block_params_for_function_params(entry);
+        builder.switch_to_block(entry);
+        let params = builder.block_params(entry).to_vec();
+        let mut writer = Writer { b: builder };
+        body(&mut writer, &params);
+        writer.b.seal_all_blocks();
+        writer.b.finalize(isa.frontend_config());
+        let failed = |reason: String| refuse(format!("`{name}`: {reason}"));
+        self.context
+            .compile(isa, &mut ControlPlane::default())
+            .map_err(|e| failed(format!("{:?}", e.inner)))?;
+        let code = self.context.compiled_code().ok_or_else(|| failed("it has no code".into()))?;
+        let names = self.context.func.params.user_named_funcs();
+        let mut references = vec![];
+        for reloc in code.buffer.relocs() {
+            let FinalizedRelocTarget::ExternalName(ExternalName::User(to)) = &reloc.target else {
+                return Err(failed(format!("it refers outside: {reloc:?}")));
+            };
+            let to = match names.get(*to) {
+                Some(&UserExternalName { namespace: KERNELS, index }) => Referent::Kernel(index),
+                Some(&UserExternalName { namespace: FUNCTIONS, index }) => Referent::Function(index),
+                Some(&UserExternalName { namespace: TABLES, index }) => Referent::Table(index),
+                other => return Err(failed(format!("it refers outside: {other:?}"))),
+            };
+            references.push(Reference { at: reloc.offset, kind: reloc.kind, to, addend: reloc.addend });
+        }
+        let code = code.code_buffer().to_vec();
+        self.functions.push(DriverFunction { name: name.into(), public, code, references });
+        Ok(())
+    }
+}
+
+/// A function being written.
+struct Writer<'a> {
+    b: FunctionBuilder<'a>,
+}
+
+impl Writer<'_> {
+    fn int(&mut self, ty: Type, value: i64) -> Value {
+        self.b.ins().iconst(ty, if ty == I32 { i64::from(value as u32) } else { value })
+    }
+
+    fn offset(&mut self, value: Value, by: i64) -> Value {
+        let by = self.int(I64, by);
+        self.b.ins().iadd(value, by)
+    }
+
+    /// Offsets may be beyond 32 bits.
+    fn load(&mut self, ty: Type, base: Value, offset: i64) -> Value {
+        let at = self.offset(base, offset);
+        self.b.ins().load(ty, MemFlagsData::trusted(), at, 0)
+    }
+
+    fn store(&mut self, value: Value, base: Value, offset: i64) {
+        let at = self.offset(base, offset);
+        self.b.ins().store(MemFlagsData::trusted(), value, at, 0);
+    }
+
+    fn compare(&mut self, cc: IntCC, a: Value, b: i64) -> Value {
+        let ty = self.b.func.dfg.value_type(a);
+        let b = self.int(ty, b);
+        self.b.ins().icmp(cc, a, b)
+    }
+
+    fn name(&mut self, namespace: u32, index: u32) -> ExternalName {
+        let name = UserExternalName { namespace, index };
+        ExternalName::user(self.b.func.declare_imported_user_function(name))
+    }
+
+    fn function(&mut self, namespace: u32, index: u32, parameters: usize, result: Option<Type>) -> FuncRef {
+        let mut signature = Signature::new(self.b.func.signature.call_conv);
+        signature.params = vec![AbiParam::new(I64); parameters];
+        signature.returns.extend(result.map(AbiParam::new));
+        let signature = self.b.func.import_signature(signature);
+        let name = self.name(namespace, index);
+        self.b.func.import_function(ExtFuncData { name, signature, colocated: true, patchable: false })
+    }
+
+    /// Calls a function of the driver.
+    fn call(&mut self, index: u32, operands: &[Value]) {
+        let function = self.function(FUNCTIONS, index, operands.len(), None);
+        self.b.ins().call(function, operands);
+    }
+
+    /// The address of a kernel.
+    fn kernel(&mut self, offset: u64) -> Value {
+        let function = self.function(KERNELS, offset as u32, 4, None);
+        self.b.ins().func_addr(I64, function)
+    }
+
+    /// The address of a table.
+    fn table(&mut self, offset: u32) -> Value {
+        let name = self.name(TABLES, offset);
+        let data = GlobalValueData::Symbol { name, offset: 0.into(), colocated: true, tls: false };
+        let table = self.b.create_global_value(data);
+        self.b.ins().symbol_value(I64, table)
+    }
+
+    /// Calls a function at an address.
+    fn call_at(&mut self, address: Value, operands: &[Value]) {
+        let mut signature = Signature::new(self.b.func.signature.call_conv);
+        signature.params = vec![AbiParam::new(I64); operands.len()];
+        let signature = self.b.func.import_signature(signature);
+        self.b.ins().call_indirect(signature, address, operands);
+    }
+
+    /// Returns `value` if `condition` is not 0.
+    fn return_if(&mut self, condition: Value, value: Value) {
+        let (out, on) = (self.b.create_block(), self.b.create_block());
+        self.b.ins().brif(condition, out, &[], on, &[]);
+        self.b.switch_to_block(out);
+        self.b.ins().return_(&[value]);
+        self.b.switch_to_block(on);
+    }
+
+    fn fail_if(&mut self, condition: Value, status: Status) {
+        let status = self.int(I32, status.code());
+        self.return_if(condition, status);
+    }
+
+    /// Returns `otherwise` if the state is null or not initialised.
+    fn check_ready(&mut self, state: Value, otherwise: Value) {
+        let null = self.compare(IntCC::Equal, state, 0);
+        self.return_if(null, otherwise);
+        let ready = self.load(I64, state, word::READY.into());
+        let raw = self.compare(IntCC::NotEqual, ready, READY as i64);
+        self.return_if(raw, otherwise);
+    }
+
+    fn finish(&mut self, value: Option<Value>) {
+        let values: Vec<Value> = value.into_iter().collect();
+        self.b.ins().return_(&values);
+    }
+
+    /// `for index in begin..end by step`; `by` and `end` are values of the function.
+    fn for_range(&mut self, begin: Value, end: Value, by: i64, body: impl FnOnce(&mut Self, Value)) {
+        let index: Variable = self.b.declare_var(I64);
+        self.b.def_var(index, begin);
+        let (head, inside, after) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
+        self.b.ins().jump(head, &[]);
+        self.b.switch_to_block(head);
+        let at = self.b.use_var(index);
+        let more = self.b.ins().icmp(IntCC::UnsignedLessThan, at, end);
+        self.b.ins().brif(more, inside, &[], after, &[]);
+        self.b.switch_to_block(inside);
+        body(self, at);
+        let next = self.offset(at, by);
+        self.b.def_var(index, next);
+        self.b.ins().jump(head, &[]);
+        self.b.switch_to_block(after);
+    }
+}
+
+/// `launch(state, kernel, frame, tiles, tile_ns)`: one kernel over its tiles, on this thread or by the caller's callback.
+fn launch_body(state: &State) -> impl FnOnce(&mut Writer<'_>, &[Value]) {
+    let scratch = state.scratch as i64;
+    move |w, p| {
+        let [state, kernel, frame, tiles, tile_ns] = p else { unreachable!("five parameters") };
+        let callback = w.load(I64, *state, word::PARALLEL_FOR.into());
+        let time = w.b.ins().imul(*tiles, *tile_ns);
+        let small = w.compare(IntCC::UnsignedLessThan, time, PARALLEL_NS);
+        let one = w.compare(IntCC::Equal, *tiles, 1);
+        let none = w.compare(IntCC::Equal, callback, 0);
+        let here = w.b.ins().bor(small, one);
+        let here = w.b.ins().bor(here, none);
+        let (alone, together) = (w.b.create_block(), w.b.create_block());
+        w.b.ins().brif(here, alone, &[], together, &[]);
+        w.b.switch_to_block(alone);
+        let zero = w.int(I64, 0);
+        let scratch = w.offset(*state, scratch);
+        w.call_at(*kernel, &[*frame, zero, *tiles, scratch]);
+        w.finish(None);
+        w.b.switch_to_block(together);
+        let context = w.load(I64, *state, word::CONTEXT.into());
+        w.call_at(callback, &[context, *tiles, *kernel, *frame]);
+        w.finish(None);
+    }
+}
+
+/// `run_NAME(state, frame)`: a function's kernels, in order, of the smallest variant that serves the frame's rows.
+fn run(w: &mut Writer<'_>, variants: &[program::Variant<u64>], state: Value, frame: Value) {
+    let rows = w.load(I64, frame, (FRAME_ROWS * 8) as i64);
+    for (index, variant) in variants.iter().enumerate() {
+        let last = index + 1 == variants.len();
+        let next = w.b.create_block();
+        if !last {
+            let inside = w.b.create_block();
+            let fits = w.compare(IntCC::UnsignedLessThanOrEqual, rows, variant.rows as i64);
+            w.b.ins().brif(fits, inside, &[], next, &[]);
+            w.b.switch_to_block(inside);
+        }
+        for step in &variant.steps {
+            let tiles = tile_count(w, step.tiles, rows);
+            let kernel = w.kernel(step.kernel);
+            let tile_ns = w.int(I64, step.tile_ns.into());
+            w.call(LAUNCH, &[state, kernel, frame, tiles, tile_ns]);
+        }
+        if !last {
+            w.finish(None);
+            w.b.switch_to_block(next);
+        }
+    }
+    w.finish(None);
+}
+
+/// [`Tiles::count`].
+fn tile_count(w: &mut Writer<'_>, tiles: Tiles, rows: Value) -> Value {
+    let fixed = w.int(I64, tiles.fixed.into());
+    if tiles.rows == 0 {
+        return fixed;
+    }
+    let up = w.offset(rows, i64::from(tiles.rows) - 1);
+    let by = w.int(I64, tiles.rows.into());
+    let groups = w.b.ins().udiv(up, by);
+    w.b.ins().imul(groups, fixed)
+}
+
+/// Calls a function of the program on its frame, for these rows and keys.
+fn call_on_frame(w: &mut Writer<'_>, call: &Call, state: Value, rows: Value, keys: Value) {
+    let frame = w.offset(state, call.frame as i64);
+    w.store(rows, frame, (FRAME_ROWS * 8) as i64);
+    w.store(keys, frame, (FRAME_KEYS * 8) as i64);
+    w.call(FIRST_RUN + call.function as u32, &[state, frame]);
+}
+
+/// `forward(state, rows)`: appends the rows whose ids and positions are in place.
+fn forward(w: &mut Writer<'_>, image: &Image, layout: &State, state: Value, rows: Value) {
+    let position = w.load(I64, state, word::POSITION.into());
+    let keys = w.b.ins().iadd(position, rows);
+    for call in &layout.body {
+        call_on_frame(w, call, state, rows, keys);
+    }
+    w.store(keys, state, word::POSITION.into());
+    let high = w.load(I64, state, word::HIGH.into());
+    let high = w.b.ins().umax(high, keys);
+    w.store(high, state, word::HIGH.into());
+    let row = w.int(I64, (image.plan.hidden * size_of::<f32>()) as i64);
+    let before = w.offset(rows, -1);
+    let bytes = w.b.ins().imul(before, row);
+    let first = w.offset(state, layout.residual_out() as i64);
+    let last = w.b.ins().iadd(first, bytes);
+    set_last(w, state, last);
+    w.finish(None);
+}
+
+/// What is predicted from changes.
+fn set_last(w: &mut Writer<'_>, state: Value, last: Value) {
+    w.store(last, state, word::LAST.into());
+    let zero = w.int(I64, 0);
+    w.store(zero, state, word::LOGITS_VALID.into());
+    w.store(zero, state, word::TOKEN_VALID.into());
+}
+
+/// `prefill(state, ids, count)`: checks all, then appends chunk by chunk.
+fn prefill(w: &mut Writer<'_>, image: &Image, layout: &State, state: Value, ids: Value, count: Value) {
+    let plan = &image.plan;
+    let not_ready = w.int(I32, Status::State.code());
+    w.check_ready(state, not_ready);
+    let none = w.compare(IntCC::Equal, count, 0);
+    w.fail_if(none, Status::Ok);
+    let null = w.compare(IntCC::Equal, ids, 0);
+    w.fail_if(null, Status::Argument);
+    let position = w.load(I64, state, word::POSITION.into());
+    let context = w.int(I64, plan.context as i64);
+    let room = w.b.ins().isub(context, position);
+    let above = w.b.ins().icmp(IntCC::UnsignedGreaterThan, count, room);
+    w.fail_if(above, Status::Context);
+    let zero = w.int(I64, 0);
+    let word = size_of::<i32>() as i64;
+    let element = |w: &mut Writer<'_>, base: Value, index: Value| {
+        let at = w.b.ins().imul_imm_s(index, word);
+        w.b.ins().iadd(base, at)
+    };
+    w.for_range(zero, count, 1, |w, i| {
+        let at = element(w, ids, i);
+        let id = w.load(I32, at, 0);
+        let out = w.compare(IntCC::UnsignedGreaterThanOrEqual, id, plan.vocab as i64);
+        w.fail_if(out, Status::Token);
+    });
+    let chunk = w.int(I64, plan.chunk as i64);
+    w.for_range(zero, count, plan.chunk as i64, |w, done| {
+        let left = w.b.ins().isub(count, done);
+        let rows = w.b.ins().umin(left, chunk);
+        let from = element(w, ids, done);
+        let first = w.load(I64, state, word::POSITION.into());
+        w.for_range(zero, rows, 1, |w, i| {
+            let at = element(w, from, i);
+            let id = w.load(I32, at, 0);
+            let to = element(w, state, i);
+            w.store(id, to, layout.ids as i64);
+            let position = w.b.ins().iadd(first, i);
+            let position = w.b.ins().ireduce(I32, position);
+            w.store(position, to, layout.pos as i64);
+        });
+        w.call(FORWARD, &[state, rows]);
+    });
+    let done = w.int(I32, Status::Ok.code());
+    w.finish(Some(done));
+}
+
+/// `decode(state, id)`: appends one token.
+fn decode(w: &mut Writer<'_>, state: Value, id: Value) {
+    let slot = w.b.create_sized_stack_slot(StackSlotData::new(StackSlotKind::ExplicitSlot, 8, 3));
+    let id = w.b.ins().ireduce(I32, id);
+    w.b.ins().stack_store(I64, id, slot, 0);
+    let ids = w.b.ins().stack_addr(I64, slot, 0);
+    let one = w.int(I64, 1);
+    let prefill = w.function(FUNCTIONS, PREFILL, 3, Some(I32));
+    let call = w.b.ins().call(prefill, &[state, ids, one]);
+    let status = w.b.inst_results(call)[0];
+    w.finish(Some(status));
+}
+
+/// `logits(state)` and `argmax(state)`: a head on the last row, run when first asked for.
+fn output(
+    w: &mut Writer<'_>,
+    state: Value,
+    head: &Call,
+    valid: i32,
+    otherwise: i64,
+    result: impl FnOnce(&mut Writer<'_>, Value) -> Value,
+) {
+    let ty = w.b.func.signature.returns[0].value_type;
+    let otherwise = w.int(ty, otherwise);
+    w.check_ready(state, otherwise);
+    let last = w.load(I64, state, word::LAST.into());
+    let none = w.compare(IntCC::Equal, last, 0);
+    w.return_if(none, otherwise);
+    let (make, after) = (w.b.create_block(), w.b.create_block());
+    let known = w.load(I64, state, valid.into());
+    w.b.ins().brif(known, after, &[], make, &[]);
+    w.b.switch_to_block(make);
+    w.store(last, state, head.x as i64);
+    let (one, keys) = (w.int(I64, 1), w.load(I64, state, word::POSITION.into()));
+    call_on_frame(w, head, state, one, keys);
+    w.store(one, state, valid.into());
+    w.b.ins().jump(after, &[]);
+    w.b.switch_to_block(after);
+    let value = result(w, state);
+    w.finish(Some(value));
+}
+
+/// `rollback(state, position)`: forgets the tokens from there on.
+fn rollback(w: &mut Writer<'_>, layout: &State, state: Value, to: Value) {
+    let not_ready = w.int(I32, Status::State.code());
+    w.check_ready(state, not_ready);
+    let position = w.load(I64, state, word::POSITION.into());
+    let ahead = w.b.ins().icmp(IntCC::UnsignedGreaterThan, to, position);
+    w.fail_if(ahead, Status::Position);
+    let same = w.b.ins().icmp(IntCC::Equal, to, position);
+    w.fail_if(same, Status::Ok);
+    let zero = w.int(I64, 0);
+    let (some, all) = (w.b.create_block(), w.b.create_block());
+    w.b.ins().brif(to, some, &[], all, &[]);
+    w.b.switch_to_block(all);
+    w.store(zero, state, word::POSITION.into());
+    w.store(zero, state, word::HIGH.into());
+    set_last(w, state, zero);
+    let done = w.int(I32, Status::Ok.code());
+    w.finish(Some(done));
+    w.b.switch_to_block(some);
+    // A ring that was written up to `high` holds the positions from `high - rows` on; the next query, at `to`, reads those
+    // from `to - window + 1` on.
+    let high = w.load(I64, state, word::HIGH.into());
+    for ring in &layout.rings {
+        let over = w.compare(IntCC::UnsignedGreaterThan, high, ring.rows as i64);
+        let oldest = w.offset(high, ring.window as i64 - ring.rows as i64 - 1);
+        let gone = w.b.ins().icmp(IntCC::SignedLessThan, to, oldest);
+        let gone = w.b.ins().band(over, gone);
+        w.fail_if(gone, Status::Position);
+    }
+    w.store(to, state, word::POSITION.into());
+    set_last(w, state, zero);
+    let done = w.int(I32, Status::Ok.code());
+    w.finish(Some(done));
+}
+
+/// `init(state, state_bytes, weights, weights_bytes, parallel_for, context)`.
+fn init(w: &mut Writer<'_>, layout: &State, file: &WeightsFile, template: u32, p: &[Value]) {
+    let [state, state_bytes, weights, weights_bytes, parallel_for, context] = p else {
+        unreachable!("six parameters")
+    };
+    let misplaced = |w: &mut Writer<'_>, address: Value, align: usize| {
+        let null = w.compare(IntCC::Equal, address, 0);
+        let mask = w.int(I64, align as i64 - 1);
+        let low = w.b.ins().band(address, mask);
+        let off = w.compare(IntCC::NotEqual, low, 0);
+        w.b.ins().bor(null, off)
+    };
+    let bad = misplaced(w, *state, STATE_ALIGN);
+    let short = w.compare(IntCC::UnsignedLessThan, *state_bytes, layout.bytes as i64);
+    let bad = w.b.ins().bor(bad, short);
+    w.fail_if(bad, Status::State);
+    let bad = misplaced(w, *weights, WEIGHT_ALIGN);
+    let other = w.compare(IntCC::NotEqual, *weights_bytes, file.bytes as i64);
+    let bad = w.b.ins().bor(bad, other);
+    w.fail_if(bad, Status::Weights);
+
+    let hash: Variable = w.b.declare_var(I64);
+    let zero = w.int(I64, 0);
+    w.b.def_var(hash, zero);
+    let end = w.int(I64, file.header.len() as i64);
+    w.for_range(zero, end, 8, |w, at| {
+        let at = w.b.ins().iadd(*weights, at);
+        let next = w.load(I64, at, 0);
+        let held = w.b.use_var(hash);
+        let mixed = w.b.ins().bxor(held, next);
+        let factor = w.int(I64, HASH_FACTOR as i64);
+        let mixed = w.b.ins().imul(mixed, factor);
+        let high = w.b.ins().ushr_imm_u(mixed, i64::from(HASH_SHIFT));
+        let mixed = w.b.ins().bxor(mixed, high);
+        w.b.def_var(hash, mixed);
+    });
+    let found = w.b.use_var(hash);
+    let other = w.compare(IntCC::NotEqual, found, file.hash() as i64);
+    w.fail_if(other, Status::Weights);
+
+    let constants = w.table(0);
+    let words = w.table(template);
+    let frames = w.offset(*state, layout.frames as i64);
+    let end = w.int(I64, layout.template.len() as i64 * 8);
+    w.for_range(zero, end, 8, |w, at| {
+        let from = w.b.ins().iadd(words, at);
+        let entry = w.load(I64, from, 0);
+        let offset = w.b.ins().ushr_imm_u(entry, i64::from(FROM_BITS));
+        let kind = w.b.ins().band_imm_u(entry, (1 << FROM_BITS) - 1);
+        let mut base = zero;
+        for (from, address) in
+            [(From::State, *state), (From::Weights, *weights), (From::Constants, constants)]
+        {
+            let is = w.compare(IntCC::Equal, kind, from as i64);
+            base = w.b.ins().select(is, address, base);
+        }
+        let address = w.b.ins().iadd(base, offset);
+        let to = w.b.ins().iadd(frames, at);
+        w.store(address, to, 0);
+    });
+    w.store(zero, *state, word::POSITION.into());
+    w.store(zero, *state, word::HIGH.into());
+    w.store(*parallel_for, *state, word::PARALLEL_FOR.into());
+    w.store(*context, *state, word::CONTEXT.into());
+    set_last(w, *state, zero);
+    let ready = w.int(I64, READY as i64);
+    w.store(ready, *state, word::READY.into());
+    let done = w.int(I32, Status::Ok.code());
+    w.finish(Some(done));
+}

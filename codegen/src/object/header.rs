@@ -1,0 +1,136 @@
+//! The C header of an object: constants, types, functions, and what a caller must know.
+//!
+//! In: what the object was made from. Out: text that is C11 and C++17. Invariant: every number in it is the one that the code
+//! was made with.
+
+use std::fmt::Write;
+
+use lapidary_runtime::program::Image;
+
+use super::Status;
+use super::state::{STATE_ALIGN, State};
+use super::weights::{WEIGHT_ALIGN, WeightsFile};
+use crate::target::Target;
+
+/// The header's text.
+pub fn text(target: &Target, prefix: &str, image: &Image, state: &State, weights: &WeightsFile) -> String {
+    let upper = prefix.to_ascii_uppercase();
+    let plan = &image.plan;
+    let (triple, cpu) = (target.isa.triple(), &target.name);
+    let mut out = format!(
+        "/* A language model compiled by Lapidary for {triple}, CPU {cpu}: link {prefix}.o, load {prefix}.weights.\n"
+    );
+    out.push_str(&ABOUT.replace("@lower", prefix).replace("@UPPER", &upper));
+    let _ = write!(
+        out,
+        "#ifndef LAPIDARY_{upper}_H\n#define LAPIDARY_{upper}_H\n\n#include <stddef.h>\n#include <stdint.h>\n\n\
+         #ifdef __cplusplus\nextern \"C\" {{\n#endif\n\n"
+    );
+    let constants = [
+        ("VOCAB", plan.vocab, "Entries of a row of logits; tokens are 0 .. VOCAB - 1."),
+        ("HIDDEN", plan.hidden, "Width of the residual stream, in floats."),
+        ("LAYERS", plan.layers.len(), "Layers."),
+        ("CONTEXT", plan.context, "The most tokens that a state holds."),
+        ("CHUNK", plan.chunk, "The most tokens of one pass; longer prompts take several."),
+        ("STATE_BYTES", state.bytes, "Bytes of a state: caches, temporaries, logits, all."),
+        ("STATE_ALIGN", STATE_ALIGN, "Alignment of a state in bytes."),
+        (
+            "CACHE_BYTES",
+            state.cache_bytes,
+            "Bytes of the state that are the KV cache; touched as the text grows.",
+        ),
+        ("ARENA_BYTES", state.arena_bytes, "Bytes of the state that are temporaries of one pass."),
+        ("SCRATCH_BYTES", state.scratch_bytes, "Bytes of scratch of each thread of a parallel_for."),
+        ("SCRATCH_ALIGN", STATE_ALIGN, "Alignment of a thread's scratch in bytes."),
+        ("WEIGHTS_BYTES", weights.bytes, "Length of the weights file in bytes."),
+        (
+            "WEIGHTS_ALIGN",
+            WEIGHT_ALIGN,
+            "Alignment of the weights in memory, in bytes (a mapped file has it).",
+        ),
+    ];
+    for (name, value, about) in constants {
+        let suffix = if value > i32::MAX as usize { "ULL" } else { "" };
+        let _ = writeln!(out, "/* {about} */\n#define {upper}_{name} {value}{suffix}");
+    }
+    out.push_str("\n/* What functions return. */\nenum {\n");
+    for (index, status) in Status::ALL.into_iter().enumerate() {
+        let (name, about) = describe(status);
+        let comma = if index + 1 == Status::ALL.len() { "" } else { "," };
+        let _ = writeln!(out, "    {upper}_{name} = {}{comma} /* {about} */", status.code());
+    }
+    out.push_str("};\n");
+    out.push_str(&FUNCTIONS.replace("@lower", prefix).replace("@UPPER", &upper));
+    out
+}
+
+/// A status' name and meaning.
+fn describe(status: Status) -> (&'static str, &'static str) {
+    match status {
+        Status::Ok => ("OK", "Done."),
+        Status::State => ("ERROR_STATE", "The state is null, misaligned, too small, or not initialised."),
+        Status::Weights => {
+            ("ERROR_WEIGHTS", "The weights are null, misaligned, or not those of this object.")
+        }
+        Status::Argument => ("ERROR_ARGUMENT", "A null pointer to tokens."),
+        Status::Context => ("ERROR_CONTEXT", "More tokens than the context has room for; nothing changed."),
+        Status::Token => ("ERROR_TOKEN", "A token that is not in 0 .. VOCAB - 1; nothing changed."),
+        Status::Position => ("ERROR_POSITION", "A position ahead, or whose window is gone; nothing changed."),
+    }
+}
+
+const ABOUT: &str = " *
+ * The code needs nothing else, not even libc. It allocates nothing and writes nothing but the state.
+ *
+ * Memory: the caller provides a state of @UPPER_STATE_BYTES bytes, aligned to @UPPER_STATE_ALIGN, ALL ZERO before its first
+ * @lower_init (as mmap and calloc give it), and the bytes of the weights file, aligned to @UPPER_WEIGHTS_ALIGN, which are read
+ * only. A state holds addresses of itself and of the weights: neither may move. Many states may share the weights.
+ *
+ * Weights file: a safetensors file (8 bytes of header length, little-endian; JSON; tensors). Each tensor starts at a
+ * multiple of 64 bytes; `_padding.N` fills the gaps. Quantised matrices are U8 of shape (rows, bytes of a row).
+ *
+ * Threads: a state is used by one thread at a time; different states by different threads at once. With a parallel_for the
+ * launches that are worth it are spread; results are the same, to the bit, however they are split.
+ */
+";
+
+const FUNCTIONS: &str = "
+/* A part of the work: does items begin .. end - 1 of a job. `scratch` is @UPPER_SCRATCH_BYTES bytes, aligned to
+ * @UPPER_SCRATCH_ALIGN, that no other call uses at the same time; its contents do not matter. */
+typedef void (*@lower_task)(const void *job, uint64_t begin, uint64_t end, void *scratch);
+
+/* Must call `task(job, begin, end, scratch)` so that each of the items 0 .. items - 1 is done exactly once, on any threads
+ * and split in any way, and return when all are done and their writes are visible to the calling thread. */
+typedef void (*@lower_parallel_for)(void *context, uint64_t items, @lower_task task, const void *job);
+
+/* Makes a state ready, at position 0. `parallel_for` may be null: all work is then done by the calling thread. `context` is
+ * passed on to it. */
+int32_t @lower_init(void *state, size_t state_bytes, const void *weights, size_t weights_bytes,
+                    @lower_parallel_for parallel_for, void *context);
+
+/* Appends `count` tokens. All are checked first: after an error nothing has changed. */
+int32_t @lower_prefill(void *state, const int32_t *ids, size_t count);
+
+/* Appends one token. */
+int32_t @lower_decode(void *state, int32_t id);
+
+/* The logits after the last token, @UPPER_VOCAB floats within the state, computed when first asked for; valid until tokens
+ * are appended. Null if there is no token to predict from, or the state is not ready. */
+const float *@lower_logits(void *state);
+
+/* The most likely next token, the lowest among equals. -1 where @lower_logits gives null. */
+int32_t @lower_argmax(void *state);
+
+/* Tokens held. */
+uint64_t @lower_position(const void *state);
+
+/* Forgets the tokens from `position` on; 0 always works. Sliding-window caches keep @UPPER_CHUNK tokens beyond the window, so
+ * a position further back than that may be refused. There are no logits until tokens are appended. */
+int32_t @lower_rollback(void *state, uint64_t position);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
+";

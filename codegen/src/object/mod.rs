@@ -1,0 +1,106 @@
+//! The object backend: an image as a relocatable file that any C linker takes, with a header and a weights file.
+//!
+//! In: an [`Image`], its target, a prefix for names, the type of each weight. Out: an [`Object`]. What `Session` does in this
+//! process (frames, steps, positions) is generated code here, the [`driver`]; memory and threads are the caller's. Invariants:
+//! the object refers to nothing outside of itself, not even libc; it writes nothing but the state; the same input gives the
+//! same bytes.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`state`] | where everything lies in the caller's memory |
+//! | [`weights`] | the weights file: which tensor lies where |
+//! | [`driver`] | the public functions and the launches, in Cranelift IR |
+//! | [`elf`] | sections, symbols, relocations |
+//! | [`header`] | the C header |
+
+pub mod driver;
+pub mod elf;
+pub mod header;
+pub mod state;
+pub mod weights;
+
+use lapidary_runtime::program::Image;
+
+use crate::Error;
+use crate::target::{Placement, Target};
+use state::State;
+use weights::{TensorType, WeightsFile};
+
+/// What the public functions return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Done.
+    Ok,
+    /// A state that is null, misaligned, too small, or not initialised.
+    State,
+    /// Weights that are null, misaligned, of another length or of another layout.
+    Weights,
+    /// A null pointer for what holds tokens.
+    Argument,
+    /// More tokens than the context holds; nothing changed.
+    Context,
+    /// A token that is no row of the embedding table; nothing changed.
+    Token,
+    /// A position ahead, or one whose sliding window is gone; nothing changed.
+    Position,
+}
+
+impl Status {
+    /// Every status, by rising code.
+    pub const ALL: [Status; 7] = [
+        Status::Ok,
+        Status::State,
+        Status::Weights,
+        Status::Argument,
+        Status::Context,
+        Status::Token,
+        Status::Position,
+    ];
+
+    /// The number that functions return.
+    pub fn code(self) -> i64 {
+        self as i64
+    }
+}
+
+/// An object and what belongs to it.
+pub struct Object {
+    /// The relocatable ELF file.
+    pub elf: Vec<u8>,
+    /// The C header.
+    pub header: String,
+    /// The weights file's layout; the bytes are the weight source's.
+    pub weights: WeightsFile,
+}
+
+/// What an object is made of.
+pub struct Parts<'a> {
+    /// Code, tables, plan.
+    pub image: &'a Image,
+    /// The CPU it was compiled for: a name of the table or `native`.
+    pub cpu: &'a str,
+    /// What public names start with, a C identifier in lower case.
+    pub prefix: &'a str,
+    /// The type of each weight by name; none of a weight that there is not.
+    pub tensor: &'a dyn Fn(&str) -> Option<TensorType>,
+}
+
+/// Makes the object.
+///
+/// # Errors
+/// [`Error::Object`] for a plan that does not fit its functions, a weight without a type, or code that cannot be made.
+pub fn build(parts: &Parts<'_>) -> Result<Object, Error> {
+    // References of the driver are all to the object itself: no detour through a table of addresses.
+    let target = Target::new(parts.cpu, Placement::Jit)?;
+    let weights = WeightsFile::new(parts.image, parts.tensor)?;
+    let state = State::new(parts.image, &weights)?;
+    let driver = driver::emit(&target, parts.image, &state, &weights)?;
+    let elf = elf::write(&target, parts.prefix, parts.image, &driver)?;
+    let header = header::text(&target, parts.prefix, parts.image, &state, &weights);
+    Ok(Object { elf, header, weights })
+}
+
+/// An error of this backend.
+fn refuse(reason: impl std::fmt::Display) -> Error {
+    Error::Object(reason.to_string())
+}
