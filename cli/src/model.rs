@@ -17,7 +17,7 @@ use lapidary_ir::{DType, Module};
 use lapidary_models::gemma2::{self, Storage};
 use lapidary_models::{Config, Detokenizer, Model, PRESETS, Tokenizer};
 use lapidary_passes::{RuleSet, Selection, rules};
-use lapidary_runtime::{Memory, Session};
+use lapidary_runtime::{Memory, Session, cpu};
 use serde_json::{Value, json};
 
 use crate::output::{self, Usage};
@@ -163,6 +163,10 @@ pub(crate) fn check_cpu_name(name: &str) -> Result<()> {
 /// Fails if code for a CPU would not run here: another architecture, or an instruction set that this CPU lacks.
 fn check_cpu(name: &str) -> Result<()> {
     let target = Target::new(name, Placement::Jit).map_err(Usage::new)?;
+    if let (true, cpu::Amx::Refused(code)) = (name == "native", cpu::amx()) {
+        let reason = std::io::Error::from_raw_os_error(code);
+        output::note("warning", &format!("the system refuses AMX ({reason}): running without it"));
+    }
     match target.lacking_here() {
         None => Ok(()),
         Some(reason) => bail!("--cpu {name}: {reason}"),

@@ -33,6 +33,8 @@ pub struct Features {
     pub vnni: bool,
     /// x86-64: AVX-512 BF16 whose dot product is faster than FMA. (Intel's is not: half of its rate.)
     pub bf16: bool,
+    /// x86-64: AMX tiles, with products of bf16.
+    pub amx: bool,
 }
 
 /// The state of one kernel being emitted.

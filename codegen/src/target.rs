@@ -5,6 +5,7 @@
 
 use cranelift_codegen::isa::{self, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
+use lapidary_runtime::cpu;
 
 use crate::Error;
 use crate::emit::Features;
@@ -21,11 +22,12 @@ pub struct Cpu {
     features: Features,
 }
 
-const PORTABLE: Features = Features { fma: false, avx2: false, avx512: false, vnni: false, bf16: false };
+const PORTABLE: Features =
+    Features { fma: false, avx2: false, avx512: false, vnni: false, bf16: false, amx: false };
 const AVX2: Features = Features { fma: true, avx2: true, ..PORTABLE };
 const AVX512: Features = Features { avx512: true, ..AVX2 };
-const SAPPHIRE_RAPIDS: Features = Features { vnni: true, ..AVX512 };
-const ZEN4: Features = Features { bf16: true, ..SAPPHIRE_RAPIDS };
+const SAPPHIRE_RAPIDS: Features = Features { vnni: true, amx: true, ..AVX512 };
+const ZEN4: Features = Features { bf16: true, vnni: true, ..AVX512 };
 const ARM: Features = Features { fma: true, ..PORTABLE };
 
 const V2: &[&str] = &["has_cmpxchg16b", "has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt"];
@@ -170,6 +172,7 @@ impl Target {
             ("AVX-512 F, BW, DQ and VL", asked.avx512 && !here.avx512),
             ("AVX-512 VNNI", asked.vnni && !here.vnni),
             ("AVX-512 BF16", asked.bf16 && !here.bf16),
+            ("AMX", asked.amx && !here.amx),
         ];
         if let Some((name, _)) = lacking.iter().find(|(_, lacks)| *lacks) {
             return Some(format!("it needs {name}, which this machine lacks"));
@@ -194,6 +197,7 @@ fn host() -> Features {
             avx512: has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl"),
             vnni: has!("avx512vnni"),
             bf16: has!("avx512bf16") && is_amd(),
+            amx: has!("avx512f") && cpu::amx() == cpu::Amx::Ready,
         }
     }
     #[cfg(not(target_arch = "x86_64"))]

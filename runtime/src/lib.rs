@@ -1,6 +1,7 @@
 //! Lapidary's runtime: artifacts, programs, sessions, KV cache, thread pool, sampling, text. Knows no compiler.
 
 mod bind;
+pub mod cpu;
 mod error;
 pub mod file;
 pub mod generate;
