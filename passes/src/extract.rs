@@ -25,6 +25,8 @@ pub struct Extracted {
     pub function: Function,
     /// Its predicted time in nanoseconds.
     pub nanoseconds: f64,
+    /// The class of each node of the function.
+    pub classes: Vec<Id>,
 }
 
 /// Extracts the cheapest form of a saturated function.
@@ -36,6 +38,22 @@ pub fn extract(saturated: &Saturated, model: &CostModel) -> Extracted {
     choices.build(saturated)
 }
 
+/// As [`extract`], but of this class no other node may be taken; `None` if the class is not needed then, or the outputs
+/// cannot be reached.
+pub fn extract_with(saturated: &Saturated, model: &CostModel, class: Id, node: &Op) -> Option<Extracted> {
+    let mut choices = Choices::new(saturated, model);
+    let at = choices.ids.iter().position(|&id| id == class)?;
+    choices.classes[at].retain(|c| c.node == *node);
+    choices.reach();
+    if choices.roots.iter().any(|&root| choices.chosen[root].is_none()) {
+        return None;
+    }
+    choices.shrink();
+    choices.descend();
+    let extracted = choices.build(saturated);
+    extracted.classes.contains(&class).then_some(extracted)
+}
+
 struct Candidate {
     node: Op,
     cost: f64,
@@ -44,6 +62,8 @@ struct Candidate {
 }
 
 struct Choices {
+    /// Classes by dense index.
+    ids: Vec<Id>,
     /// Candidates by dense class index.
     classes: Vec<Vec<Candidate>>,
     /// The chosen candidate of each class, once it has one.
@@ -80,7 +100,7 @@ impl Choices {
             .collect();
         let roots = saturated.outputs.iter().map(|(_, id)| dense[&graph.find(*id)]).collect();
         let seen = vec![(0, false); ids.len()];
-        Choices { classes, chosen: vec![None; ids.len()], roots, seen, visit: 0 }
+        Choices { classes, chosen: vec![None; ids.len()], ids, roots, seen, visit: 0 }
     }
 
     /// Step 1: chooses, for every class that has any, a node whose operands were chosen before it.
@@ -228,13 +248,14 @@ impl Choices {
 
     fn build(&mut self, saturated: &Saturated) -> Extracted {
         let mut body = Expr::default();
+        let mut classes = vec![];
         let mut placed: Vec<Option<Id>> = vec![None; self.classes.len()];
         let roots = self.roots.clone();
         let outputs = saturated
             .outputs
             .iter()
             .zip(&roots)
-            .map(|((name, _), &root)| (name.clone(), self.place(root, &mut body, &mut placed)))
+            .map(|((name, _), &root)| (name.clone(), self.place(root, &mut body, &mut classes, &mut placed)))
             .collect();
         let nanoseconds = self.cost_under(&roots).unwrap_or(f64::INFINITY);
         let function = Function {
@@ -243,10 +264,10 @@ impl Choices {
             body,
             outputs,
         };
-        Extracted { function, nanoseconds }
+        Extracted { function, nanoseconds, classes }
     }
 
-    fn place(&self, class: usize, body: &mut Expr, placed: &mut [Option<Id>]) -> Id {
+    fn place(&self, class: usize, body: &mut Expr, classes: &mut Vec<Id>, placed: &mut [Option<Id>]) -> Id {
         if let Some(id) = placed[class] {
             return id;
         }
@@ -254,10 +275,12 @@ impl Choices {
             unreachable!("the source function chooses every class")
         };
         let candidate = &self.classes[class][choice];
-        let operands: Vec<Id> = candidate.operands.iter().map(|&o| self.place(o, body, placed)).collect();
+        let operands: Vec<Id> =
+            candidate.operands.iter().map(|&o| self.place(o, body, classes, placed)).collect();
         let mut at = operands.into_iter();
         let node = candidate.node.clone().map_children(|c| at.next().unwrap_or(c));
         let id = body.add(node);
+        classes.push(self.ids[class]);
         placed[class] = Some(id);
         id
     }

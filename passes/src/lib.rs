@@ -12,6 +12,7 @@
 //! | [`mod@saturate`] | equality saturation, with its limits and report |
 //! | [`cost`] | what a kernel costs on a machine |
 //! | [`mod@extract`] | the cheapest term, sharing counted |
+//! | [`explain`] | how a kernel came about, in steps that replay |
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ use lapidary_ir::{Extent, Function, verify};
 
 pub mod analysis;
 pub mod cost;
+pub mod explain;
 pub mod extract;
 pub mod range;
 pub mod rules;

@@ -100,6 +100,8 @@ pub struct Saturated {
     pub graph: Graph,
     /// The function's outputs: names and classes.
     pub outputs: Vec<(String, Id)>,
+    /// The class of each node of the function that went in.
+    pub classes: Vec<Id>,
     /// The function that went in.
     pub source: Function,
     /// What happened.
@@ -202,7 +204,10 @@ pub fn saturate(
         .iter()
         .map(|(name, id)| (name.clone(), graph.find(classes[usize::from(*id)])))
         .collect();
-    Ok(Saturated { graph, outputs, source: function.clone(), report })
+    for class in &mut classes {
+        *class = graph.find(*class);
+    }
+    Ok(Saturated { graph, outputs, classes, source: function.clone(), report })
 }
 
 fn check(graph: &Graph, function: &Function, rule: &str) -> Result<(), Error> {

@@ -2,7 +2,7 @@
 //!
 //! A rule file refers to one with `native NAME`. In: the graph. Out: pairs of classes to merge.
 
-use egg::Id;
+use egg::{Id, Subst, Var};
 use lapidary_ir::{Op, Type};
 
 use crate::analysis::Graph;
@@ -14,6 +14,19 @@ pub struct Native {
     pub name: &'static str,
     /// The classes to merge, pairwise.
     pub search: fn(&mut Graph) -> Vec<(Id, Id)>,
+    /// What it did to a graph, as pattern rules: what `explain` shows and replays.
+    pub instances: fn(&Graph) -> Vec<Instance>,
+}
+
+/// One merge of a native search, said as a pattern rule and its match.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// The left side.
+    pub lhs: String,
+    /// The right side.
+    pub rhs: String,
+    /// The classes of their variables.
+    pub subst: Subst,
 }
 
 impl PartialEq for Native {
@@ -23,7 +36,8 @@ impl PartialEq for Native {
 }
 
 /// Every search.
-pub const NATIVE: &[Native] = &[Native { name: "merge-linears", search: merge_linears }];
+pub const NATIVE: &[Native] =
+    &[Native { name: "merge-linears", search: merge_linears, instances: merged_linears }];
 
 /// All linears of one weight, without epilogue, on the same x: one linear with all the weights.
 ///
@@ -68,4 +82,42 @@ fn merge_linears(graph: &mut Graph) -> Vec<(Id, Id)> {
         }
     }
     merges
+}
+
+/// Each output of a merged linear: linear(x, w1) = output(1, linear(x, w0 w1 ..)).
+fn merged_linears(graph: &Graph) -> Vec<Instance> {
+    let var = |name: &str| -> Option<Var> { name.parse().ok() };
+    let mut instances = vec![];
+    let mut classes: Vec<Id> = graph.classes().map(|c| c.id).collect();
+    classes.sort_unstable();
+    for class in classes {
+        for node in graph[class].iter() {
+            let Op::Output([index, tuple]) = node else { continue };
+            let Some(Op::Int(index)) = graph[*index].data.leaf else { continue };
+            for linear in graph[*tuple].iter() {
+                let Op::Linear([x, weights, epilogue]) = linear else { continue };
+                let is_tensor = matches!(graph[*x].data.ty, Type::Tensor(_));
+                if !is_tensor || graph[*epilogue].data.leaf != Some(Op::Store) {
+                    continue;
+                }
+                for list in graph[*weights].iter() {
+                    let Op::Weights(ws) = list else { continue };
+                    let names: Vec<String> = (0..ws.len()).map(|i| format!("?w{i}")).collect();
+                    let Some(own) = names.get(index as usize) else { continue };
+                    let mut subst = Subst::default();
+                    for (name, &class) in names.iter().map(String::as_str).zip(ws.iter()).chain([("?x", x)]) {
+                        if let Some(var) = var(name) {
+                            subst.insert(var, class);
+                        }
+                    }
+                    instances.push(Instance {
+                        lhs: format!("(linear ?x (weights {own}) store)"),
+                        rhs: format!("(output {index} (linear ?x (weights {}) store))", names.join(" ")),
+                        subst,
+                    });
+                }
+            }
+        }
+    }
+    instances
 }
