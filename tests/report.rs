@@ -8,6 +8,7 @@
 #[path = "report/browser.rs"]
 mod browser;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -53,6 +54,37 @@ fn browser() -> Option<(MutexGuard<'static, ()>, Browser)> {
 const READY: &str =
     "!!document.getElementById('page') && !document.getElementById('page').hasAttribute('aria-busy')";
 
+/// Clicks everything there is to choose; pairs of what was clicked and the milliseconds until the page was drawn again.
+const SWEEP: &str = "(async () => {
+    const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    await allReady;
+    const times = [];
+    const click = async (element, what) => {
+        const start = performance.now();
+        element.click();
+        document.body.getBoundingClientRect();
+        await frame();
+        times.push([what, performance.now() - start]);
+    };
+    const all = (selector) => [...document.querySelectorAll(selector)];
+    const of = (selector, key) => all(selector).find((e) => e.dataset.key === key);
+    for (const f of all('#functions button').map((e) => e.dataset.key)) {
+        await click(of('#functions button', f), f);
+        for (const r of all('#regimes button').map((e) => e.dataset.key)) {
+            await click(of('#regimes button', r), `${f} ${r}`);
+            for (let k = 0; k < all('#kernels button').length; k++) {
+                await click(all('#kernels button')[k], `${f} ${r} kernel ${k}`);
+                for (const t of k % 3 == 0 ? all('[role=tab]').map((e) => e.dataset.key) : []) {
+                    await click(of('[role=tab]', t), `${f} ${r} kernel ${k} ${t}`);
+                    if (!document.getElementById('tab-body').textContent.trim()) throw new Error(`${f} ${r} ${k} ${t} is empty`);
+                }
+                of('[role=tab]', 'overview')?.click();
+            }
+        }
+    }
+    return times;
+})()";
+
 #[test]
 fn the_page_of_2b_is_small_quick_and_quiet() {
     let folder = tempfile::tempdir().unwrap();
@@ -66,45 +98,24 @@ fn the_page_of_2b_is_small_quick_and_quiet() {
     b.photograph("desktop");
     assert_eq!(b.value("document.querySelectorAll('#functions [role=radio]').length"), 6);
 
-    // Every function, every regime, every kernel, every tab: nothing takes long, nothing complains.
-    let times = b.value(
-        "(async () => {
-            const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-            await listingsReady;
-            const times = [];
-            const click = async (element, what) => {
-                const start = performance.now();
-                element.click();
-                document.body.getBoundingClientRect();
-                await frame();
-                times.push([performance.now() - start, what]);
-            };
-            const all = (selector) => [...document.querySelectorAll(selector)];
-            const of = (selector, key) => all(selector).find((e) => e.dataset.key === key);
-            for (const f of all('#functions button').map((e) => e.dataset.key)) {
-                await click(of('#functions button', f), f);
-                for (const r of all('#regimes button').map((e) => e.dataset.key)) {
-                    await click(of('#regimes button', r), `${f} ${r}`);
-                    for (let k = 0; k < all('#kernels button').length; k++) {
-                        await click(all('#kernels button')[k], `${f} ${r} kernel ${k}`);
-                        for (const t of k < 3 ? all('[role=tab]').map((e) => e.dataset.key) : []) {
-                            await click(of('[role=tab]', t), `${f} ${r} kernel ${k} ${t}`);
-                            if (!document.getElementById('tab-body').textContent.trim()) throw new Error(`${f} ${r} ${k} ${t} is empty`);
-                        }
-                        of('[role=tab]', 'overview')?.click();
-                    }
-                }
-            }
-            return times.sort((a, b) => a[0] - b[0]);
-        })()",
-    );
-    let times = times.as_array().unwrap();
-    assert!(times.len() > 100, "{}", times.len());
-    // Others may have the processor for a while: what counts is what is slow in general.
-    let (typical, most) = (&times[times.len() * 95 / 100], &times[times.len() - 1]);
-    println!("{} clicks: 95 of 100 take at most {typical}, the slowest {most}", times.len());
-    assert!(typical[0].as_f64().unwrap() < MOST_MS, "{typical}");
-    assert!(most[0].as_f64().unwrap() < 5.0 * MOST_MS, "{most}");
+    // Every function, every regime, every kernel, every tab: nothing takes long, nothing complains. Others may have the
+    // processor for a while: a click is as quick as it once was in a few rounds.
+    let mut quickest: BTreeMap<String, f64> = BTreeMap::new();
+    for round in 1..=5 {
+        let times = b.value(SWEEP);
+        for time in times.as_array().unwrap() {
+            let (what, ms) = (time[0].as_str().unwrap(), time[1].as_f64().unwrap());
+            let best = quickest.entry(what.into()).or_insert(ms);
+            *best = best.min(ms);
+        }
+        let (what, ms) = quickest.iter().max_by(|a, b| a.1.total_cmp(b.1)).unwrap();
+        println!("round {round}: {} clicks, the slowest {ms:.0} ms ({what})", quickest.len());
+        if *ms < MOST_MS {
+            break;
+        }
+    }
+    assert!(quickest.len() > 100, "{}", quickest.len());
+    assert!(quickest.values().all(|&ms| ms < MOST_MS), "{quickest:#?}");
     assert!(b.complaints.is_empty(), "{:#?}", b.complaints);
 }
 
@@ -205,6 +216,72 @@ fn the_keyboard_reaches_everything() {
         id.as_str().unwrap()
     ));
     assert_eq!(lit, true);
+    assert!(b.complaints.is_empty(), "{:#?}", b.complaints);
+}
+
+/// The rewrites of the local layer's attention: each by its rule, from the source's ops to the kernel.
+#[test]
+fn the_slider_replays_the_rewriting() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = page(folder.path(), &[]);
+    let Some((_alone, mut b)) = browser() else { return };
+    b.window(1500, 1000, false, false);
+    b.open(&path);
+    b.wait(READY);
+    b.value("allReady.then(() => true)");
+    b.value("[...document.querySelectorAll('#kernels button')].find((e) => e.textContent.includes('attention')).click()");
+    b.value("document.querySelector('[data-key=rewrites]').click()");
+    b.wait("!!document.querySelector('.player input')");
+    let ops = "[...document.querySelectorAll('.stage .node .name')].map((n) => n.textContent)";
+    let source = b.value(ops).to_string();
+    for op in ["tanh", "select", "exp", "sum", "broadcast", "matmul"] {
+        assert!(source.contains(op), "{op}: {source}");
+    }
+    b.value("document.querySelector('.player input').focus()");
+    let most: usize =
+        b.value("document.querySelector('.player input').max").as_str().unwrap().parse().unwrap();
+    let mut rules = vec![];
+    for _ in 0..most {
+        b.press("ArrowRight");
+        rules.push(b.value("document.querySelector('.about b').textContent").as_str().unwrap().to_string());
+        // What the rule made is marked.
+        assert_eq!(b.value("document.querySelectorAll('.stage .node.new').length"), 1, "{rules:?}");
+    }
+    b.photograph("rewrites");
+    for rule in
+        ["softcap", "window-mask", "softmax", "softmax-bounded", "scores", "scores-scale", "gqa", "attention"]
+    {
+        assert!(rules.contains(&rule.to_string()), "{rule}: {rules:?}");
+    }
+    let end = b.value(ops).to_string();
+    assert!(end.contains("attention") && !end.contains("tanh") && !end.contains("matmul"), "{end}");
+    b.press("Home");
+    assert_eq!(b.value(ops).to_string(), source);
+    // What it was chosen over, with prices.
+    b.value("document.querySelector('[data-key=overview]').click()");
+    let text = b.value("document.getElementById('tab-body').textContent").to_string();
+    assert!(text.contains("What it was chosen over") && text.contains("online"), "{text}");
+    assert!(b.complaints.is_empty(), "{:#?}", b.complaints);
+}
+
+#[test]
+fn measured_times_stand_beside_predicted_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["--measure", "--threads", "1", "--passes", "linear", "--chunk", "16", "--context", "64"];
+    let path = page(folder.path(), &args);
+    let Some((_alone, mut b)) = browser() else { return };
+    b.window(1500, 1000, false, false);
+    b.open(&path);
+    b.wait(READY);
+    for rows in ["1", "4", "16"] {
+        b.value(&format!("document.querySelector('#regimes [data-key=\"{rows}\"]').click()"));
+        let text = b.value("document.querySelector('.facts').textContent").to_string();
+        assert!(text.contains("predicted / measured"), "{text}");
+        assert!(b.value("document.getElementById('roof-hint').textContent").to_string().contains("measured"));
+    }
+    let columns =
+        b.value("[...document.querySelectorAll('#rules thead th')].map((e) => e.textContent).join()");
+    assert!(columns.as_str().unwrap().ends_with("measured"), "{columns}");
     assert!(b.complaints.is_empty(), "{:#?}", b.complaints);
 }
 

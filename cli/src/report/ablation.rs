@@ -3,13 +3,12 @@
 //! In: functions and the rules that run. Out: a row for each rule that fired anywhere. Saturation without a rule is a matter
 //! of milliseconds; the work is shared among threads.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use anyhow::Result;
 use lapidary_codegen::compile::FunctionReport;
 use lapidary_ir::Extent;
 use lapidary_passes::{Limits, Machine, Selection, prepare, select};
+
+use super::parallel;
 
 /// A rule left out.
 pub(crate) struct Without {
@@ -33,24 +32,7 @@ pub(crate) fn ablate(
             rules.push((*rule).to_string());
         }
     }
-    let next = AtomicUsize::new(0);
-    let found: Mutex<Vec<(usize, Result<Without>)>> = Mutex::new(vec![]);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(rules.len());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while let at = next.fetch_add(1, Ordering::Relaxed)
-                    && let Some(rule) = rules.get(at)
-                {
-                    let row = without(rule, reports, selection, extent);
-                    found.lock().unwrap_or_else(|e| e.into_inner()).push((at, row));
-                }
-            });
-        }
-    });
-    let mut found = found.into_inner().unwrap_or_else(|e| e.into_inner());
-    found.sort_by_key(|(at, _)| *at);
-    found.into_iter().map(|(_, row)| row).collect()
+    parallel::map(&rules, &|rule| without(rule, reports, selection, extent)).into_iter().collect()
 }
 
 fn without(

@@ -28,15 +28,9 @@ impl Cover {
     /// Of one row regime.
     pub(crate) fn new(graph: &Graph, source: &Function, lowered: &Lowered) -> Cover {
         let fused = &lowered.function;
-        let mut groups: Vec<Id> = vec![];
-        let mut of_kernel = vec![];
-        for kernel in &lowered.schedule.kernels {
-            let known = groups.iter().position(|&g| g == kernel.node);
-            of_kernel.push(known.unwrap_or_else(|| {
-                groups.push(kernel.node);
-                groups.len() - 1
-            }));
-        }
+        let groups = groups(lowered);
+        let kernels = lowered.schedule.kernels.iter();
+        let of_kernel = kernels.filter_map(|k| groups.iter().position(|&g| g == k.node)).collect();
         let classes = classes(graph, fused);
         let of_source = self::classes(graph, source);
         // What a group computes: its node's class, and the projections of it.
@@ -74,6 +68,17 @@ impl Cover {
         cover.classes = classes;
         cover
     }
+}
+
+/// The fused nodes that kernels compute, each once, in the order of the launches.
+pub(crate) fn groups(lowered: &Lowered) -> Vec<Id> {
+    let mut groups: Vec<Id> = vec![];
+    for kernel in &lowered.schedule.kernels {
+        if !groups.contains(&kernel.node) {
+            groups.push(kernel.node);
+        }
+    }
+    groups
 }
 
 /// The operands of a node, as an iterator.

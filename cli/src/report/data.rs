@@ -36,12 +36,14 @@ impl Listings {
     }
 }
 
-/// A function in every row regime. `extent` is what prices were taken for, by the regime's rows.
+/// A function in every row regime. `extent` is what prices were taken for, by the regime's rows; `explained` are each
+/// regime's proofs and forms not chosen, by group.
 pub(crate) fn function(
     report: &FunctionReport,
     saturated: &Saturated,
     extent: &dyn Fn(usize) -> Extent,
     listings: &mut Listings,
+    explained: Vec<(Vec<Value>, Vec<Value>)>,
 ) -> Value {
     let s = &report.saturation;
     let rounds: Vec<Value> = s
@@ -52,7 +54,13 @@ pub(crate) fn function(
     let variants: Vec<Value> = report
         .variants
         .iter()
-        .map(|lowered| variant(report, lowered, saturated, extent(lowered.rows), listings))
+        .zip(explained)
+        .map(|(lowered, (proofs, alternatives))| {
+            let mut variant = variant(report, lowered, saturated, extent(lowered.rows), listings);
+            variant["proofs"] = json!(proofs);
+            variant["alternatives"] = json!(alternatives);
+            variant
+        })
         .collect();
     json!({
         "name": report.source.name,
@@ -68,7 +76,7 @@ pub(crate) fn function(
 }
 
 /// A graph as rows `[id, operator, operands, attributes, type, text]`, attributes folded into their users; its outputs.
-fn graph(function: &Function) -> Value {
+pub(crate) fn graph(function: &Function) -> Value {
     let types = function.types().unwrap_or_default();
     let mut nodes = vec![];
     for (at, op) in function.body.as_ref().iter().enumerate() {

@@ -156,8 +156,9 @@ fn profile(engine: &mut Engine, rows: usize) -> Result<Profiled> {
 /// Seconds of a step of up to `rows` rows and a prediction.
 fn seconds(engine: &mut Engine, rows: usize) -> Result<f64> {
     let rows = rows.min(engine.session.program().plan.chunk);
-    let calls = if rows == 1 { DECODED } else { 1 };
-    let depth = if rows == 1 { DEPTH.min(engine.session.context().saturating_sub(calls)) } else { 0 };
+    let context = engine.session.context();
+    let calls = if rows == 1 { DECODED.min(context) } else { 1 };
+    let depth = if rows == 1 { DEPTH.min(context - calls) } else { 0 };
     let ids = ids(engine, depth + rows * calls);
     engine.session.reset();
     if depth > 0 {

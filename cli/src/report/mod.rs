@@ -9,6 +9,8 @@ mod cover;
 mod data;
 mod measure;
 mod page;
+mod parallel;
+mod proofs;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -84,9 +86,16 @@ fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
         .iter()
         .map(|r| Ok(prepare(&r.source, &options.selection, Limits::default())?))
         .collect::<Result<Vec<_>>>()?;
-    let mut listings = data::Listings::default();
-    let functions: Vec<Value> =
-        reports.iter().zip(&saturated).map(|(r, s)| data::function(r, s, &extent, &mut listings)).collect();
+    let explained = parallel::map(&reports, &|report| {
+        let groups: Vec<_> = report.variants.iter().map(cover::groups).collect();
+        proofs::explain(report, &options.selection, &extent, &groups)
+    });
+    let (mut listings, mut proofs) = (data::Listings::default(), proofs::Proofs::default());
+    let mut functions = vec![];
+    for ((report, saturated), explained) in reports.iter().zip(&saturated).zip(explained) {
+        let explained = explained?.into_iter().map(|e| proofs::place(e, &mut proofs)).collect();
+        functions.push(data::function(report, saturated, &extent, &mut listings, explained));
+    }
     let without = ablation::ablate(&reports, &options.selection, &extent)?;
     let measured = if args.measure {
         let model = ModelArgs {
@@ -129,7 +138,7 @@ fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
         "ablation": ablation,
         "measured": measured,
     });
-    Ok(page::Data { title: source.name.clone(), all, listings: listings.texts })
+    Ok(page::Data { title: source.name.clone(), all, listings: listings.texts, proofs: proofs.all })
 }
 
 /// How often each function is called for one token that is predicted; once each if they are no model.

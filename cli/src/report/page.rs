@@ -1,7 +1,7 @@
 //! The page: markup, style and scripts of `page/`, with the data inside.
 //!
-//! The data is JSON, deflated and in base64; the browser's own `DecompressionStream` opens it. Listings come apart from the rest,
-//! for they are most of it and the page can be drawn without them.
+//! The data is JSON, deflated and in base64; the browser's own `DecompressionStream` opens it. Listings and rewrites come apart
+//! from the rest, for they are most of it and the page can be drawn without them.
 
 use std::io::Write;
 
@@ -18,16 +18,19 @@ pub(crate) struct Data {
     pub(crate) all: Value,
     /// CLIF and disassembly, by index.
     pub(crate) listings: Vec<String>,
+    /// How kernels came about, by index.
+    pub(crate) proofs: Vec<Value>,
 }
 
 const MARKUP: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/style.css");
 /// In the order in which they run.
-const SCRIPTS: [&str; 6] = [
+const SCRIPTS: [&str; 7] = [
     include_str!("page/dom.js"),
     include_str!("page/layout.js"),
     include_str!("page/graph.js"),
     include_str!("page/charts.js"),
+    include_str!("page/rewrites.js"),
     include_str!("page/panel.js"),
     include_str!("page/main.js"),
 ];
@@ -43,6 +46,7 @@ pub(crate) fn html(data: &Data) -> Result<String> {
         ("<!--title-->", title),
         ("<!--data-->", packed(&data.all)?),
         ("<!--listings-->", packed(&json!(data.listings))?),
+        ("<!--proofs-->", packed(&json!(data.proofs))?),
     ] {
         out = out.replacen(mark, &text, 1);
     }

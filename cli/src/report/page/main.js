@@ -31,15 +31,16 @@ function groupsBy(rows) {
   return (id) => of.get(id) || [];
 }
 
-/** Settled once the listings can be shown. */
-let listingsReady;
+/** Settled once listings and rewrites can be shown. */
+let allReady;
 
 async function main() {
   const data = await unpack("data");
-  const listings = (listingsReady = unpack("listings"));
+  const listings = unpack("listings"), proofs = unpack("proofs");
+  allReady = Promise.all([listings, proofs]);
   const state = { f: Math.max(0, data.functions.findIndex((f) => f.name === "layer_local")), v: 0, k: 0 };
   let view;
-  const panel = new Panel($("kernel"), (k) => choose(k), listings);
+  const panel = new Panel($("kernel"), (k) => choose(k), listings, proofs);
   const pick = (rows) => (node) => {
     const groups = groupsBy(rows(view))(node.id);
     if (!groups.length) return;

@@ -3,10 +3,12 @@
 const TABS = [["overview", "Overview"], ["rewrites", "Rewrites"], ["clif", "CLIF"], ["asm", "Assembly"]];
 
 class Panel {
-  constructor(host, choose, listings) {
+  /** `listings` and `proofs` are promises of what variants refer to by index. */
+  constructor(host, choose, listings, proofs) {
     this.host = host;
     this.choose = choose;
     this.listings = listings;
+    this.proofs = proofs;
     this.tab = "overview";
   }
 
@@ -37,10 +39,10 @@ class Panel {
     this[this.tab](body, k);
   }
 
+  /** The index of the kernel's proof, if there is one. */
   proof() {
-    const proofs = this.view.variant.proofs;
-    const proof = proofs && proofs[this.view.kernels[this.at].group];
-    return proof && proof.steps.length ? proof : null;
+    const at = this.view.variant.proofs[this.view.kernels[this.at].group];
+    return at === null || at === undefined ? null : { at };
   }
 
   overview(body, k) {
@@ -96,9 +98,26 @@ class Panel {
         h("tfoot", {}, h("tr", {}, h("th", { scope: "row" }, "predicted"), h("td", {}, "longer of moving and computing, and launches"), h("td", {}, time(cost.ns))))));
   }
 
-  alternatives() { return ""; }
+  /** What else would have computed it, and what the whole function would cost then. */
+  alternatives(k) {
+    const all = this.view.variant.alternatives[k.group] || [];
+    if (!all.length) return "";
+    const kernels = (sign, list) => list.map(([text, ns]) => h("li", {}, h("b", {}, sign), h("code", {}, text), h("small", {}, ` ${time(ns)}`)));
+    return h("div", {}, h("h3", {}, "What it was chosen over"),
+      ...all.map((a) => h("details", { class: "other" }, h("summary", {}, h("code", {}, a.text), h("span", { class: "extra" }, a.extra < 0.5 ? "same" : `+${time(a.extra)}`)),
+        h("p", { class: "hint" }, `The function would take ${time(a.ns)} with it.`),
+        h("ul", { class: "operands" }, ...kernels("+", a.added), ...kernels("−", a.saved)))));
+  }
 
-  rewrites(body) { body.replaceChildren(); }
+  async rewrites(body, k) {
+    if (!this.all) body.replaceChildren(h("p", { class: "hint" }, "Opening the rewrites …"));
+    this.all ||= await this.proofs;
+    if (!body.isConnected) return;
+    const { at } = this.proof();
+    this.kept ||= new Map();
+    if (!this.kept.has(at)) this.kept.set(at, { step: 0 });
+    new Rewrites(body, this.all[at], k.group, this.kept.get(at));
+  }
 
   async listing(body, at, label) {
     if (!this.texts) body.replaceChildren(h("p", { class: "hint" }, "Opening the listings …"));
