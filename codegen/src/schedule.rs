@@ -700,12 +700,12 @@ impl Scheduler<'_> {
         let row_dim = inputs[0].axes[0].dim;
         let rows = capacity.of(row_dim);
         let quantised = views.iter().all(|w| w.dtype.is_quantised());
-        let micro = micro::choose(rows, self.setting.rounded, quantised, &self.setting.features);
+        let Dim::Fixed(k) = views[0].axes[1].dim else { unreachable!("weights have fixed shapes") };
+        let micro = micro::choose(rows, k, self.setting.rounded, quantised, &self.setting.features);
         let operands = micro.operands;
         let tiles = linear::tiles(&views, epilogue, micro);
         let mut body = Body::Linear { prologue, epilogue, operands, panel: None };
         if micro.is_packed() {
-            let Dim::Fixed(k) = views[0].axes[1].dim else { unreachable!("weights have fixed shapes") };
             let panel = pack::packed(Base::Number(0.0), row_dim, k, capacity, micro);
             let panel = self.temporary(operands, &panel.dims(), &[0, 1, 2]);
             let pack = Body::Pack { prologue };

@@ -1,5 +1,8 @@
 //! What the tests share: models compiled under any selection of rules, sessions on them, reference logits.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod amx;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -35,6 +38,8 @@ pub struct Setup {
     pub cpu: &'static str,
     /// Positions; the configuration's, if less.
     pub context: usize,
+    /// Whether products may round activations.
+    pub rounded: bool,
 }
 
 impl Default for Setup {
@@ -46,6 +51,7 @@ impl Default for Setup {
             threads: 2,
             cpu: "native",
             context: 1024,
+            rounded: false,
         }
     }
 }
@@ -67,7 +73,7 @@ pub fn compile_model(model: &Model, setup: &Setup) -> Result<Compilation> {
         cpu: setup.cpu.into(),
         context: setup.context.min(config.max_position_embeddings),
         chunk: setup.chunk,
-        rounded: false,
+        rounded: setup.rounded,
         listings: false,
     };
     Ok(compile(&module, &parts, &options)?)

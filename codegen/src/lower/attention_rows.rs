@@ -37,8 +37,8 @@ fn fixed(view: &View, axis: usize) -> usize {
 /// lie as they need.
 fn micros(kernel: &Kernel, features: &Features) -> Option<(&'static Microkernel, &'static Microkernel)> {
     let [q, k, ..] = &kernel.inputs[..] else { unreachable!("four operands") };
-    let dots = micro::select(1, DType::F32, features);
-    let sums = micro::select(usize::MAX, DType::F32, features);
+    let dots = micro::select(1, 1, DType::F32, features);
+    let sums = micro::select(usize::MAX, 1, DType::F32, features);
     let raw = matches!((dots.emit, sums.emit), (Emit::RawDot(_), Emit::RawTile(_)));
     let dense = k.inner_stride() == 1 && k.axes[1].stride == fixed(k, 2) as i64;
     let plain = q.dtype == DType::F32 && (q.inner_stride() == 1 || fixed(q, 2) == 1);

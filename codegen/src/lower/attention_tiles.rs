@@ -40,7 +40,7 @@ struct Shape {
 
 /// The tile's columns, if the calls have rows enough for tiles.
 fn shape(repeat: usize, rows: usize, features: &Features) -> Option<Shape> {
-    let micro = micro::select(rows, DType::F32, features);
+    let micro = micro::select(rows, 1, DType::F32, features);
     micro.is_packed().then(|| {
         let heads = repeat.min(micro.mr);
         Shape { micro, heads, rows: micro.mr / heads }

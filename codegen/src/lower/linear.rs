@@ -18,11 +18,8 @@ use super::transpose;
 use crate::emit::{Emitter, Features};
 use crate::kernel::{Epilogue, Kernel};
 use crate::math;
-use crate::micro::{self, Block, DOT_ROWS, Dot, Emit, Microkernel, Raw, TILE_BLOCK, TILE_K, TileOperands};
+use crate::micro::{self, Block, DOT_ROWS, Dot, Emit, Microkernel, Raw, TileOperands};
 use crate::view::View;
-
-/// Elements from one weight row in scratch to the next: not a power of two, lest rows share cache sets.
-const WEIGHT_ROW: usize = TILE_K + 16;
 
 /// The tile space of a linear kernel: blocks of each weight in turn; for the gate, of both at once.
 pub fn tiles(weights: &[View], epilogue: Epilogue, micro: &Microkernel) -> Tiles {
@@ -43,10 +40,10 @@ pub(super) fn raw_code(
     features: &Features,
 ) -> Vec<(&'static Microkernel, Raw)> {
     let rows = most_rows(kernel);
-    let micro = micro::select(rows, operands, features);
     let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
+    let micro = micro::select(rows, fixed(&weights[0], 1), operands, features);
     let raw: Vec<Raw> = match micro.emit {
-        Emit::RawTile(_) => tiling(micro, rows).raw_code(),
+        Emit::RawTile(_) | Emit::ConfiguredTile(_) => tiling(micro).raw_code(),
         Emit::RawDot(_) => {
             weights.iter().flat_map(|w| [DOT_ROWS, 1].map(|n| raw_dot(w, operands, n))).collect()
         }
@@ -59,14 +56,18 @@ fn raw_dot(weight: &View, operands: DType, rows: usize) -> Raw {
     Raw::Dot(Dot { operands, dtype: weight.dtype, k: fixed(weight, 1), rows })
 }
 
-fn tiling(micro: &'static Microkernel, rows: usize) -> Tiling {
-    let weight_stride = WEIGHT_ROW * micro.operands.bytes();
-    Tiling { micro, weight_stride, c_stride: c_stride(micro, rows) }
+fn tiling(micro: &'static Microkernel) -> Tiling {
+    Tiling { micro, weight_stride: weight_row(micro) * micro.operands.bytes(), c_stride: micro.mr * 4 }
 }
 
-/// Bytes from one row of a tile's results to the next.
-fn c_stride(micro: &Microkernel, rows: usize) -> usize {
-    (rows.next_multiple_of(micro.mr) + 16) * 4
+/// Elements from one weight row in scratch to the next: not a power of two, lest rows share cache sets.
+fn weight_row(micro: &Microkernel) -> usize {
+    micro.part() + 64 / micro.operands.bytes()
+}
+
+/// Bytes of the results of a block with one panel: f32 (nr, mr), contiguous.
+fn block_bytes(micro: &Microkernel) -> usize {
+    micro.block_rows() * micro.mr * 4
 }
 
 /// The most rows of a call, as the kernel sees them.
@@ -93,14 +94,16 @@ pub(super) fn lower(
     let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
     let k = fixed(&weights[0], 1);
     let rows = most_rows(kernel);
-    let micro = micro::select(rows, operands, &e.features);
+    let micro = micro::select(rows, k, operands, &e.features);
     let results = if epilogue == Epilogue::Gate { 2 } else { 1 };
     let mut job = match panel {
         Some(_) => {
-            let part = k.div_ceil(k.div_ceil(TILE_K)).next_multiple_of(16).min(TILE_K);
-            let held = e.take_scratch(TILE_BLOCK * WEIGHT_ROW * operands.bytes());
+            let most = micro.part();
+            let part = k.div_ceil(k.div_ceil(most)).next_multiple_of(32).min(most);
+            let held = e.take_scratch(micro.block_rows() * weight_row(micro) * operands.bytes());
             let x = Operand::Packed { held, part };
-            let results = (0..results).map(|_| e.take_scratch(TILE_BLOCK * c_stride(micro, rows))).collect();
+            let bytes = rows.div_ceil(micro.mr) * block_bytes(micro);
+            let results = (0..results).map(|_| e.take_scratch(bytes)).collect();
             Job { micro, k, x, results, kernel, epilogue, output: 0 }
         }
         None => {
@@ -115,6 +118,9 @@ pub(super) fn lower(
     let any = e.b.ins().icmp(IntCC::SignedLessThan, e.tile_begin, e.tile_end);
     let (begin, end) = (e.tile_begin, e.tile_end);
     e.when(any, |e| {
+        if micro.is_configured() {
+            e.call_raw(Raw::Configure, &[]);
+        }
         if let Operand::Rows { normed, int8 } = job.x {
             if let Some((eps, scratch)) = normed {
                 norm_rows(e, kernel, eps, scratch, k);
@@ -150,6 +156,9 @@ pub(super) fn lower(
                 vec![]
             });
             first += blocks;
+        }
+        if micro.is_configured() {
+            e.call_raw(Raw::Release, &[]);
         }
     });
 }
@@ -242,7 +251,7 @@ impl Job<'_> {
             let block = Block { dtype: weight.dtype, weights, k: self.k, x, x_stride, rows, c };
             match self.micro.emit {
                 Emit::Dot(emit) => emit(e, &block),
-                Emit::RawDot(_) | Emit::Inline(_) | Emit::RawTile(_) => {
+                Emit::RawDot(_) | Emit::Inline(_) | Emit::RawTile(_) | Emit::ConfiguredTile(_) => {
                     unreachable!("dot products alone read rows")
                 }
             }
@@ -329,7 +338,7 @@ impl Job<'_> {
         let rows = self.rows(e);
         let x = e.base(&self.kernel.inputs[0]);
         let mr = self.micro.mr as i64;
-        let tiling = tiling(self.micro, most_rows(self.kernel));
+        let tiling = tiling(self.micro);
         let operands = self.micro.operands;
         // bf16 goes in pairs.
         let per_step = 4 / operands.bytes();
@@ -339,7 +348,7 @@ impl Job<'_> {
                 let left = e.b.ins().isub(k, from);
                 let length = e.i64(part as i64);
                 let length = e.min(left, length);
-                hold(e, weight, first, from, length, held, operands);
+                hold(e, weight, first, from, length, held, self.micro);
                 let steps = self.steps(e, length);
                 e.for_range(zero, rows, mr, &[], |e, t, _| {
                     // Panel t / mr starts at step t K (of bf16 at t times half of that); a step is mr words.
@@ -347,7 +356,8 @@ impl Job<'_> {
                     let panel = e.b.ins().iadd(x, panel);
                     let at = e.scale(from, mr * 4 / per_step as i64);
                     let panel = e.b.ins().iadd(panel, at);
-                    let at = e.scale(t, 4);
+                    // Block t / mr, of block_rows rows of mr words.
+                    let at = e.scale(t, self.micro.block_rows() as i64 * 4);
                     let c = e.b.ins().iadd(c, at);
                     let left = e.b.ins().isub(rows, t);
                     let operands = TileOperands { x: panel, weights: held, c, k: steps, accumulate: from };
@@ -371,40 +381,50 @@ impl Job<'_> {
         }
     }
 
-    /// Results (nr, rows) to the output (rows, nr), four by four.
+    /// Results, a block (nr, mr) a panel, to the output (rows, nr), four by four.
     fn tile_epilogue(&self, e: &mut Emitter<'_>, rows: Value, first: Value, width: Value) {
         let output = &self.kernel.outputs[self.output];
-        let stride = c_stride(self.micro, most_rows(self.kernel)) as i64;
+        let mr = self.micro.mr as i64;
+        let stride = mr * 4;
         let zero = e.i64(0);
-        e.for_range(zero, rows, 4, &[], |e, t, _| {
-            e.for_range(zero, width, 4, &[], |e, n, _| {
-                let blocks: Vec<[Value; 4]> = self
-                    .results
-                    .iter()
-                    .map(|&c| {
-                        let at = e.scale(n, stride);
-                        let c = e.b.ins().iadd(c, at);
-                        let at = e.scale(t, 4);
-                        let c = e.b.ins().iadd(c, at);
-                        std::array::from_fn(|i| e.load(DType::F32, c, i as i64 * stride, 4))
-                    })
-                    .collect();
-                let finished: [Value; 4] = std::array::from_fn(|i| {
-                    let sums: Vec<Value> = blocks.iter().map(|b| b[i]).collect();
-                    self.finish(e, &sums)
-                });
-                let by_row = transpose(e, finished);
-                let column = e.b.ins().iadd(first, n);
-                let left = e.b.ins().isub(width, n);
-                for (i, value) in by_row.into_iter().enumerate() {
-                    let row = e.offset(t, i as i64);
-                    let inside = e.b.ins().icmp(IntCC::SignedLessThan, row, rows);
-                    e.when(inside, |e| {
-                        let out = e.base(output);
-                        let out = e.step(output, 0, out, row);
-                        store_some(e, output, value, out, column, left);
+        e.for_range(zero, rows, mr, &[], |e, panel, _| {
+            let at = e.scale(panel, self.micro.block_rows() as i64 * 4);
+            let left = e.b.ins().isub(rows, panel);
+            let columns = e.i64(mr);
+            let columns = e.min(left, columns);
+            e.for_range(zero, columns, 4, &[], |e, column, _| {
+                let t = e.b.ins().iadd(panel, column);
+                let lane = e.scale(column, 4);
+                let at = e.b.ins().iadd(at, lane);
+                e.for_range(zero, width, 4, &[], |e, n, _| {
+                    let blocks: Vec<[Value; 4]> = self
+                        .results
+                        .iter()
+                        .map(|&c| {
+                            let c = e.b.ins().iadd(c, at);
+                            let at = e.scale(n, stride);
+                            let c = e.b.ins().iadd(c, at);
+                            std::array::from_fn(|i| e.load(DType::F32, c, i as i64 * stride, 4))
+                        })
+                        .collect();
+                    let finished: [Value; 4] = std::array::from_fn(|i| {
+                        let sums: Vec<Value> = blocks.iter().map(|b| b[i]).collect();
+                        self.finish(e, &sums)
                     });
-                }
+                    let by_row = transpose(e, finished);
+                    let column = e.b.ins().iadd(first, n);
+                    let left = e.b.ins().isub(width, n);
+                    for (i, value) in by_row.into_iter().enumerate() {
+                        let row = e.offset(t, i as i64);
+                        let inside = e.b.ins().icmp(IntCC::SignedLessThan, row, rows);
+                        e.when(inside, |e| {
+                            let out = e.base(output);
+                            let out = e.step(output, 0, out, row);
+                            store_some(e, output, value, out, column, left);
+                        });
+                    }
+                    vec![]
+                });
                 vec![]
             });
             vec![]
@@ -442,17 +462,18 @@ fn hold(
     from: Value,
     length: Value,
     to: Value,
-    operands: DType,
+    micro: &Microkernel,
 ) {
+    let operands = micro.operands;
     let last = e.i64(fixed(weight, 0) as i64 - 1);
-    let (zero, rows) = (e.i64(0), e.i64(TILE_BLOCK as i64));
+    let (zero, rows) = (e.i64(0), e.i64(micro.block_rows() as i64));
     let size = operands.bytes() as i64;
     e.for_range(zero, rows, 1, &[], |e, n, _| {
         let row = e.b.ins().iadd(first, n);
         let row = e.min(row, last);
         let base = e.base(weight);
         let row = e.step(weight, 0, base, row);
-        let at = e.scale(n, WEIGHT_ROW as i64 * size);
+        let at = e.scale(n, weight_row(micro) as i64 * size);
         let to = e.b.ins().iadd(to, at);
         if weight.dtype.is_quantised() {
             dequantise(e, weight, row, from, length, to, operands);

@@ -33,7 +33,12 @@ impl Tiling {
     /// The raw code that tiles of these strides call.
     pub(super) fn raw_code(&self) -> Vec<Raw> {
         match self.micro.emit {
-            Emit::RawTile(_) => (0..self.micro.shapes.len()).map(|i| Raw::Tile(self.tile(i))).collect(),
+            Emit::RawTile(_) | Emit::ConfiguredTile(_) => {
+                let tiles = (0..self.micro.shapes.len()).map(|i| Raw::Tile(self.tile(i)));
+                let around =
+                    [Raw::Configure, Raw::Release].into_iter().filter(|_| self.micro.is_configured());
+                tiles.chain(around).collect()
+            }
             Emit::Dot(_) | Emit::RawDot(_) | Emit::Inline(_) => vec![],
         }
     }
@@ -79,7 +84,9 @@ impl Tiling {
             let c = e.b.ins().iadd(operands.c, at);
             let TileOperands { x, k, accumulate, .. } = *operands;
             match self.micro.emit {
-                Emit::RawTile(_) => e.call_raw(Raw::Tile(tile), &[x, weights, c, k, accumulate]),
+                Emit::RawTile(_) | Emit::ConfiguredTile(_) => {
+                    e.call_raw(Raw::Tile(tile), &[x, weights, c, k, accumulate])
+                }
                 Emit::Inline(emit) => emit(e, tile, &TileOperands { weights, c, ..*operands }),
                 Emit::Dot(_) | Emit::RawDot(_) => unreachable!("dot products read x as it lies"),
             }

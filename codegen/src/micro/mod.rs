@@ -8,6 +8,7 @@
 //!
 //! Add a microkernel as a row of [`MICROKERNELS`]; of those that fit, the first one is taken. Tests walk the table.
 
+mod amx;
 mod clif;
 mod dot;
 mod dot_int8;
@@ -76,6 +77,10 @@ pub enum Raw {
     /// Operands: x (f32 of length k; or, for a row of the table with operands q8, what [`int8_row_bytes`] says), weights,
     /// c (f32, rows).
     Dot(Dot),
+    /// Readies this thread for tiles of a row of the table with [`Microkernel::is_configured`]; no operands.
+    Configure,
+    /// Undoes that; no operands.
+    Release,
 }
 
 impl Raw {
@@ -84,6 +89,7 @@ impl Raw {
         match self {
             Raw::Tile(_) => 5,
             Raw::Dot(_) => 3,
+            Raw::Configure | Raw::Release => 0,
         }
     }
 }
@@ -114,6 +120,8 @@ pub enum Emit {
     Inline(fn(&mut Emitter<'_>, Tile, &TileOperands)),
     /// A tile, as machine code for the System V x86-64 convention: see [`Raw::Tile`].
     RawTile(fn(Tile) -> Code),
+    /// The same, in tile registers: between [`Raw::Configure`] and [`Raw::Release`].
+    ConfiguredTile(fn(Tile) -> Code),
 }
 
 /// Machine code, or why it could not be assembled.
@@ -134,6 +142,8 @@ pub struct Microkernel {
     /// Columns and weight rows of each shape of tile, the widest first: `columns` that are left over at the end of the
     /// rows take a narrower shape. Dot: one shape.
     pub shapes: &'static [(usize, usize)],
+    /// What the length of the sums must be a multiple of.
+    pub kr: usize,
     /// The most rows of a call that it is meant for.
     pub max_rows: usize,
     /// Whether the CPU has what it takes.
@@ -149,6 +159,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::Q8,
         mr: 1,
         shapes: &[(1, 16)],
+        kr: 1,
         max_rows: 4,
         runs_on: |f| f.avx512 && f.vnni,
         emit: Emit::RawDot(dot_int8::dot_vnni),
@@ -158,6 +169,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::Q8,
         mr: 1,
         shapes: &[(1, 16)],
+        kr: 1,
         max_rows: 4,
         runs_on: |f| f.avx2 && f.fma,
         emit: Emit::RawDot(dot_int8::dot_avx2),
@@ -167,6 +179,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 1,
         shapes: &[(1, 16)],
+        kr: 1,
         max_rows: 4,
         runs_on: |f| f.avx512,
         emit: Emit::RawDot(dot::dot_512),
@@ -176,6 +189,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 1,
         shapes: &[(1, 16)],
+        kr: 1,
         max_rows: 4,
         runs_on: |f| f.avx2 && f.fma,
         emit: Emit::RawDot(dot::dot_256),
@@ -185,15 +199,27 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 1,
         shapes: &[(1, 16)],
+        kr: 1,
         max_rows: 4,
         runs_on: |_| true,
         emit: Emit::Dot(clif::dot),
+    },
+    Microkernel {
+        name: "amx_bf16_tile",
+        operands: DType::BF16,
+        mr: 32,
+        shapes: &[(32, 32), (16, 32)],
+        kr: 32,
+        max_rows: usize::MAX,
+        runs_on: |f| f.avx512 && f.amx,
+        emit: Emit::ConfiguredTile(amx::tile_bf16),
     },
     Microkernel {
         name: "avx512_bf16_tile",
         operands: DType::BF16,
         mr: 48,
         shapes: &[(48, 8), (32, 12), (16, 24)],
+        kr: 1,
         max_rows: usize::MAX,
         runs_on: |f| f.avx512 && f.bf16,
         emit: Emit::RawTile(tile::tile_bf16),
@@ -203,6 +229,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 48,
         shapes: &[(48, 8), (32, 12), (16, 24)],
+        kr: 1,
         max_rows: usize::MAX,
         runs_on: |f| f.avx512,
         emit: Emit::RawTile(tile::tile_512),
@@ -212,6 +239,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 16,
         shapes: &[(16, 6), (8, 12)],
+        kr: 1,
         max_rows: usize::MAX,
         runs_on: |f| f.avx2 && f.fma,
         emit: Emit::RawTile(tile::tile_256),
@@ -221,6 +249,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 8,
         shapes: &[(8, 4), (4, 8)],
+        kr: 1,
         max_rows: usize::MAX,
         runs_on: |_| true,
         emit: Emit::Inline(clif::tile),
@@ -233,6 +262,8 @@ impl Microkernel {
         match self.emit {
             Emit::Dot(_) | Emit::RawDot(_) => self.shapes[0].1,
             Emit::Inline(_) | Emit::RawTile(_) => TILE_BLOCK,
+            // What is held of one block's rows stays in the first cache.
+            Emit::ConfiguredTile(_) => self.shapes[0].1,
         }
     }
 
@@ -243,9 +274,24 @@ impl Microkernel {
     pub fn assemble(&self, raw: Raw) -> Code {
         match (self.emit, raw) {
             (Emit::RawDot(emit), Raw::Dot(dot)) => emit(dot),
-            (Emit::RawTile(emit), Raw::Tile(tile)) => emit(tile),
+            (Emit::RawTile(emit) | Emit::ConfiguredTile(emit), Raw::Tile(tile)) => emit(tile),
+            (Emit::ConfiguredTile(_), Raw::Configure) => amx::configure(),
+            (Emit::ConfiguredTile(_), Raw::Release) => amx::release(),
             (emit, raw) => unreachable!("{}: {raw:?} of {}", self.name, matches!(emit, Emit::Dot(_))),
         }
+    }
+
+    /// The most elements of k that a block of weight rows is held for at a time.
+    pub fn part(&self) -> usize {
+        match self.emit {
+            Emit::ConfiguredTile(_) => PART_BYTES / (self.block_rows() * self.operands.bytes()),
+            Emit::Dot(_) | Emit::RawDot(_) | Emit::Inline(_) | Emit::RawTile(_) => TILE_K,
+        }
+    }
+
+    /// Whether its tiles run between [`Raw::Configure`] and [`Raw::Release`].
+    pub fn is_configured(&self) -> bool {
+        matches!(self.emit, Emit::ConfiguredTile(_))
     }
 
     /// Whether x comes packed in panels.
@@ -266,9 +312,14 @@ pub const TILE_BLOCK: usize = 48;
 /// Sums are taken in parts of at most this length, so that their operands stay in cache.
 pub const TILE_K: usize = 1024;
 
-/// The microkernel for calls of up to `rows` rows whose x is held as `operands`.
-pub fn select(rows: usize, operands: DType, features: &Features) -> &'static Microkernel {
-    let fits = |m: &&Microkernel| m.operands == operands && rows <= m.max_rows && (m.runs_on)(features);
+/// Bytes of weights that a block of tile registers' rows is held in at a time: two thirds of a first cache of 48 KiB.
+pub const PART_BYTES: usize = 32 << 10;
+
+/// The microkernel for calls of up to `rows` rows whose x, rows of `k` elements, is held as `operands`.
+pub fn select(rows: usize, k: usize, operands: DType, features: &Features) -> &'static Microkernel {
+    let fits = |m: &&Microkernel| {
+        m.operands == operands && rows <= m.max_rows && k.is_multiple_of(m.kr) && (m.runs_on)(features)
+    };
     match MICROKERNELS.iter().find(fits) {
         Some(m) => m,
         None => {
@@ -277,16 +328,22 @@ pub fn select(rows: usize, operands: DType, features: &Features) -> &'static Mic
     }
 }
 
-/// The best microkernel for calls of up to `rows` rows: `rounded` says whether it may round activations, `quantised`
+/// The best microkernel for calls of up to `rows` rows of `k` elements: `rounded` says whether it may round activations, `quantised`
 /// whether all its weights are.
-pub fn choose(rows: usize, rounded: bool, quantised: bool, features: &Features) -> &'static Microkernel {
+pub fn choose(
+    rows: usize,
+    k: usize,
+    rounded: bool,
+    quantised: bool,
+    features: &Features,
+) -> &'static Microkernel {
     let fits = |m: &&Microkernel| {
         let operands = match m.operands {
             DType::F32 => true,
             DType::Q8 => rounded && quantised,
             _ => rounded,
         };
-        operands && rows <= m.max_rows && (m.runs_on)(features)
+        operands && rows <= m.max_rows && k.is_multiple_of(m.kr) && (m.runs_on)(features)
     };
     match MICROKERNELS.iter().find(fits) {
         Some(m) => m,

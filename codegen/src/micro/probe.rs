@@ -7,7 +7,7 @@ use iced_x86::code_asm::{registers::gpr64, *};
 use lapidary_ir::DType;
 use lapidary_runtime::program::FRAME_SLOTS;
 
-use super::Code;
+use super::{Code, amx};
 use crate::emit::{Emitter, Features};
 
 /// Bytes that a tile of [`Probe::Read`] loads, from slot 0.
@@ -24,12 +24,15 @@ const ROUNDS: i32 = 10_000;
 pub enum Probe {
     /// Loads slot 0, [`READ_TILE`] bytes a tile.
     Read,
-    /// Multiply-adds of f32 in registers.
+    /// Multiply-adds in registers: of f32, or of bf16 where the CPU has AMX.
     Multiply,
 }
 
 /// How a probe multiplies on a CPU: multiply-adds an instruction, instructions a round.
 fn shape(features: &Features) -> (usize, usize) {
+    if features.amx {
+        return (amx::ROUND, 1);
+    }
     match (features.avx512, features.avx2 && features.fma) {
         (true, _) => (16, 24),
         (false, true) => (8, 12),
@@ -47,6 +50,7 @@ pub fn flops(features: &Features) -> f64 {
 pub fn assemble(probe: Probe, features: &Features) -> Option<Code> {
     (features.avx2 && features.fma).then(|| match probe {
         Probe::Read => read(features.avx512),
+        Probe::Multiply if features.amx => amx::multiply(ROUNDS),
         Probe::Multiply => multiply(features.avx512),
     })
 }

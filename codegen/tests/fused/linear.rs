@@ -23,11 +23,11 @@ pub(crate) fn steps(linear: &Kernel, cpu: &str, slots: &mut Vec<Slot>) -> Vec<Ke
     };
     let (x, weights) = linear.inputs.split_at(1 + usize::from(prologue.is_some()));
     let (rows, capacity) = (x[0].axes[0].dim, linear.capacity);
-    let micro = micro::select(capacity.of(rows), operands, &features);
+    let Fixed(k) = weights[0].axes[1].dim else { unreachable!("weights have fixed shapes") };
+    let micro = micro::select(capacity.of(rows), k, operands, &features);
     if !micro.is_packed() {
         return vec![linear.clone()];
     }
-    let Fixed(k) = weights[0].axes[1].dim else { unreachable!("weights have fixed shapes") };
     let panels = pack::packed(Base::Slot(slots.len()), rows, k, capacity, micro);
     slots.push(Slot::unwritten(operands, capacity.elements(&panels.dims())));
     let tiles = pack::tiles(rows, capacity, micro.mr);
@@ -130,7 +130,7 @@ impl Case {
             .collect();
         let called = if self.last_row { 1 } else { capacity };
         let quantised = weights.iter().all(|w| w.dtype.is_quantised());
-        let micro = micro::choose(called, self.rounded, quantised, &features);
+        let micro = micro::choose(called, self.k, self.rounded, quantised, &features);
         let tiles = linear::tiles(&weights, self.epilogue, micro);
         inputs.extend(weights);
         let (prologue, epilogue, operands) = (self.prologue, self.epilogue, micro.operands);

@@ -19,7 +19,7 @@ fn taken(microkernel: &Microkernel) -> Vec<(&'static str, usize)> {
         let features = Target::new(cpu, Placement::Jit).unwrap().features;
         let fits = |&rows: &usize| {
             let (rounded, quantised) = (microkernel.operands != F32, microkernel.operands == DType::Q8);
-            micro::choose(rows, rounded, quantised, &features).name == microkernel.name
+            micro::choose(rows, microkernel.kr, rounded, quantised, &features).name == microkernel.name
         };
         places.extend(CAPACITIES.into_iter().filter(fits).map(|rows| (cpu, rows)));
     }
@@ -56,6 +56,7 @@ fn every_microkernel() {
                     let n = random.one_of(&edges);
                     let k = random.one_of(&[1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 67, 131, TILE_K + 5]);
                     let k = if weight.is_quantised() { k.next_multiple_of(BLOCK) } else { k };
+                    let k = k.next_multiple_of(microkernel.kr);
                     let rows = random.one_of(&[1, capacity, capacity, 1 + random.0 as usize % capacity]);
                     let case = Case {
                         cpu,
