@@ -13,6 +13,7 @@ use lapidary_codegen::view::{Base, Capacity, View};
 use lapidary_ir::interp::{Precision, Tensor, evaluate};
 use lapidary_ir::{DType, Extent, Function, TensorType, Type, text};
 use lapidary_passes::Selection;
+use lapidary_passes::check::values;
 use lapidary_runtime::program::{
     Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS, SlotKind,
 };
@@ -21,8 +22,6 @@ use proptest::test_runner::RngSeed;
 
 #[path = "generate/primitives.rs"]
 mod primitives;
-#[path = "generate/values.rs"]
-mod values;
 
 /// The most positions and rows that functions are compiled for; three row regimes.
 const CONTEXT: usize = 64;

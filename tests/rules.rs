@@ -18,20 +18,20 @@ use egg::{Extractor, Id, Language, Pattern, Searcher};
 use lapidary_ir::interp::{Precision, evaluate};
 use lapidary_ir::{DType, Extent, Function, Op, text};
 use lapidary_models::{Config, Model, gemma2};
+use lapidary_passes::check::forms::{check_graph, compare, flatten, near};
+use lapidary_passes::check::values;
 use lapidary_passes::rules::{self, Class, Rule, Search};
 use lapidary_passes::{
     CostModel, Error, Limits, Machine, Report, RuleSet, Saturated, Selection, StopReason, prepare, saturate,
     select,
 };
-use oracle::{Prices, Tree, check_graph, compare, flatten, near, shared_cost};
+use oracle::{Prices, Tree, shared_cost};
 use proptest::prelude::*;
 
 #[path = "generate/functions.rs"]
 mod functions;
 #[path = "generate/oracle.rs"]
 mod oracle;
-#[path = "generate/values.rs"]
-mod values;
 
 /// Rows and keys of the calls: one row, a few, all of the keys.
 const EXTENTS: [Extent; 5] = [

@@ -6,6 +6,7 @@
 
 mod bench;
 mod chat;
+mod check_rules;
 mod compile;
 mod eval;
 mod inspect;
@@ -54,6 +55,7 @@ enum Command {
     Opt(opt::Args),
     Rules(rules::Args),
     Report(report::Args),
+    CheckRules(check_rules::Args),
 }
 
 /// The exit code of a mistake in the arguments; clap's own.
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Command::Opt(args) => opt::run(&args),
         Command::Rules(args) => rules::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::CheckRules(args) => check_rules::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -46,6 +46,11 @@ impl RuleArgs {
         ensure!(!rules.is_empty(), "{}: expected a rule, found none", path.display());
         Ok(Arc::new(RuleSet::with_user(rules)))
     }
+
+    /// The file, if there is one.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.rules_file.as_deref()
+    }
 }
 
 /// Which rules run, and for what CPU.

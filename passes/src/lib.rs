@@ -13,6 +13,7 @@
 //! | [`cost`] | what a kernel costs on a machine |
 //! | [`mod@extract`] | the cheapest term, sharing counted |
 //! | [`explain`] | how a kernel came about, in steps that replay |
+//! | [`check`] | rules held against the interpreter, counterexamples |
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use lapidary_ir::{Extent, Function, verify};
 
 pub mod analysis;
+pub mod check;
 pub mod cost;
 pub mod explain;
 pub mod extract;

@@ -1,0 +1,123 @@
+//! `lapidary check-rules`: each rewrite rule held against the reference interpreter.
+//!
+//! In: the built-in rules and a file's. Out: one line a rule, all of it comments of the tensor language, and for each
+//! rule that is unsound a function that shows it: the output is a file that `opt --run` takes. Exit code 1 if there is
+//! one.
+
+use std::fmt::Write;
+
+use anyhow::{Result, anyhow, ensure};
+use lapidary_passes::check::{Failure, Outcome, check_rule};
+use lapidary_passes::rules::USER;
+use serde_json::{Value, json};
+
+use crate::model::RuleArgs;
+use crate::output::{self, Usage};
+
+/// Check rewrite rules against the reference interpreter; print counterexamples.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  lapidary check-rules\n  lapidary check-rules --rules my.rules --cases 500\n  \
+    lapidary check-rules --rules my.rules > bad.ir || lapidary opt bad.ir --run --only my-rule --rules my.rules"
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    rules: RuleArgs,
+    /// Check only these rules: names separated by commas [default: the file's, without one all]
+    #[arg(long, value_name = "RULES", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Functions made for each rule
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    cases: u64,
+    /// Seed of functions and inputs
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Checks the rules.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let rules = args.rules.load()?;
+    for name in &args.only {
+        if rules.find(name).is_none() {
+            let known: Vec<&str> = rules.rules().map(|r| r.name.as_str()).collect();
+            let error = anyhow!("unknown rule `{name}`: expected one of {}", known.join(", "));
+            return Err(Usage::new(error).into());
+        }
+    }
+    let has_user = rules.groups().iter().any(|g| g.name == USER);
+    let chosen = rules.prepared().iter().filter(|p| match args.only.is_empty() {
+        true => !has_user || p.group == USER,
+        false => args.only.contains(&p.rule.name),
+    });
+    let outcomes: Vec<Outcome> =
+        chosen.map(|p| check_rule(&rules, &p.rule, args.cases as usize, args.seed)).collect();
+    if args.json {
+        output::print_json(&Value::Array(outcomes.iter().map(to_json).collect()))?;
+    } else {
+        output::print(&text(&outcomes, args)?)?;
+    }
+    let unsound = outcomes.iter().filter(|o| o.failure.is_some()).count();
+    let of = outcomes.len();
+    ensure!(unsound == 0, "{unsound} of {of} rules {} unsound", if unsound == 1 { "is" } else { "are" });
+    Ok(())
+}
+
+fn text(outcomes: &[Outcome], args: &Args) -> Result<String> {
+    let mut text = String::new();
+    let width = outcomes.iter().map(|o| o.rule.len()).max().unwrap_or(0).max(4);
+    writeln!(
+        text,
+        "; {:width$}  {:13}  {:>5}  {:>8}  {:>12}  {:>12}",
+        "rule", "class", "cases", "rational", "price", "shared"
+    )?;
+    for o in outcomes {
+        let share =
+            |p: Option<(f64, f64)>| p.map_or_else(|| "-".into(), |(lo, hi)| format!("{lo:.2}..{hi:.2}"));
+        write!(
+            text,
+            "; {:width$}  {:13}  {:>5}  {:>8}  {:>12}  {:>12}",
+            o.rule,
+            o.class.to_string(),
+            o.cases,
+            o.rational,
+            share(o.price),
+            share(o.shared_price)
+        )?;
+        match (&o.failure, &o.skipped) {
+            (Some(_), _) => writeln!(text, "  UNSOUND")?,
+            (None, Some(reason)) => writeln!(text, "  not checked: {reason}")?,
+            (None, None) => writeln!(text)?,
+        }
+    }
+    for o in outcomes {
+        if let Some(Failure { reason, function, seed }) = &o.failure {
+            writeln!(text, "\n; rule `{}`: {}", o.rule, reason.replace('\n', "\n; "))?;
+            let file = args.rules.file().map_or(String::new(), |p| format!(" --rules {}", p.display()));
+            writeln!(text, "; lapidary opt FILE.ir --run --seed {seed} --only {}{file}", o.rule)?;
+            write!(text, "{function}")?;
+        }
+    }
+    Ok(text)
+}
+
+fn to_json(o: &Outcome) -> Value {
+    let share = |p: Option<(f64, f64)>| p.map_or(Value::Null, |(lo, hi)| json!({ "least": lo, "most": hi }));
+    json!({
+        "rule": o.rule,
+        "class": o.class.to_string(),
+        "cases": o.cases,
+        "rational": o.rational,
+        "price": share(o.price),
+        "shared_price": share(o.shared_price),
+        "skipped": o.skipped,
+        "failure": o.failure.as_ref().map(|f| json!({
+            "reason": f.reason,
+            "function": f.function.to_string(),
+            "nodes": f.nodes(),
+            "seed": f.seed,
+        })),
+    })
+}

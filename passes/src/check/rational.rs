@@ -1,0 +1,420 @@
+//! Functions over rational numbers, exactly: where both sides of a rule are real algebra, equality at random points.
+//!
+//! Roots, exponentials, tanh, sine and cosine are not rational: they are taken as unknown functions, the same one on both
+//! sides, by a number drawn from operator and argument. A rule that holds for every such function is sound whatever they
+//! are; one that needs their own laws is beyond this (`None`), as are masks, whose minus infinity is no number.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+
+use egg::Id;
+use lapidary_ir::{Extent, Function, Op, Type};
+use num_rational::BigRational;
+
+use super::values::Random;
+
+/// A tensor of rational numbers, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exact {
+    /// Length of each axis.
+    pub shape: Vec<usize>,
+    /// Elements, the last axis fastest.
+    pub data: Vec<BigRational>,
+}
+
+fn whole(n: i64) -> BigRational {
+    BigRational::from_integer(n.into())
+}
+
+fn number(x: f64) -> Option<BigRational> {
+    BigRational::from_float(x)
+}
+
+/// Small fractions for floats; positions and indices as they are.
+pub fn inputs(function: &Function, extent: Extent, seed: u64) -> Vec<Exact> {
+    let mut random = Random(seed);
+    let ordinary = super::values::inputs(function, extent, seed);
+    let all = function.inputs.iter().zip(ordinary).map(|(input, ordinary)| {
+        let data = if input.ty.dtype.is_float() {
+            let mut fraction = || {
+                let denominator = whole([1, 2, 3, 5][random.below(4)]);
+                whole(random.below(19) as i64 - 9) / denominator
+            };
+            (0..ordinary.data.len()).map(|_| fraction()).collect()
+        } else {
+            ordinary.data.iter().map(|&x| whole(x as i64)).collect()
+        };
+        Exact { shape: ordinary.shape, data }
+    });
+    all.collect()
+}
+
+/// The first element that differs by more than a share of what is expected: index, expected, found.
+pub fn differ(expected: &Exact, found: &Exact, share: f64) -> Option<(usize, String, String)> {
+    if expected.shape != found.shape {
+        return Some((0, format!("{:?}", expected.shape), format!("{:?}", found.shape)));
+    }
+    let share = number(share)?;
+    let zero = whole(0);
+    expected.data.iter().zip(&found.data).enumerate().find_map(|(at, (e, f))| {
+        let difference = if e > f { e - f } else { f - e };
+        let size = if *e < zero { -e.clone() } else { e.clone() };
+        let size = if size < whole(1) { whole(1) } else { size };
+        (difference > size * &share).then(|| (at, e.to_string(), f.to_string()))
+    })
+}
+
+/// The value of a node; `None` where it is beyond rational numbers, or divides by zero. `transcendental` admits unknown
+/// functions: where constants are rounded, their arguments differ and they cannot be compared.
+pub fn evaluate(
+    function: &Function,
+    root: Id,
+    inputs: &[Exact],
+    extent: Extent,
+    transcendental: bool,
+) -> Option<Exact> {
+    let unknown = |op: &Op| {
+        matches!(
+            op,
+            Op::Sqrt(_)
+                | Op::Rsqrt(_)
+                | Op::Exp(_)
+                | Op::Tanh(_)
+                | Op::Cos(_)
+                | Op::Sin(_)
+                | Op::Softcap(_)
+                | Op::Softmax(_)
+                | Op::RmsNorm(_)
+        )
+    };
+    if !transcendental && function.body.as_ref().iter().any(unknown) {
+        return None;
+    }
+    let types = function.types().ok()?;
+    let mut call = Call { function, inputs, extent, types, known: HashMap::new() };
+    call.value(root)
+}
+
+struct Call<'a> {
+    function: &'a Function,
+    inputs: &'a [Exact],
+    extent: Extent,
+    types: Vec<Type>,
+    known: HashMap<Id, Exact>,
+}
+
+/// A number drawn from an unknown function's name and argument.
+fn unknown(name: &str, x: &BigRational) -> BigRational {
+    let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one((name, x.to_string()));
+    whole((hash % 97) as i64 + 1) / whole((hash / 97 % 7) as i64 + 1)
+}
+
+impl Call<'_> {
+    fn value(&mut self, id: Id) -> Option<Exact> {
+        if let Some(known) = self.known.get(&id) {
+            return Some(known.clone());
+        }
+        let value = self.eval(id)?;
+        self.known.insert(id, value.clone());
+        Some(value)
+    }
+
+    fn op(&self, id: Id) -> &Op {
+        &self.function.body[id]
+    }
+
+    fn int(&self, id: Id) -> Option<i64> {
+        match self.op(id) {
+            Op::Int(n) => Some(*n),
+            _ => None,
+        }
+    }
+
+    fn scalar(&self, id: Id) -> Option<BigRational> {
+        match self.op(id) {
+            Op::Num(n) => number(n.value().into()),
+            Op::Int(n) => Some(whole(*n)),
+            _ => None,
+        }
+    }
+
+    fn shape(&self, id: Id) -> Option<Vec<usize>> {
+        match &self.types[usize::from(id)] {
+            Type::Tensor(t) | Type::Prologue(t) => Some(t.shape.iter().map(|d| d.at(self.extent)).collect()),
+            _ => None,
+        }
+    }
+
+    fn map(&mut self, x: Id, f: impl Fn(&BigRational) -> Option<BigRational>) -> Option<Exact> {
+        let x = self.value(x)?;
+        Some(Exact { data: x.data.iter().map(f).collect::<Option<_>>()?, shape: x.shape })
+    }
+
+    fn zip(
+        &mut self,
+        id: Id,
+        [a, b]: [Id; 2],
+        f: impl Fn(&BigRational, &BigRational) -> Option<BigRational>,
+    ) -> Option<Exact> {
+        let shape = self.shape(id)?;
+        let (a, b) = (stretch(&self.value(a)?, &shape), stretch(&self.value(b)?, &shape));
+        let data = a.iter().zip(&b).map(|(a, b)| f(a, b)).collect::<Option<_>>()?;
+        Some(Exact { shape, data })
+    }
+
+    fn eval(&mut self, id: Id) -> Option<Exact> {
+        let zero = whole(0);
+        let one = whole(1);
+        let inverse = |x: &BigRational| (*x != whole(0)).then(|| whole(1) / x);
+        let root = |x: &BigRational| unknown("sqrt", x);
+        let cap = |c: &BigRational, x: &BigRational| (*c != whole(0)).then(|| unknown("tanh", &(x / c)) * c);
+        let op = self.op(id).clone();
+        match &op {
+            Op::Input(at) => self.inputs.get(at.0 as usize).cloned(),
+            Op::Num(_) | Op::Int(_) => Some(Exact { shape: vec![], data: vec![self.scalar(id)?] }),
+            Op::Neg(x) => self.map(*x, |x| Some(-x.clone())),
+            Op::Recip(x) => self.map(*x, inverse),
+            Op::Sqrt(x) => self.map(*x, |x| Some(root(x))),
+            Op::Rsqrt(x) => self.map(*x, |x| inverse(&root(x))),
+            Op::Exp(x) => self.map(*x, |x| Some(unknown("exp", x))),
+            Op::Tanh(x) => self.map(*x, |x| Some(unknown("tanh", x))),
+            Op::Cos(x) => self.map(*x, |x| Some(unknown("cos", x))),
+            Op::Sin(x) => self.map(*x, |x| Some(unknown("sin", x))),
+            Op::Cast([x, _]) => self.value(*x),
+            Op::Add(ab) => self.zip(id, *ab, |a, b| Some(a + b)),
+            Op::Sub(ab) => self.zip(id, *ab, |a, b| Some(a - b)),
+            Op::Mul(ab) => self.zip(id, *ab, |a, b| Some(a * b)),
+            Op::Div(ab) => self.zip(id, *ab, |a, b| inverse(b).map(|b| a * b)),
+            Op::Pow([x, p]) => {
+                let p = self.scalar(*p)?;
+                if p == number(-0.5)? {
+                    return self.map(*x, |x| inverse(&root(x)));
+                }
+                let n = (0..=8).find(|&n| whole(n) == p)?;
+                self.map(*x, |x| Some((0..n).fold(whole(1), |all, _| all * x)))
+            }
+            Op::Sum([x, axis]) | Op::Mean([x, axis]) | Op::Max([x, axis]) => {
+                let axis = usize::try_from(self.int(*axis)?).ok()?;
+                let x = self.value(*x)?;
+                let (n, inner): (usize, usize) = (x.shape[axis], x.shape[axis + 1..].iter().product());
+                let shape = self.shape(id)?;
+                let of = |at: usize| {
+                    let (outer, rest) = (at / inner, at % inner);
+                    let all = (0..n).map(|i| &x.data[(outer * n + i) * inner + rest]);
+                    match op {
+                        Op::Max(_) => all.max().cloned().unwrap_or_else(|| whole(0)),
+                        Op::Mean(_) => all.fold(whole(0), |s, x| s + x) / whole(n as i64),
+                        _ => all.fold(whole(0), |s, x| s + x),
+                    }
+                };
+                Some(Exact { data: (0..shape.iter().product()).map(of).collect(), shape })
+            }
+            Op::Matmul([a, b]) => {
+                let shape = self.shape(id)?;
+                let (a, b) = (self.value(*a)?, self.value(*b)?);
+                let r = shape.len();
+                let (m, n, k) = (shape[r - 2], shape[r - 1], a.shape[r - 1]);
+                let at = |i: usize| {
+                    let (batch, row, column) = (i / (m * n), i / n % m, i % n);
+                    (0..k).fold(whole(0), |s, j| {
+                        s + &a.data[(batch * m + row) * k + j] * &b.data[(batch * k + j) * n + column]
+                    })
+                };
+                Some(Exact { data: (0..shape.iter().product()).map(at).collect(), shape })
+            }
+            Op::Reshape([x, _]) => Some(Exact { shape: self.shape(id)?, data: self.value(*x)?.data }),
+            Op::Broadcast([x, _]) => {
+                let shape = self.shape(id)?;
+                Some(Exact { data: stretch(&self.value(*x)?, &shape), shape })
+            }
+            Op::Transpose([x, p]) => {
+                let Op::Dims(p) = self.op(*p).clone() else { return None };
+                let (axes, shape, x) = (p.permutation()?, self.shape(id)?, self.value(*x)?);
+                Some(Exact { data: gathered(&shape, |at| axes_back(&axes, at), &x), shape })
+            }
+            Op::Slice([x, axis, start, _]) => {
+                let (axis, start) = (usize::try_from(self.int(*axis)?).ok()?, self.int(*start)?);
+                let (shape, x) = (self.shape(id)?, self.value(*x)?);
+                let from = if start < 0 { x.shape[axis] as i64 + start } else { start };
+                let from = usize::try_from(from).ok()?;
+                let moved = |at: &[usize]| {
+                    let mut at = at.to_vec();
+                    at[axis] += from;
+                    at
+                };
+                Some(Exact { data: gathered(&shape, moved, &x), shape })
+            }
+            Op::Iota(_) => {
+                let shape = self.shape(id)?;
+                Some(Exact { data: (0..shape.first().copied()?).map(|i| whole(i as i64)).collect(), shape })
+            }
+            Op::RmsNorm([x, w, eps]) | Op::NormPrologue([x, w, eps]) => self.norm(*x, *w, *eps),
+            Op::AddRmsNorm([r, x, w, eps]) => {
+                let (r, y) = (self.value(*r)?, self.norm(*x, *w, *eps)?);
+                Some(Exact { data: r.data.iter().zip(&y.data).map(|(a, b)| a + b).collect(), shape: r.shape })
+            }
+            Op::Softcap([c, x]) => {
+                let c = self.scalar(*c)?;
+                self.map(*x, |x| cap(&c, x))
+            }
+            Op::Embedding([table, ids, s]) => {
+                let s = self.scalar(*s)?;
+                let shape = self.shape(id)?;
+                let x = self.gather(*table, *ids, shape)?;
+                Some(Exact { data: x.data.iter().map(|x| x * &s).collect(), shape: x.shape })
+            }
+            Op::Gather([table, ids]) => {
+                let shape = self.shape(id)?;
+                self.gather(*table, *ids, shape)
+            }
+            Op::Linear([x, ws, epilogue]) => {
+                let Op::Weights(ws) = self.op(*ws).clone() else { return None };
+                let [w] = ws[..] else { return None };
+                let (x, w) = (self.value(*x)?, self.value(w)?);
+                let (m, n, k) = (x.shape[0], w.shape[0], x.shape[1]);
+                let c = match self.op(*epilogue) {
+                    Op::Store => None,
+                    Op::Cap(c) => Some(self.scalar(*c)?),
+                    _ => return None,
+                };
+                let at = |i: usize| {
+                    let sum =
+                        (0..k).fold(whole(0), |s, j| s + &x.data[i / n * k + j] * &w.data[i % n * k + j]);
+                    match &c {
+                        Some(c) => cap(c, &sum),
+                        None => Some(sum),
+                    }
+                };
+                Some(Exact { shape: vec![m, n], data: (0..m * n).map(at).collect::<Option<_>>()? })
+            }
+            Op::Scores([q, k, scale, c]) => {
+                let (scale, c) = (self.scalar(*scale)?, self.op(*c).clone());
+                let c = match c {
+                    Op::None => None,
+                    Op::Num(c) => Some(number(c.value().into())?),
+                    _ => return None,
+                };
+                let (q, k) = (self.value(*q)?, self.value(*k)?);
+                let (h, t, d) = (q.shape[0], q.shape[1], q.shape[2]);
+                let (g, s) = (k.shape[0], k.shape[1]);
+                let at = |i: usize| {
+                    let (head, row, key) = (i / (t * s), i / s % t, i % s);
+                    let group = head / (h / g);
+                    let dot = (0..d).fold(whole(0), |sum, j| {
+                        sum + &q.data[(head * t + row) * d + j] * &k.data[(group * s + key) * d + j]
+                    });
+                    let x = dot * &scale;
+                    match &c {
+                        Some(c) => cap(c, &x),
+                        None => Some(x),
+                    }
+                };
+                Some(Exact { shape: vec![h, t, s], data: (0..h * t * s).map(at).collect::<Option<_>>()? })
+            }
+            Op::Softmax([x, pos, _, mode]) if *self.op(*pos) == Op::None && *self.op(*mode) == Op::Online => {
+                let x = self.value(*x)?;
+                let n = x.shape.last().copied().unwrap_or(1);
+                let mut data = Vec::with_capacity(x.data.len());
+                for row in x.data.chunks(n) {
+                    let most = row.iter().max().cloned().unwrap_or_else(|| zero.clone());
+                    let e: Vec<BigRational> = row.iter().map(|x| unknown("exp", &(x - &most))).collect();
+                    let sum = e.iter().fold(zero.clone(), |s, x| s + x);
+                    let scale = inverse(&sum)?;
+                    data.extend(e.iter().map(|x| x * &scale * &one));
+                }
+                Some(Exact { shape: x.shape, data })
+            }
+            Op::Append([cache, rows]) => {
+                let (mut cache, rows) = (self.value(*cache)?, self.value(*rows)?);
+                let (keys, row) = (cache.shape[1] * cache.shape[2], rows.shape[1] * rows.shape[2]);
+                for (head, new) in rows.data.chunks(row).enumerate() {
+                    cache.data[(head + 1) * keys - row..(head + 1) * keys].clone_from_slice(new);
+                }
+                Some(cache)
+            }
+            // Masks, comparisons, and what has laws of its own.
+            Op::Lt(_)
+            | Op::Le(_)
+            | Op::And(_)
+            | Op::Select(_)
+            | Op::Argmax(_)
+            | Op::Concat(_)
+            | Op::Weights(_)
+            | Op::Output(_)
+            | Op::Store
+            | Op::Cap(_)
+            | Op::Gate
+            | Op::GeluTanh(_)
+            | Op::GatedGelu(_)
+            | Op::Rope(_)
+            | Op::WindowMask(_)
+            | Op::Softmax(_)
+            | Op::Attention(_)
+            | Op::Online
+            | Op::Bounded
+            | Op::None
+            | Op::DType(_)
+            | Op::Dims(_) => None,
+        }
+    }
+
+    /// x rsqrt(mean(x x) + eps) (1 + w), along the last axis.
+    fn norm(&mut self, x: Id, w: Id, eps: Id) -> Option<Exact> {
+        let eps = self.scalar(eps)?;
+        let (x, w) = (self.value(x)?, self.value(w)?);
+        let n = w.data.len();
+        let mut data = Vec::with_capacity(x.data.len());
+        for row in x.data.chunks(n) {
+            let mean = row.iter().fold(whole(0), |s, x| s + x * x) / whole(n as i64) + &eps;
+            let root = unknown("sqrt", &mean);
+            data.extend(row.iter().zip(&w.data).map(|(x, w)| x / &root * (w + whole(1))));
+        }
+        Some(Exact { shape: x.shape, data })
+    }
+
+    fn gather(&mut self, table: Id, ids: Id, shape: Vec<usize>) -> Option<Exact> {
+        let (table, ids) = (self.value(table)?, self.value(ids)?);
+        let row: usize = table.shape[1..].iter().product();
+        let mut data = Vec::with_capacity(ids.data.len() * row);
+        for id in &ids.data {
+            let at = (0..table.shape[0]).find(|&i| whole(i as i64) == *id)?;
+            data.extend_from_slice(&table.data[at * row..(at + 1) * row]);
+        }
+        Some(Exact { shape, data })
+    }
+}
+
+/// The elements of a result from the index of each in `x`.
+fn gathered(shape: &[usize], source: impl Fn(&[usize]) -> Vec<usize>, x: &Exact) -> Vec<BigRational> {
+    let n: usize = shape.iter().product();
+    let element = |i: usize| {
+        let mut at = vec![0; shape.len()];
+        let mut rest = i;
+        for axis in (0..shape.len()).rev() {
+            at[axis] = rest % shape[axis];
+            rest /= shape[axis];
+        }
+        let from = source(&at);
+        let index = from.iter().zip(&x.shape).fold(0, |index, (i, n)| index * n + i);
+        x.data[index].clone()
+    };
+    (0..n).map(element).collect()
+}
+
+/// The index in x of an index in its transpose.
+fn axes_back(axes: &[usize], at: &[usize]) -> Vec<usize> {
+    let mut from = vec![0; at.len()];
+    for (i, &axis) in axes.iter().enumerate() {
+        from[axis] = at[i];
+    }
+    from
+}
+
+/// Elements stretched to a shape, axes aligned at the end.
+fn stretch(x: &Exact, shape: &[usize]) -> Vec<BigRational> {
+    let missing = shape.len() - x.shape.len();
+    let back = |at: &[usize]| {
+        at[missing..].iter().zip(&x.shape).map(|(&i, &n)| if n == 1 { 0 } else { i }).collect()
+    };
+    gathered(shape, back, x)
+}
