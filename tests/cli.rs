@@ -8,9 +8,13 @@ mod bad_input;
 mod command;
 #[path = "cli/folder.rs"]
 mod folder;
-#[cfg(unix)]
 #[path = "cli/interrupt.rs"]
 mod interrupt;
+#[path = "cli/lab.rs"]
+mod lab;
+#[cfg(unix)]
+#[path = "cli/lab.rs"]
+mod lab;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -399,7 +403,8 @@ fn rules() {
 
 #[test]
 fn help_has_examples() {
-    let commands = ["run", "chat", "logits", "eval", "inspect", "synth", "opt", "rules"];
+    let commands =
+        ["run", "chat", "logits", "eval", "inspect", "synth", "opt", "rules", "check-rules", "bisect"];
     let overview = lapidary(&["--help"]).ok();
     for command in commands {
         assert!(overview.contains(&format!("  {command} ")), "{overview}");

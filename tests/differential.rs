@@ -7,16 +7,12 @@
 
 use std::collections::BTreeSet;
 
-use lapidary_codegen::Options;
 use lapidary_codegen::compile::{Loose, compile_functions};
-use lapidary_codegen::view::{Base, Capacity, View};
+use lapidary_codegen::{Options, call};
 use lapidary_ir::interp::{Precision, Tensor, evaluate};
-use lapidary_ir::{DType, Extent, Function, TensorType, Type, text};
+use lapidary_ir::{DType, Extent, Function, text};
 use lapidary_passes::Selection;
 use lapidary_passes::check::values;
-use lapidary_runtime::program::{
-    Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS, SlotKind,
-};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -52,53 +48,6 @@ struct Compiled {
     loose: Loose,
 }
 
-/// What guards and unwritten bytes hold.
-const GUARD: u8 = 0xa5;
-
-/// An operand's memory, guard bytes behind it, and where its elements are.
-struct Operand {
-    bytes: Aligned,
-    view: View,
-}
-
-impl Operand {
-    fn new(ty: &TensorType, capacity: Capacity, ring: Option<usize>) -> Operand {
-        let held = Capacity { keys: ring.unwrap_or(capacity.keys), ..capacity };
-        let view = View { ring, ..View::contiguous(Base::Slot(0), ty.dtype, &ty.shape, held) };
-        let mut bytes = Aligned::zeroed(held.elements(&ty.shape) * ty.dtype.bytes() + 64);
-        bytes.as_mut_slice().fill(GUARD);
-        Operand { bytes, view }
-    }
-
-    /// Byte offsets of the elements of a call, row-major.
-    fn offsets(&self, extent: Extent) -> Vec<usize> {
-        let mut all = vec![0];
-        for axis in &self.view.axes {
-            let wrap = self.view.ring.filter(|_| axis.dim == lapidary_ir::Dim::Keys).unwrap_or(usize::MAX);
-            let n = axis.dim.at(extent);
-            all =
-                all.iter().flat_map(|o| (0..n).map(move |i| o + (i % wrap) * axis.stride as usize)).collect();
-        }
-        all.iter().map(|o| o * self.view.dtype.bytes()).collect()
-    }
-
-    fn write(&mut self, x: &Tensor, extent: Extent) {
-        let size = self.view.dtype.bytes();
-        for (at, element) in self.offsets(extent).into_iter().zip(x.to_bytes().chunks(size)) {
-            self.bytes.as_mut_slice()[at..at + size].copy_from_slice(element);
-        }
-    }
-
-    fn read(&self, extent: Extent) -> Tensor {
-        let (size, bytes) = (self.view.dtype.bytes(), self.bytes.as_slice());
-        assert!(bytes[bytes.len() - 64..].iter().all(|&b| b == GUARD), "written past an operand's end");
-        let elements: Vec<u8> =
-            self.offsets(extent).iter().flat_map(|&at| bytes[at..at + size].to_vec()).collect();
-        let shape: Vec<usize> = self.view.axes.iter().map(|a| a.dim.at(extent)).collect();
-        Tensor::from_bytes(self.view.dtype, &shape, &elements)
-    }
-}
-
 impl Compiled {
     fn new(source: &Function, selection: Selection, cpu: &str) -> Compiled {
         let options = Options {
@@ -121,59 +70,12 @@ impl Compiled {
 
     /// The rows that an output keeps, if it is a cache that wraps.
     fn ring(&self, name: &str) -> Option<usize> {
-        let function = &self.loose.functions[0];
-        match function.slots[function.slot(name)?].kind {
-            SlotKind::Cache { rows, window: Some(_), .. } => Some(rows),
-            SlotKind::Cache { .. }
-            | SlotKind::Input { .. }
-            | SlotKind::Output { .. }
-            | SlotKind::Weight { .. } => None,
-        }
+        call::ring(&self.loose, 0, name)
     }
 
-    /// Calls it: its outputs, in order. Every launch is split in two.
+    /// Calls it: its outputs, in order.
     fn call(&self, inputs: &[Tensor], extent: Extent) -> Vec<Tensor> {
-        let function = &self.loose.functions[0];
-        let variant = function.variant(extent.rows);
-        let capacity = Capacity { rows: variant.rows, keys: CONTEXT };
-        let mut operands = vec![];
-        for (input, tensor) in self.source.inputs.iter().zip(inputs) {
-            let mut operand = Operand::new(&input.ty, capacity, self.ring(&input.name));
-            operand.write(tensor, extent);
-            operands.push(operand);
-        }
-        let types = self.source.types().unwrap();
-        let at: Vec<usize> = self
-            .source
-            .outputs
-            .iter()
-            .map(|(name, id)| {
-                let cache = self.source.inputs.iter().position(|i| &i.name == name);
-                cache.unwrap_or_else(|| {
-                    let Type::Tensor(ty) = &types[usize::from(*id)] else { panic!("{name} is no tensor") };
-                    operands.push(Operand::new(ty, capacity, None));
-                    operands.len() - 1
-                })
-            })
-            .collect();
-        let (mut arena, mut scratch) =
-            (Aligned::zeroed(variant.arena_bytes), Aligned::zeroed(variant.scratch_bytes));
-        arena.as_mut_slice().fill(0xff);
-        let mut frame = vec![0; FRAME_SLOTS];
-        frame[FRAME_ROWS] = extent.rows as u64;
-        frame[FRAME_KEYS] = extent.keys as u64;
-        frame[FRAME_ARENA] = arena.as_mut_ptr() as u64;
-        frame[FRAME_CONSTANTS] = self.loose.constants.as_ptr() as u64;
-        frame.extend(operands.iter_mut().map(|o| o.bytes.as_mut_ptr() as u64));
-        for step in &variant.steps {
-            let tiles = step.tiles.count(extent.rows);
-            for (begin, end) in [(tiles / 2, tiles), (0, tiles / 2)] {
-                scratch.as_mut_slice().fill(0xff);
-                // SAFETY: slots are as long as the views of their types in this capacity, the rest as the variant says.
-                unsafe { (step.kernel)(frame.as_ptr(), begin, end, scratch.as_mut_ptr()) }
-            }
-        }
-        at.into_iter().map(|i| operands[i].read(extent)).collect()
+        call::call(&self.loose, 0, CONTEXT, inputs, extent).unwrap_or_else(|e| panic!("{e}\n{}", self.source))
     }
 }
 

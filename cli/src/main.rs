@@ -5,6 +5,7 @@
 //! closes stdout early ends the command quietly.
 
 mod bench;
+mod bisect;
 mod chat;
 mod check_rules;
 mod compile;
@@ -22,6 +23,7 @@ mod rules;
 mod run;
 mod sampling;
 mod synth;
+mod trial;
 mod weights;
 
 use std::process::ExitCode;
@@ -56,6 +58,7 @@ enum Command {
     Rules(rules::Args),
     Report(report::Args),
     CheckRules(check_rules::Args),
+    Bisect(bisect::Args),
 }
 
 /// The exit code of a mistake in the arguments; clap's own.
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Command::Rules(args) => rules::run(&args),
         Command::Report(args) => report::run(&args),
         Command::CheckRules(args) => check_rules::run(&args),
+        Command::Bisect(args) => bisect::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -126,6 +126,23 @@ impl CompileArgs {
         self.context.map_or(otherwise, |n| n as usize)
     }
 
+    /// The same with exactly these rules, in 32-bit floats, for `tokens` positions.
+    pub(crate) fn exactly(&self, rules: &[String], tokens: u64) -> CompileArgs {
+        CompileArgs {
+            passes: if rules.is_empty() { "none".into() } else { "all".into() },
+            disable: vec![],
+            only: rules.to_vec(),
+            activations: Activations::F32,
+            context: Some(self.context.unwrap_or(0).max(tokens)),
+            ..self.clone()
+        }
+    }
+
+    /// Whether few rules run, or others than the built-in ones.
+    pub(crate) fn few_rules(&self) -> bool {
+        !self.only.is_empty() || self.rules.file().is_some()
+    }
+
     /// The rules that run.
     pub(crate) fn selection(&self) -> Result<Selection> {
         let selection = Selection::of(self.rules.load()?, &self.passes, &self.disable, &self.only);

@@ -7,19 +7,22 @@
 use std::fmt::Write;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
-use lapidary_codegen::compile::{FunctionReport, Lowered, compile_functions};
+use lapidary_codegen::Options;
+use lapidary_codegen::compile::{FunctionReport, Lowered, Times, compile_functions};
 use lapidary_codegen::kernel::Kernel;
 use lapidary_codegen::view::{Base, View};
-use lapidary_ir::{DType, Function, Module, text};
+use lapidary_ir::{DType, Extent, Function, Module, text};
 use lapidary_models::{Config, gemma2};
+use lapidary_passes::{CostModel, Limits, Machine, listing};
 use lapidary_runtime::program::{SlotKind, Tiles};
 use serde_json::{Value, json};
 
 use crate::model::{self, CompileArgs, MAX_CHUNK, read_text};
-use crate::output;
+use crate::{output, trial};
 
 /// Positions that a file's functions are compiled for, unless --context says otherwise.
 const FILE_CONTEXT: usize = 4096;
@@ -45,6 +48,15 @@ pub(crate) struct Args {
     /// Which stage
     #[arg(long, value_enum, default_value_t = Stage::Fused)]
     emit: Stage,
+    /// Run the functions on random inputs too, by the interpreter and as machine code; fail if they differ
+    #[arg(long)]
+    run: bool,
+    /// Seed of the random inputs
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Tell what each stage took
+    #[arg(long)]
+    time: bool,
     /// Print the compiler's figures as JSON, whatever the stage
     #[arg(long)]
     json: bool,
@@ -60,6 +72,12 @@ pub(crate) struct Args {
 enum Stage {
     /// As the model wrote it
     Ir,
+    /// Every form that the rules reach, by classes, with types, ranges and prices
+    Egraph,
+    /// The same as Graphviz
+    Dot,
+    /// The same as egraph-serialize's JSON
+    EgraphJson,
     /// The cheapest form that the rules reach
     Fused,
     /// Its kernels, one a line
@@ -85,15 +103,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             vec![found.ok_or_else(|| anyhow!("no function `{name}`: expected one of {known}"))?]
         }
     };
-    if args.emit == Stage::Ir && !args.json {
-        let all: Vec<String> = functions.iter().map(Function::to_string).collect();
+    let mut options = args.compile.options(context)?;
+    if args.emit == Stage::Ir && !args.json && !args.time {
+        let mut all: Vec<String> = functions.iter().map(Function::to_string).collect();
+        if args.run {
+            all.push(trial::run(&functions, &options, args.seed, args.compile.few_rules())?);
+        }
         return output::print(&joined(&all));
     }
-    let mut options = args.compile.options(context)?;
     options.listings = matches!(args.emit, Stage::Clif | Stage::Asm);
     let rows = args.rows.map_or(options.chunk, |n| n as usize);
     ensure!(rows <= options.chunk, "--rows is {rows}: expected 1 to {}, the chunk", options.chunk);
+    let start = Instant::now();
     let reports = compile_functions(&functions, &options)?.reports;
+    let total = start.elapsed();
     for warning in reports.iter().filter_map(|r| r.saturation.warning()) {
         output::note("warning", &warning);
     }
@@ -109,6 +132,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         parts.push(match args.emit {
             Stage::Ir => report.source.to_string(),
+            Stage::Egraph | Stage::Dot | Stage::EgraphJson => egraph(report, lowered, args.emit, &options)?,
             Stage::Fused => fused(report, lowered)?,
             Stage::Kernels => kernels(report, lowered)?,
             Stage::Clif => listing(report, lowered, |c| c.clif.as_deref())?,
@@ -116,7 +140,81 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Stage::Plan => plan(report, lowered)?,
         });
     }
-    if args.json { output::print_json(&Value::Array(figures)) } else { output::print(&joined(&parts)) }
+    if args.time && !args.json {
+        parts.push(times(&reports, total));
+    }
+    let trial = match args.run {
+        true => trial::run(&functions, &options, args.seed, args.compile.few_rules()),
+        false => Ok(String::new()),
+    };
+    if let Ok(text) = &trial
+        && !text.is_empty()
+    {
+        parts.push(text.clone());
+    }
+    if args.json {
+        output::print_json(&Value::Array(figures))?;
+    } else {
+        output::print(&joined(&parts))?;
+    }
+    trial.map(|_| ())
+}
+
+/// The e-graph that a function's form was chosen from.
+fn egraph(report: &FunctionReport, lowered: &Lowered, stage: Stage, options: &Options) -> Result<String> {
+    let saturated = lapidary_passes::prepare(&report.source, &options.selection, Limits::default())?;
+    let extent = Extent { rows: lowered.rows, keys: (options.context / 2).max(lowered.rows) };
+    let model = CostModel { machine: Machine::GENERIC, extent };
+    match stage {
+        Stage::Egraph => Ok(format!("{}\n{}", title(report, lowered), listing::text(&saturated, &model))),
+        Stage::Dot => Ok(listing::dot(&saturated, &model)),
+        _ => {
+            let mut nodes = serde_json::Map::new();
+            let mut class_data = serde_json::Map::new();
+            for class in listing::classes(&saturated, &model) {
+                for (at, node) in class.nodes.iter().enumerate() {
+                    let children: Vec<String> = node.operands.iter().map(|o| format!("{o}.0")).collect();
+                    nodes.insert(
+                        format!("{}.{at}", class.id),
+                        json!({
+                            "op": node.op,
+                            "children": children,
+                            "eclass": class.id.to_string(),
+                            "cost": node.nanoseconds,
+                            "subsumed": false,
+                        }),
+                    );
+                }
+                class_data.insert(class.id.to_string(), json!({ "type": class.ty }));
+            }
+            let roots: Vec<String> =
+                listing::outputs(&saturated).iter().map(|(_, c)| c.to_string()).collect();
+            let all = json!({ "nodes": nodes, "root_eclasses": roots, "class_data": class_data });
+            Ok(format!("{all:#}"))
+        }
+    }
+}
+
+/// What each stage took, in comments.
+fn times(reports: &[FunctionReport], total: Duration) -> String {
+    let ms = |t: Duration| t.as_secs_f64() * 1e3;
+    let mut out = String::from("; ms               saturate   extract  schedule      code\n");
+    let mut sum = Times::default();
+    let mut line = |name: &str, t: &Times| {
+        let [s, e, k, c] = [t.saturate, t.extract, t.schedule, t.code].map(ms);
+        out.push_str(&format!("; {name:<16} {s:>9.2} {e:>9.2} {k:>9.2} {c:>9.2}\n"));
+    };
+    for report in reports {
+        let t = &report.times;
+        line(&report.source.name, t);
+        sum.saturate += t.saturate;
+        sum.extract += t.extract;
+        sum.schedule += t.schedule;
+        sum.code += t.code;
+    }
+    line("all", &sum);
+    out.push_str(&format!("; whole pipeline, machine code mapped: {:.2} ms\n", ms(total)));
+    out
 }
 
 /// What is compiled.
@@ -355,6 +453,12 @@ fn to_json(report: &FunctionReport, lowered: &Lowered) -> Value {
         "saturation_us": s.time.as_micros() as u64,
         "rules": fired,
         "predicted_ns": lowered.nanoseconds,
+        "stages_us": {
+            "saturate": report.times.saturate.as_micros() as u64,
+            "extract": report.times.extract.as_micros() as u64,
+            "schedule": report.times.schedule.as_micros() as u64,
+            "code": report.times.code.as_micros() as u64,
+        },
         "arena_bytes": lowered.memory.bytes,
         "arena_peak_bytes": lowered.memory.peak,
         "kernels": kernels,

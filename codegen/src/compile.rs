@@ -74,6 +74,21 @@ pub struct FunctionReport {
     pub saturation: Report,
     /// By rising rows.
     pub variants: Vec<Lowered>,
+    /// What each stage took.
+    pub times: Times,
+}
+
+/// Wall time of each stage of a function, all row regimes together.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    /// Verifying and saturating.
+    pub saturate: Duration,
+    /// Extracting, and verifying the result.
+    pub extract: Duration,
+    /// Kernels, views and the memory plan.
+    pub schedule: Duration,
+    /// Machine code.
+    pub code: Duration,
 }
 
 /// A program and how it came about.
@@ -218,13 +233,18 @@ impl<'a> Compiler<'a> {
 
     fn add(&mut self, function: &Function) -> Result<(), Error> {
         let options = self.options;
+        let mut times = Times::default();
+        let start = Instant::now();
         let saturated = lapidary_passes::prepare(function, &options.selection, Limits::default())?;
+        times.saturate = start.elapsed();
+        let start = Instant::now();
         let regimes = regimes(options.chunk);
         let mut forms = Vec::with_capacity(regimes.len());
         for &rows in &regimes {
             let extent = Extent { rows, keys: (options.context / 2).max(rows) };
             forms.push(lapidary_passes::select(&saturated, Machine::GENERIC, extent)?);
         }
+        times.extract = start.elapsed();
         // One layout of a cache serves every regime.
         let mut rings = HashMap::new();
         for input in &function.inputs {
@@ -245,14 +265,18 @@ impl<'a> Compiler<'a> {
                 features: self.target.features,
                 rounded: options.rounded,
             };
+            let start = Instant::now();
             let mut schedule = schedule::schedule(&form.function, &setting)?;
             self.place_constants(&mut schedule);
             let memory = memory::plan(&schedule.buffers);
+            times.schedule += start.elapsed();
+            let start = Instant::now();
             let compiled = schedule
                 .kernels
                 .iter()
                 .map(|kernel| self.image.define(kernel, &memory.offsets))
                 .collect::<Result<Vec<_>, _>>()?;
+            times.code += start.elapsed();
             variants.push(Lowered {
                 rows,
                 function: form.function,
@@ -266,6 +290,7 @@ impl<'a> Compiler<'a> {
             source: function.clone(),
             saturation: saturated.report,
             variants,
+            times,
         });
         Ok(())
     }

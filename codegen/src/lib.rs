@@ -18,8 +18,10 @@
 //! | [`jit`] | an image made executable in this process |
 //! | [`object`] | a relocatable file with a C ABI |
 //! | [`work`] | bytes and operations of a kernel |
+//! | [`call`] | a compiled function called on tensors |
 //! | [`machine`] | the machine's ceilings, measured |
 
+pub mod call;
 pub mod compile;
 pub mod emit;
 mod error;

@@ -327,7 +327,10 @@ impl Call<'_> {
             Op::Sub([a, b]) => zip(a, b, &|a, b| a - b),
             Op::Mul([a, b]) => zip(a, b, &|a, b| a * b),
             Op::Div([a, b]) => zip(a, b, &|a, b| a / b),
-            Op::Pow([a, b]) => zip(a, b, &f64::powf),
+            // The whole power of a negative number alone is one: (-inf)^-0.5 is as little as (-1)^-0.5.
+            Op::Pow([a, b]) => {
+                zip(a, b, &|a: f64, b: f64| if a < 0.0 && b.fract() != 0.0 { f64::NAN } else { a.powf(b) })
+            }
             Op::Lt([a, b]) => zip(a, b, &|a, b| f64::from(u8::from(a < b))),
             Op::Le([a, b]) => zip(a, b, &|a, b| f64::from(u8::from(a <= b))),
             Op::And([a, b]) => zip(a, b, &|a, b| f64::from(u8::from(a != 0.0 && b != 0.0))),

@@ -13,6 +13,7 @@
 //! | [`cost`] | what a kernel costs on a machine |
 //! | [`mod@extract`] | the cheapest term, sharing counted |
 //! | [`explain`] | how a kernel came about, in steps that replay |
+//! | [`listing`] | an e-graph as text and Graphviz |
 //! | [`check`] | rules held against the interpreter, counterexamples |
 
 #![forbid(unsafe_code)]
@@ -27,6 +28,7 @@ pub mod check;
 pub mod cost;
 pub mod explain;
 pub mod extract;
+pub mod listing;
 pub mod range;
 pub mod rules;
 pub mod saturate;

@@ -249,6 +249,10 @@ impl Attempt<'_> {
                 }
                 f32s(shape)
             }
+            (Op::Cast(_), 0) => whole.map(|t| TensorType {
+                dtype: [DType::F32, DType::BF16, DType::F16, DType::I32][self.random.below(4)],
+                ..t.clone()
+            }),
             (Op::Concat(_), 0) => whole.map(|t| {
                 let mut t = t.clone();
                 let axis = ids.get(2).copied().flatten().map(|id| &self.builder.function().body[id]);
@@ -262,7 +266,8 @@ impl Attempt<'_> {
             (Op::Concat(_), 1) => first,
             (Op::Gather(_) | Op::Embedding(_), 0) => {
                 let (v, k) = (self.length(), self.length());
-                f32s(vec![v, k])
+                let dtype = [DType::F32, DType::BF16, DType::F16][self.random.below(3)];
+                Some(TensorType::new(dtype, vec![v, k]))
             }
             (Op::Gather(_) | Op::Embedding(_), 1) => Some(TensorType::new(DType::I32, vec![Dim::Rows])),
             (Op::RmsNorm(_) | Op::NormPrologue(_), 1) => f32s(vec![last(&first?)?]),

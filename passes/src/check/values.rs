@@ -79,7 +79,7 @@ pub fn draw(function: &Function, extent: Extent, seed: u64, values: Values) -> V
             let n: usize = shape.iter().product();
             let id = InputId(at as u32);
             let data = match (input.ty.dtype, input.name.as_str()) {
-                (DType::I32, name) if name.starts_with("pos") => {
+                (DType::I32, name) if name.starts_with("pos") && table_rows(function, id).is_none() => {
                     (extent.keys.max(n) - n..).take(n).map(|p| p as f64).collect()
                 }
                 (DType::Bool, _) => (0..n).map(|_| random.below(2) as f64).collect(),

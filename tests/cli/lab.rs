@@ -1,0 +1,199 @@
+//! The fusion lab from the command line: rules of a file, checked, tried, bisected.
+
+use crate::command::{lapidary, lapidary_with, name};
+
+/// A file of `tests/rule_files`.
+fn file(file: &str) -> String {
+    format!("{}/../tests/rule_files/{file}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Lines of a function that compute something.
+fn nodes(ir: &str) -> usize {
+    ir.lines().filter(|l| l.trim_start().starts_with('v') && l.contains(" = (")).count()
+}
+
+#[test]
+fn built_in_rules_print_as_files() {
+    let all = lapidary(&["rules", "--json"]).json();
+    let mut texts = String::new();
+    for rule in all.as_array().unwrap() {
+        texts.push_str(&lapidary(&["rules", "--show", rule["name"].as_str().unwrap()]).ok());
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("all.rules");
+    std::fs::write(&path, &texts).unwrap();
+    let listed = lapidary(&["rules", "--rules", name(&path), "--json"]).json();
+    assert_eq!(listed.as_array().unwrap().len(), all.as_array().unwrap().len());
+    assert!(listed.as_array().unwrap().iter().all(|r| r["group"] == "user"), "{listed}");
+    // Rules of the same names and text compile to the same.
+    let code = |s: &str| s.lines().filter(|l| !l.starts_with(';')).collect::<Vec<_>>().join("\n");
+    let fused = lapidary(&["opt", "--fn", "layer_local"]).ok();
+    assert_eq!(code(&lapidary(&["opt", "--fn", "layer_local", "--rules", name(&path)]).ok()), code(&fused));
+}
+
+#[test]
+fn mistakes_in_rule_files_are_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bad.rules");
+    let head = "rule r exact \"a\" {\n";
+    let cases = [
+        ("rule", "line 1, column 5: expected a rule's name"),
+        ("rule R exact \"a\" {}", "line 1, column 6: expected a rule's name"),
+        ("rule r sound \"a\" {}", "line 1, column 8: expected a class"),
+        ("rule r exact a {}", "line 1, column 14: expected the rule's algebra in quotes"),
+        ("rule r exact \"a {}", "line 1, column 14: the quote does not end"),
+        ("{head}(tanhh ?x) => ?x }", "line 2, column 2: unknown operator `tanhh`; did you mean `tanh`?"),
+        ("{head}(tanh ?x ?y) => ?x }", "line 2, column 2: `tanh` takes 1 operand, found 2"),
+        ("{head}(tanh ?x) => ?y }", "line 2, column 14: `?y` is bound by no predicate"),
+        ("{head}(tanh ?x) => ?x if pretty(?x) }", "line 2, column 20: unknown predicate `pretty`"),
+        ("{head}(tanh ?x) => ?x if constnt(?x) }", "did you mean `constant`?"),
+        ("{head}(tanh ?x) => ?x if constant(?z) }", "applies to no left side"),
+        ("{head}(tanh ?x) => ?x if ?x: f33[] }", "line 2, column 24: expected `any`, `float`, a dtype"),
+        ("{head}(sum ?x [T]) => ?x }", "line 2, column 15: `sum` takes an integer here, found dims"),
+        ("{head}?x => (tanh ?x) }", "line 2, column 1: expected a left side"),
+        ("{head}native nothing }", "line 2, column 8: expected a native search (merge-linears)"),
+        (
+            "{head}(neg ?x) => ?x }\nrule r exact \"a\" { (neg ?x) => ?x }",
+            "line 3, column 6: duplicate rule `r`",
+        ),
+        ("; nothing", "expected a rule, found none"),
+    ];
+    for (text, expected) in cases {
+        std::fs::write(&path, text.replace("{head}", head)).unwrap();
+        let outcome = lapidary(&["rules", "--rules", name(&path)]);
+        let what = format!("{text}\n{}", outcome.err);
+        assert_eq!(outcome.code, Some(1), "{what}");
+        let mut lines = outcome.err.lines();
+        let first = lines.next().unwrap();
+        assert!(
+            first.starts_with("error: ") && first.contains("bad.rules") && first.contains(expected),
+            "{what}"
+        );
+        if let Some(column) = expected.split("column ").nth(1).and_then(|c| c.split(':').next()) {
+            let caret = lines.nth(1).unwrap();
+            assert_eq!(caret.len(), column.parse::<usize>().unwrap(), "{what}");
+        }
+    }
+}
+
+/// Each kind of unsound rule is caught, by a function of fewer than 10 nodes that `opt --run` reproduces.
+#[test]
+fn unsound_rules_are_caught() {
+    let cases = [
+        ("wrong-algebra", "double", "expected"),
+        ("cap-after-mask", "cap-after-mask", "-inf"),
+        ("wrong-axis", "wrong-axis", "expected"),
+        ("dtype-lie", "no-cast", "merges f32[] with bf16[]"),
+        ("lost-rounding", "cast-back", "expected"),
+    ];
+    for (file_name, rule, reason) in cases {
+        let path = file(&format!("{file_name}.rules"));
+        let checked = lapidary(&["check-rules", "--rules", &path, "--cases", "20"]);
+        assert_eq!(checked.code, Some(1), "{}", checked.err);
+        assert!(checked.out.contains("UNSOUND") && checked.out.contains(reason), "{}", checked.out);
+        assert!((1..10).contains(&nodes(&checked.out)), "{}", checked.out);
+        let seed = checked.out.split("--seed ").nth(1).unwrap().split(' ').next().unwrap();
+        let args = ["opt", "-", "--run", "--seed", seed, "--only", rule, "--rules", &path];
+        let run = lapidary_with(&args, checked.out.as_bytes());
+        assert_eq!(run.code, Some(1), "{}{}", checked.out, run.out);
+        assert!(run.err.contains(reason), "{}", run.err);
+        // Without the rule nothing is wrong.
+        let args = ["opt", "-", "--run", "--seed", seed, "--disable", rule, "--rules", &path];
+        let run = lapidary_with(&args, checked.out.as_bytes());
+        assert_eq!(run.code, Some(0), "{}", run.err);
+    }
+}
+
+#[test]
+fn the_cost_law_holds() {
+    // Dearer wherever it fires.
+    let path = file("dearer.rules");
+    let checked = lapidary(&["check-rules", "--rules", &path, "--cases", "20"]);
+    assert_eq!(checked.code, Some(1), "{}", checked.err);
+    assert!(checked.out.contains("cost law: what it makes is dearer"), "{}", checked.out);
+    assert!(nodes(&checked.out) < 10, "{}", checked.out);
+    let kept =
+        lapidary_with(&["opt", "-", "--only", "distribute", "--rules", &path], checked.out.as_bytes()).ok();
+    assert_eq!(kept.matches("(matmul ").count(), 1, "{kept}");
+    // A fusion is worse where the fused value has other users: extraction keeps them apart.
+    let fused = lapidary(&["check-rules", "--only", "last-row-softcap", "--cases", "20", "--json"]).json();
+    assert!(fused[0]["price"]["least"].as_f64().unwrap() < 1.0, "{fused}");
+    assert!(fused[0]["shared_price"]["least"].as_f64().unwrap() > 1.0, "{fused}");
+    let shared =
+        "function f(%x: f32[T,64] rows) { a = (softcap 30.0 %x) return all=a, last=(slice a 0 -1 1) }";
+    let chosen = lapidary_with(&["opt", "-"], shared.as_bytes()).ok();
+    assert!(chosen.contains("last-row-softcap x1") && chosen.matches("(softcap ").count() == 1, "{chosen}");
+}
+
+#[test]
+fn built_in_rules_hold() {
+    let all = lapidary(&["check-rules", "--cases", "12", "--json"]).json();
+    for rule in all.as_array().unwrap() {
+        assert!(rule["failure"].is_null(), "{rule}");
+        let native = rule["rule"] == "linear-merge";
+        assert_eq!(rule["cases"] == 0, native, "{rule}");
+    }
+}
+
+/// A rule in a file fires, is checked, and changes the kernel plan.
+#[test]
+fn a_rule_of_a_file_changes_the_plan() {
+    let (rules, ir) = (file("norm.rules"), file("norm.ir"));
+    let kernels = |args: &[&str]| {
+        let json = lapidary(&[&["opt", &ir, "--json"], args].concat()).json();
+        (json[0]["kernels"].as_array().unwrap().len(), json[0]["rules"]["plain-norm"].as_u64())
+    };
+    let (before, _) = kernels(&[]);
+    let (after, fired) = kernels(&["--rules", &rules]);
+    assert!(after < before && fired == Some(1), "{before} {after} {fired:?}");
+    lapidary(&["check-rules", "--rules", &rules]).ok();
+    let run = lapidary(&["opt", &ir, "--rules", &rules, "--run", "--activations", "f32"]).ok();
+    assert!(run.contains("(rms_norm ") && run.contains("; run plain: machine code is"), "{run}");
+    // What is printed parses back, comments and all.
+    let again = lapidary_with(&["opt", "-", "--emit", "ir"], run.as_bytes()).ok();
+    assert!(again.contains("(rms_norm "), "{again}");
+    assert_eq!(
+        lapidary(&["opt", &ir, "--rules", &rules, "--passes", "user", "--only", "plain-norm"]).code,
+        Some(0)
+    );
+    assert_eq!(lapidary(&["opt", &ir, "--only", "plain-norm"]).code, Some(2));
+}
+
+#[test]
+fn every_stage_is_shown() {
+    let ir = file("norm.ir");
+    let text = lapidary(&["opt", &ir, "--emit", "egraph"]).ok();
+    assert!(text.contains("output y = e") && text.contains("f32[T,1]") && text.contains(" ns"), "{text}");
+    let dot = lapidary(&["opt", &ir, "--emit", "dot"]).ok();
+    assert!(dot.starts_with("digraph \"plain\" {") && dot.trim_end().ends_with('}'), "{dot}");
+    let json = lapidary(&["opt", &ir, "--emit", "egraph-json"]).json();
+    let nodes = json["nodes"].as_object().unwrap();
+    for node in nodes.values() {
+        for child in node["children"].as_array().unwrap() {
+            assert!(nodes.contains_key(child.as_str().unwrap()), "{child}");
+        }
+        assert!(node["op"].is_string() && node["cost"].is_number() && node["eclass"].is_string(), "{node}");
+    }
+    assert_eq!(json["root_eclasses"].as_array().unwrap().len(), 1);
+    let time = lapidary(&["opt", "--fn", "head", "--time"]).ok();
+    assert!(time.contains("; whole pipeline") && time.contains("saturate"), "{time}");
+    let run = lapidary(&["opt", "--fn", "layer_local", "--run", "--seed", "3"]).ok();
+    assert!(run.contains("; run layer_local: machine code is"), "{run}");
+}
+
+#[test]
+fn bisect_finds_the_guilty_rule() {
+    let clean = lapidary(&["bisect", "--tokens", "8"]).ok();
+    assert!(clean.contains("no rule is guilty"), "{clean}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bad.rules");
+    let rules = "rule no-residual exact \"r + norm(x) = norm(x): wrong\" { (add ?r (rms_norm ?x ?w ?eps)) => (rms_norm ?x ?w ?eps) if same_type(?r, ?x) }
+rule fine exact \"-(-(-x)) = -x\" { (neg (neg (neg ?x))) => (neg ?x) }";
+    std::fs::write(&path, rules).unwrap();
+    let found = lapidary(&["bisect", "--tokens", "8", "--rules", name(&path), "--json"]);
+    assert_eq!(found.code, Some(1), "{}", found.err);
+    let json: serde_json::Value = serde_json::from_str(&found.out).unwrap();
+    let guilty: Vec<&str> = json["guilty"].as_array().unwrap().iter().map(|r| r.as_str().unwrap()).collect();
+    assert!(guilty.contains(&"no-residual") && guilty.len() <= 2, "{json}");
+    assert!(found.err.contains("no-residual"), "{}", found.err);
+}
