@@ -8,11 +8,9 @@ mod bad_input;
 mod command;
 #[path = "cli/folder.rs"]
 mod folder;
+#[cfg(unix)]
 #[path = "cli/interrupt.rs"]
 mod interrupt;
-#[path = "cli/lab.rs"]
-mod lab;
-#[cfg(unix)]
 #[path = "cli/lab.rs"]
 mod lab;
 

@@ -49,7 +49,7 @@ fn mistakes_in_rule_files_are_shown() {
         ("{head}(tanh ?x) => ?x if constnt(?x) }", "did you mean `constant`?"),
         ("{head}(tanh ?x) => ?x if constant(?z) }", "applies to no left side"),
         ("{head}(tanh ?x) => ?x if ?x: f33[] }", "line 2, column 24: expected `any`, `float`, a dtype"),
-        ("{head}(sum ?x [T]) => ?x }", "line 2, column 15: `sum` takes an integer here, found dims"),
+        ("{head}(sum ?x [T]) => ?x }", "line 2, column 9: `sum` takes an integer here, found dims"),
         ("{head}?x => (tanh ?x) }", "line 2, column 1: expected a left side"),
         ("{head}native nothing }", "line 2, column 8: expected a native search (merge-linears)"),
         (
