@@ -183,7 +183,7 @@ pub(crate) fn check_cpu_name(name: &str) -> Result<()> {
 }
 
 /// Fails if code for a CPU would not run here: another architecture, or an instruction set that this CPU lacks.
-fn check_cpu(name: &str) -> Result<()> {
+pub(crate) fn check_cpu(name: &str) -> Result<()> {
     let target = Target::new(name, Placement::Jit).map_err(Usage::new)?;
     if let (true, cpu::Amx::Refused(code)) = (name == "native", cpu::amx()) {
         let reason = std::io::Error::from_raw_os_error(code);

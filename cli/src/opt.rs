@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use lapidary_codegen::Options;
-use lapidary_codegen::compile::{FunctionReport, Lowered, Times, compile_functions};
+use lapidary_codegen::compile::{FunctionReport, Loose, Lowered, Times, compile_functions};
 use lapidary_codegen::kernel::Kernel;
+use lapidary_codegen::timing;
 use lapidary_codegen::view::{Base, View};
 use lapidary_ir::{DType, Extent, Function, Module, text};
 use lapidary_models::{Config, gemma2};
@@ -88,6 +89,8 @@ enum Stage {
     Asm,
     /// Operands, arena and caches
     Plan,
+    /// The kernels' times, measured on made-up numbers
+    Times,
 }
 
 /// Prints the stage.
@@ -114,15 +117,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     options.listings = matches!(args.emit, Stage::Clif | Stage::Asm);
     let rows = args.rows.map_or(options.chunk, |n| n as usize);
     ensure!(rows <= options.chunk, "--rows is {rows}: expected 1 to {}, the chunk", options.chunk);
+    if args.emit == Stage::Times {
+        model::check_cpu(&options.cpu)?;
+    }
     let start = Instant::now();
-    let reports = compile_functions(&functions, &options)?.reports;
+    let loose = compile_functions(&functions, &options)?;
     let total = start.elapsed();
+    let reports = &loose.reports;
     for warning in reports.iter().filter_map(|r| r.saturation.warning()) {
         output::note("warning", &warning);
     }
     let mut parts = Vec::with_capacity(reports.len());
     let mut figures = Vec::with_capacity(reports.len());
-    for report in &reports {
+    for (at, report) in reports.iter().enumerate() {
         let Some(lowered) = report.variants.iter().find(|v| v.rows >= rows) else {
             bail!("function `{}` has no variant for {rows} rows", report.source.name);
         };
@@ -138,10 +145,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Stage::Clif => listing(report, lowered, |c| c.clif.as_deref())?,
             Stage::Asm => listing(report, lowered, |c| c.asm.as_deref())?,
             Stage::Plan => plan(report, lowered)?,
+            Stage::Times => {
+                measured(&loose, at, lowered, Extent { rows, keys: (context / 2).max(rows) }, context)?
+            }
         });
     }
     if args.time && !args.json {
-        parts.push(times(&reports, total));
+        parts.push(times(reports, total));
     }
     let trial = match args.run {
         true => trial::run(&functions, &options, args.seed, args.compile.few_rules()),
@@ -318,6 +328,29 @@ fn kernels(report: &FunctionReport, lowered: &Lowered) -> Result<String> {
             node(kernel, lowered),
         )?;
     }
+    Ok(out)
+}
+
+/// The time of each kernel, in the order of launches, and of a whole call.
+fn measured(loose: &Loose, at: usize, lowered: &Lowered, extent: Extent, context: usize) -> Result<String> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let timing = timing::time(loose, at, context, extent, threads)?;
+    let us = |ns: f64| format!("{:.2} µs", ns / 1e3);
+    let kernels = &lowered.schedule.kernels;
+    let mut out = String::new();
+    let (s, t) = (if kernels.len() == 1 { "" } else { "s" }, if threads == 1 { "" } else { "s" });
+    writeln!(out, "{}, {} keys, {threads} thread{t}", title(&loose.reports[at], lowered), extent.keys)?;
+    let width = kernels.iter().map(|k| k.name.len()).max().unwrap_or(0);
+    for (kernel, ns) in kernels.iter().zip(&timing.kernels) {
+        writeln!(out, "{:width$}  {:>12}  ; {}", kernel.name, us(*ns), node(kernel, lowered))?;
+    }
+    writeln!(
+        out,
+        "; {} kernel{s}, {} a call, predicted {}",
+        kernels.len(),
+        us(timing.call),
+        us(lowered.nanoseconds)
+    )?;
     Ok(out)
 }
 

@@ -17,6 +17,7 @@
 //! | [`image`] | machine code of all kernels in one piece |
 //! | [`jit`] | an image made executable in this process |
 //! | [`object`] | a relocatable file with a C ABI |
+//! | [`timing`] | functions timed kernel by kernel |
 //! | [`work`] | bytes and operations of a kernel |
 //! | [`call`] | a compiled function called on tensors |
 //! | [`machine`] | the machine's ceilings, measured |
@@ -36,6 +37,7 @@ pub mod micro;
 pub mod object;
 pub mod schedule;
 pub mod target;
+pub mod timing;
 pub mod view;
 pub mod work;
 
