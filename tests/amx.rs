@@ -201,6 +201,7 @@ fn quantised_weights_unpack_to_tiles() -> Result<()> {
                 context: 512,
                 chunk: 512,
                 rounded,
+                machine: lapidary_passes::Machine::GENERIC,
                 listings: false,
             };
             let program = compile(&module, &parts, &options)?.program;

@@ -6,6 +6,8 @@
 mod bad_input;
 #[path = "cli/command.rs"]
 mod command;
+#[path = "cli/explain.rs"]
+mod explain;
 #[path = "cli/folder.rs"]
 mod folder;
 #[cfg(unix)]

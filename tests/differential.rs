@@ -56,6 +56,7 @@ impl Compiled {
             context: CONTEXT,
             chunk: CHUNK,
             rounded: false,
+            machine: lapidary_passes::Machine::GENERIC,
             listings: false,
         };
         let loose = compile_functions(std::slice::from_ref(source), &options)

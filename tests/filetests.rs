@@ -32,6 +32,7 @@ fn compile(functions: &[Function]) -> Vec<FunctionReport> {
         context: 4096,
         chunk: 512,
         rounded: false,
+        machine: lapidary_passes::Machine::GENERIC,
         listings: false,
     };
     let reports = compile_functions(functions, &options).unwrap().reports;

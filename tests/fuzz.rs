@@ -194,6 +194,7 @@ static FUNCTIONS: LazyLock<Vec<String>> = LazyLock::new(|| {
         context: 64,
         chunk: 8,
         rounded: false,
+        machine: lapidary_passes::Machine::GENERIC,
         listings: false,
     };
     let reports = compile_functions(&module.functions, &options).unwrap().reports;

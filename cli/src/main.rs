@@ -10,11 +10,14 @@ mod chat;
 mod check_rules;
 mod compile;
 mod eval;
+mod explain;
+mod functions;
 mod inspect;
 mod interrupt;
 mod logits;
 mod model;
 mod object;
+mod objective;
 mod opt;
 mod output;
 mod pending;
@@ -25,6 +28,8 @@ mod sampling;
 mod synth;
 mod trial;
 mod weights;
+mod what_if;
+mod why_not;
 
 use std::process::ExitCode;
 
@@ -55,6 +60,8 @@ enum Command {
     Inspect(inspect::Args),
     Synth(synth::Args),
     Opt(opt::Args),
+    Explain(explain::Args),
+    WhyNot(why_not::Args),
     Rules(rules::Args),
     Report(report::Args),
     CheckRules(check_rules::Args),
@@ -75,6 +82,8 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Opt(args) => opt::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::WhyNot(args) => why_not::run(&args),
         Command::Rules(args) => rules::run(&args),
         Command::Report(args) => report::run(&args),
         Command::CheckRules(args) => check_rules::run(&args),

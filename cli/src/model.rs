@@ -16,10 +16,11 @@ use lapidary_codegen::{Compilation, Options, compile};
 use lapidary_ir::{DType, Module};
 use lapidary_models::gemma2::{self, Storage};
 use lapidary_models::{Config, Detokenizer, Model, PRESETS, Tokenizer};
-use lapidary_passes::{RuleSet, Selection, rules};
+use lapidary_passes::{Machine, RuleSet, Selection, rules};
 use lapidary_runtime::{Memory, Session, cpu};
 use serde_json::{Value, json};
 
+use crate::objective::CostName;
 use crate::output::{self, Usage};
 use crate::weights::WeightArgs;
 
@@ -76,6 +77,9 @@ pub(crate) struct CompileArgs {
     only: Vec<String>,
     #[command(flatten)]
     pub(crate) rules: RuleArgs,
+    /// What the compiler minimises
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) cost: CostName,
     /// Precision of activations and of the KV cache
     #[arg(long, value_enum, default_value_t = Activations::Auto)]
     activations: Activations,
@@ -157,6 +161,7 @@ impl CompileArgs {
             context,
             chunk: (self.chunk as usize).min(context),
             rounded: self.activations == Activations::Auto,
+            machine: self.cost.objective().machine(Machine::GENERIC),
             listings: false,
         })
     }

@@ -18,12 +18,12 @@ use lapidary_codegen::timing;
 use lapidary_codegen::view::{Base, View};
 use lapidary_ir::{DType, Extent, Function, Module, text};
 use lapidary_models::{Config, gemma2};
-use lapidary_passes::{CostModel, Limits, Machine, listing};
+use lapidary_passes::{CostModel, Limits, listing};
 use lapidary_runtime::program::{SlotKind, Tiles};
 use serde_json::{Value, json};
 
 use crate::model::{self, CompileArgs, MAX_CHUNK, read_text};
-use crate::{output, trial};
+use crate::{output, trial, what_if};
 
 /// Positions that a file's functions are compiled for, unless --context says otherwise.
 const FILE_CONTEXT: usize = 4096;
@@ -58,6 +58,9 @@ pub(crate) struct Args {
     /// Tell what each stage took
     #[arg(long)]
     time: bool,
+    /// Show how the plan would differ on another machine: cores=16,bandwidth=200,flops=..,cache=..,launch=..
+    #[arg(long, value_name = "FIGURES", conflicts_with_all = ["emit", "run", "time"])]
+    what_if: Option<String>,
     /// Print the compiler's figures as JSON, whatever the stage
     #[arg(long)]
     json: bool,
@@ -107,6 +110,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     };
     let mut options = args.compile.options(context)?;
+    if let Some(figures) = &args.what_if {
+        let rows = args.rows.map_or(options.chunk, |n| n as usize);
+        return what_if::run(figures, &functions, &options, rows, args.json);
+    }
     if args.emit == Stage::Ir && !args.json && !args.time {
         let mut all: Vec<String> = functions.iter().map(Function::to_string).collect();
         if args.run {
@@ -174,7 +181,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn egraph(report: &FunctionReport, lowered: &Lowered, stage: Stage, options: &Options) -> Result<String> {
     let saturated = lapidary_passes::prepare(&report.source, &options.selection, Limits::default())?;
     let extent = Extent { rows: lowered.rows, keys: (options.context / 2).max(lowered.rows) };
-    let model = CostModel { machine: Machine::GENERIC, extent };
+    let model = CostModel { machine: options.machine, extent };
     match stage {
         Stage::Egraph => Ok(format!("{}\n{}", title(report, lowered), listing::text(&saturated, &model))),
         Stage::Dot => Ok(listing::dot(&saturated, &model)),
@@ -275,7 +282,7 @@ pub(crate) fn source(
 }
 
 /// Texts, an empty line between two, one line end at the end.
-fn joined(parts: &[String]) -> String {
+pub(crate) fn joined(parts: &[String]) -> String {
     let mut text = parts.iter().map(|p| p.trim_end()).collect::<Vec<_>>().join("\n\n");
     text.push('\n');
     text

@@ -33,6 +33,8 @@ pub struct Options {
     pub chunk: usize,
     /// Whether products may round their activations where that is faster: to bf16, or to blocks of 8 bits.
     pub rounded: bool,
+    /// The machine that kernels are priced for.
+    pub machine: Machine,
     /// Whether kernels carry CLIF and disassembly.
     pub listings: bool,
 }
@@ -242,7 +244,7 @@ impl<'a> Compiler<'a> {
         let mut forms = Vec::with_capacity(regimes.len());
         for &rows in &regimes {
             let extent = Extent { rows, keys: (options.context / 2).max(rows) };
-            forms.push(lapidary_passes::select(&saturated, Machine::GENERIC, extent)?);
+            forms.push(lapidary_passes::select(&saturated, options.machine, extent)?);
         }
         times.extract = start.elapsed();
         // One layout of a cache serves every regime.

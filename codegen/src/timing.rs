@@ -205,6 +205,7 @@ mod tests {
             context: 64,
             chunk: 16,
             rounded: true,
+            machine: lapidary_passes::Machine::GENERIC,
             listings: false,
         };
         let loose = compile_functions(&module.functions, &options).expect("it compiles");

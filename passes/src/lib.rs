@@ -12,9 +12,12 @@
 //! | [`mod@saturate`] | equality saturation, with its limits and report |
 //! | [`cost`] | what a kernel costs on a machine |
 //! | [`mod@extract`] | the cheapest term, sharing counted |
+//! | [`objective`] | what is minimised in place of time |
 //! | [`explain`] | how a kernel came about, in steps that replay |
 //! | [`listing`] | an e-graph as text and Graphviz |
 //! | [`check`] | rules held against the interpreter, counterexamples |
+//! | [`mod@why_not`] | what kept a rule from firing |
+//! | [`mod@what_if`] | what another machine would change |
 
 #![forbid(unsafe_code)]
 
@@ -29,12 +32,16 @@ pub mod cost;
 pub mod explain;
 pub mod extract;
 pub mod listing;
+pub mod objective;
 pub mod range;
 pub mod rules;
 pub mod saturate;
+pub mod what_if;
+pub mod why_not;
 
 pub use cost::{CostModel, Machine};
 pub use extract::{Extracted, extract};
+pub use objective::Objective;
 pub use rules::{Rule, RuleSet};
 pub use saturate::{Limits, Report, Round, Saturated, StopReason, saturate};
 

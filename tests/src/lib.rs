@@ -74,6 +74,7 @@ pub fn compile_model(model: &Model, setup: &Setup) -> Result<Compilation> {
         context: setup.context.min(config.max_position_embeddings),
         chunk: setup.chunk,
         rounded: setup.rounded,
+        machine: lapidary_passes::Machine::GENERIC,
         listings: false,
     };
     Ok(compile(&module, &parts, &options)?)

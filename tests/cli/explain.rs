@@ -1,0 +1,155 @@
+//! `explain`, `why-not`, `opt --what-if` and `--cost`: what they print holds, and what is wrong is refused.
+
+use lapidary_ir::{Function, text};
+use lapidary_passes::explain::{Step, replay};
+use lapidary_passes::rules::Class;
+use serde_json::Value;
+
+use super::command::{lapidary, lapidary_with};
+
+fn parsed(text: &Value) -> Function {
+    text::parse_module(text.as_str().unwrap()).unwrap().functions.remove(0)
+}
+
+fn pairs(object: &Value) -> Vec<(String, String)> {
+    let object = object.as_object().unwrap();
+    object.iter().map(|(k, v)| (k.clone(), v.as_str().unwrap().to_owned())).collect()
+}
+
+/// Applies the printed steps to the printed input; the rules, in order.
+fn replayed(kernel: &Value) -> Vec<String> {
+    assert!(kernel["gap"].is_null(), "{kernel:#}");
+    let mut function = parsed(&kernel["input"]);
+    let mut rules = vec![];
+    for step in kernel["steps"].as_array().unwrap() {
+        let string = |field: &str| step[field].as_str().unwrap().to_owned();
+        let at = (step["at"].as_u64().unwrap() as usize).into();
+        assert_eq!(text::node(&function, at), string("from"));
+        let printed = Step {
+            rule: string("rule"),
+            group: string("group"),
+            class: Class::Exact,
+            algebra: string("algebra"),
+            lhs: string("lhs"),
+            also: pairs(&step["also"]),
+            rhs: string("rhs"),
+            bindings: pairs(&step["bindings"]),
+            at,
+            from: string("from"),
+            to: at,
+            into: string("into"),
+            function: Function::default(),
+        };
+        function = replay(&function, &printed).unwrap();
+        assert_eq!(function.to_string(), string("function"));
+        rules.push(string("rule"));
+    }
+    assert_eq!(function.to_string(), kernel["output"].as_str().unwrap());
+    rules
+}
+
+#[test]
+fn explain_replays_the_attention_of_a_local_layer() {
+    for rows in ["1", "512"] {
+        let found =
+            lapidary(&["explain", "--fn", "layer_local", "attention", "--rows", rows, "--json"]).json();
+        let kernels = found[0]["kernels"].as_array().unwrap();
+        assert_eq!(kernels.len(), 1);
+        let rules = replayed(&kernels[0]);
+        for rule in ["scores-scale", "scores-softcap", "window-mask", "gqa", "softmax-bounded", "attention"] {
+            assert!(rules.iter().any(|r| r == rule), "{rule}: {rules:?}");
+        }
+        let best = &kernels[0]["alternatives"][0];
+        assert!(best["extra_ns"].as_f64().unwrap() > 0.0);
+        assert!(kernels[0]["cost"]["predicted_ns"].as_f64().unwrap() > 0.0);
+        let source = kernels[0]["source"].as_array().unwrap();
+        assert!(source.iter().any(|op| op["text"].as_str().unwrap().contains("tanh")), "{source:?}");
+    }
+}
+
+#[test]
+fn explain_replays_every_kernel_and_names_weights() {
+    let found = lapidary(&["explain", "--json", "--rows", "1"]).json();
+    let mut weights = vec![];
+    for function in found.as_array().unwrap() {
+        for kernel in function["kernels"].as_array().unwrap() {
+            replayed(kernel);
+            weights.extend(kernel["weights"].as_array().unwrap().clone());
+        }
+    }
+    for name in ["self_attn.q_proj.weight", "mlp.gate_proj.weight", "mlp.down_proj.weight"] {
+        assert!(weights.iter().any(|w| w == name), "{name}");
+    }
+    assert_eq!(found[1]["prefixes"][0], "model.layers.0.");
+}
+
+#[test]
+fn explain_reads_files_and_rules_and_refuses_what_is_not_there() {
+    let source = "function f(%x: f32[T,8] rows) {\n    return y=(mul (tanh (div %x 30.0)) 30.0)\n}\n";
+    let text = lapidary_with(&["explain", "-"], source.as_bytes()).ok();
+    assert!(text.contains("1. softcap (reassociating)") && text.contains("(softcap 30.0 %x)"), "{text}");
+    lapidary(&["explain", "--fn", "head", "nothing"]).fails(&["nothing", "expected one of"]);
+    lapidary(&["explain", "--fn", "nowhere"]).fails(&["nowhere", "layer_local"]);
+    assert_eq!(lapidary(&["explain", "a", "b"]).code, Some(2));
+}
+
+#[test]
+fn why_not_tells_what_failed_or_where_a_pattern_stopped() {
+    // Refused: no softcap bounds the scores.
+    let source = "function f(%x: f32[T,8] rows) {\n    m = (max %x 1)\n    e = (exp (sub %x m))\n    \
+        return y=(div e (sum e 1))\n}\n";
+    let found = lapidary_with(&["why-not", "softmax-bounded", "-", "--json"], source.as_bytes()).json();
+    assert_eq!(found[0]["fired"], 0);
+    let refused = &found[0]["refused"][0];
+    assert_eq!(refused["predicate"], "range(?s) in [-60, 60]");
+    assert!(refused["seen"].as_str().unwrap().contains("[-inf, inf]"), "{refused}");
+    // Stopped: the divisor is no constant that the multiplier repeats.
+    let source = "function f(%x: f32[T,8] rows) {\n    return y=(mul (exp (div %x 30.0)) 30.0)\n}\n";
+    let found = lapidary_with(&["why-not", "softcap", "-", "--json"], source.as_bytes()).json();
+    let near = &found[0]["nearest"][0];
+    assert_eq!(near["expected"], "(tanh (div ?x ?c))");
+    assert!(near["stopped_at"].as_str().unwrap().contains("(exp v0)"), "{near}");
+    assert_eq!(near["matched"], 1);
+    // Fired.
+    let text = lapidary(&["why-not", "--fn", "layer_local", "window-mask"]).ok();
+    assert!(text.contains("fired once"), "{text}");
+    // Left out.
+    let args = ["why-not", "--fn", "layer_local", "window-mask", "--disable", "window-mask"];
+    let text = lapidary(&args).ok();
+    assert!(text.contains("does not run here"), "{text}");
+    assert_eq!(lapidary(&["why-not", "nothing"]).code, Some(2));
+}
+
+#[test]
+fn what_if_prices_the_plan_for_another_machine() {
+    let args = ["opt", "--fn", "layer_local", "--rows", "1", "--json", "--what-if"];
+    let with = |figures: &str| lapidary(&[&args[..], &[figures]].concat()).json();
+    let same = with("cores=2");
+    assert_eq!(same[0]["before_ns"], same[0]["after_ns"]);
+    let faster = with("cores=16,bandwidth=200");
+    let ns = |value: &Value, field: &str| value[0][field].as_f64().unwrap();
+    assert!(ns(&faster, "after_ns") < ns(&faster, "before_ns"));
+    assert!(ns(&faster, "after_ns") <= ns(&faster, "kept_ns") * (1.0 + 1e-9));
+    // Launches that cost nothing to speak of, transcendental functions that cost dearly: another plan.
+    let other = with("launch=1,cache=1000000,transcendental=1000");
+    let kernels = other[0]["kernels"].as_array().unwrap();
+    assert!(kernels.iter().any(|k| k["before"] != k["after"]), "{other:#}");
+    for bad in ["cores", "cores=0", "cores=x", "width=3"] {
+        assert_eq!(lapidary(&["opt", "--what-if", bad]).code, Some(2), "{bad}");
+    }
+}
+
+#[test]
+fn a_cost_model_changes_what_is_chosen_and_nothing_of_the_result() {
+    let kernels = |cost: &str| {
+        let args = ["opt", "--fn", "layer_local", "--rows", "1", "--json", "--cost", cost];
+        lapidary(&args).json()[0]["kernels"].as_array().unwrap().len()
+    };
+    let counts = ["roofline", "flops", "bytes", "nodes"].map(kernels);
+    assert!(counts.iter().all(|&n| counts[3] <= n), "{counts:?}");
+    let text = |cost: &str| lapidary(&["run", "--temp", "0", "-n", "8", "--cost", cost, "It is"]).ok();
+    let roofline = text("roofline");
+    for cost in ["flops", "bytes", "nodes"] {
+        assert_eq!(text(cost), roofline, "{cost}");
+    }
+}
