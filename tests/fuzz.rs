@@ -6,8 +6,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt::Display;
 use std::path::Path;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use lapidary_codegen::Options;
 use lapidary_codegen::compile::compile_functions;
@@ -17,7 +17,8 @@ use lapidary_ir::{DType, Module};
 use lapidary_models::checkpoint::parse_index;
 use lapidary_models::gemma2::{self, Storage};
 use lapidary_models::{Config, WeightDType};
-use lapidary_passes::Selection;
+use lapidary_passes::check::check_rule;
+use lapidary_passes::{Limits, RuleSet, Selection, prepare, rules};
 use lapidary_runtime::file::safetensors;
 use proptest::prelude::*;
 
@@ -231,6 +232,83 @@ fn deep_nesting() {
         header(&[&(deep.len() as u64).to_le_bytes()[..], deep.as_bytes()].concat());
         functions(&deep);
         functions(&format!("function f(%x: f32[T,4] rows) {{\n v0 = {deep}"));
+    }
+}
+
+/// Parses rules; what parses prints as itself, and is checked and applied without a panic.
+fn rules(text: &str) {
+    let parsed = rules::text::parse(text);
+    if let Err(error) = &parsed {
+        assert_eq!(error.excerpt().split('\n').count(), 2, "{error}");
+    }
+    let Some(parsed) = settled(parsed) else { return };
+    let printed: String = parsed.iter().map(ToString::to_string).collect();
+    assert_eq!(rules::text::parse(&printed).as_ref(), Ok(&parsed), "{printed}");
+    if parsed.is_empty() {
+        return;
+    }
+    let set = Arc::new(RuleSet::with_user(parsed));
+    for prepared in set.prepared().iter().filter(|p| p.group == rules::USER) {
+        check_rule(&set, &prepared.rule, 1, 7);
+    }
+    let selection = Selection::of(set, "user", &[], &[]).unwrap();
+    for function in &*SMALL {
+        settled(prepare(function, &selection, Limits { iterations: 4, nodes: 400 }));
+    }
+}
+
+/// Functions that rules are applied to.
+static SMALL: LazyLock<Vec<lapidary_ir::Function>> = LazyLock::new(|| {
+    let source = "function f(%x: f32[T,8] rows, %w: f32[8] weight, %p: bf16[4,8] weight) {
+        n = (mul (mul %x (rsqrt (add (mean (mul %x %x) 1) 1e-6))) (add 1.0 %w))
+        y = (matmul n (transpose (cast %p f32) [1,0]))
+        return y=(mul (tanh (div y 30.0)) 30.0), s=(softmax y none none online)
+    }";
+    parse_module(source).unwrap().functions
+});
+
+/// A file of rules that uses every predicate.
+const RULES: &str = "; a comment
+rule one reassociating \"x / c\" {
+    (mul (tanh (div ?x ?c)) ?c)
+    (mul (tanh (mul ?x ?r)) ?c)
+    => (softcap ?c ?x)
+    if constant(?c), ?c > 0, ?c < inf, near(?r * ?c, 1, 2e-7)
+}
+rule two exact \"norm\" {
+    (mul ?x (rsqrt (add (mean (mul ?x ?x) ?axis) ?eps)))
+    => (rms_norm ?x (broadcast (reshape 0.0 [1]) ?k) ?eps)
+    if ?x: f32[.., k], last_axis(?axis, ?x), constant(?eps), let ?k = dims([k]), single_use(?x), k >= rank(?x) + 1
+}
+rule three approximate(1e-3) \"m\" {
+    (matmul ?x ?y)
+    => (linear ?x (weights ?w) store)
+    if ?y matches (transpose ?w [1,0]), weight(?w), ?w: float[fixed, _], same_type(?x, ?x), range(?x) in [-inf, inf],
+       let ?m = number(sqrt(length(?x, 0)) / 2), length(?x, 1) != 3
+}
+";
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn mutated_rules(which in any::<prop::sample::Index>(), edits in edits()) {
+        let built_in: Vec<String> = lapidary_passes::rules::all().map(ToString::to_string).collect();
+        let at = which.index(built_in.len() + 8);
+        let valid = built_in.get(at).map_or(RULES, |r| r);
+        rules(valid);
+        rules(&String::from_utf8_lossy(&edited(valid.as_bytes(), &edits)));
+    }
+
+    #[test]
+    fn random_rules(bytes in prop::collection::vec(any::<u8>(), 0..200), words in prop::collection::vec(prop::sample::select(vec![
+        "rule", "r", "exact", "\"a\"", "{", "}", "(", ")", "=>", "if", ",", ":", "?x", "?y", "neg", "add", "mul", "1.0", "2", "[T,4]", "[", "]",
+        "..", "T", "k", "constant", "near", "range", "in", "let", "=", "number", "dims", "matches", ">", "==", "*", "-", "f32", "any",
+    ]), 0..30)) {
+        rules(&String::from_utf8_lossy(&bytes));
+        rules(&words.join(" "));
+        rules(&format!("rule r exact \"a\" {{ (neg ?x) => (neg ?x) if {} }}", words.join(" ")));
+        rules(&format!("rule r exact \"a\" {{ (add ?x (neg {} ?y)) => ?x }}", words.join(" ")));
     }
 }
 

@@ -11,7 +11,7 @@ use anyhow::{Result, anyhow, bail};
 use lapidary_codegen::compile::compile_functions;
 use lapidary_codegen::{Options, call};
 use lapidary_ir::interp::{Precision, evaluate};
-use lapidary_ir::{DType, Extent, Function};
+use lapidary_ir::{DType, Extent, Function, verify};
 use lapidary_passes::check::{self, forms, values};
 use lapidary_passes::{Limits, prepare};
 
@@ -26,6 +26,9 @@ const EXTENTS: [Extent; 5] = [
     Extent { rows: 5, keys: 5 },
     Extent { rows: 17, keys: 40 },
 ];
+
+/// Elements of all inputs; the interpreter holds each in 8 bytes, several times over.
+const MOST_ELEMENTS: usize = 1 << 27;
 
 /// Distance allowed as a share of the largest expected value, or of 1: f32 arithmetic, sums of a few thousand terms.
 const TOLERANCE: f64 = 1e-4;
@@ -45,12 +48,20 @@ pub(crate) fn run(functions: &[Function], options: &Options, seed: u64, few: boo
     };
     let mut out = String::new();
     for function in functions {
+        verify::verify(function)?;
         let name = &function.name;
         if let Some(input) = function.inputs.iter().find(|i| i.ty.dtype.is_quantised()) {
             bail!(
                 "function `{name}`: input `{}` is {}: --run takes none that is quantised",
                 input.name,
                 input.ty
+            );
+        }
+        let most = Extent { rows: 17, keys: 40 };
+        let elements = function.inputs.iter().fold(0usize, |n, i| n.saturating_add(i.ty.elements(most)));
+        if elements > MOST_ELEMENTS {
+            bail!(
+                "function `{name}`: its inputs have {elements} elements: --run takes {MOST_ELEMENTS} at most (--fn chooses a function)"
             );
         }
         if few {

@@ -59,6 +59,11 @@ impl Analysis<Op> for Facts {
             |id| graph[id].data.leaf.clone().unwrap_or_else(|| graph[id].nodes[0].clone()),
         );
         let ty = match ty {
+            Ok(Type::Tensor(t)) if is_absurd(&t) => {
+                let error = format!("`{}`: {t} has more than 2^40 elements", describe(graph, node));
+                graph.analysis.error.get_or_insert(error);
+                Type::Attribute
+            }
             Ok(ty) => ty,
             Err(reason) => {
                 let error = format!("`{}`: {reason}", describe(graph, node));
@@ -99,6 +104,12 @@ impl Analysis<Op> for Facts {
         let same = |x: &Data, y: &Data| x.range == y.range && x.leaf == y.leaf && x.stored == y.stored;
         DidMerge(!same(a, &before), !same(a, &b))
     }
+}
+
+/// Whether the fixed axes have more elements together than the verifier allows, or there are more than 8 axes.
+fn is_absurd(t: &lapidary_ir::TensorType) -> bool {
+    let fixed = t.shape.iter().filter_map(|d| d.fixed()).try_fold(1usize, |n, d| n.checked_mul(d));
+    t.rank() > 8 || fixed.is_none_or(|n| n > 1 << 40)
 }
 
 /// Whether a cast from this type to `to` loses nothing, so that loads can do it.

@@ -572,13 +572,15 @@ impl<'a> Parser<'a> {
     ) -> Result<(), RuleError> {
         let predicates: Vec<Predicate> = when.iter().map(|(p, _)| p.clone()).collect();
         let mut reached = vec![false; when.len()];
-        for side in left {
-            let text = side.text();
-            let n = spellings(&text);
+        for side in left.iter().chain(further) {
+            let n = spellings(&side.text());
             if n > MOST_SPELLINGS {
                 let reason = format!("{n} spellings up to commutativity: expected at most {MOST_SPELLINGS}");
                 return Err(self.error(side.token, reason));
             }
+        }
+        for side in left {
+            let text = side.text();
             let mut vars = vec![];
             collect_vars(side, &mut vars);
             let known: Vec<Var> = vars.iter().map(|(v, _)| *v).collect();
