@@ -140,7 +140,7 @@ const CONFIGS: &[&[u8]] =
 fn config(bytes: &[u8]) {
     let Some(config) = settled(Config::from_json(Path::new("config.json"), bytes)) else { return };
     config.weight_bytes(WeightDType::F32);
-    config.kv_bytes(usize::MAX, usize::MAX, 4);
+    config.kv_bytes(usize::MAX, usize::MAX, DType::F32);
     config.flops_per_token(usize::MAX);
     assert_eq!(config.tensors().len(), 2 + 11 * config.num_hidden_layers);
     let again = Config::from_json(Path::new("again"), config.to_json().to_string().as_bytes()).unwrap();

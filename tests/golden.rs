@@ -97,3 +97,19 @@ fn a_bf16_cache_stays_close() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn an_int8_cache_stays_close() -> Result<()> {
+    for case in CASES {
+        let model = golden_model(case)?;
+        if !model.config.head_dim.is_multiple_of(lapidary_ir::BLOCK) {
+            continue;
+        }
+        for selection in [Selection::all(), Selection::none()] {
+            let mut session = session(&model, &Setup { cache: DType::Q8, selection, ..Setup::default() })?;
+            let worst = worst_difference(&mut session, &golden(case)?)?;
+            assert!(worst <= 0.5, "{case}: off by {worst}");
+        }
+    }
+    Ok(())
+}

@@ -68,7 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let weights = args.weights.open(&model, threads)?;
     let start = Instant::now();
-    let module = compile.module(&model.config, &|name| weights.dtype(&model, name));
+    let module = compile.module(&model.config, &|name| weights.dtype(&model, name))?;
     let options = compile.options(compile.context_of(model.config.max_position_embeddings))?;
     let ImageCompilation { image, functions, .. } =
         compile_image(&module, &model::describe(&model.config), &options)?;

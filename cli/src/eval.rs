@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use crate::model::{Engine, ModelArgs, read_text};
+use crate::model::{Activations, Engine, KvCache, ModelArgs, read_text};
 use crate::output::{self, Unit};
 use crate::weights::{Format, WeightArgs};
 
@@ -30,6 +30,12 @@ pub(crate) struct Args {
     /// Compare with the same model in another format: mean KL divergence of the next token's distribution, top-1 agreement
     #[arg(long, value_enum, value_name = "FORMAT")]
     against: Option<Format>,
+    /// Compare with the same model with its KV cache held so
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    against_kv_cache: Option<KvCache>,
+    /// Compare with the same model with activations of this precision
+    #[arg(long, value_enum, value_name = "PRECISION")]
+    against_activations: Option<Activations>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -41,6 +47,23 @@ struct Window {
     start: usize,
     end: usize,
     scored_from: usize,
+}
+
+impl Args {
+    /// The model to compare with, if there is one.
+    fn other(&self) -> Option<ModelArgs> {
+        let mut other = self.model.clone();
+        if let Some(format) = self.against {
+            other.weights = WeightArgs::of(format, self.model.weights.no_cache());
+        }
+        other.compile.kv_cache = self.against_kv_cache.or(other.compile.kv_cache);
+        if let Some(activations) = self.against_activations {
+            other.compile.activations = activations;
+        }
+        let compares =
+            self.against.is_some() || self.against_kv_cache.is_some() || self.against_activations.is_some();
+        compares.then_some(other)
+    }
 }
 
 /// Evaluates.
@@ -57,13 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let stride = args.stride.map_or(most, |n| n as usize);
     ensure!(stride <= most, "--stride is {stride}: expected 1 to {most} (context - 1)");
 
-    let mut other = match args.against {
-        None => None,
-        Some(format) => {
-            let weights = WeightArgs::of(format, args.model.weights.no_cache());
-            Some(Engine::new(&ModelArgs { weights, ..args.model.clone() })?)
-        }
-    };
+    let mut other = args.other().map(|args| Engine::new(&args)).transpose()?;
     let mut comparison = Comparison::default();
 
     let bar = output::bar(ids.len() as u64, "scoring", Unit::Tokens);
@@ -90,7 +107,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 sum += negative_log_likelihood(logits, sequence[part.start + row + 1]);
                 tokens += 1;
                 bar.inc(1);
-                if args.against.is_some() {
+                if other.is_some() {
                     held.extend(logits);
                 }
             })?;
@@ -109,7 +126,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut result = json!({ "tokens": tokens, "nll": nll, "perplexity": perplexity });
     let mut text =
         format!("tokens      {tokens}\nnll         {nll:.5} nats/token\nperplexity  {perplexity:.3}\n");
-    if let (Some(format), Some(other)) = (args.against, &other) {
+    if let Some(other) = &other {
         let n = tokens as f64;
         let (theirs, kl) = ((comparison.nll / n).exp(), comparison.divergence / n);
         let agreement = comparison.agreed as f64 / n;
@@ -121,7 +138,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         });
         text.push_str(&format!(
             "against     {}: perplexity {theirs:.3} ({:+.2}%), mean KL {kl:.3e} nats, top-1 agreement {:.2}%\n",
-            format.name(),
+            other.format,
             (perplexity / theirs - 1.0) * 100.0,
             agreement * 100.0
         ));

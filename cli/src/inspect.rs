@@ -7,7 +7,7 @@ use anyhow::Result;
 use lapidary_models::{Config, LayerType, WeightDType, checkpoint};
 use serde_json::{Value, json};
 
-use crate::model::{self, MAX_CHUNK, MAX_CONTEXT};
+use crate::model::{self, KvCache, MAX_CHUNK, MAX_CONTEXT};
 use crate::output;
 
 /// Show a model's configuration, parameters, bytes and FLOPs.
@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// Most tokens of one call, which ring caches hold besides their window
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=MAX_CHUNK))]
     chunk: u64,
+    /// How cached keys and values are held
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = KvCache::Bf16)]
+    kv_cache: KvCache,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -56,13 +59,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let context = args.context.map_or(config.max_position_embeddings, |n| n as usize);
     let chunk = (args.chunk as usize).min(context);
     let counts = config.parameter_counts();
-    let kv = config.kv_bytes(context, chunk, 2);
+    args.kv_cache.check(&config)?;
+    let dtype = args.kv_cache.dtype();
+    let kv = config.kv_bytes(context, chunk, dtype);
     let kv_of = |kind: LayerType| {
         let layers = config.layer_types.iter().filter(|t| **t == kind).count() as u64;
-        let row = 2 * 2 * (config.num_key_value_heads * config.head_dim) as u64;
+        let row = 2 * (config.num_key_value_heads * dtype.row_bytes(config.head_dim)) as u64;
         (layers * row).saturating_mul(config.kv_rows(kind, context, chunk) as u64)
     };
     let (local, global) = (kv_of(LayerType::Sliding), kv_of(LayerType::Full));
+    let held = format!("{:?}", args.kv_cache).to_uppercase();
     let (first, last) = (config.flops_per_token(0), config.flops_per_token(context.saturating_sub(1)));
     if args.json {
         return output::print_json(&json!({
@@ -75,7 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "weight_bytes": weights.bytes,
             "context": context,
             "chunk": chunk,
-            "kv_dtype": "BF16",
+            "kv_dtype": held,
             "kv_bytes": kv,
             "kv_local_bytes": local,
             "kv_global_bytes": global,
@@ -98,7 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     writeln!(text, "non-embedding parameters  {}", count(counts.non_embedding))?;
     writeln!(text, "total parameters          {}", count(counts.total()))?;
     writeln!(text, "weight bytes, {:<12}{}", weights.dtype, bytes(weights.bytes))?;
-    writeln!(text, "KV bytes, BF16, context {context}, chunk {chunk}")?;
+    writeln!(text, "KV bytes, {held}, context {context}, chunk {chunk}")?;
     writeln!(text, "  local layers            {}", bytes(local))?;
     writeln!(text, "  global layers           {}", bytes(global))?;
     writeln!(text, "  all                     {}", bytes(kv))?;

@@ -13,7 +13,7 @@ use clap::builder::PossibleValuesParser;
 use lapidary_codegen::compile::FunctionReport;
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::{Compilation, Options, compile};
-use lapidary_ir::{DType, Module};
+use lapidary_ir::{BLOCK, DType, Module};
 use lapidary_models::gemma2::{self, Storage};
 use lapidary_models::{Config, Detokenizer, Model, PRESETS, Tokenizer};
 use lapidary_passes::{Machine, RuleSet, Selection, rules};
@@ -80,9 +80,12 @@ pub(crate) struct CompileArgs {
     /// What the compiler minimises
     #[arg(long, value_enum, default_value_t)]
     pub(crate) cost: CostName,
-    /// Precision of activations and of the KV cache
+    /// Precision of activations and, unless --kv-cache says otherwise, of the KV cache
     #[arg(long, value_enum, default_value_t = Activations::Auto)]
-    activations: Activations,
+    pub(crate) activations: Activations,
+    /// How cached keys and values are held [default: bf16; f32 with --activations f32]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) kv_cache: Option<KvCache>,
     /// Keys that a local layer sees, instead of the model's own number
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_CONTEXT))]
     pub(crate) sliding_window: Option<u64>,
@@ -104,12 +107,41 @@ pub(crate) struct ModelArgs {
 }
 
 /// How exact activations are.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Activations {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Activations {
     /// As fast as the CPU can; the KV cache in bf16
     Auto,
     /// 32-bit floats throughout, the KV cache too
     F32,
+}
+
+/// How cached keys and values are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvCache {
+    /// 32-bit floats
+    F32,
+    /// 16-bit floats of 8 bits' precision
+    Bf16,
+    /// 8 bits in blocks of 32 with a scale
+    Int8,
+}
+
+impl KvCache {
+    /// The element type.
+    pub(crate) fn dtype(self) -> DType {
+        match self {
+            KvCache::F32 => DType::F32,
+            KvCache::Bf16 => DType::BF16,
+            KvCache::Int8 => DType::Q8,
+        }
+    }
+
+    /// Fails if a model's rows are no whole blocks.
+    pub(crate) fn check(self, config: &Config) -> Result<()> {
+        let whole = self != KvCache::Int8 || config.head_dim.is_multiple_of(BLOCK);
+        ensure!(whole, "--kv-cache int8: head_dim is {}, expected a multiple of {BLOCK}", config.head_dim);
+        Ok(())
+    }
 }
 
 impl CompileArgs {
@@ -167,12 +199,13 @@ impl CompileArgs {
     }
 
     /// The model's graph, its weights typed by `weight`.
-    pub(crate) fn module(&self, config: &Config, weight: &dyn Fn(&str) -> DType) -> Module {
-        let cache = match self.activations {
-            Activations::Auto => DType::BF16,
-            Activations::F32 => DType::F32,
-        };
-        gemma2::module(config, &Storage { weight, cache })
+    pub(crate) fn module(&self, config: &Config, weight: &dyn Fn(&str) -> DType) -> Result<Module> {
+        let held = self.kv_cache.unwrap_or(match self.activations {
+            Activations::Auto => KvCache::Bf16,
+            Activations::F32 => KvCache::F32,
+        });
+        held.check(config)?;
+        Ok(gemma2::module(config, &Storage { weight, cache: held.dtype() }))
     }
 }
 
@@ -262,7 +295,7 @@ impl Engine {
 
         let start = Instant::now();
         let config = &model.config;
-        let module = args.compile.module(config, &|name| weights.dtype(&model, name));
+        let module = args.compile.module(config, &|name| weights.dtype(&model, name))?;
         let description = describe(config);
         let options = args.compile.options(args.compile.context_of(config.max_position_embeddings))?;
         let Compilation { program, functions, .. } = compile(&module, &description, &options)?;

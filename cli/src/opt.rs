@@ -271,14 +271,14 @@ pub(crate) fn source(
         compile.adjust(&mut config);
         let context = compile.context_of(config.max_position_embeddings);
         let layers = config.layer_types.iter().map(|kind| gemma2::layer_name(*kind).to_string()).collect();
-        Source { name, module: compile.module(&config, weight), context, layers }
+        Ok(Source { name, module: compile.module(&config, weight)?, context, layers })
     };
     if let Some(preset) = preset {
-        return Ok(build(format!("Gemma 2 {preset}"), Config::preset(preset)?, &|_| DType::BF16));
+        return build(format!("Gemma 2 {preset}"), Config::preset(preset)?, &|_| DType::BF16);
     }
     let model = model::open(model)?;
     let name = model.path.display().to_string();
-    Ok(build(name, model.config.clone(), &|name| crate::weights::stored_as(&model.checkpoint, name)))
+    build(name, model.config.clone(), &|name| crate::weights::stored_as(&model.checkpoint, name))
 }
 
 /// Texts, an empty line between two, one line end at the end.
@@ -449,7 +449,7 @@ pub(crate) fn view(view: &View, lowered: &Lowered) -> String {
     };
     let mut text = format!("{}[{}]@{place}", view.dtype, dims.join(","));
     if view.offset != 0 {
-        text.push_str(&format!("+{}", view.offset * view.dtype.bytes() as i64));
+        text.push_str(&format!("+{}", view.bytes_of(view.offset)));
     }
     if let Some(ring) = view.ring {
         text.push_str(&format!("%{ring}"));

@@ -51,11 +51,6 @@ impl Format {
         }
     }
 
-    /// The name that options take.
-    pub(crate) fn name(self) -> &'static str {
-        self.dtype().name()
-    }
-
     fn dtype(self) -> DType {
         match self {
             Format::F32 => DType::F32,

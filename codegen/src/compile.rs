@@ -16,6 +16,7 @@ use crate::Error;
 use crate::image::{CodeImage, Compiled, ImageBuilder};
 use crate::jit;
 use crate::memory::{self, MemoryPlan};
+use crate::micro::FEW_ROWS;
 use crate::schedule::{self, Schedule, Setting};
 use crate::target::{Placement, Target};
 use crate::view::{Base, Capacity};
@@ -113,9 +114,9 @@ pub struct ImageCompilation {
     pub time: Duration,
 }
 
-/// The row regimes of a chunk: one row, few, many.
+/// The row regimes of a chunk: one row; few, as rows of dot products; few, as one narrow panel; many.
 pub fn regimes(chunk: usize) -> Vec<usize> {
-    let mut rows: Vec<usize> = [1, 4].into_iter().filter(|&r| r < chunk).collect();
+    let mut rows: Vec<usize> = [1, 4, FEW_ROWS].into_iter().filter(|&r| r < chunk).collect();
     rows.push(chunk);
     rows
 }

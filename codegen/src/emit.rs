@@ -603,9 +603,14 @@ impl<'a> Emitter<'a> {
         self.b.ins().splat(I32X4, sum)
     }
 
-    /// Stores sixteen bytes.
-    pub fn store_bytes(&mut self, value: Value, address: Value, byte_offset: i64) {
-        self.b.ins().store(MemFlagsData::new().with_notrap(), value, address, byte_offset as i32);
+    /// Stores a block of I32X4, saturated to 8 bits.
+    pub fn store_int8(&mut self, quants: &[Value; BLOCK / 4], address: Value) {
+        for (half, four) in quants.chunks(4).enumerate() {
+            let low = self.b.ins().snarrow(four[0], four[1]);
+            let high = self.b.ins().snarrow(four[2], four[3]);
+            let bytes = self.b.ins().snarrow(low, high);
+            self.b.ins().store(MemFlagsData::new().with_notrap(), bytes, address, half as i32 * 16);
+        }
     }
 
     /// Copies `bytes`, a multiple of 16.

@@ -167,6 +167,16 @@ pub enum Body {
         window: Option<usize>,
         /// How exp is kept in range.
         maximum: Maximum,
+        /// Parts of a row's keys that are tiles of their own, if more than 1: then the output is what
+        /// [`Body::MergeAttention`] reads, (T, H, parts, width).
+        parts: usize,
+    },
+    /// parts (T, H, parts, width) of an attention, pos i32 (T); output (H, T, D): the parts' sums over their denominators'.
+    MergeAttention {
+        /// How many last keys are visible.
+        window: Option<usize>,
+        /// How exp was kept in range.
+        maximum: Maximum,
     },
 }
 
@@ -214,6 +224,7 @@ impl Body {
             Body::WindowMask { .. } => "window_mask",
             Body::Softmax { .. } => "softmax",
             Body::Attention { .. } => "attention",
+            Body::MergeAttention { .. } => "merge_attention",
         }
     }
 }
@@ -222,7 +233,7 @@ impl Kernel {
     /// The axes of `outputs[0]` that tiles count over, outermost first: every axis but the last, those of keys, and any
     /// second axis of rows.
     ///
-    /// Attention and linear kernels have tile spaces of their own: attention `(G, ceil(T / ATTENTION_ROWS))`, linear
+    /// Attention and linear kernels have tile spaces of their own: attention `(G, parts, ceil(T / ATTENTION_ROWS))`, linear
     /// the blocks of its weights' rows, one weight after the other (for the gate epilogue the blocks of one).
     pub fn tile_axes(output: &View) -> Vec<usize> {
         let last = output.axes.len().saturating_sub(1);

@@ -280,6 +280,12 @@ impl Scheduler<'_> {
         if view.in_memory() { Ok(view) } else { Ok(self.copy(id, &view)) }
     }
 
+    /// Keys or values: quantised rows as they are.
+    fn cached(&mut self, id: Id) -> Result<View, Error> {
+        let view = self.as_held(id)?;
+        if view.dtype.is_quantised() && view.in_memory() { Ok(view) } else { self.stored(id) }
+    }
+
     /// A tensor operand in memory whose last axis is contiguous.
     fn rows(&mut self, id: Id) -> Result<View, Error> {
         let view = self.stored(id)?;
@@ -635,20 +641,29 @@ impl Scheduler<'_> {
                 if ranged { self.by_rows(id, body, &[x, pos]) } else { self.by_rows(id, body, &[x]) }
             }
             Op::Attention([q, k, v, pos, scale, cap, window, mode]) => {
-                let body = Body::Attention {
-                    scale: self.number(scale),
-                    cap: self.optional_number(cap),
-                    window: self.window(window),
-                    maximum: self.maximum(mode),
-                };
-                let inputs = vec![self.stored(q)?, self.stored(k)?, self.stored(v)?, self.stored(pos)?];
+                let (scale, cap) = (self.number(scale), self.optional_number(cap));
+                let (window, maximum) = (self.window(window), self.maximum(mode));
+                let inputs = vec![self.stored(q)?, self.cached(k)?, self.cached(v)?, self.stored(pos)?];
                 let (dtype, dims) = self.tensor_type(id);
                 let output = self.result(id, dtype, &dims);
                 let Dim::Fixed(groups) = inputs[1].axes[0].dim else { unreachable!("heads are fixed") };
                 let Dim::Fixed(heads) = inputs[0].axes[0].dim else { unreachable!("heads are fixed") };
                 let rows = self.setting.capacity.rows;
-                let tiles = lower::attention_tiles(groups, heads / groups, rows, &self.setting.features);
-                self.push(id, body, inputs, vec![output.clone()], tiles);
+                let features = self.setting.features;
+                let mut tiles = lower::attention_tiles(groups, heads / groups, rows, &features);
+                let body = |parts| Body::Attention { scale, cap, window, maximum, parts };
+                match lower::attention_parts(&inputs, window, self.setting.capacity, &features) {
+                    Some((parts, width)) => {
+                        let dims = [Dim::Rows, Dim::Fixed(heads), Dim::Fixed(parts), Dim::Fixed(width)];
+                        let held = self.temporary(DType::F32, &dims, &[0, 1, 2, 3]);
+                        let pos = inputs[3].clone();
+                        tiles.fixed *= parts as u32;
+                        self.push(id, body(parts), inputs, vec![held.clone()], tiles);
+                        let merge = Body::MergeAttention { window, maximum };
+                        self.push_rows(id, merge, vec![held, pos], output.clone());
+                    }
+                    None => self.push(id, body(1), inputs, vec![output.clone()], tiles),
+                }
                 self.set(id, output);
                 Ok(())
             }
@@ -713,6 +728,17 @@ impl Scheduler<'_> {
             inputs = vec![panel];
             body = Body::Linear { prologue: None, epilogue, operands, panel: Some(micro.mr) };
         }
+        if micro.reads_rounded_rows() {
+            let dims = inputs[0].dims();
+            let rounded = self.temporary(operands, &dims, &[0, 1]);
+            let round = match prologue {
+                Some(eps) => Body::RmsNorm { eps },
+                None => Body::Elementwise(Elementwise::Copy),
+            };
+            self.push_rows(id, round, inputs, rounded.clone());
+            inputs = vec![rounded];
+            body = Body::Linear { prologue: None, epilogue, operands, panel: None };
+        }
         inputs.extend(views);
         match self.types[usize::from(id)].clone() {
             Type::Tuple(types) => {
@@ -736,13 +762,14 @@ impl Scheduler<'_> {
     /// Copies outputs that no kernel wrote where the caller wants them.
     fn deliver(&mut self) -> Done {
         for (name, id) in self.function.outputs.clone() {
-            let view = self.operand(id)?;
             if let Some(cache) = self.cache_of(&name) {
+                let view = self.as_held(id)?;
                 if view.base != Base::Slot(cache) {
                     return Err(self.unsupported(id, "a cache's output must be its append"));
                 }
                 continue;
             }
+            let view = self.operand(id)?;
             let slot = self.output_slot(&name);
             if view.base != Base::Slot(slot) {
                 let (dtype, dims) = self.tensor_type(id);
@@ -779,8 +806,8 @@ pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
             let rows = kernel.capacity.of(kernel.outputs[0].axes[0].dim) as f64;
             w.dtype.row_bytes(products as usize) as f64 / 14.0 + rows * products / 20.0
         }
-        Body::Attention { window, .. } => {
-            let keys = window.unwrap_or(kernel.capacity.keys).min(512) as f64;
+        Body::Attention { window, parts, .. } => {
+            let keys = window.unwrap_or(kernel.capacity.keys).min(512) as f64 / *parts as f64;
             let heads = kernel.capacity.of(kernel.inputs[0].axes[0].dim) as f64
                 / kernel.capacity.of(kernel.inputs[1].axes[0].dim) as f64;
             rows.min(f64::from(kernel.tiles.rows)) * heads * keys * (inner(&kernel.inputs[0]) * 0.2 + 3.0)

@@ -47,7 +47,7 @@ pub fn work(kernel: &Kernel, extent: Capacity) -> Work {
             let read = keys.min(window.map_or(keys, |w| w as f64 + queries));
             Work {
                 memory_bytes: 2.0 * groups * read * k.dtype.row_bytes(head_dim as usize) as f64,
-                cache_bytes: bytes(q, extent) + cache(&kernel.outputs),
+                cache_bytes: 2.0 * bytes(q, extent),
                 flops: heads * pairs * (4.0 * head_dim + 3.0),
             }
         }

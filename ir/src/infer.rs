@@ -4,7 +4,7 @@
 
 use egg::{Id, Language};
 
-use crate::function::Input;
+use crate::function::{Input, InputKind};
 use crate::op::Op;
 use crate::types::{BLOCK, DType, Dim, Dims, TensorType, Type};
 
@@ -35,12 +35,14 @@ fn tensor(dtype: DType, shape: impl Into<Dims>) -> Inferred {
 }
 
 impl Operands<'_> {
-    /// Only what reads whole rows takes quantised operands.
+    /// Only what reads or writes whole rows takes quantised operands.
     fn check_quantised(&self, op: &Op) -> Result<(), String> {
         if matches!(op, Op::Cast(_) | Op::Gather(_) | Op::Embedding(_) | Op::Weights(_)) {
             return Ok(());
         }
-        for &child in op.children() {
+        // An append writes whole rows of its cache.
+        let from = usize::from(matches!(op, Op::Append(_)));
+        for &child in &op.children()[from..] {
             if let Type::Tensor(t) = (self.ty)(child)
                 && t.dtype.is_quantised()
             {
@@ -56,8 +58,15 @@ impl Operands<'_> {
             Op::Int(_) => tensor(DType::I32, vec![]),
             Op::None | Op::DType(_) | Op::Dims(_) | Op::Online | Op::Bounded => Ok(Type::Attribute),
             Op::Input(id) => match inputs.get(id.0 as usize) {
-                Some(Input { ty, .. }) if ty.dtype.is_quantised() && !whole_blocks(ty) => {
-                    Err(format!("{ty}: a quantised table is (V, K), K a multiple of {BLOCK}"))
+                Some(Input { ty, kind, .. }) if ty.dtype.is_quantised() && !whole_blocks(ty, *kind) => {
+                    Err(match kind {
+                        InputKind::Cache { .. } => {
+                            format!("{ty}: a quantised cache is q8 (G, S, D), D a multiple of {BLOCK}")
+                        }
+                        InputKind::Rows | InputKind::Weight => {
+                            format!("{ty}: a quantised table is (V, K), K a multiple of {BLOCK}")
+                        }
+                    })
                 }
                 Some(input) => Ok(Type::Tensor(input.ty.clone())),
                 None => Err(format!("input {id} is not declared; there are {}", inputs.len())),
@@ -509,6 +518,10 @@ fn product(dims: &Dims) -> Option<(u64, u32, u32)> {
 }
 
 /// Whether rows of a matrix are whole blocks.
-fn whole_blocks(ty: &TensorType) -> bool {
-    ty.rank() == 2 && matches!(ty.shape[1], Dim::Fixed(k) if k % BLOCK == 0)
+fn whole_blocks(ty: &TensorType, kind: InputKind) -> bool {
+    let shaped = match kind {
+        InputKind::Cache { .. } => ty.rank() == 3 && ty.dtype == DType::Q8,
+        InputKind::Rows | InputKind::Weight => ty.rank() == 2,
+    };
+    shaped && matches!(ty.shape.last(), Some(Dim::Fixed(k)) if k % BLOCK == 0)
 }

@@ -86,8 +86,10 @@ impl Tensor {
 
     /// The elements as little-endian bytes, as kernels hold them.
     ///
+    /// Of q8, blocks as [`rounded_blocks`] makes them, which finds the same quants again in what it has rounded.
+    ///
     /// # Panics
-    /// For quantised types: nothing but a quantiser makes them.
+    /// For q4: nothing but a quantiser makes it.
     pub fn to_bytes(&self) -> Vec<u8> {
         let elements = self.data.iter();
         match self.dtype {
@@ -96,7 +98,18 @@ impl Tensor {
             DType::Bool => elements.flat_map(|&x| (-i32::from(x != 0.0)).to_le_bytes()).collect(),
             DType::F16 => elements.flat_map(|&x| half::f16::from_f64(x).to_le_bytes()).collect(),
             DType::BF16 => elements.flat_map(|&x| half::bf16::from_f64(x).to_le_bytes()).collect(),
-            DType::Q8 | DType::Q4 => unreachable!("{} is read, never written", self.dtype),
+            DType::Q8 => {
+                let k = self.row();
+                let rows = self.data.chunks(k.max(1));
+                rows.flat_map(|row| {
+                    let (quants, scales): (Vec<_>, Vec<_>) = row.chunks(BLOCK).map(q8_block).unzip();
+                    let scales = scales.into_iter().flat_map(|s: half::bf16| s.to_le_bytes());
+                    let quants = quants.into_iter().flatten().map(|q: i8| q as u8);
+                    quants.chain(scales).collect::<Vec<u8>>()
+                })
+                .collect()
+            }
+            DType::Q4 => unreachable!("{} is read, never written", self.dtype),
         }
     }
 
@@ -397,9 +410,13 @@ impl Call<'_> {
                 }
                 let mut result = cache.clone();
                 for g in 0..cache.shape[0] {
-                    for i in 0..t * d {
-                        let x = rows.data[g * t * d + i];
-                        result.data[(g * s + s - t) * d + i] = round_to(cache.dtype, x, self.precision);
+                    let rows = &rows.data[g * t * d..(g + 1) * t * d];
+                    let to = &mut result.data[(g * s + s - t) * d..(g * s + s) * d];
+                    if cache.dtype == DType::Q8 {
+                        to.copy_from_slice(&rounded_blocks(rows));
+                    } else {
+                        let round = |x: &f64| round_to(cache.dtype, *x, self.precision);
+                        to.iter_mut().zip(rows).for_each(|(y, x)| *y = round(x));
                     }
                 }
                 result
@@ -649,6 +666,27 @@ impl Call<'_> {
         }
         x
     }
+}
+
+/// A block of numbers in 8 bits: its quants and its scale. The scale is the largest magnitude over 127, in f32, rounded to
+/// bf16; a quant is the element over the scale, in f32, to the nearest even integer. Of a scale of 0 all are 0.
+fn q8_block(block: &[f64]) -> (Vec<i8>, half::bf16) {
+    let largest = block.iter().fold(0f32, |most, &x| most.max((x as f32).abs()));
+    let scale = half::bf16::from_f32(largest / 127.0);
+    let s = scale.to_f32();
+    let quant =
+        |&x: &f64| if s > 0.0 { (x as f32 / s).round_ties_even().clamp(-127.0, 127.0) as i8 } else { 0 };
+    (block.iter().map(quant).collect(), scale)
+}
+
+/// What blocks of 8 bits hold of numbers.
+fn rounded_blocks(x: &[f64]) -> Vec<f64> {
+    x.chunks(BLOCK)
+        .flat_map(|block| {
+            let (quants, scale) = q8_block(block);
+            quants.into_iter().map(move |q| f64::from(q) * scale.to_f64())
+        })
+        .collect()
 }
 
 /// Rows of `k` quantised elements as numbers.

@@ -15,7 +15,7 @@ pub enum DType {
     I32,
     /// Truth value; in memory an i32 that is 0 or -1, a SIMD lane mask.
     Bool,
-    /// Weights in 8 bits: blocks of 32 along the last axis, element `q scale`. A row is its quants (i8), then its
+    /// Weights or a cache in 8 bits: blocks of 32 along the last axis, element `q scale`. A row is its quants (i8), then its
     /// blocks' scales (bf16).
     Q8,
     /// Weights in 4 bits: blocks of 32 along the last axis, element `(q - 8) scale`. A row is its quants (byte j of a
@@ -23,7 +23,7 @@ pub enum DType {
     Q4,
 }
 
-/// Elements of a block of quantised weights: they share a scale.
+/// Elements of a block of a quantised type: they share a scale.
 pub const BLOCK: usize = 32;
 
 impl DType {

@@ -88,8 +88,8 @@ fn inputs(function: &Function) -> Result<(), String> {
     for input in &function.inputs {
         let (name, ty) = (&input.name, &input.ty);
         positive(&ty.shape).map_err(|e| format!("input `{name}`: {e}"))?;
-        if ty.dtype.is_quantised() && input.kind != InputKind::Weight {
-            return Err(format!("input `{name}` is {ty}; only weights are quantised"));
+        if ty.dtype.is_quantised() && input.kind == InputKind::Rows {
+            return Err(format!("input `{name}` is {ty}; only weights and caches are quantised"));
         }
         match input.kind {
             InputKind::Rows if ty.shape.contains(&Dim::Keys) => {
@@ -167,8 +167,10 @@ fn structure(function: &Function, types: &[Type]) -> Result<(), String> {
 fn outputs(function: &Function, types: &[Type]) -> Result<(), String> {
     for (name, id) in &function.outputs {
         match types.get(usize::from(*id)) {
-            Some(Type::Tensor(t)) if t.dtype.is_quantised() => {
-                return Err(format!("output `{name}` is {t}; quantised types are read, never written"));
+            Some(Type::Tensor(t))
+                if t.dtype.is_quantised() && !matches!(function.body[*id], Op::Append(_)) =>
+            {
+                return Err(format!("output `{name}` is {t}; of quantised types only caches are written"));
             }
             Some(Type::Tensor(_)) => {}
             Some(other) => return Err(format!("output `{name}` is {other}, not a tensor")),

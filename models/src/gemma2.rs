@@ -248,7 +248,8 @@ impl Graph<'_> {
         let dtype = self.storage.cache;
         let (groups, d) = (Dim::Fixed(c.num_key_value_heads), Dim::Fixed(c.head_dim));
         let cache = self.b.input(name, InputKind::Cache { window }, dtype, &[groups, Dim::Keys, d]);
-        let rows = if dtype == DType::F32 {
+        // An append makes blocks of 8 bits itself.
+        let rows = if dtype == DType::F32 || dtype.is_quantised() {
             rows
         } else {
             let dtype = self.b.dtype(dtype);

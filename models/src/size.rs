@@ -2,6 +2,8 @@
 //!
 //! Counts are exact for a validated configuration; sums that a caller's context could overflow saturate.
 
+use lapidary_ir::DType;
+
 use crate::config::{Config, LayerType};
 use crate::dtype::WeightDType;
 
@@ -44,11 +46,11 @@ impl Config {
         }
     }
 
-    /// Bytes of all layers' keys and values for a context, at `element_bytes` an element.
-    pub fn kv_bytes(&self, context: usize, chunk: usize, element_bytes: usize) -> u64 {
+    /// Bytes of all layers' keys and values for a context, held as `dtype`.
+    pub fn kv_bytes(&self, context: usize, chunk: usize, dtype: DType) -> u64 {
         let rows = |t: &LayerType| self.kv_rows(*t, context, chunk) as u64;
         let rows = self.layer_types.iter().map(rows).fold(0u64, u64::saturating_add);
-        let row = 2 * (self.num_key_value_heads * self.head_dim * element_bytes) as u64;
+        let row = 2 * (self.num_key_value_heads * dtype.row_bytes(self.head_dim)) as u64;
         rows.saturating_mul(row)
     }
 

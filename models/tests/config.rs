@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use lapidary_ir::DType;
 use lapidary_models::{Config, LayerType, ParameterCounts, WeightDType};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -153,8 +154,9 @@ fn sizes() {
     assert_eq!(c.weight_bytes(WeightDType::BF16), 5_228_683_776);
     assert_eq!(c.kv_rows(LayerType::Sliding, 8192, 512), 4608);
     assert_eq!(c.kv_rows(LayerType::Sliding, 1000, 512), 1000);
-    assert_eq!(c.kv_bytes(8192, 512, 2), 13 * (4608 + 8192) * 2 * 4 * 256 * 2);
-    assert_eq!(c.kv_bytes(usize::MAX, usize::MAX, 2), u64::MAX);
+    assert_eq!(c.kv_bytes(8192, 512, DType::BF16), 13 * (4608 + 8192) * 2 * 4 * 256 * 2);
+    assert_eq!(c.kv_bytes(8192, 512, DType::Q8), 13 * (4608 + 8192) * 2 * 4 * (256 + 16));
+    assert_eq!(c.kv_bytes(usize::MAX, usize::MAX, DType::BF16), u64::MAX);
     let matrices = 2 * (c.parameter_counts().total() - (26 * 4 + 1) * 2304);
     assert_eq!(c.flops_per_token(0), matrices + 26 * 4 * 8 * 256);
     assert_eq!(c.flops_per_token(8191), matrices + 13 * (4096 + 8192) * 4 * 8 * 256);

@@ -1,10 +1,16 @@
 //! Appends the call's rows to a cache, rounded to its dtype: row t becomes key S - T + t.
+//!
+//! To a cache of 8 bits a block of 32 elements goes as quants and a scale: the largest magnitude over 127, rounded to bf16.
 
-use cranelift_codegen::ir::InstBuilder;
+use cranelift_codegen::ir::condcodes::FloatCC;
+use cranelift_codegen::ir::types::F32X4;
+use cranelift_codegen::ir::{InstBuilder, Value};
+use lapidary_ir::{BLOCK, DType, Dim};
 
 use super::elementwise::{load_along_row, store_along_row};
 use crate::emit::Emitter;
 use crate::kernel::Kernel;
+use crate::view::View;
 
 /// Emits the kernel; a tile is a head's row.
 pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
@@ -20,11 +26,53 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
         let key = e.b.ins().iadd(first, t);
         let out = e.base(cache);
         let out = e.at(cache, out, &[(0, head), (1, key)]);
+        if cache.dtype == DType::Q8 {
+            let Dim::Fixed(k) = dims[2] else { unreachable!("a cache's rows have fixed lengths") };
+            round_row(e, rows, row, k, out);
+            return;
+        }
         let n = e.length(dims[2]);
         e.for_lanes(n, &[], |e, i, lanes, _| {
             let value = load_along_row(e, rows, Some(row), i, lanes);
             store_along_row(e, cache, value, out, i, lanes);
             vec![]
         });
+    });
+}
+
+/// A row of `k` elements to a quantised row: the quants, then the blocks' scales.
+fn round_row(e: &mut Emitter<'_>, rows: &View, row: Value, k: usize, out: Value) {
+    let (zero, blocks) = (e.i64(0), e.i64((k / BLOCK) as i64));
+    let scales = e.offset(out, k as i64);
+    e.for_range(zero, blocks, 1, &[], |e, block, _| {
+        let first = e.scale(block, BLOCK as i64);
+        let values: [Value; BLOCK / 4] = std::array::from_fn(|v| {
+            let i = e.offset(first, 4 * v as i64);
+            load_along_row(e, rows, Some(row), i, 4)
+        });
+        let none = e.splat(0.0);
+        let largest = values.iter().fold(none, |most, &v| {
+            let size = e.b.ins().fabs(v);
+            e.fmax(size, most)
+        });
+        let largest = e.max_lanes(largest);
+        let largest = e.b.ins().splat(F32X4, largest);
+        let top = e.splat(127.0);
+        let scale = e.b.ins().fdiv(largest, top);
+        let at = e.scale(block, 2);
+        let at = e.b.ins().iadd(scales, at);
+        e.store(DType::BF16, scale, at, 0, 1);
+        let scale = e.load(DType::BF16, at, 0, 1);
+        let some = e.b.ins().fcmp(FloatCC::GreaterThan, scale, none);
+        let lowest = e.splat(-127.0);
+        let quants = values.map(|v| {
+            let v = e.b.ins().fdiv(v, scale);
+            let v = e.fmax(v, lowest);
+            let v = e.choose(some, v, none);
+            e.round_to_int(v)
+        });
+        let to = e.b.ins().iadd(out, first);
+        e.store_int8(&quants, to);
+        vec![]
     });
 }

@@ -180,7 +180,7 @@ impl Attention<'_> {
 
     /// A row of a cache by where it is stored, not by its key's number.
     fn stored_row(&self, e: &mut Emitter<'_>, view: &View, address: Value, index: Value) -> Value {
-        let bytes = e.scale(index, view.axes[1].stride * view.dtype.bytes() as i64);
+        let bytes = e.scale(index, view.step_bytes(1));
         e.b.ins().iadd(address, bytes)
     }
 
@@ -204,8 +204,8 @@ impl Attention<'_> {
         let none = e.splat(0.0);
         let first_only = lane0_mask(e);
         let n = e.i64(self.head_dim);
-        let key_bytes = self.k.axes[1].stride * self.k.dtype.bytes() as i64;
-        let value_bytes = self.v.axes[1].stride * self.v.dtype.bytes() as i64;
+        let key_bytes = self.k.step_bytes(1);
+        let value_bytes = self.v.step_bytes(1);
         let dots = e.for_lanes(n, &vec![none; heads * lanes], |e, i, width, sums| {
             let mut next = Vec::with_capacity(sums.len());
             let q: Vec<Value> = queries

@@ -1,30 +1,29 @@
 //! Attention for few rows, where the CPU has raw dot products: a stream over the cache.
 //!
-//! A tile is a KV head and some rows, one after the other. Keys go in blocks from the first visible one, of a ring in two
+//! A tile is a KV head, a part of the keys where there are many, and some rows, one after the other. Keys go in blocks from the first visible one, of a ring in two
 //! contiguous runs. Scores are dot products of a query with rows of keys as they lie; softcap and exp run along keys; the
 //! values' weighted sum is a tile product whose columns are the head's elements and whose rows are the query heads of the
-//! group, so that a block of keys and values is read once for all of them. A row's result depends on its position and
+//! group, so that a block of keys and values is read once for all of them: straight from the cache where values are whole
+//! blocks of 32, else widened first. Parts' sums are put together by [`super::attention_merge`]. A row's result depends on its position and
 //! not on the call it is part of.
 
-use cranelift_codegen::ir::condcodes::FloatCC;
+use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::F32X4;
 use cranelift_codegen::ir::{InstBuilder, Value};
-use lapidary_ir::{DType, Dim};
+use lapidary_ir::{BLOCK as BLOCK_ELEMENTS, DType, Dim};
 
 use super::attention::lane0_mask;
+use super::attention_merge::{self, LOWEST};
 use super::elementwise::{load_along_row, store_along_row};
 use super::softmax::key_range;
 use crate::emit::{Emitter, Features};
 use crate::kernel::{ATTENTION_ROWS, Kernel, Maximum};
 use crate::math;
-use crate::micro::{self, DOT_ROWS, Dot, Emit, Microkernel, Raw, Tile};
-use crate::view::View;
+use crate::micro::{self, DOT_ROWS, Dot, Emit, Microkernel, Mix, Raw, Tile};
+use crate::view::{Capacity, View};
 
 /// Keys of a block.
 const BLOCK: usize = 64;
-
-/// What a maximum over no key is.
-const LOWEST: f32 = -1e30;
 
 fn fixed(view: &View, axis: usize) -> usize {
     match view.axes[axis].dim {
@@ -35,19 +34,63 @@ fn fixed(view: &View, axis: usize) -> usize {
 
 /// The microkernels that the kernel calls, for dot products and for weighted sums, if the CPU has them and the operands
 /// lie as they need.
-fn micros(kernel: &Kernel, features: &Features) -> Option<(&'static Microkernel, &'static Microkernel)> {
-    let [q, k, ..] = &kernel.inputs[..] else { unreachable!("four operands") };
+fn micros(
+    inputs: &[View],
+    capacity: Capacity,
+    features: &Features,
+) -> Option<(&'static Microkernel, &'static Microkernel)> {
+    let [q, k, ..] = inputs else { unreachable!("four operands") };
     let dots = micro::select(1, 1, DType::F32, features);
     let sums = micro::select(usize::MAX, 1, DType::F32, features);
     let raw = matches!((dots.emit, sums.emit), (Emit::RawDot(_), Emit::RawTile(_)));
     let dense = k.inner_stride() == 1 && k.axes[1].stride == fixed(k, 2) as i64;
     let plain = q.dtype == DType::F32 && (q.inner_stride() == 1 || fixed(q, 2) == 1);
-    (raw && dense && plain && kernel.capacity.rows <= ATTENTION_ROWS as usize).then_some((dots, sums))
+    (raw && dense && plain && capacity.rows <= ATTENTION_ROWS as usize).then_some((dots, sums))
 }
 
 /// Whether this way serves the kernel.
 pub(super) fn fits(kernel: &Kernel, features: &Features) -> bool {
-    micros(kernel, features).is_some()
+    micros(&kernel.inputs, kernel.capacity, features).is_some()
+}
+
+/// How many parts the keys of a row go in, and the width of a part's results, if in more than one.
+pub(super) fn parts_of(
+    inputs: &[View],
+    window: Option<usize>,
+    capacity: Capacity,
+    features: &Features,
+) -> Option<(usize, usize)> {
+    micros(inputs, capacity, features)?;
+    let keys = window.map_or(capacity.keys, |w| w.min(capacity.keys));
+    let parts = (keys / attention_merge::PART).min(attention_merge::MOST_PARTS);
+    (parts > 1).then(|| (parts, attention_merge::layout(fixed(&inputs[0], 2)).2))
+}
+
+/// The weighted sums straight from the cache, if the CPU has them and values are whole blocks: heads and columns.
+fn mixes(v: &View, repeat: usize, features: &Features) -> Option<(&'static Microkernel, Vec<(usize, Mix)>)> {
+    let micro = micro::mixing(features)?;
+    let k = fixed(v, 2);
+    let dense = v.inner_stride() == 1 && v.axes[1].stride == k as i64;
+    if !k.is_multiple_of(BLOCK_ELEMENTS) || !dense {
+        return None;
+    }
+    let (most, heads) = micro.shapes[0];
+    let mut mixes = vec![];
+    for head in (0..repeat).step_by(heads) {
+        for column in (0..k).step_by(most) {
+            let mix = Mix {
+                dtype: v.dtype,
+                k,
+                column,
+                columns: most.min(k - column),
+                heads: heads.min(repeat - head),
+                weight_stride: BLOCK as i32 * 4,
+                c_stride: row_of(k) as i32 * 4,
+            };
+            mixes.push((head, mix));
+        }
+    }
+    Some((micro, mixes))
 }
 
 /// A part of the weighted sums: query heads and columns, from the first of each.
@@ -95,11 +138,25 @@ fn dot(k: &View, rows: usize) -> Raw {
 
 /// The raw code that the kernel calls.
 pub(super) fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkernel, Raw)> {
-    let Some((dots, sums)) = micros(kernel, features) else { return vec![] };
-    let [q, k, ..] = &kernel.inputs[..] else { unreachable!("four operands") };
+    let Some((dots, sums)) = micros(&kernel.inputs, kernel.capacity, features) else { return vec![] };
+    let [q, k, v, ..] = &kernel.inputs[..] else { unreachable!("four operands") };
     let repeat = fixed(q, 0) / fixed(k, 0);
-    let tiles = parts(sums, repeat, fixed(q, 2)).into_iter().map(|p| (sums, Raw::Tile(p.tile)));
-    [(dots, dot(k, DOT_ROWS)), (dots, dot(k, 1))].into_iter().chain(tiles).collect()
+    let scores = [(dots, dot(k, DOT_ROWS)), (dots, dot(k, 1))].into_iter();
+    match mixes(v, repeat, features) {
+        Some((micro, mixes)) => scores.chain(mixes.into_iter().map(|(_, m)| (micro, Raw::Mix(m)))).collect(),
+        None => {
+            let tiles = parts(sums, repeat, fixed(q, 2)).into_iter();
+            scores.chain(tiles.map(|p| (sums, Raw::Tile(p.tile)))).collect()
+        }
+    }
+}
+
+/// How values are weighted and summed.
+enum Weighting {
+    /// As they lie: the first head and the sum.
+    InPlace(Vec<(usize, Mix)>),
+    /// Widened to scratch f32 (BLOCK, row), then by tiles.
+    Widened { values: Value, parts: Vec<Part> },
 }
 
 struct Attention<'a> {
@@ -113,11 +170,9 @@ struct Attention<'a> {
     scale: f32,
     cap: Option<f32>,
     maximum: Maximum,
-    parts: Vec<Part>,
+    weighting: Weighting,
     /// Scratch: scores f32 (heads, BLOCK).
     scores: Value,
-    /// Scratch: values f32 (BLOCK, row).
-    values: Value,
     /// Scratch: unnormalised outputs f32 (heads, row).
     sums: Value,
     /// Scratch, four lanes a head: denominators (to be added up) and maxima (all the same).
@@ -133,13 +188,20 @@ pub(super) fn lower(
     cap: Option<f32>,
     window: Option<usize>,
     maximum: Maximum,
+    key_parts: usize,
 ) {
     let [q, k, v, pos] = &kernel.inputs[..] else { unreachable!("four operands") };
-    let Some((_, sums)) = micros(kernel, &e.features) else {
+    let Some((_, sums)) = micros(&kernel.inputs, kernel.capacity, &e.features) else {
         unreachable!("callers ask whether this serves")
     };
     let (head_dim, repeat) = (fixed(q, 2), fixed(q, 0) / fixed(k, 0));
     let row = row_of(head_dim) * 4;
+    let weighting = match mixes(v, repeat, &e.features) {
+        Some((_, mixes)) => Weighting::InPlace(mixes),
+        None => {
+            Weighting::Widened { values: e.take_scratch(BLOCK * row), parts: parts(sums, repeat, head_dim) }
+        }
+    };
     let a = Attention {
         q,
         k,
@@ -150,9 +212,8 @@ pub(super) fn lower(
         scale,
         cap,
         maximum,
-        parts: parts(sums, repeat, head_dim),
+        weighting,
         scores: e.take_scratch(repeat * BLOCK * 4),
-        values: e.take_scratch(BLOCK * row),
         sums: e.take_scratch(repeat * row),
         denominators: e.take_scratch(repeat * 16),
         maxima: e.take_scratch(repeat * 16),
@@ -162,7 +223,14 @@ pub(super) fn lower(
         let block = e.i64(i64::from(ATTENTION_ROWS));
         let padded = e.offset(rows, i64::from(ATTENTION_ROWS) - 1);
         let blocks = e.b.ins().udiv(padded, block);
-        let group = e.b.ins().udiv(tile, blocks);
+        let part = e.b.ins().udiv(tile, blocks);
+        let (group, part) = if key_parts == 1 {
+            (part, None)
+        } else {
+            let parts = e.i64(key_parts as i64);
+            let group = e.b.ins().udiv(part, parts);
+            (group, Some(e.b.ins().urem(part, parts)))
+        };
         let first = e.b.ins().urem(tile, blocks);
         let first = e.b.ins().imul(first, block);
         let end = e.b.ins().iadd(first, block);
@@ -170,15 +238,30 @@ pub(super) fn lower(
         e.for_range(first, end, 1, &[], |e, row, _| {
             let keys = e.keys();
             let (low, high) = key_range(e, pos, window, row, keys);
-            a.row(e, group, row, low, high);
+            match part {
+                None => a.row(e, group, row, low, high, None),
+                Some(part) => {
+                    let (low, high) = attention_merge::part_range(e, part, (low, high), key_parts);
+                    let some = e.b.ins().icmp(IntCC::SignedLessThan, low, high);
+                    e.when(some, |e| a.row(e, group, row, low, high, Some(part)));
+                }
+            }
             vec![]
         });
     });
 }
 
 impl Attention<'_> {
-    /// One row of the group's query heads over keys `low..high`.
-    fn row(&self, e: &mut Emitter<'_>, group: Value, row: Value, low: Value, high: Value) {
+    /// One row of the group's query heads over keys `low..high`: all that it sees, or a part.
+    fn row(
+        &self,
+        e: &mut Emitter<'_>,
+        group: Value,
+        row: Value,
+        low: Value,
+        high: Value,
+        part: Option<Value>,
+    ) {
         let first_head = e.scale(group, self.repeat as i64);
         let (zero, heads) = (e.i64(0), e.i64(self.repeat as i64));
         let (none, lowest) = (e.splat(0.0), e.splat(LOWEST));
@@ -217,15 +300,17 @@ impl Attention<'_> {
                 let v = stored_row(e, self.v, v, at);
                 self.score(e, q, k, count);
                 self.soften(e, count);
-                self.widen(e, v, count);
-                self.add(e, count);
+                self.add(e, v, count);
                 vec![]
             });
             vec![]
         });
         e.for_range(zero, heads, 1, &[], |e, h, _| {
             let head = e.b.ins().iadd(first_head, h);
-            self.store(e, h, head, row);
+            match part {
+                None => self.store(e, h, head, row),
+                Some(part) => self.store_part(e, h, (head, row, part)),
+            }
             vec![]
         });
     }
@@ -349,12 +434,12 @@ impl Attention<'_> {
     }
 
     /// The block's values to f32 rows. What lies beyond the last element is never looked at.
-    fn widen(&self, e: &mut Emitter<'_>, v: Value, count: Value) {
+    fn widen(&self, e: &mut Emitter<'_>, v: Value, count: Value, values: Value) {
         let (zero, n) = (e.i64(0), e.i64(self.head_dim as i64));
         e.for_range(zero, count, 1, &[], |e, j, _| {
             let row = stored_row(e, self.v, v, j);
             let at = e.scale(j, row_of(self.head_dim) as i64 * 4);
-            let to = e.b.ins().iadd(self.values, at);
+            let to = e.b.ins().iadd(values, at);
             e.for_lanes(n, &[], |e, i, lanes, _| {
                 let value = load_along_row(e, self.v, Some(row), i, lanes);
                 let at = e.scale(i, 4);
@@ -367,14 +452,51 @@ impl Attention<'_> {
     }
 
     /// Adds the block's values, times their shares, to every head's sums.
-    fn add(&self, e: &mut Emitter<'_>, count: Value) {
-        let one = e.i64(1);
+    fn add(&self, e: &mut Emitter<'_>, v: Value, count: Value) {
         let row = row_of(self.head_dim) as i64;
-        for part in &self.parts {
-            let x = e.offset(self.values, part.column as i64 * 4);
-            let shares = e.offset(self.scores, (part.head * BLOCK) as i64 * 4);
-            let c = e.offset(self.sums, (part.head as i64 * row + part.column as i64) * 4);
-            e.call_raw(Raw::Tile(part.tile), &[x, shares, c, count, one]);
+        let of_head = |e: &mut Emitter<'_>, head: usize, column: usize| {
+            let shares = e.offset(self.scores, (head * BLOCK) as i64 * 4);
+            (shares, e.offset(self.sums, (head as i64 * row + column as i64) * 4))
+        };
+        match &self.weighting {
+            Weighting::InPlace(mixes) => {
+                for &(head, mix) in mixes {
+                    let (shares, c) = of_head(e, head, mix.column);
+                    e.call_raw(Raw::Mix(mix), &[v, shares, c, count]);
+                }
+            }
+            Weighting::Widened { values, parts } => {
+                self.widen(e, v, count, *values);
+                let one = e.i64(1);
+                for part in parts {
+                    let x = e.offset(*values, part.column as i64 * 4);
+                    let (shares, c) = of_head(e, part.head, part.column);
+                    e.call_raw(Raw::Tile(part.tile), &[x, shares, c, count, one]);
+                }
+            }
+        }
+    }
+
+    /// A part's sums, denominators and maximum of one head to where they are merged.
+    fn store_part(&self, e: &mut Emitter<'_>, h: Value, (head, row, part): (Value, Value, Value)) {
+        let (denominator_at, maximum_at, _) = attention_merge::layout(self.head_dim);
+        let out = e.base(self.output);
+        let out = e.at(self.output, out, &[(0, row), (1, head), (2, part)]);
+        let at = e.scale(h, row_of(self.head_dim) as i64 * 4);
+        let sums = e.b.ins().iadd(self.sums, at);
+        let (zero, n) = (e.i64(0), e.i64(row_of(self.head_dim) as i64));
+        e.for_range(zero, n, 4, &[], |e, i, _| {
+            let at = e.scale(i, 4);
+            let (from, to) = (e.b.ins().iadd(sums, at), e.b.ins().iadd(out, at));
+            let sum = e.load(DType::F32, from, 0, 4);
+            e.store(DType::F32, sum, to, 0, 4);
+            vec![]
+        });
+        let at = e.scale(h, 16);
+        for (array, to) in [(self.denominators, denominator_at), (self.maxima, maximum_at)] {
+            let from = e.b.ins().iadd(array, at);
+            let value = e.load(DType::F32, from, 0, 4);
+            e.store(DType::F32, value, out, to as i64 * 4, 4);
         }
     }
 

@@ -18,7 +18,7 @@ use super::transpose;
 use crate::emit::{Emitter, Features};
 use crate::kernel::{Epilogue, Kernel};
 use crate::math;
-use crate::micro::{self, Block, DOT_ROWS, Dot, Emit, Microkernel, Raw, TileOperands};
+use crate::micro::{self, Block, DOT_ROWS, Dot, Emit, Microkernel, Raw, Rows, TileOperands, Widen};
 use crate::view::View;
 
 /// The tile space of a linear kernel: blocks of each weight in turn; for the gate, of both at once.
@@ -43,17 +43,58 @@ pub(super) fn raw_code(
     let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
     let micro = micro::select(rows, fixed(&weights[0], 1), operands, features);
     let raw: Vec<Raw> = match micro.emit {
-        Emit::RawTile(_) | Emit::ConfiguredTile(_) => tiling(micro).raw_code(),
+        Emit::RawTile(_) | Emit::ConfiguredTile(_) => {
+            let widen = weights.iter().filter_map(|w| widening(w, micro, features));
+            let tiles = tiling(micro).raw_code().into_iter();
+            return widen.chain(tiles.map(|raw| (micro, raw))).collect();
+        }
+        Emit::RawRows(_) => {
+            let widen = weights.iter().filter_map(|w| widening(w, micro, features));
+            let x = &kernel.inputs[0];
+            let dots = weights.iter().flat_map(|w| {
+                micro.shapes.iter().map(|&shape| (micro, Raw::Rows(row_dots(x, w, micro, shape))))
+            });
+            return widen.chain(dots).collect();
+        }
         Emit::RawDot(_) => {
             weights.iter().flat_map(|w| [DOT_ROWS, 1].map(|n| raw_dot(w, operands, n))).collect()
         }
-        Emit::Dot(_) | Emit::Inline(_) => vec![],
+        _ => vec![],
     };
     raw.into_iter().map(|raw| (micro, raw)).collect()
 }
 
 fn raw_dot(weight: &View, operands: DType, rows: usize) -> Raw {
     Raw::Dot(Dot { operands, dtype: weight.dtype, k: fixed(weight, 1), rows })
+}
+
+/// Dot products of rows of x with weight rows as they lie, or widened in scratch.
+fn row_dots(x: &View, weight: &View, micro: &Microkernel, (rows, nr): (usize, usize)) -> Rows {
+    let k = fixed(weight, 1);
+    let weight_stride =
+        if weight.dtype == micro.operands { weight.step_bytes(0) } else { widened_row(k) as i64 };
+    Rows {
+        k,
+        rows,
+        nr,
+        x_stride: x.step_bytes(0) as i32,
+        weight_stride: weight_stride as i32,
+        c_stride: micro.block_rows() as i32 * 4,
+    }
+}
+
+/// Bytes of a widened weight row of bf16 in scratch, and a little more, lest rows share cache sets.
+fn widened_row(k: usize) -> usize {
+    (k.next_multiple_of(32) + 32) * 2
+}
+
+/// The raw code that widens a weight to the operands' type, if there is one and there is something to do.
+fn widening(weight: &View, micro: &Microkernel, features: &Features) -> Option<(&'static Microkernel, Raw)> {
+    if weight.dtype == micro.operands {
+        return None;
+    }
+    let widen = micro::widening(features)?;
+    Some((widen, Raw::Widen(Widen { from: weight.dtype, to: micro.operands })))
 }
 
 fn tiling(micro: &'static Microkernel) -> Tiling {
@@ -109,7 +150,9 @@ pub(super) fn lower(
         None => {
             let normed = prologue.map(|eps| (eps, e.take_scratch(rows * k * 4)));
             let int8 = (operands == DType::Q8).then(|| e.take_scratch(rows * micro::int8_row_bytes(k)));
-            let x = Operand::Rows { normed, int8 };
+            let widened = micro.reads_rounded_rows() && weights.iter().any(|w| w.dtype != operands);
+            let widened = widened.then(|| e.take_scratch(micro.shapes[0].1 * widened_row(k)));
+            let x = Operand::Rows { normed, int8, widened };
             let results = (0..results).map(|_| e.take_scratch(rows * micro.block_rows() * 4)).collect();
             Job { micro, k, x, results, kernel, epilogue, output: 0 }
         }
@@ -121,7 +164,7 @@ pub(super) fn lower(
         if micro.is_configured() {
             e.call_raw(Raw::Configure, &[]);
         }
-        if let Operand::Rows { normed, int8 } = job.x {
+        if let Operand::Rows { normed, int8, .. } = job.x {
             if let Some((eps, scratch)) = normed {
                 norm_rows(e, kernel, eps, scratch, k);
             }
@@ -189,8 +232,9 @@ pub(super) fn norm_row_into(e: &mut Emitter<'_>, x: &View, row: Value, w: &View,
 /// How a kernel reads x.
 #[derive(Clone, Copy)]
 enum Operand {
-    /// As it lies, or normed (eps, and where the normed rows are), or that rounded to 8 bits.
-    Rows { normed: Option<(f32, Value)>, int8: Option<Value> },
+    /// As it lies, or normed (eps, and where the normed rows are), or that rounded to 8 bits; where some weight rows are
+    /// widened, if they are.
+    Rows { normed: Option<(f32, Value)>, int8: Option<Value>, widened: Option<Value> },
     /// In panels. Weights are held in scratch in the operands' type, `part` elements of k at a time.
     Packed { held: Value, part: usize },
 }
@@ -219,7 +263,7 @@ impl Job<'_> {
             Operand::Rows { normed: Some((_, scratch)), .. } => (scratch, self.k as i64 * 4),
             Operand::Rows { normed: None, .. } | Operand::Packed { .. } => {
                 let x = &self.kernel.inputs[0];
-                (e.base(x), x.axes[0].stride * 4)
+                (e.base(x), x.step_bytes(0))
             }
         }
     }
@@ -235,6 +279,10 @@ impl Job<'_> {
         };
         for (weight, &c) in weights.iter().zip(&self.results) {
             let base = e.base(weight);
+            if let Emit::RawRows(_) = self.micro.emit {
+                self.row_dots(e, weight, first, width, x, c);
+                continue;
+            }
             if let Emit::RawDot(_) = self.micro.emit {
                 let base = e.step(weight, 0, base, first);
                 self.raw_dots(e, weight, base, width, (x, x_stride), c);
@@ -251,9 +299,7 @@ impl Job<'_> {
             let block = Block { dtype: weight.dtype, weights, k: self.k, x, x_stride, rows, c };
             match self.micro.emit {
                 Emit::Dot(emit) => emit(e, &block),
-                Emit::RawDot(_) | Emit::Inline(_) | Emit::RawTile(_) | Emit::ConfiguredTile(_) => {
-                    unreachable!("dot products alone read rows")
-                }
+                _ => unreachable!("dot products alone read rows"),
             }
         }
         let output = &self.kernel.outputs[self.output];
@@ -278,6 +324,55 @@ impl Job<'_> {
             });
             vec![]
         });
+    }
+
+    /// Dot products of `width` weight rows from `first` with all rows of x, some weight rows at a time: those of another
+    /// type are widened first.
+    fn row_dots(&self, e: &mut Emitter<'_>, weight: &View, first: Value, width: Value, x: Value, c: Value) {
+        let rows = self.rows(e);
+        let base = e.base(weight);
+        let (zero, k) = (e.i64(0), e.i64(self.k as i64));
+        let most = self.micro.shapes[0].1;
+        let n_groups = e.i64(most as i64);
+        let whole = e.b.ins().udiv(width, n_groups);
+        let whole = e.b.ins().imul(whole, n_groups);
+        for (from, to, nr) in [(zero, whole, most), (whole, width, 1)] {
+            e.for_range(from, to, nr as i64, &[], |e, n, _| {
+                let row = e.b.ins().iadd(first, n);
+                let weights = match self.x {
+                    Operand::Rows { widened: Some(scratch), .. } if weight.dtype != self.micro.operands => {
+                        for i in 0..nr {
+                            let row = e.offset(row, i as i64);
+                            let row = e.step(weight, 0, base, row);
+                            let to = e.offset(scratch, (i * widened_row(self.k)) as i64);
+                            hold_row(e, weight, row, (zero, k), to, self.micro);
+                        }
+                        scratch
+                    }
+                    _ => e.step(weight, 0, base, row),
+                };
+                let at = e.scale(n, 4);
+                let c = e.b.ins().iadd(c, at);
+                // The widest shape as often as it fits, then each narrower one at most once.
+                let mut done = zero;
+                let shapes = self.micro.shapes.iter().filter(|s| s.1 == nr);
+                for &(count, _) in shapes {
+                    let raw = Raw::Rows(row_dots(&self.kernel.inputs[0], weight, self.micro, (count, nr)));
+                    let mask = e.i64(!(count as i64 - 1));
+                    let end = e.b.ins().band(rows, mask);
+                    e.for_range(done, end, count as i64, &[], |e, t, _| {
+                        let at = e.scale(t, self.kernel.inputs[0].step_bytes(0));
+                        let x = e.b.ins().iadd(x, at);
+                        let at = e.scale(t, self.micro.block_rows() as i64 * 4);
+                        let c = e.b.ins().iadd(c, at);
+                        e.call_raw(raw, &[x, weights, c]);
+                        vec![]
+                    });
+                    done = end;
+                }
+                vec![]
+            });
+        }
     }
 
     /// Dot products of `width` weight rows from `base` by raw code, four at a time; each four meets every row of x.
@@ -336,38 +431,52 @@ impl Job<'_> {
         part: usize,
     ) {
         let rows = self.rows(e);
+        for (weight, &c) in weights.iter().zip(&self.results) {
+            self.tiles(e, weight, first, width, (held, part), c);
+        }
+        self.tile_epilogue(e, rows, first, width);
+    }
+
+    /// `width` weight rows from `first`, held in scratch part by part, with every panel of x.
+    fn tiles(
+        &self,
+        e: &mut Emitter<'_>,
+        weight: &View,
+        first: Value,
+        width: Value,
+        (held, part): (Value, usize),
+        c: Value,
+    ) {
+        let rows = self.rows(e);
         let x = e.base(&self.kernel.inputs[0]);
         let mr = self.micro.mr as i64;
         let tiling = tiling(self.micro);
         let operands = self.micro.operands;
         // bf16 goes in pairs.
         let per_step = 4 / operands.bytes();
-        for (weight, &c) in weights.iter().zip(&self.results) {
-            let (zero, k) = (e.i64(0), e.i64(self.k as i64));
-            e.for_range(zero, k, part as i64, &[], |e, from, _| {
-                let left = e.b.ins().isub(k, from);
-                let length = e.i64(part as i64);
-                let length = e.min(left, length);
-                hold(e, weight, first, from, length, held, self.micro);
-                let steps = self.steps(e, length);
-                e.for_range(zero, rows, mr, &[], |e, t, _| {
-                    // Panel t / mr starts at step t K (of bf16 at t times half of that); a step is mr words.
-                    let panel = e.scale(t, self.k.div_ceil(per_step) as i64 * 4);
-                    let panel = e.b.ins().iadd(x, panel);
-                    let at = e.scale(from, mr * 4 / per_step as i64);
-                    let panel = e.b.ins().iadd(panel, at);
-                    // Block t / mr, of block_rows rows of mr words.
-                    let at = e.scale(t, self.micro.block_rows() as i64 * 4);
-                    let c = e.b.ins().iadd(c, at);
-                    let left = e.b.ins().isub(rows, t);
-                    let operands = TileOperands { x: panel, weights: held, c, k: steps, accumulate: from };
-                    tiling.run(e, &operands, left, width);
-                    vec![]
-                });
+        let (zero, k) = (e.i64(0), e.i64(self.k as i64));
+        e.for_range(zero, k, part as i64, &[], |e, from, _| {
+            let left = e.b.ins().isub(k, from);
+            let length = e.i64(part as i64);
+            let length = e.min(left, length);
+            hold(e, weight, first, from, length, held, self.micro);
+            let steps = self.steps(e, length);
+            e.for_range(zero, rows, mr, &[], |e, t, _| {
+                // Panel t / mr starts at step t K (of bf16 at t times half of that); a step is mr words.
+                let panel = e.scale(t, self.k.div_ceil(per_step) as i64 * 4);
+                let panel = e.b.ins().iadd(x, panel);
+                let at = e.scale(from, mr * 4 / per_step as i64);
+                let panel = e.b.ins().iadd(panel, at);
+                // Block t / mr, of block_rows rows of mr words.
+                let at = e.scale(t, self.micro.block_rows() as i64 * 4);
+                let c = e.b.ins().iadd(c, at);
+                let left = e.b.ins().isub(rows, t);
+                let operands = TileOperands { x: panel, weights: held, c, k: steps, accumulate: from };
+                tiling.run(e, &operands, left, width);
                 vec![]
             });
-        }
-        self.tile_epilogue(e, rows, first, width);
+            vec![]
+        });
     }
 
     /// Steps of k in so many elements.
@@ -475,47 +584,104 @@ fn hold(
         let row = e.step(weight, 0, base, row);
         let at = e.scale(n, weight_row(micro) as i64 * size);
         let to = e.b.ins().iadd(to, at);
-        if weight.dtype.is_quantised() {
-            dequantise(e, weight, row, from, length, to, operands);
+        hold_row(e, weight, row, (from, length), to, micro);
+        vec![]
+    });
+}
+
+/// `length` elements from `from` of one weight row, as f32 or bf16.
+fn hold_row(
+    e: &mut Emitter<'_>,
+    weight: &View,
+    row: Value,
+    (from, length): (Value, Value),
+    to: Value,
+    micro: &Microkernel,
+) {
+    let operands = micro.operands;
+    if let Some((_, raw)) = widening(weight, micro, &e.features) {
+        widen_row(e, weight, raw, row, (from, length), to, operands);
+    } else if weight.dtype.is_quantised() {
+        dequantise(e, weight, row, from, length, to, operands);
+    } else {
+        let row = e.step(weight, 1, row, from);
+        hold_floats(e, weight, row, length, to, operands);
+    }
+}
+
+/// Elements of a quantised or plain row by raw code, whole blocks; of a plain one the rest too.
+fn widen_row(
+    e: &mut Emitter<'_>,
+    weight: &View,
+    raw: Raw,
+    row: Value,
+    (from, length): (Value, Value),
+    to: Value,
+    operands: DType,
+) {
+    let k = fixed(weight, 1);
+    let blocks = e.b.ins().ushr_imm_u(length, i64::from(BLOCK.trailing_zeros()));
+    let none = e.i64(0);
+    let some = e.b.ins().icmp(IntCC::SignedGreaterThan, blocks, none);
+    if weight.dtype.is_quantised() {
+        let block = e.b.ins().ushr_imm_u(from, i64::from(BLOCK.trailing_zeros()));
+        let quants = weight.dtype.row_bytes(BLOCK) as i64 - 2;
+        let at = e.scale(block, quants);
+        let elements = e.b.ins().iadd(row, at);
+        let scales = e.offset(row, (weight.dtype.row_bytes(k) - k / BLOCK * 2) as i64);
+        let at = e.scale(block, 2);
+        let scales = e.b.ins().iadd(scales, at);
+        e.when(some, |e| e.call_raw(raw, &[elements, scales, to, blocks]));
+        return;
+    }
+    let row = e.step(weight, 1, row, from);
+    e.when(some, |e| e.call_raw(raw, &[row, row, to, blocks]));
+    let done = e.scale(blocks, BLOCK as i64);
+    let left = e.b.ins().isub(length, done);
+    let row = e.step(weight, 1, row, done);
+    let at = e.scale(done, operands.bytes() as i64);
+    let to = e.b.ins().iadd(to, at);
+    hold_floats(e, weight, row, left, to, operands);
+}
+
+/// `length` floats as f32 or bf16. An odd length of bf16 is filled up with a 0.
+fn hold_floats(e: &mut Emitter<'_>, weight: &View, row: Value, length: Value, to: Value, operands: DType) {
+    let size = operands.bytes() as i64;
+    let zero = e.i64(0);
+    let bytes = weight.dtype.bytes() as i64;
+    let mask = e.i64(!15);
+    let whole = e.b.ins().band(length, mask);
+    e.for_range(zero, whole, 16, &[], |e, i, _| {
+        let at = e.scale(i, bytes);
+        let row = e.b.ins().iadd(row, at);
+        let at = e.scale(i, size);
+        let to = e.b.ins().iadd(to, at);
+        if weight.dtype == operands {
+            e.copy(row, to, 16 * size);
             return vec![];
         }
-        let row = e.step(weight, 1, row, from);
-        let bytes = weight.dtype.bytes() as i64;
-        let mask = e.i64(!15);
-        let whole = e.b.ins().band(length, mask);
-        e.for_range(zero, whole, 16, &[], |e, i, _| {
-            let at = e.scale(i, bytes);
-            let row = e.b.ins().iadd(row, at);
-            let at = e.scale(i, size);
-            let to = e.b.ins().iadd(to, at);
-            if weight.dtype == operands {
-                e.copy(row, to, 16 * size);
-                return vec![];
-            }
-            let values: [Value; 4] =
-                std::array::from_fn(|v| e.load_readonly(weight.dtype, row, v as i64 * 4 * bytes, 4));
-            for (v, value) in values.into_iter().enumerate() {
-                e.store(operands, value, to, v as i64 * 4 * size, 4);
-            }
-            vec![]
-        });
-        e.for_range(whole, length, 1, &[], |e, i, _| {
-            let at = e.scale(i, bytes);
-            let row = e.b.ins().iadd(row, at);
-            let at = e.scale(i, size);
-            let to = e.b.ins().iadd(to, at);
-            let value = e.load_readonly(weight.dtype, row, 0, 1);
-            e.store(operands, value, to, 0, 1);
-            vec![]
-        });
-        if operands == DType::BF16 {
-            let at = e.scale(length, size);
-            let to = e.b.ins().iadd(to, at);
-            let none = e.splat(0.0);
-            e.store(operands, none, to, 0, 1);
+        let values: [Value; 4] =
+            std::array::from_fn(|v| e.load_readonly(weight.dtype, row, v as i64 * 4 * bytes, 4));
+        for (v, value) in values.into_iter().enumerate() {
+            e.store(operands, value, to, v as i64 * 4 * size, 4);
         }
         vec![]
     });
+    e.for_range(whole, length, 1, &[], |e, i, _| {
+        let at = e.scale(i, bytes);
+        let row = e.b.ins().iadd(row, at);
+        let at = e.scale(i, size);
+        let to = e.b.ins().iadd(to, at);
+        let value = e.load_readonly(weight.dtype, row, 0, 1);
+        e.store(operands, value, to, 0, 1);
+        vec![]
+    });
+    if operands == DType::BF16 {
+        let at = e.scale(length, size);
+        let to = e.b.ins().iadd(to, at);
+        let none = e.splat(0.0);
+        e.store(operands, none, to, 0, 1);
+    }
 }
 
 /// Elements `from..from + length` of one quantised row; both are multiples of four.
@@ -552,8 +718,7 @@ fn round_rows(e: &mut Emitter<'_>, x: Value, stride: i64, rows: Value, k: usize,
         e.for_range(zero, blocks, 1, &[], |e, b, _| {
             let at = e.scale(b, BLOCK as i64 * 4);
             let x = e.b.ins().iadd(x, at);
-            let values: Vec<Value> =
-                (0..BLOCK as i64 / 4).map(|v| e.load(DType::F32, x, v * 16, 4)).collect();
+            let values: [Value; BLOCK / 4] = std::array::from_fn(|v| e.load(DType::F32, x, v as i64 * 16, 4));
             let none = e.splat(0.0);
             let largest = values.iter().fold(none, |most, &v| {
                 let size = e.b.ins().fabs(v);
@@ -566,22 +731,14 @@ fn round_rows(e: &mut Emitter<'_>, x: Value, stride: i64, rows: Value, k: usize,
             let inverse = e.b.ins().fdiv(top, largest);
             let some = e.b.ins().fcmp(FloatCC::GreaterThan, largest, none);
             let inverse = e.choose(some, inverse, none);
-            let quants: Vec<Value> = values
-                .into_iter()
-                .map(|v| {
-                    let v = e.b.ins().fmul(v, inverse);
-                    e.round_to_int(v)
-                })
-                .collect();
+            let quants = values.map(|v| {
+                let v = e.b.ins().fmul(v, inverse);
+                e.round_to_int(v)
+            });
             let sum = quants[1..].iter().fold(quants[0], |sum, &q| e.b.ins().iadd(sum, q));
-            for (half, four) in quants.chunks(4).enumerate() {
-                let low = e.b.ins().snarrow(four[0], four[1]);
-                let high = e.b.ins().snarrow(four[2], four[3]);
-                let bytes = e.b.ins().snarrow(low, high);
-                let at = e.scale(b, BLOCK as i64);
-                let at = e.b.ins().iadd(to, at);
-                e.store_bytes(bytes, at, half as i64 * 16);
-            }
+            let at = e.scale(b, BLOCK as i64);
+            let at = e.b.ins().iadd(to, at);
+            e.store_int8(&quants, at);
             let at = e.scale(b, 4);
             let at = e.b.ins().iadd(to, at);
             e.store(DType::F32, scale, at, k as i64, 1);

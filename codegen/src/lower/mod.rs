@@ -4,6 +4,7 @@
 
 mod append;
 mod attention;
+mod attention_merge;
 mod attention_rows;
 mod attention_tiles;
 mod elementwise;
@@ -25,6 +26,7 @@ use lapidary_runtime::program::Tiles;
 use crate::emit::{Emitter, Features};
 use crate::kernel::{Body, Kernel};
 use crate::micro::{Microkernel, Raw};
+use crate::view::{Capacity, View};
 
 /// The raw code that a kernel calls.
 pub fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkernel, Raw)> {
@@ -41,6 +43,16 @@ pub fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkern
 /// The tile space of attention by `rows` rows of `repeat` query heads for each of `groups` KV heads.
 pub fn attention_tiles(groups: usize, repeat: usize, rows: usize, features: &Features) -> Tiles {
     attention_tiles::tiles(groups, repeat, rows, features)
+}
+
+/// How many parts the keys of attention's rows go in, and the width of a part's results, if in more than one.
+pub fn attention_parts(
+    inputs: &[View],
+    window: Option<usize>,
+    capacity: Capacity,
+    features: &Features,
+) -> Option<(usize, usize)> {
+    attention_rows::parts_of(inputs, window, capacity, features)
 }
 
 /// Emits the kernel's code into the emitter.
@@ -61,11 +73,12 @@ pub fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
         Body::Rope => rope::lower(e, kernel),
         Body::WindowMask { window } => softmax::lower_mask(e, kernel, *window),
         Body::Softmax { ranged, window, maximum } => softmax::lower(e, kernel, *ranged, *window, *maximum),
-        Body::Attention { scale, cap, window, maximum } => {
+        Body::MergeAttention { window, maximum } => attention_merge::lower(e, kernel, *window, *maximum),
+        Body::Attention { scale, cap, window, maximum, parts } => {
             if attention_tiles::fits(kernel, &e.features) {
                 attention_tiles::lower(e, kernel, *scale, *cap, *window, *maximum);
             } else if attention_rows::fits(kernel, &e.features) {
-                attention_rows::lower(e, kernel, *scale, *cap, *window, *maximum);
+                attention_rows::lower(e, kernel, *scale, *cap, *window, *maximum, *parts);
             } else {
                 attention::lower(e, kernel, *scale, *cap, *window, *maximum);
             }

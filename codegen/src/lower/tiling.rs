@@ -39,7 +39,7 @@ impl Tiling {
                     [Raw::Configure, Raw::Release].into_iter().filter(|_| self.micro.is_configured());
                 tiles.chain(around).collect()
             }
-            Emit::Dot(_) | Emit::RawDot(_) | Emit::Inline(_) => vec![],
+            _ => vec![],
         }
     }
 
@@ -88,7 +88,7 @@ impl Tiling {
                     e.call_raw(Raw::Tile(tile), &[x, weights, c, k, accumulate])
                 }
                 Emit::Inline(emit) => emit(e, tile, &TileOperands { weights, c, ..*operands }),
-                Emit::Dot(_) | Emit::RawDot(_) => unreachable!("dot products read x as it lies"),
+                _ => unreachable!("tiles alone read panels"),
             }
             vec![]
         });

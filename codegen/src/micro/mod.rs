@@ -12,8 +12,11 @@ mod amx;
 mod clif;
 mod dot;
 mod dot_int8;
+mod mix;
 pub mod probe;
+mod rows;
 mod tile;
+mod widen;
 
 use cranelift_codegen::ir::Value;
 use iced_x86::IcedError;
@@ -69,6 +72,51 @@ pub struct Dot {
     pub rows: usize,
 }
 
+/// Dot products of rows of both operands, bf16: what the code of a [`Emit::RawRows`] is specialised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rows {
+    /// Length of the sums.
+    pub k: usize,
+    /// Rows of x.
+    pub rows: usize,
+    /// Weight rows, each a stream.
+    pub nr: usize,
+    /// Bytes from one row of x to the next.
+    pub x_stride: i32,
+    /// Bytes from one weight row to the next.
+    pub weight_stride: i32,
+    /// Bytes from one row of results to the next.
+    pub c_stride: i32,
+}
+
+/// A weighted sum of rows: what the code of a [`Emit::RawMix`] is specialised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mix {
+    /// The rows' element type; not q4.
+    pub dtype: DType,
+    /// Their length; they follow one another in memory.
+    pub k: usize,
+    /// First column that is summed, a multiple of [`BLOCK`].
+    pub column: usize,
+    /// Columns, a multiple of [`BLOCK`]: at most those of the microkernel's shape.
+    pub columns: usize,
+    /// Sums side by side: at most 2.
+    pub heads: usize,
+    /// Bytes from one head's weights to the next's.
+    pub weight_stride: i32,
+    /// Bytes from one head's sums to the next's.
+    pub c_stride: i32,
+}
+
+/// Widening: what the code of a [`Emit::RawWiden`] is specialised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Widen {
+    /// Weights' element type.
+    pub from: DType,
+    /// f32 or bf16.
+    pub to: DType,
+}
+
 /// A function of raw code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Raw {
@@ -81,6 +129,12 @@ pub enum Raw {
     Configure,
     /// Undoes that; no operands.
     Release,
+    /// Operands: x (bf16), weights (bf16), c (f32, `[rows][nr]`).
+    Rows(Rows),
+    /// Operands: values (the first row), weights f32 `[heads][rows]`, c f32 `[heads][columns]` (added to), rows (not 0).
+    Mix(Mix),
+    /// Operands: elements, the first one's block's scale (if quantised), results, blocks of [`BLOCK`] (not 0).
+    Widen(Widen),
 }
 
 impl Raw {
@@ -88,7 +142,8 @@ impl Raw {
     pub fn operands(self) -> usize {
         match self {
             Raw::Tile(_) => 5,
-            Raw::Dot(_) => 3,
+            Raw::Dot(_) | Raw::Rows(_) => 3,
+            Raw::Mix(_) | Raw::Widen(_) => 4,
             Raw::Configure | Raw::Release => 0,
         }
     }
@@ -116,12 +171,18 @@ pub enum Emit {
     Dot(fn(&mut Emitter<'_>, &Block)),
     /// Dot products of one row of x, as machine code for the System V x86-64 convention: see [`Raw::Dot`].
     RawDot(fn(Dot) -> Code),
+    /// Dot products of several rows of x, as machine code so too: see [`Raw::Rows`].
+    RawRows(fn(Rows) -> Code),
     /// A tile, as instructions in the kernel itself.
     Inline(fn(&mut Emitter<'_>, Tile, &TileOperands)),
     /// A tile, as machine code for the System V x86-64 convention: see [`Raw::Tile`].
     RawTile(fn(Tile) -> Code),
     /// The same, in tile registers: between [`Raw::Configure`] and [`Raw::Release`].
     ConfiguredTile(fn(Tile) -> Code),
+    /// A weighted sum of rows, as machine code so too: see [`Raw::Mix`].
+    RawMix(fn(Mix) -> Code),
+    /// Widening, as machine code so too: see [`Raw::Widen`].
+    RawWiden(fn(Widen) -> Code),
 }
 
 /// Machine code, or why it could not be assembled.
@@ -144,13 +205,16 @@ pub struct Microkernel {
     pub shapes: &'static [(usize, usize)],
     /// What the length of the sums must be a multiple of.
     pub kr: usize,
-    /// The most rows of a call that it is meant for.
+    /// The most rows of a call that it is meant for; 0 if it takes no product of x and weights.
     pub max_rows: usize,
     /// Whether the CPU has what it takes.
     pub runs_on: fn(&Features) -> bool,
     /// Its code.
     pub emit: Emit,
 }
+
+/// The most rows of a call whose products are dot products of rows of both operands.
+pub const FEW_ROWS: usize = 32;
 
 /// Every microkernel; of those that fit, the first one is taken.
 pub const MICROKERNELS: &[Microkernel] = &[
@@ -215,6 +279,16 @@ pub const MICROKERNELS: &[Microkernel] = &[
         emit: Emit::ConfiguredTile(amx::tile_bf16),
     },
     Microkernel {
+        name: "avx512_bf16_rows",
+        operands: DType::BF16,
+        mr: 8,
+        shapes: &[(8, 3), (4, 3), (2, 3), (1, 3), (8, 1), (4, 1), (2, 1), (1, 1)],
+        kr: 1,
+        max_rows: FEW_ROWS,
+        runs_on: |f| f.avx512 && f.bf16,
+        emit: Emit::RawRows(rows::rows_bf16),
+    },
+    Microkernel {
         name: "avx512_bf16_tile",
         operands: DType::BF16,
         mr: 48,
@@ -254,6 +328,46 @@ pub const MICROKERNELS: &[Microkernel] = &[
         runs_on: |_| true,
         emit: Emit::Inline(clif::tile),
     },
+    Microkernel {
+        name: "avx512_mix",
+        operands: DType::F32,
+        mr: 1,
+        shapes: &[(mix::COLUMNS_512, 2)],
+        kr: 1,
+        max_rows: 0,
+        runs_on: |f| f.avx512,
+        emit: Emit::RawMix(mix::mix_512),
+    },
+    Microkernel {
+        name: "avx2_mix",
+        operands: DType::F32,
+        mr: 1,
+        shapes: &[(mix::COLUMNS_256, 2)],
+        kr: 1,
+        max_rows: 0,
+        runs_on: |f| f.avx2 && f.fma,
+        emit: Emit::RawMix(mix::mix_256),
+    },
+    Microkernel {
+        name: "avx512_widen",
+        operands: DType::F32,
+        mr: 1,
+        shapes: &[(BLOCK, 1)],
+        kr: 1,
+        max_rows: 0,
+        runs_on: |f| f.avx512,
+        emit: Emit::RawWiden(widen::widen_512),
+    },
+    Microkernel {
+        name: "avx2_widen",
+        operands: DType::F32,
+        mr: 1,
+        shapes: &[(BLOCK, 1)],
+        kr: 1,
+        max_rows: 0,
+        runs_on: |f| f.avx2 && f.fma,
+        emit: Emit::RawWiden(widen::widen_256),
+    },
 ];
 
 impl Microkernel {
@@ -261,9 +375,11 @@ impl Microkernel {
     pub fn block_rows(&self) -> usize {
         match self.emit {
             Emit::Dot(_) | Emit::RawDot(_) => self.shapes[0].1,
+            Emit::RawRows(_) => ROWS_BLOCK,
             Emit::Inline(_) | Emit::RawTile(_) => TILE_BLOCK,
             // What is held of one block's rows stays in the first cache.
             Emit::ConfiguredTile(_) => self.shapes[0].1,
+            Emit::RawMix(_) | Emit::RawWiden(_) => 1,
         }
     }
 
@@ -277,6 +393,9 @@ impl Microkernel {
             (Emit::RawTile(emit) | Emit::ConfiguredTile(emit), Raw::Tile(tile)) => emit(tile),
             (Emit::ConfiguredTile(_), Raw::Configure) => amx::configure(),
             (Emit::ConfiguredTile(_), Raw::Release) => amx::release(),
+            (Emit::RawRows(emit), Raw::Rows(rows)) => emit(rows),
+            (Emit::RawMix(emit), Raw::Mix(mix)) => emit(mix),
+            (Emit::RawWiden(emit), Raw::Widen(widen)) => emit(widen),
             (emit, raw) => unreachable!("{}: {raw:?} of {}", self.name, matches!(emit, Emit::Dot(_))),
         }
     }
@@ -285,7 +404,7 @@ impl Microkernel {
     pub fn part(&self) -> usize {
         match self.emit {
             Emit::ConfiguredTile(_) => PART_BYTES / (self.block_rows() * self.operands.bytes()),
-            Emit::Dot(_) | Emit::RawDot(_) | Emit::Inline(_) | Emit::RawTile(_) => TILE_K,
+            _ => TILE_K,
         }
     }
 
@@ -294,10 +413,25 @@ impl Microkernel {
         matches!(self.emit, Emit::ConfiguredTile(_))
     }
 
+    /// Whether x comes as rows that a kernel before has rounded.
+    pub fn reads_rounded_rows(&self) -> bool {
+        matches!(self.emit, Emit::RawRows(_))
+    }
+
     /// Whether x comes packed in panels.
     pub fn is_packed(&self) -> bool {
-        !matches!(self.emit, Emit::Dot(_) | Emit::RawDot(_))
+        matches!(self.emit, Emit::Inline(_) | Emit::RawTile(_) | Emit::ConfiguredTile(_))
     }
+}
+
+/// The widening of weights that the CPU has, if it has one.
+pub fn widening(features: &Features) -> Option<&'static Microkernel> {
+    MICROKERNELS.iter().find(|m| matches!(m.emit, Emit::RawWiden(_)) && (m.runs_on)(features))
+}
+
+/// The weighted sum of rows that the CPU has, if it has one.
+pub fn mixing(features: &Features) -> Option<&'static Microkernel> {
+    MICROKERNELS.iter().find(|m| matches!(m.emit, Emit::RawMix(_)) && (m.runs_on)(features))
 }
 
 /// Bytes of a row of x rounded to 8 bits: k quants (i8), then for each block its scale (f32), then for each block the sum
@@ -305,6 +439,9 @@ impl Microkernel {
 pub fn int8_row_bytes(k: usize) -> usize {
     (k + k / BLOCK * 8).next_multiple_of(64)
 }
+
+/// Weight rows that a tile of a linear kernel of [`Emit::RawRows`] covers: a multiple of its shape's.
+const ROWS_BLOCK: usize = 24;
 
 /// Weight rows that a tile of a linear kernel with packed x covers: a multiple of every shape's.
 pub const TILE_BLOCK: usize = 48;

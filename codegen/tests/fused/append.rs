@@ -1,8 +1,10 @@
 //! Appends to caches: rounded to nearest even, in their place, and nowhere else; rings wrap.
 
 use lapidary_codegen::kernel::Body;
+use lapidary_ir::BLOCK;
 use lapidary_ir::DType::{self, BF16, F16, F32};
 use lapidary_ir::Dim::{Fixed, Keys, Rows};
+use lapidary_ir::interp::Tensor;
 use lapidary_runtime::program::Tiles;
 
 use super::harness::*;
@@ -56,5 +58,46 @@ fn any_shape() {
         let got: Vec<f64> = (0..want.len()).map(|i| m.slots[1].get(i as i64)).collect();
         let wrong = (0..want.len()).find(|&i| got[i] != want[i]).map(|i| (i, got[i], want[i]));
         assert_eq!(wrong, None, "{rows} rows to {keys} keys of {dtype}, ring {ring:?}");
+    }
+}
+
+/// Blocks of 8 bits have the bytes that the interpreter gives them; other rows stay.
+#[test]
+fn eight_bits() {
+    let mut random = Random(22);
+    for _ in 0..60 {
+        let rows = 1 + random.below(9);
+        let keys = rows + random.below(20);
+        let (groups, d) = (1 + random.below(3), BLOCK * (1 + random.below(8)));
+        let mut m = Memory::new(&mut random, rows, keys);
+        let layout = random.one_of(&[Layout::Rows, Layout::Any]);
+        // Blocks of any size, of zeros, and with two largest magnitudes; now and then halfway between two quants.
+        let size = random.one_of(&[1.0, 1e-3, 1e4, 0.0, 1e-41]);
+        let from = random.one_of(&FLOATS[..2]);
+        let x = m.input(&mut random, from, &[Fixed(groups), Rows, Fixed(d)], layout, |r| match r.below(9) {
+            0 => 127.0 * size,
+            1 => -127.0 * size,
+            2 => (r.below(200) as f32 - 100.5) * size,
+            _ => r.float() * 127.0 * size,
+        });
+        let ring = (random.below(2) == 0).then(|| rows + random.below(20));
+        let long = ring.unwrap_or(m.capacity.keys) + random.below(2);
+        let mut cache =
+            view(m.slots.len(), DType::Q8, &[(Fixed(groups), long * d), (Keys, d), (Fixed(d), 1)]);
+        cache.ring = ring;
+        m.slots.push(Slot::quantised(DType::Q8, groups * long, d, &mut random));
+        let before = m.slots[1].clone();
+        let cpu = random.one_of(&CPUS);
+        m.run(&mut random, cpu, Body::Append, &[&x], &cache, Tiles { fixed: groups as u32, rows: 1 });
+
+        let mut want: Vec<Vec<u8>> = (0..groups * long).map(|row| before.row(row).to_vec()).collect();
+        for (i, x) in m.read(&x).chunks(d).enumerate() {
+            let key = (keys - rows + i % rows) % ring.unwrap_or(usize::MAX);
+            let row = Tensor { dtype: DType::Q8, shape: vec![1, d], data: x.to_vec() };
+            want[i / rows * long + key] = row.to_bytes();
+        }
+        for (row, want) in want.iter().enumerate() {
+            assert_eq!(m.slots[1].row(row), want, "row {row} of {rows} rows to {keys} keys, ring {ring:?}");
+        }
     }
 }

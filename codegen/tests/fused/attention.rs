@@ -2,7 +2,7 @@
 //! that no row sees are NaN.
 
 use lapidary_codegen::kernel::{Body, Maximum};
-use lapidary_codegen::lower::attention_tiles;
+use lapidary_codegen::lower::{attention_parts, attention_tiles};
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::view::{Capacity, View};
 use lapidary_ir::DType::{self, F32, I32};
@@ -42,7 +42,12 @@ impl Case {
         let window = window(random, keys);
         let ring = window.filter(|_| random.below(2) == 0).map(|w| w + rows + random.below(3));
         let maximum = random.one_of(&[Maximum::Online, Maximum::Bounded]);
-        let head_dim = random.one_of(&[1, 2, 4, 6, 8, 10, 16, 18, 32, 36, 64]);
+        let cache = random.one_of(&[DType::F32, DType::BF16, DType::F16, DType::Q8]);
+        let head_dim = if cache == DType::Q8 {
+            random.one_of(&[32, 64, 96])
+        } else {
+            random.one_of(&[1, 2, 4, 6, 8, 10, 16, 18, 32, 36, 64])
+        };
         let cap = random.one_of(&[None, Some(2.0), Some(50.0)]);
         // Bounded logits are within 60: by the cap, or as |q| and |k| are below 1.
         let far = if maximum == Maximum::Bounded && cap.is_none() { 50.0 / head_dim as f32 } else { 20.0 };
@@ -58,13 +63,32 @@ impl Case {
             window,
             ring,
             maximum,
-            cache: random.one_of(&FLOATS),
+            cache,
             lost: ring.is_none() && random.below(4) == 0,
         }
     }
 
-    fn body(&self) -> Body {
-        Body::Attention { scale: self.scale, cap: self.cap, window: self.window, maximum: self.maximum }
+    fn body(&self, parts: usize) -> Body {
+        let Case { scale, cap, window, maximum, .. } = *self;
+        Body::Attention { scale, cap, window, maximum, parts }
+    }
+
+    /// Runs the kernel of q, k, v and positions, in parts and merged where the compiler would.
+    fn run(&self, m: &mut Memory, random: &mut Random, inputs: [&View; 4], y: &View) -> Vec<f64> {
+        let features = Target::new(self.cpu, Placement::Jit).expect("a target").features;
+        let tiles = self.tiles(m.capacity);
+        let views = inputs.map(View::clone);
+        match attention_parts(&views, self.window, m.capacity, &features) {
+            None => m.run(random, self.cpu, self.body(1), &inputs, y, tiles),
+            Some((parts, width)) => {
+                let dims = [Rows, Fixed(self.groups * self.repeat), Fixed(parts), Fixed(width)];
+                let held = m.output(random, F32, &dims, Layout::Rows);
+                let tiles = Tiles { fixed: tiles.fixed * parts as u32, ..tiles };
+                m.run(random, self.cpu, self.body(parts), &inputs, &held, tiles);
+                let merge = Body::MergeAttention { window: self.window, maximum: self.maximum };
+                m.run_rows(random, self.cpu, merge, &[&held, inputs[3]], y)
+            }
+        }
     }
 
     fn tiles(&self, capacity: Capacity) -> Tiles {
@@ -75,6 +99,20 @@ impl Case {
     /// A cache whose visible keys alone are numbers.
     fn cache(&self, m: &mut Memory, random: &mut Random, seen: &[f64]) -> View {
         let (d, long) = (self.head_dim, self.ring.unwrap_or(m.capacity.keys));
+        if self.cache == DType::Q8 {
+            let long = long + random.below(2);
+            let axes = [(Fixed(self.groups), long * d), (Keys, d), (Fixed(d), 1)];
+            let view = View { ring: self.ring, ..view(m.slots.len(), self.cache, &axes) };
+            let mut slot = Slot::quantised(self.cache, self.groups * long, d, random);
+            let is_seen = |key| seen.iter().any(|&pos| visible(pos, self.window, m.keys).contains(&key));
+            let stored: Vec<usize> =
+                (0..m.keys).filter(|&k| is_seen(k)).map(|k| k % self.ring.unwrap_or(usize::MAX)).collect();
+            for row in (0..self.groups * long).filter(|row| !stored.contains(&(row % long))) {
+                slot.poison_row(row);
+            }
+            m.slots.push(slot);
+            return view;
+        }
         let axes = [(Fixed(self.groups), long * d + random.below(3)), (Keys, d), (Fixed(d), 1)];
         let view = View { ring: self.ring, ..view(m.slots.len(), self.cache, &axes) };
         let mut slot = Slot::poisoned(self.cache, self.groups * axes[0].1);
@@ -102,7 +140,7 @@ impl Case {
         let k = self.cache(&mut m, random, &seen);
         let v = self.cache(&mut m, random, &seen);
         let y = m.output(random, F32, &[Fixed(heads), Rows, Fixed(d)], Layout::Rows);
-        let got = m.run(random, self.cpu, self.body(), &[&q, &k, &v, &pos], &y, self.tiles(m.capacity));
+        let got = self.run(&mut m, random, [&q, &k, &v, &pos], &y);
 
         let (q, k, v) = (m.read(&q), m.read(&k), m.read(&v));
         let scale = f64::from(self.scale);
@@ -138,12 +176,45 @@ fn any_call() {
     }
 }
 
+/// So many keys that they go in parts, in calls of few rows.
+#[test]
+fn many_keys() {
+    let mut random = Random(94);
+    let mut split = 0;
+    for _ in 0..40 {
+        let case = Case::random(&mut random);
+        let rows = 1 + random.below(4);
+        let past = random.one_of(&[500, 511, 700, 1030, 2500]);
+        let window = random.one_of(&[None, Some(400), Some(513), Some(2000)]);
+        let ring = window.filter(|_| random.below(2) == 0).map(|w| w + rows + random.below(3));
+        let far = if case.cap.is_none() { 50.0 / case.head_dim as f32 } else { case.scale };
+        let case = Case {
+            cpu: "native",
+            rows,
+            past,
+            window,
+            ring,
+            scale: case.scale.min(far),
+            lost: ring.is_none() && case.lost,
+            ..case
+        };
+        case.check(&mut random);
+        split += usize::from(window != Some(400));
+    }
+    assert!(split > 10, "{split} calls in parts");
+}
+
 /// Gemma's own shapes: two query heads a group, 256 wide, a window that wraps.
 #[test]
 fn gemma() {
     let mut random = Random(92);
     for (rows, past) in [(1, 0), (1, 90), (33, 0), (33, 70)] {
-        for (window, ring) in [(None, None), (Some(40), Some(80))] {
+        for (window, ring, cache) in [
+            (None, None, DType::BF16),
+            (Some(40), Some(80), DType::BF16),
+            (None, None, DType::Q8),
+            (Some(40), Some(80), DType::Q8),
+        ] {
             let case = Case {
                 cpu: "native",
                 rows,
@@ -156,7 +227,7 @@ fn gemma() {
                 window,
                 ring,
                 maximum: Maximum::Bounded,
-                cache: DType::BF16,
+                cache,
                 lost: false,
             };
             case.check(&mut random);
@@ -178,14 +249,13 @@ fn rows_do_not_meet() {
         let k = case.cache(&mut m, &mut random, &seen);
         let v = case.cache(&mut m, &mut random, &seen);
         let y = m.output(&mut random, F32, &[Fixed(heads), Rows, Fixed(d)], Layout::Rows);
-        let all = m.run(&mut random, "native", case.body(), &[&q, &k, &v, &pos], &y, case.tiles(m.capacity));
+        let all = case.run(&mut m, &mut random, [&q, &k, &v, &pos], &y);
         for row in 0..rows {
             (m.rows, m.keys) = (1, case.past + row + 1);
             let (mut one, mut at) = (q.clone(), pos.clone());
             one.offset += row as i64 * q.axes[1].stride;
             at.offset += row as i64 * pos.axes[0].stride;
-            let alone =
-                m.run(&mut random, "native", case.body(), &[&one, &k, &v, &at], &y, case.tiles(m.capacity));
+            let alone = case.run(&mut m, &mut random, [&one, &k, &v, &at], &y);
             let want: Vec<f64> =
                 (0..heads).flat_map(|h| all[(h * rows + row) * d..][..d].iter().copied()).collect();
             // A running maximum is rescaled block by block, and blocks are not the same in every call.

@@ -97,6 +97,19 @@ impl Slot {
         slot
     }
 
+    /// Makes one quantised row NaN.
+    pub(crate) fn poison_row(&mut self, row: usize) {
+        let bytes = self.dtype.row_bytes(self.k);
+        let start = self.start + row * bytes;
+        self.bytes[start..start + bytes].fill(0xff);
+    }
+
+    /// The bytes of one quantised row.
+    pub(crate) fn row(&self, row: usize) -> &[u8] {
+        let bytes = self.dtype.row_bytes(self.k);
+        &self.bytes[self.start + row * bytes..][..bytes]
+    }
+
     pub(crate) fn set(&mut self, i: usize, value: f32) {
         let at = self.start + i * self.dtype.bytes();
         match self.dtype {
@@ -228,8 +241,14 @@ pub(crate) fn run_checked(
         let mut inside = vec![false; whole.bytes.len()];
         for view in written {
             for element in elements(view, rows, keys) {
-                let at = whole.start + element as usize * view.dtype.bytes();
-                inside[at..at + view.dtype.bytes()].fill(true);
+                let element = element as usize;
+                let (at, bytes) = if view.dtype.is_quantised() {
+                    let bytes = view.dtype.row_bytes(whole.k);
+                    (element / whole.k * bytes, bytes)
+                } else {
+                    (element * view.dtype.bytes(), view.dtype.bytes())
+                };
+                inside[whole.start + at..whole.start + at + bytes].fill(true);
             }
         }
         for (byte, &inside) in inside.iter().enumerate() {

@@ -1,6 +1,6 @@
 //! Linear kernels against f64 loops: shapes, prologues, epilogues, several weights.
 
-use lapidary_codegen::kernel::{Body, Epilogue, Kernel};
+use lapidary_codegen::kernel::{Body, Elementwise, Epilogue, Kernel};
 use lapidary_codegen::lower::{linear, pack};
 use lapidary_codegen::micro;
 use lapidary_codegen::target::{Placement, Target};
@@ -15,7 +15,7 @@ use super::norm::norm;
 /// How weights may be stored.
 pub(crate) const WEIGHTS: [DType; 5] = [F32, DType::BF16, DType::F16, DType::Q8, DType::Q4];
 
-/// What the schedule makes of a linear kernel: itself, or a packing of x and itself over the panels.
+/// What the schedule makes of a linear kernel: itself, or a rounding or packing of x and itself over the panels.
 pub(crate) fn steps(linear: &Kernel, cpu: &str, slots: &mut Vec<Slot>) -> Vec<Kernel> {
     let features = Target::new(cpu, Placement::Jit).expect("a target").features;
     let Body::Linear { prologue, epilogue, operands, .. } = linear.body else {
@@ -25,6 +25,20 @@ pub(crate) fn steps(linear: &Kernel, cpu: &str, slots: &mut Vec<Slot>) -> Vec<Ke
     let (rows, capacity) = (x[0].axes[0].dim, linear.capacity);
     let Fixed(k) = weights[0].axes[1].dim else { unreachable!("weights have fixed shapes") };
     let micro = micro::select(capacity.of(rows), k, operands, &features);
+    if micro.reads_rounded_rows() {
+        let dims = x[0].dims();
+        let rounded = View::contiguous(Base::Slot(slots.len()), operands, &dims, capacity);
+        slots.push(Slot::unwritten(operands, capacity.elements(&dims)));
+        let body = match prologue {
+            Some(eps) => Body::RmsNorm { eps },
+            None => Body::Elementwise(Elementwise::Copy),
+        };
+        let round = kernel(body, x.to_vec(), vec![rounded.clone()], Kernel::row_tiles(&rounded), capacity);
+        let mut product = linear.clone();
+        product.body = Body::Linear { prologue: None, epilogue, operands, panel: None };
+        product.inputs = std::iter::once(rounded).chain(weights.iter().cloned()).collect();
+        return vec![round, product];
+    }
     if !micro.is_packed() {
         return vec![linear.clone()];
     }
