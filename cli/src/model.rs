@@ -16,7 +16,7 @@ use lapidary_codegen::{Compilation, Options, compile};
 use lapidary_ir::{BLOCK, DType, Module};
 use lapidary_models::gemma2::{self, Storage};
 use lapidary_models::{Config, Detokenizer, Model, PRESETS, Tokenizer};
-use lapidary_passes::{Machine, RuleSet, Selection, rules};
+use lapidary_passes::{RuleSet, Selection, rules};
 use lapidary_runtime::{Memory, Session, cpu};
 use serde_json::{Value, json};
 
@@ -193,7 +193,7 @@ impl CompileArgs {
             context,
             chunk: (self.chunk as usize).min(context),
             rounded: self.activations == Activations::Auto,
-            machine: self.cost.objective().machine(Machine::GENERIC),
+            machine: self.cost.machine(&self.cpu)?,
             listings: false,
         })
     }

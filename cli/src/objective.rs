@@ -1,7 +1,13 @@
 //! What the compiler minimises, and for what machine: `--cost` and `--what-if`.
 
-use anyhow::{Result, anyhow};
+use std::sync::OnceLock;
+
+use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
+use lapidary_codegen::measure;
+use lapidary_codegen::target::{Placement, Target};
+use lapidary_models::weight_cache::Cache;
+use lapidary_passes::measured::Measured;
 use lapidary_passes::{Machine, Objective};
 
 use crate::output::Usage;
@@ -18,18 +24,45 @@ pub(crate) enum CostName {
     Bytes,
     /// Kernels alone
     Nodes,
+    /// Times of candidate kernels on this machine, measured once and kept
+    Measured,
 }
 
 impl CostName {
-    /// The objective of this name.
-    pub(crate) fn objective(self) -> Objective {
-        match self {
+    /// A machine whose prices are this cost. `cpu` is what code is made for.
+    pub(crate) fn machine(self, cpu: &str) -> Result<Machine> {
+        let objective = match self {
+            CostName::Measured => {
+                let target = Target::new(cpu, Placement::Jit).map_err(Usage::new)?;
+                if let Some(reason) = target.lacking_here() {
+                    bail!("--cost measured: code for {cpu} cannot be timed here: {reason}");
+                }
+                return Ok(Machine { measured: Some(prices(cpu)), ..Machine::GENERIC });
+            }
             CostName::Roofline => Objective::Roofline,
             CostName::Flops => Objective::Flops,
             CostName::Bytes => Objective::Bytes,
             CostName::Nodes => Objective::Nodes,
-        }
+        };
+        Ok(objective.machine(Machine::GENERIC))
     }
+}
+
+/// The prices measured on this machine, of code for `cpu`, on as many threads as it has: one set for the whole command.
+fn prices(cpu: &str) -> &'static Measured {
+    static PRICES: OnceLock<Measured> = OnceLock::new();
+    PRICES.get_or_init(|| {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let model = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = model.lines().find(|l| l.starts_with("model name")).unwrap_or_default();
+        let this = format!("{model} {cpu} {threads} {}", env!("CARGO_PKG_VERSION"));
+        let hash = this
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325u64, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+        let path = Cache::of_user().map(|c| c.dir.join(format!("kernels-{hash:016x}.txt")));
+        let known = path.as_deref().map(measure::read).unwrap_or_default();
+        Measured::new(path, threads, known)
+    })
 }
 
 /// The cores that the machine of the cost model has: its figures are for these together.

@@ -23,6 +23,8 @@ use lapidary_runtime::program::{SlotKind, Tiles};
 use serde_json::{Value, json};
 
 use crate::model::{self, CompileArgs, MAX_CHUNK, read_text};
+use crate::objective::CostName;
+use crate::output::Usage;
 use crate::{output, trial, what_if};
 
 /// Positions that a file's functions are compiled for, unless --context says otherwise.
@@ -111,6 +113,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let mut options = args.compile.options(context)?;
     if let Some(figures) = &args.what_if {
+        if args.compile.cost != CostName::Roofline {
+            return Err(Usage::new(anyhow!("--what-if: expected --cost roofline")).into());
+        }
         let rows = args.rows.map_or(options.chunk, |n| n as usize);
         return what_if::run(figures, &functions, &options, rows, args.json);
     }

@@ -15,6 +15,7 @@ use lapidary_runtime::program::{self, Aligned, Image, Plan, Program, Step, Varia
 use crate::Error;
 use crate::image::{CodeImage, Compiled, ImageBuilder};
 use crate::jit;
+use crate::measure;
 use crate::memory::{self, MemoryPlan};
 use crate::micro::FEW_ROWS;
 use crate::schedule::{self, Schedule, Setting};
@@ -245,6 +246,9 @@ impl<'a> Compiler<'a> {
         let mut forms = Vec::with_capacity(regimes.len());
         for &rows in &regimes {
             let extent = Extent { rows, keys: (options.context / 2).max(rows) };
+            if let Some(measured) = options.machine.measured {
+                measure::fill(measured, &saturated, options, extent)?;
+            }
             forms.push(lapidary_passes::select(&saturated, options.machine, extent)?);
         }
         times.extract = start.elapsed();

@@ -17,6 +17,7 @@
 //! | [`image`] | machine code of all kernels in one piece |
 //! | [`jit`] | an image made executable in this process |
 //! | [`object`] | a relocatable file with a C ABI |
+//! | [`measure`] | candidate kernels timed for extraction |
 //! | [`timing`] | functions timed kernel by kernel |
 //! | [`work`] | bytes and operations of a kernel |
 //! | [`call`] | a compiled function called on tensors |
@@ -32,6 +33,7 @@ pub mod kernel;
 pub mod lower;
 pub mod machine;
 pub mod math;
+pub mod measure;
 pub mod memory;
 pub mod micro;
 pub mod object;

@@ -7,6 +7,7 @@ use egg::Id;
 use lapidary_ir::{Dim, Extent, InputKind, Op, TensorType, Type};
 
 use crate::analysis::{Data, Graph, widens};
+use crate::measured::{Measured, UNMEASURED};
 
 /// What kernels' prices are reckoned from; figures are for all threads together.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,6 +24,8 @@ pub struct Machine {
     pub transcendental: f64,
     /// Getting a kernel started on every thread and waiting for the last, nanoseconds.
     pub launch: f64,
+    /// Prices that were measured and go before all of these.
+    pub measured: Option<&'static Measured>,
 }
 
 impl Machine {
@@ -34,6 +37,7 @@ impl Machine {
         loose_flops: 10.0,
         transcendental: 0.5,
         launch: 2000.0,
+        measured: None,
     };
 }
 
@@ -73,7 +77,16 @@ impl CostModel {
     pub fn price(&self, graph: &Graph, id: Id, node: &Op) -> f64 {
         match self.work(graph, id, node) {
             None => EPSILON,
-            Some(work) => self.time(work),
+            Some(work) => match self.machine.measured {
+                None => self.time(work),
+                // Measured with the linear that it is a part of.
+                Some(_) if matches!(node, Op::NormPrologue(_)) => EPSILON,
+                Some(_) if work.launches == 0.0 => self.time(work),
+                Some(measured) => match measured.price(graph, id, node, self.extent) {
+                    Some(nanoseconds) => EPSILON + nanoseconds,
+                    None => UNMEASURED * self.time(work),
+                },
+            },
         }
     }
 
@@ -297,7 +310,7 @@ impl CostModel {
 }
 
 /// Whether a value is a view of a weight or of a cache.
-fn from_memory(graph: &Graph, id: Id, depth: usize) -> bool {
+pub(crate) fn from_memory(graph: &Graph, id: Id, depth: usize) -> bool {
     depth > 0
         && graph[id].nodes.iter().any(|n| match n {
             Op::Input(i) => {

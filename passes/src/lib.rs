@@ -13,6 +13,7 @@
 //! | [`cost`] | what a kernel costs on a machine |
 //! | [`mod@extract`] | the cheapest term, sharing counted |
 //! | [`objective`] | what is minimised in place of time |
+//! | [`measured`] | which kernels are worth measuring, and their prices |
 //! | [`explain`] | how a kernel came about, in steps that replay |
 //! | [`listing`] | an e-graph as text and Graphviz |
 //! | [`check`] | rules held against the interpreter, counterexamples |
@@ -32,6 +33,7 @@ pub mod cost;
 pub mod explain;
 pub mod extract;
 pub mod listing;
+pub mod measured;
 pub mod objective;
 pub mod range;
 pub mod rules;

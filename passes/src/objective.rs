@@ -33,6 +33,7 @@ impl Objective {
             loose_flops: f64::INFINITY,
             transcendental: 0.0,
             launch: 0.0,
+            measured: None,
         };
         match self {
             Objective::Roofline => machine,

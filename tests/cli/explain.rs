@@ -153,3 +153,37 @@ fn a_cost_model_changes_what_is_chosen_and_nothing_of_the_result() {
         assert_eq!(text(cost), roofline, "{cost}");
     }
 }
+
+#[test]
+fn measured_prices_are_kept_and_give_the_same_plan_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let mut command = super::command::binary();
+        let output = command.env("XDG_CACHE_HOME", dir.path()).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let args = ["opt", "--fn", "layer_local", "--chunk", "4", "--context", "64", "--cost", "measured"];
+    let body = |text: String| text.lines().filter(|l| !l.contains(" µs")).collect::<Vec<_>>().join("\n");
+    let predicted = |text: &str| text.lines().find(|l| l.contains("predicted")).map(str::to_owned);
+    let first = run(&args);
+    let files: Vec<_> =
+        std::fs::read_dir(dir.path().join("lapidary")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    let kept = std::fs::read_to_string(&files[0]).unwrap();
+    assert!(kept.lines().count() > 10, "{kept}");
+    let second = run(&args);
+    assert_eq!(predicted(&first), predicted(&second));
+    assert_eq!(body(first), body(second));
+    assert_eq!(std::fs::read_to_string(&files[0]).unwrap(), kept);
+    // A price says which form is taken: this one says that unfused is free.
+    let cheap = kept.lines().skip(1).map(|l| l.split(' ').next().unwrap().to_owned() + " 1\n");
+    let flat: String = std::iter::once(kept.lines().next().unwrap().to_owned() + "\n").chain(cheap).collect();
+    std::fs::write(&files[0], flat).unwrap();
+    assert_ne!(predicted(&run(&args)), predicted(&run(&args[..args.len() - 2])));
+    // What the file holds otherwise is no reason to fail.
+    std::fs::write(&files[0], "nonsense\n\0").unwrap();
+    run(&args);
+    // Code that does not run here cannot be timed here.
+    lapidary(&["opt", "--cost", "measured", "--cpu", "aarch64"]).fails(&["aarch64", "measured"]);
+}

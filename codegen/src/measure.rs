@@ -1,0 +1,121 @@
+//! Candidate kernels measured: what `--cost measured` extracts by.
+//!
+//! In: a saturated function, the prices known so far, how to compile. Out: the prices of every kernel worth measuring, added
+//! and kept in the file of the prices. A file that cannot be read or written costs time, nothing else; it is replaced whole.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+
+use lapidary_ir::Extent;
+use lapidary_passes::measured::{Candidate, Measured, candidates};
+use lapidary_passes::{Machine, Saturated, Selection};
+
+use crate::Error;
+use crate::compile::{Options, compile_functions};
+use crate::timing;
+
+/// The first line of a file of prices; another one is another version's.
+const HEADER: &str = "lapidary measured kernels 1";
+
+/// The prices in a file: none if it is not there, or not one of this version.
+pub fn read(path: &Path) -> BTreeMap<u64, f64> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let mut lines = text.lines();
+    if lines.next() != Some(HEADER) {
+        return BTreeMap::new();
+    }
+    lines
+        .filter_map(|line| {
+            let (key, ns) = line.split_once(' ')?;
+            let ns: f64 = ns.parse().ok()?;
+            Some((u64::from_str_radix(key, 16).ok()?, ns)).filter(|_| ns.is_finite() && ns > 0.0)
+        })
+        .collect()
+}
+
+fn write(path: &Path, prices: &BTreeMap<u64, f64>) -> std::io::Result<()> {
+    let mut text = format!("{HEADER}\n");
+    for (key, ns) in prices {
+        let _ = writeln!(text, "{key:016x} {ns}");
+    }
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let written = std::fs::File::create(&temporary)
+        .and_then(|mut f| f.write_all(text.as_bytes()))
+        .and_then(|()| std::fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// Measures the kernels of a function that are worth it and have no price yet.
+///
+/// # Errors
+/// A kernel that does not compile: a bug; threads that cannot be had.
+pub(crate) fn fill(
+    measured: &Measured,
+    saturated: &Saturated,
+    options: &Options,
+    extent: Extent,
+) -> Result<(), Error> {
+    let mut found = vec![];
+    for candidate in candidates(saturated, options.machine, extent) {
+        if measured.prices().contains_key(&candidate.key) {
+            continue;
+        }
+        if let Some(ns) = measure(&candidate, measured.threads, options, extent)? {
+            found.push((candidate.key, ns));
+        }
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    measured.prices().extend(found);
+    if let Some(path) = &measured.path {
+        // Others may have measured since.
+        let mut all = read(path);
+        all.extend(measured.prices().iter());
+        // Best effort: without the file the next run measures again.
+        let _ = write(path, &all);
+    }
+    Ok(())
+}
+
+/// The time of one candidate in nanoseconds; none if its kernel has no code alone.
+fn measure(
+    candidate: &Candidate,
+    threads: usize,
+    options: &Options,
+    extent: Extent,
+) -> Result<Option<f64>, Error> {
+    let context = extent.keys.max(extent.rows);
+    let alone = Options {
+        selection: Selection::none(),
+        context,
+        chunk: extent.rows,
+        machine: Machine::GENERIC,
+        listings: false,
+        ..options.clone()
+    };
+    let loose = match compile_functions(std::slice::from_ref(&candidate.function), &alone) {
+        Ok(loose) => loose,
+        Err(Error::Unsupported { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let timing = timing::time(&loose, 0, context, extent, threads)?;
+    let Some(lowered) = loose.reports[0].variants.iter().find(|v| v.rows >= extent.rows) else {
+        return Ok(None);
+    };
+    let own = |node: lapidary_ir::Id| {
+        let name = lowered.function.body[node].to_string();
+        !candidate.around.contains(&name)
+    };
+    let kernels = lowered.schedule.kernels.iter().zip(&timing.kernels);
+    let ns: f64 = kernels.filter(|(k, _)| own(k.node)).map(|(_, ns)| ns).sum();
+    Ok((ns > 0.0).then_some(ns))
+}
