@@ -14,7 +14,7 @@ use super::parallel;
 pub(crate) struct Without {
     /// Its name.
     pub(crate) rule: String,
-    /// Predicted time in nanoseconds, by function and row regime.
+    /// Predicted time in nanoseconds (or what else extraction minimises), by function and row regime.
     pub(crate) nanoseconds: Vec<Vec<f64>>,
     /// Whether any function's extracted form is another one.
     pub(crate) matters: bool,
@@ -24,6 +24,7 @@ pub(crate) struct Without {
 pub(crate) fn ablate(
     reports: &[FunctionReport],
     selection: &Selection,
+    machine: Machine,
     extent: &(dyn Fn(usize) -> Extent + Sync),
 ) -> Result<Vec<Without>> {
     let mut rules: Vec<String> = vec![];
@@ -32,13 +33,14 @@ pub(crate) fn ablate(
             rules.push((*rule).to_string());
         }
     }
-    parallel::map(&rules, &|rule| without(rule, reports, selection, extent)).into_iter().collect()
+    parallel::map(&rules, &|rule| without(rule, reports, selection, machine, extent)).into_iter().collect()
 }
 
 fn without(
     rule: &str,
     reports: &[FunctionReport],
     selection: &Selection,
+    machine: Machine,
     extent: &(dyn Fn(usize) -> Extent + Sync),
 ) -> Result<Without> {
     let selection = selection.without(rule);
@@ -52,7 +54,7 @@ fn without(
         let saturated = prepare(&report.source, &selection, Limits::default())?;
         let mut of_regime = vec![];
         for variant in &report.variants {
-            let form = select(&saturated, Machine::GENERIC, extent(variant.rows))?;
+            let form = select(&saturated, machine, extent(variant.rows))?;
             matters |= form.function.body != variant.function.body;
             of_regime.push(form.nanoseconds);
         }

@@ -36,11 +36,12 @@ impl Listings {
     }
 }
 
-/// A function in every row regime. `extent` is what prices were taken for, by the regime's rows; `explained` are each
+/// A function in every row regime. `machine` is what times are predicted for, `extent` what prices were taken for, by the regime's rows; `explained` are each
 /// regime's proofs and forms not chosen, by group.
 pub(crate) fn function(
     report: &FunctionReport,
     saturated: &Saturated,
+    machine: Machine,
     extent: &dyn Fn(usize) -> Extent,
     listings: &mut Listings,
     explained: Vec<(Vec<Value>, Vec<Value>)>,
@@ -56,7 +57,7 @@ pub(crate) fn function(
         .iter()
         .zip(explained)
         .map(|(lowered, (proofs, alternatives))| {
-            let mut variant = variant(report, lowered, saturated, extent(lowered.rows), listings);
+            let mut variant = variant(report, lowered, saturated, machine, extent(lowered.rows), listings);
             variant["proofs"] = json!(proofs);
             variant["alternatives"] = json!(alternatives);
             variant
@@ -130,11 +131,12 @@ fn variant(
     report: &FunctionReport,
     lowered: &Lowered,
     saturated: &Saturated,
+    machine: Machine,
     extent: Extent,
     listings: &mut Listings,
 ) -> Value {
     let cover = Cover::new(&saturated.graph, &report.source, lowered);
-    let costs = costs(lowered, saturated, &cover, extent);
+    let costs = costs(lowered, saturated, &cover, machine, extent);
     let capacity = Capacity { rows: extent.rows, keys: extent.keys };
     let kernels: Vec<Value> = lowered
         .schedule
@@ -173,7 +175,8 @@ fn variant(
     json!({
         "rows": lowered.rows,
         "extent": [extent.rows, extent.keys],
-        "ns": lowered.nanoseconds,
+        "ns": costs.iter().filter_map(|c| c["ns"].as_f64()).sum::<f64>(),
+        "objective": lowered.nanoseconds,
         "graph": graph(&lowered.function),
         "groups": cover.groups.iter().map(|&g| usize::from(g)).collect::<Vec<_>>(),
         "fused_groups": groups(&cover.fused),
@@ -197,8 +200,14 @@ fn buffers(views: &[View]) -> Vec<usize> {
 }
 
 /// The price of each group: its nodes' prices, each node's in the first group that computes it.
-fn costs(lowered: &Lowered, saturated: &Saturated, cover: &Cover, extent: Extent) -> Vec<Value> {
-    let model = CostModel { machine: Machine::GENERIC, extent };
+fn costs(
+    lowered: &Lowered,
+    saturated: &Saturated,
+    cover: &Cover,
+    machine: Machine,
+    extent: Extent,
+) -> Vec<Value> {
+    let model = CostModel { machine, extent };
     let mut rows = vec![(0.0, Work::default()); cover.groups.len()];
     for (at, op) in lowered.function.body.as_ref().iter().enumerate() {
         let (Some(&group), Some(class)) = (cover.fused[at].first(), cover.classes[at]) else { continue };
@@ -234,8 +243,12 @@ pub(crate) fn predicted(
     report: &FunctionReport,
     lowered: &Lowered,
     saturated: &Saturated,
+    machine: Machine,
     extent: Extent,
 ) -> Vec<f64> {
     let cover = Cover::new(&saturated.graph, &report.source, lowered);
-    costs(lowered, saturated, &cover, extent).iter().map(|c| c["ns"].as_f64().unwrap_or(0.0)).collect()
+    costs(lowered, saturated, &cover, machine, extent)
+        .iter()
+        .map(|c| c["ns"].as_f64().unwrap_or(0.0))
+        .collect()
 }

@@ -29,6 +29,7 @@ pub(crate) fn measure(
     args: &ModelArgs,
     reports: &[FunctionReport],
     saturated: &[Saturated],
+    predicted_for: lapidary_passes::Machine,
     without: &[Without],
 ) -> Result<Value> {
     let mut engine = Engine::new(args)?;
@@ -73,7 +74,8 @@ pub(crate) fn measure(
                     return Value::Null;
                 }
                 let extent = Extent { rows, keys: keys.max(rows) };
-                let predicted = data::predicted(report, &report.variants[variant], saturated, extent);
+                let predicted =
+                    data::predicted(report, &report.variants[variant], saturated, predicted_for, extent);
                 let ns: Vec<Value> = times[at]
                     .iter()
                     .map(|t| if t.is_empty() { Value::Null } else { json!(median(t)) })

@@ -81,6 +81,8 @@ fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
     for warning in reports.iter().filter_map(|r| r.saturation.warning()) {
         output::note("warning", &warning);
     }
+    // What is minimised may be no time (`--cost bytes`); what is shown is.
+    let machine = if options.machine.memory.is_finite() { options.machine } else { Machine::GENERIC };
     let extent = |rows: usize| Extent { rows, keys: (context / 2).max(rows) };
     let saturated = reports
         .iter()
@@ -88,15 +90,15 @@ fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
         .collect::<Result<Vec<_>>>()?;
     let explained = parallel::map(&reports, &|report| {
         let groups: Vec<_> = report.variants.iter().map(cover::groups).collect();
-        proofs::explain(report, &options.selection, &extent, &groups)
+        proofs::explain(report, &options.selection, options.machine, &extent, &groups)
     });
     let (mut listings, mut proofs) = (data::Listings::default(), proofs::Proofs::default());
     let mut functions = vec![];
     for ((report, saturated), explained) in reports.iter().zip(&saturated).zip(explained) {
         let explained = explained?.into_iter().map(|e| proofs::place(e, &mut proofs)).collect();
-        functions.push(data::function(report, saturated, &extent, &mut listings, explained));
+        functions.push(data::function(report, saturated, machine, &extent, &mut listings, explained));
     }
-    let without = ablation::ablate(&reports, &options.selection, &extent)?;
+    let without = ablation::ablate(&reports, &options.selection, options.machine, &extent)?;
     let measured = if args.measure {
         let model = ModelArgs {
             model: args.model.clone(),
@@ -104,7 +106,7 @@ fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
             weights: Default::default(),
             compile: args.compile.clone(),
         };
-        Some(measure::measure(&model, &reports, &saturated, &without)?)
+        Some(measure::measure(&model, &reports, &saturated, machine, &without)?)
     } else {
         None
     };
@@ -122,7 +124,7 @@ fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
             })
         })
         .collect();
-    let m = Machine::GENERIC;
+    let m = machine;
     let all = json!({
         "title": source.name,
         "version": env!("CARGO_PKG_VERSION"),

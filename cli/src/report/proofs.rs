@@ -47,6 +47,7 @@ pub(crate) struct Explained {
 pub(crate) fn explain(
     report: &FunctionReport,
     selection: &Selection,
+    machine: Machine,
     extent: &(dyn Fn(usize) -> Extent + Sync),
     groups: &[Vec<Id>],
 ) -> Result<Vec<Explained>> {
@@ -54,8 +55,8 @@ pub(crate) fn explain(
     for (variant, groups) in report.variants.iter().zip(groups) {
         let extent = extent(variant.rows);
         let mut saturated = prepare(&report.source, selection, Limits::default())?;
-        let extracted = select(&saturated, Machine::GENERIC, extent)?;
-        let model = CostModel { machine: Machine::GENERIC, extent };
+        let extracted = select(&saturated, machine, extent)?;
+        let model = CostModel { machine, extent };
         let explainer = Explainer::new(&mut saturated, selection, model);
         let kernels = explainer.kernels(&extracted);
         let of_group = |&group: &Id| {

@@ -114,13 +114,13 @@ function growth(view) {
 function rules(view) {
   const { data, f, v } = view;
   const model = (of) => data.functions.reduce((t, fn, i) => t + data.calls[i] * of(fn, i), 0);
-  const whole = model((fn) => fn.variants[v].ns);
+  const whole = model((fn) => fn.variants[v].objective);
   const measured = new Map(((data.measured && data.measured.ablation) || []).map((a) => [a.rule, view.variant.rows === 1 ? a.decode : v === view.fn.variants.length - 1 ? a.prefill : null]));
   const known = new Map(data.rules.map((r) => [r.name, r]));
   const rows = data.ablation.map((a) => ({
     rule: a.rule,
     about: known.get(a.rule),
-    here: a.ns[f][v] / view.variant.ns - 1,
+    here: a.ns[f][v] / view.variant.objective - 1,
     all: model((_, i) => a.ns[i][v]) / whole - 1,
     fired: (view.fn.fired.find(([n]) => n === a.rule) || [0, 0])[1],
     measured: measured.get(a.rule),
