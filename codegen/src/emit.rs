@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
-use cranelift_codegen::ir::types::{F32, F32X4, I8X16, I16, I32, I32X4, I64};
+use cranelift_codegen::ir::types::{F32, F32X4, I8X16, I16, I32, I32X4, I64, I64X2};
 use cranelift_codegen::ir::{
     BlockArg, ConstantData, Endianness, FuncRef, InstBuilder, MemFlagsData, Type, Value,
 };
@@ -567,6 +567,17 @@ impl<'a> Emitter<'a> {
             DType::BF16 | DType::F16 => {
                 let half =
                     if dtype == DType::BF16 { self.narrow_bf16(value) } else { self.narrow_f16(value) };
+                if lanes == 4 {
+                    // The low half of each lane, side by side.
+                    let mask = [0u8, 1, 4, 5, 8, 9, 12, 13, 0, 1, 4, 5, 8, 9, 12, 13];
+                    let mask = self.b.func.dfg.immediates.push(ConstantData::from(&mask[..]));
+                    let half = self.bitcast(I8X16, half);
+                    let packed = self.b.ins().shuffle(half, half, mask);
+                    let packed = self.bitcast(I64X2, packed);
+                    let packed = self.b.ins().extractlane(packed, 0);
+                    self.b.ins().store(flags, packed, address, offset);
+                    return;
+                }
                 for lane in 0..lanes {
                     let x = self.b.ins().extractlane(half, lane as u8);
                     let x = self.b.ins().ireduce(I16, x);

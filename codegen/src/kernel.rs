@@ -170,6 +170,8 @@ pub enum Body {
         /// Parts of a row's keys that are tiles of their own, if more than 1: then the output is what
         /// [`Body::MergeAttention`] reads, (T, H, parts, width).
         parts: usize,
+        /// Whether calls of many rows may round both products' factors to bf16.
+        rounded: bool,
     },
     /// parts (T, H, parts, width) of an attention, pos i32 (T); output (H, T, D): the parts' sums over their denominators'.
     MergeAttention {

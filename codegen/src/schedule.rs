@@ -650,8 +650,11 @@ impl Scheduler<'_> {
                 let Dim::Fixed(heads) = inputs[0].axes[0].dim else { unreachable!("heads are fixed") };
                 let rows = self.setting.capacity.rows;
                 let features = self.setting.features;
-                let mut tiles = lower::attention_tiles(groups, heads / groups, rows, &features);
-                let body = |parts| Body::Attention { scale, cap, window, maximum, parts };
+                let rounded = self.setting.rounded;
+                let Dim::Fixed(head_dim) = inputs[0].axes[2].dim else { unreachable!("head_dim is fixed") };
+                let shape = (groups, heads / groups, head_dim);
+                let mut tiles = lower::attention_tiles(shape, rows, rounded, &features);
+                let body = |parts| Body::Attention { scale, cap, window, maximum, parts, rounded };
                 match lower::attention_parts(&inputs, window, self.setting.capacity, &features) {
                     Some((parts, width)) => {
                         let dims = [Dim::Rows, Dim::Fixed(heads), Dim::Fixed(parts), Dim::Fixed(width)];

@@ -39,12 +39,20 @@ struct Shape {
 }
 
 /// The tile's columns, if the calls have rows enough for tiles.
-fn shape(repeat: usize, rows: usize, features: &Features) -> Option<Shape> {
-    let micro = micro::select(rows, 1, DType::F32, features);
+fn shape(repeat: usize, head_dim: usize, rows: usize, rounded: bool, features: &Features) -> Option<Shape> {
+    let micro = micro::select(rows, head_dim, operands(rows, head_dim, rounded, features), features);
     micro.is_packed().then(|| {
         let heads = repeat.min(micro.mr);
         Shape { micro, heads, rows: micro.mr / heads }
     })
+}
+
+/// How both products hold their factors: as f32, or rounded to bf16 where they may be and that is faster.
+fn operands(rows: usize, head_dim: usize, rounded: bool, features: &Features) -> DType {
+    // Both sums' lengths: elements of a head, keys of a block.
+    let fits = head_dim.is_multiple_of(BLOCK / 2);
+    let micro = micro::choose(rows, head_dim, rounded && fits, false, features);
+    if micro.is_packed() { micro.operands } else { DType::F32 }
 }
 
 fn fixed(view: &View, axis: usize) -> usize {
@@ -55,8 +63,11 @@ fn fixed(view: &View, axis: usize) -> usize {
 }
 
 fn shape_of(kernel: &Kernel, features: &Features) -> Option<Shape> {
-    let repeat = fixed(&kernel.inputs[0], 0) / fixed(&kernel.inputs[1], 0);
-    shape(repeat, kernel.capacity.rows, features)
+    let Body::Attention { rounded, .. } = kernel.body else {
+        unreachable!("attention kernels alone come here")
+    };
+    let (q, k) = (&kernel.inputs[0], &kernel.inputs[1]);
+    shape(fixed(q, 0) / fixed(k, 0), fixed(q, 2), kernel.capacity.rows, rounded, features)
 }
 
 /// Whether calls have rows enough for tiles.
@@ -65,24 +76,29 @@ pub(super) fn fits(kernel: &Kernel, features: &Features) -> bool {
 }
 
 /// The tile space.
-pub(super) fn tiles(groups: usize, repeat: usize, rows: usize, features: &Features) -> Tiles {
-    match shape(repeat, rows, features) {
+pub(super) fn tiles(
+    (groups, repeat, head_dim): (usize, usize, usize),
+    rows: usize,
+    rounded: bool,
+    features: &Features,
+) -> Tiles {
+    match shape(repeat, head_dim, rows, rounded, features) {
         Some(s) => Tiles { fixed: (groups * repeat.div_ceil(s.heads)) as u32, rows: s.rows as u32 },
         None => Tiles { fixed: groups as u32, rows: ATTENTION_ROWS },
     }
 }
 
-/// Bytes of a row of `n` f32 and a little more, lest rows share cache sets.
-fn padded(n: usize) -> usize {
-    (n.next_multiple_of(16) + 16) * 4
+/// Bytes of a row of `n` elements and a little more, lest rows share cache sets.
+fn padded(n: usize, operands: DType) -> usize {
+    n.next_multiple_of(16) * operands.bytes() + 64
 }
 
 fn score_tiling(micro: &'static Microkernel, head_dim: usize) -> Tiling {
-    Tiling { micro, weight_stride: padded(head_dim), c_stride: micro.mr * 4 }
+    Tiling { micro, weight_stride: padded(head_dim, micro.operands), c_stride: micro.mr * 4 }
 }
 
 fn value_tiling(micro: &'static Microkernel) -> Tiling {
-    Tiling { micro, weight_stride: padded(BLOCK), c_stride: micro.mr * 4 }
+    Tiling { micro, weight_stride: padded(BLOCK, micro.operands), c_stride: micro.mr * 4 }
 }
 
 /// The raw code that the kernel calls.
@@ -108,14 +124,16 @@ struct Attention<'a> {
     cap: Option<f32>,
     window: Option<usize>,
     maximum: Maximum,
-    /// Scratch: queries f32 (head_dim, panel).
+    /// Scratch: queries f32 (head_dim, panel), or bf16 in pairs (head_dim / 2, panel, 2).
     queries: Value,
-    /// Scratch: keys f32 (BLOCK, head_dim), rows padded.
+    /// Scratch: keys f32 or bf16 (BLOCK, head_dim), rows padded.
     keys: Value,
-    /// Scratch: values f32 (head_dim, BLOCK), rows padded.
+    /// Scratch: values f32 or bf16 (head_dim, BLOCK), rows padded.
     values: Value,
     /// Scratch: scores f32 (BLOCK, panel).
     scores: Value,
+    /// Scratch: what softmax makes of them, if it is rounded: bf16 in pairs (BLOCK / 2, panel, 2). Else the scores' place.
+    shares: Value,
     /// Scratch: unnormalised outputs f32 (head_dim, panel).
     sums: Value,
     /// Scratch, one element a column: first visible key and one past the last (i32), denominator, maximum and rescale
@@ -143,6 +161,9 @@ pub(super) fn lower(
     let (head_dim, panel) = (fixed(q, 2), shape.micro.mr);
     let over = value_tiling(shape.micro).overhang();
     let columns = panel * 4;
+    let operands = shape.micro.operands;
+    let scores = e.take_scratch((BLOCK + over) * columns);
+    let shares = if operands == DType::BF16 { e.take_scratch(BLOCK / 2 * columns) } else { scores };
     let a = Attention {
         q,
         k,
@@ -157,9 +178,10 @@ pub(super) fn lower(
         window,
         maximum,
         queries: e.take_scratch(head_dim.next_multiple_of(4) * columns),
-        keys: e.take_scratch((BLOCK + over) * padded(head_dim)),
-        values: e.take_scratch((head_dim.next_multiple_of(4) + over) * padded(BLOCK)),
-        scores: e.take_scratch((BLOCK + over) * columns),
+        keys: e.take_scratch((BLOCK + over) * padded(head_dim, operands)),
+        values: e.take_scratch((head_dim.next_multiple_of(4) + over) * padded(BLOCK, operands)),
+        scores,
+        shares,
         sums: e.take_scratch((head_dim.next_multiple_of(4) + over) * columns),
         low: e.take_scratch(columns),
         high: e.take_scratch(columns),
@@ -169,7 +191,13 @@ pub(super) fn lower(
         query_rows: e.take_scratch(2 * columns),
         output_rows: e.take_scratch(2 * columns),
     };
+    if shape.micro.is_configured() {
+        e.call_raw(Raw::Configure, &[]);
+    }
     e.for_tiles(|e, tile| a.tile(e, tile));
+    if shape.micro.is_configured() {
+        e.call_raw(Raw::Release, &[]);
+    }
 }
 
 impl Attention<'_> {
@@ -207,12 +235,69 @@ impl Attention<'_> {
             let left = e.b.ins().isub(high, key);
             let count = e.i64(BLOCK as i64);
             let count = e.min(left, count);
+            if self.rounds() {
+                let partial = e.b.ins().icmp_imm_s(IntCC::SignedLessThan, count, BLOCK as i64);
+                e.when(partial, |e| self.clear_values(e));
+            }
             self.widen(e, k, v, key, count);
             e.when(gap, |e| self.hide(e, key, count));
             self.block(e, key, count, low, columns);
             vec![]
         });
         self.store(e, columns);
+    }
+
+    /// Whether both products' factors are bf16.
+    fn rounds(&self) -> bool {
+        self.shape.micro.operands == DType::BF16
+    }
+
+    /// Bytes of a row of values.
+    fn value_row(&self) -> i64 {
+        padded(BLOCK, self.shape.micro.operands) as i64
+    }
+
+    /// Zeroes the values: products run over whole blocks, and what past keys left may be no number.
+    fn clear_values(&self, e: &mut Emitter<'_>) {
+        let (zero, bytes) = (e.i64(0), e.i64(self.head_dim as i64 * self.value_row()));
+        let none = e.splat(0.0);
+        e.for_range(zero, bytes, 16, &[], |e, at, _| {
+            let at = e.b.ins().iadd(self.values, at);
+            e.store(DType::F32, none, at, 0, 4);
+            vec![]
+        });
+    }
+
+    /// Shares to bf16 pairs of keys; those past the last of `count` keys are 0.
+    fn round_shares(&self, e: &mut Emitter<'_>, count: Value, columns: Value) {
+        let row = self.shape.micro.mr as i64 * 4;
+        let (zero, keys, none) = (e.i64(0), e.i64(BLOCK as i64), e.splat(0.0));
+        e.for_range(zero, keys, 2, &[], |e, j, _| {
+            let from = e.scale(j, row);
+            let from = e.b.ins().iadd(self.scores, from);
+            let to = e.scale(j, row / 2);
+            let to = e.b.ins().iadd(self.shares, to);
+            let inside: [Value; 2] = std::array::from_fn(|i| {
+                let j = e.offset(j, i as i64);
+                let j = e.b.ins().isub(j, count);
+                // All ones below 0.
+                let below = e.b.ins().sshr_imm_s(j, 63);
+                let below = e.b.ins().ireduce(I32, below);
+                e.b.ins().splat(I32X4, below)
+            });
+            e.for_range(zero, columns, 4, &[], |e, c, _| {
+                let at = e.scale(c, 4);
+                let from = e.b.ins().iadd(from, at);
+                let [first, second] = std::array::from_fn(|i| {
+                    let share = e.load(DType::F32, from, i as i64 * row, 4);
+                    e.choose(inside[i], share, none)
+                });
+                let to = e.b.ins().iadd(to, at);
+                e.store_pairs(first, second, to, 0);
+                vec![]
+            });
+            vec![]
+        });
     }
 
     /// Fills the columns' ranges and addresses; the range of keys that any column sees, and whether (not 0) there may be
@@ -290,6 +375,15 @@ impl Attention<'_> {
             e.for_lanes(n, &[], |e, i, lanes, _| {
                 let values = rows.map(|row| load_along_row(e, self.q, Some(row), i, lanes));
                 let by_element = transpose(e, values);
+                if self.rounds() {
+                    // A pair takes the place of one element of f32; head_dim is a multiple of 4.
+                    let at = e.scale(i, panel / 2);
+                    let to = e.b.ins().iadd(to, at);
+                    for (j, pair) in by_element.chunks(2).enumerate().take(lanes.div_ceil(2)) {
+                        e.store_pairs(pair[0], pair[1], to, j as i64 * panel);
+                    }
+                    return vec![];
+                }
                 let at = e.scale(i, panel);
                 let to = e.b.ins().iadd(to, at);
                 for (j, value) in by_element.into_iter().enumerate().take(lanes) {
@@ -334,13 +428,9 @@ impl Attention<'_> {
         let zero = e.i64(0);
         let head_dim = e.i64(self.head_dim as i64);
         let micro = self.shape.micro;
-        let scores = TileOperands {
-            x: self.queries,
-            weights: self.keys,
-            c: self.scores,
-            k: head_dim,
-            accumulate: zero,
-        };
+        let steps = if self.rounds() { e.i64(self.head_dim as i64 / 2) } else { head_dim };
+        let scores =
+            TileOperands { x: self.queries, weights: self.keys, c: self.scores, k: steps, accumulate: zero };
         score_tiling(micro, self.head_dim).run(e, &scores, columns, count);
         self.soften(e, key, count, columns);
         if self.maximum == Maximum::Online {
@@ -348,24 +438,32 @@ impl Attention<'_> {
             e.when(some, |e| self.rescale_sums(e));
         }
         let one = e.i64(1);
+        let steps = if self.rounds() {
+            self.round_shares(e, count, columns);
+            e.i64(BLOCK as i64 / 2)
+        } else {
+            count
+        };
         let values =
-            TileOperands { x: self.scores, weights: self.values, c: self.sums, k: count, accumulate: one };
+            TileOperands { x: self.shares, weights: self.values, c: self.sums, k: steps, accumulate: one };
         value_tiling(micro).run(e, &values, columns, head_dim);
     }
 
-    /// Keys of the block to f32 rows, values to f32 columns.
+    /// Keys of the block to rows, values to columns, as the products hold them.
     fn widen(&self, e: &mut Emitter<'_>, k: Value, v: Value, key: Value, count: Value) {
+        let operands = self.shape.micro.operands;
+        let bytes = operands.bytes() as i64;
         let (zero, n) = (e.i64(0), e.i64(self.head_dim as i64));
         e.for_range(zero, count, 1, &[], |e, j, _| {
             let key = e.b.ins().iadd(key, j);
             let row = e.step(self.k, 1, k, key);
-            let at = e.scale(j, padded(self.head_dim) as i64);
+            let at = e.scale(j, padded(self.head_dim, operands) as i64);
             let to = e.b.ins().iadd(self.keys, at);
             e.for_lanes(n, &[], |e, i, lanes, _| {
                 let value = load_along_row(e, self.k, Some(row), i, lanes);
-                let at = e.scale(i, 4);
+                let at = e.scale(i, bytes);
                 let to = e.b.ins().iadd(to, at);
-                e.store(DType::F32, value, to, 0, lanes);
+                e.store(operands, value, to, 0, lanes);
                 vec![]
             });
             vec![]
@@ -379,16 +477,16 @@ impl Attention<'_> {
                 let key = e.b.ins().iadd(key, j);
                 e.step(self.v, 1, v, key)
             });
-            let at = e.scale(j, 4);
+            let at = e.scale(j, bytes);
             let to = e.b.ins().iadd(self.values, at);
-            let stride = padded(BLOCK) as i64;
+            let stride = self.value_row();
             e.for_lanes(n, &[], |e, i, lanes, _| {
                 let values = rows.map(|row| load_along_row(e, self.v, Some(row), i, lanes));
                 let by_element = transpose(e, values);
                 let at = e.scale(i, stride);
                 let to = e.b.ins().iadd(to, at);
                 for (d, value) in by_element.into_iter().enumerate().take(lanes) {
-                    e.store(DType::F32, value, to, d as i64 * stride, 4);
+                    e.store(operands, value, to, d as i64 * stride, 4);
                 }
                 vec![]
             });
@@ -417,12 +515,13 @@ impl Attention<'_> {
             let hidden = e.b.ins().icmp(IntCC::Equal, seen, zero);
             e.when(hidden, |e| {
                 let (n, none) = (e.i64(self.head_dim as i64), e.splat(0.0));
-                let at = e.scale(j, 4);
+                let operands = self.shape.micro.operands;
+                let at = e.scale(j, operands.bytes() as i64);
                 let to = e.b.ins().iadd(self.values, at);
                 e.for_range(zero, n, 1, &[], |e, d, _| {
-                    let at = e.scale(d, padded(BLOCK) as i64);
+                    let at = e.scale(d, self.value_row());
                     let at = e.b.ins().iadd(to, at);
-                    e.store(DType::F32, none, at, 0, 1);
+                    e.store(operands, none, at, 0, 1);
                     vec![]
                 });
             });

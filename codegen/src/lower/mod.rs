@@ -41,8 +41,13 @@ pub fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkern
 }
 
 /// The tile space of attention by `rows` rows of `repeat` query heads for each of `groups` KV heads.
-pub fn attention_tiles(groups: usize, repeat: usize, rows: usize, features: &Features) -> Tiles {
-    attention_tiles::tiles(groups, repeat, rows, features)
+pub fn attention_tiles(
+    heads: (usize, usize, usize),
+    rows: usize,
+    rounded: bool,
+    features: &Features,
+) -> Tiles {
+    attention_tiles::tiles(heads, rows, rounded, features)
 }
 
 /// How many parts the keys of attention's rows go in, and the width of a part's results, if in more than one.
@@ -74,7 +79,7 @@ pub fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
         Body::WindowMask { window } => softmax::lower_mask(e, kernel, *window),
         Body::Softmax { ranged, window, maximum } => softmax::lower(e, kernel, *ranged, *window, *maximum),
         Body::MergeAttention { window, maximum } => attention_merge::lower(e, kernel, *window, *maximum),
-        Body::Attention { scale, cap, window, maximum, parts } => {
+        Body::Attention { scale, cap, window, maximum, parts, .. } => {
             if attention_tiles::fits(kernel, &e.features) {
                 attention_tiles::lower(e, kernel, *scale, *cap, *window, *maximum);
             } else if attention_rows::fits(kernel, &e.features) {
