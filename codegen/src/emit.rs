@@ -35,6 +35,8 @@ pub struct Features {
     pub bf16: bool,
     /// x86-64: AMX tiles, with products of bf16.
     pub amx: bool,
+    /// AArch64: dot products of bytes (FEAT_DotProd).
+    pub dotprod: bool,
 }
 
 /// The state of one kernel being emitted.

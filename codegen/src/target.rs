@@ -23,12 +23,13 @@ pub struct Cpu {
 }
 
 const PORTABLE: Features =
-    Features { fma: false, avx2: false, avx512: false, vnni: false, bf16: false, amx: false };
+    Features { fma: false, avx2: false, avx512: false, vnni: false, bf16: false, amx: false, dotprod: false };
 const AVX2: Features = Features { fma: true, avx2: true, ..PORTABLE };
 const AVX512: Features = Features { avx512: true, ..AVX2 };
 const SAPPHIRE_RAPIDS: Features = Features { vnni: true, amx: true, ..AVX512 };
 const ZEN4: Features = Features { bf16: true, vnni: true, ..AVX512 };
 const ARM: Features = Features { fma: true, ..PORTABLE };
+const NEOVERSE_N1: Features = Features { dotprod: true, ..ARM };
 
 const V2: &[&str] = &["has_cmpxchg16b", "has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt"];
 const V3: &[&str] = &[
@@ -76,6 +77,12 @@ pub const TARGETS: &[Cpu] = &[
     },
     Cpu { name: "znver4", triple: "x86_64-unknown-linux-gnu", settings: V4, features: ZEN4 },
     Cpu { name: "aarch64", triple: "aarch64-unknown-linux-gnu", settings: &[], features: ARM },
+    Cpu {
+        name: "neoverse-n1",
+        triple: "aarch64-unknown-linux-gnu",
+        settings: &["has_lse"],
+        features: NEOVERSE_N1,
+    },
 ];
 
 /// The CPU that code for a triple is made for: `cpu`, if it is one of that target's; its oldest, if none is named.
@@ -173,6 +180,7 @@ impl Target {
             ("AVX-512 VNNI", asked.vnni && !here.vnni),
             ("AVX-512 BF16", asked.bf16 && !here.bf16),
             ("AMX", asked.amx && !here.amx),
+            ("the dot products of ARMv8.2 (dotprod)", asked.dotprod && !here.dotprod),
         ];
         if let Some((name, _)) = lacking.iter().find(|(_, lacks)| *lacks) {
             return Some(format!("it needs {name}, which this machine lacks"));
@@ -198,10 +206,11 @@ fn host() -> Features {
             vnni: has!("avx512vnni"),
             bf16: has!("avx512bf16") && is_amd(),
             amx: has!("avx512f") && cpu::amx() == cpu::Amx::Ready,
+            dotprod: false,
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    ARM
+    Features { dotprod: cpu::has("dotprod"), ..ARM }
 }
 
 /// Whether the CPU is AMD's, by its vendor string.

@@ -8,6 +8,7 @@
 //!
 //! Add a microkernel as a row of [`MICROKERNELS`]; of those that fit, the first one is taken. Tests walk the table.
 
+mod aarch64;
 mod amx;
 mod clif;
 mod dot;
@@ -169,7 +170,7 @@ pub struct TileOperands {
 pub enum Emit {
     /// Dot products, as instructions in the kernel itself.
     Dot(fn(&mut Emitter<'_>, &Block)),
-    /// Dot products of one row of x, as machine code for the System V x86-64 convention: see [`Raw::Dot`].
+    /// Dot products of one row of x, as machine code for the System V convention of its CPU: see [`Raw::Dot`].
     RawDot(fn(Dot) -> Code),
     /// Dot products of several rows of x, as machine code so too: see [`Raw::Rows`].
     RawRows(fn(Rows) -> Code),
@@ -237,6 +238,16 @@ pub const MICROKERNELS: &[Microkernel] = &[
         max_rows: 4,
         runs_on: |f| f.avx2 && f.fma,
         emit: Emit::RawDot(dot_int8::dot_avx2),
+    },
+    Microkernel {
+        name: "neon_sdot",
+        operands: DType::Q8,
+        mr: 1,
+        shapes: &[(1, 16)],
+        kr: 1,
+        max_rows: 4,
+        runs_on: |f| f.dotprod,
+        emit: Emit::RawDot(aarch64::dot_sdot),
     },
     Microkernel {
         name: "avx512_dot",

@@ -21,6 +21,10 @@ pub fn text(target: &Target, prefix: &str, image: &Image, state: &State, weights
         "/* A language model compiled by Lapidary for {triple}, CPU {cpu}: link {prefix}.o, load {prefix}.weights.\n"
     );
     out.push_str(&ABOUT.replace("@lower", prefix).replace("@UPPER", &upper));
+    if target.features.amx {
+        out.push_str(AMX);
+    }
+    out.push_str(" */\n");
     let _ = write!(
         out,
         "#ifndef LAPIDARY_{upper}_H\n#define LAPIDARY_{upper}_H\n\n#include <stddef.h>\n#include <stdint.h>\n\n\
@@ -91,7 +95,13 @@ const ABOUT: &str = " *
  *
  * Threads: a state is used by one thread at a time; different states by different threads at once. With a parallel_for the
  * launches that are worth it are spread; results are the same, to the bit, however they are split.
- */
+";
+
+/// Linux' `Documentation/arch/x86/xstate.rst`.
+const AMX: &str = "\
+ *
+ * AMX: this code may use tile registers, which Linux gives a process on request only. Before the first token the process must
+ * have called `syscall(SYS_arch_prctl, 0x1023, 18)` (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) with result 0.
 ";
 
 const FUNCTIONS: &str = "
