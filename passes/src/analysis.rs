@@ -22,7 +22,12 @@ pub struct Data {
     pub leaf: Option<Op>,
     /// Element type in memory if the value is a view of something stored: a widened bf16 weight is `bf16`.
     pub stored: Option<DType>,
+    /// How often merges have narrowed the range.
+    pub narrowed: u32,
 }
+
+/// How often merges may narrow a range: a class that contains itself, `x = tanh(x)`, would narrow it for ever.
+const MOST_NARROWINGS: u32 = 64;
 
 /// The analysis' own state: the function's inputs, and the first error met.
 #[derive(Clone, Debug, Default)]
@@ -84,7 +89,7 @@ impl Analysis<Op> for Facts {
             (_, Type::Tensor(t)) => Some(t.dtype),
             _ => None,
         };
-        Data { ty, range, leaf, stored }
+        Data { ty, range, leaf, stored, narrowed: 0 }
     }
 
     fn merge(&mut self, a: &mut Data, b: Data) -> DidMerge {
@@ -92,7 +97,11 @@ impl Analysis<Op> for Facts {
             self.error.get_or_insert(format!("merges {} with {}", a.ty, b.ty));
         }
         let before = a.clone();
-        a.range = a.range.intersect(b.range);
+        let both = a.range.intersect(b.range);
+        if both != a.range && a.narrowed < MOST_NARROWINGS {
+            a.range = both;
+            a.narrowed += 1;
+        }
         if a.leaf.is_none() {
             a.leaf = b.leaf.clone();
         }
