@@ -19,7 +19,7 @@ use super::softmax::key_range;
 use crate::emit::{Emitter, Features};
 use crate::kernel::{ATTENTION_ROWS, Kernel, Maximum};
 use crate::math;
-use crate::micro::{self, DOT_ROWS, Dot, Emit, Microkernel, Mix, Raw, Tile};
+use crate::micro::{self, DOT_ROWS, Dot, Emit, Microkernel, Mix, Raw, Scores, Tile};
 use crate::view::{Capacity, View};
 
 /// Keys of a block.
@@ -64,6 +64,30 @@ pub(super) fn parts_of(
     let keys = window.map_or(capacity.keys, |w| w.min(capacity.keys));
     let parts = (keys / attention_merge::PART).min(attention_merge::MOST_PARTS);
     (parts > 1).then(|| (parts, attention_merge::layout(fixed(&inputs[0], 2)).2))
+}
+
+/// Scores of all queries of some heads at once, if the CPU has them and keys are whole blocks: the first head and the code
+/// for as many keys as asked.
+fn scorings(
+    q: &View,
+    k: &View,
+    rows: usize,
+    features: &Features,
+) -> Option<(&'static Microkernel, Vec<(usize, Scores)>)> {
+    let micro = micro::scoring(features)?;
+    let (length, repeat) = (fixed(k, 2), fixed(q, 0) / fixed(k, 0));
+    if !length.is_multiple_of(BLOCK_ELEMENTS) {
+        return None;
+    }
+    let of_heads = |head: usize| Scores {
+        dtype: k.dtype,
+        k: length,
+        rows,
+        heads: micro.mr.min(repeat - head),
+        q_stride: q.step_bytes(0) as i32,
+        c_stride: BLOCK as i32 * 4,
+    };
+    Some((micro, (0..repeat).step_by(micro.mr).map(|head| (head, of_heads(head))).collect()))
 }
 
 /// The weighted sums straight from the cache, if the CPU has them and values are whole blocks: heads and columns.
@@ -141,7 +165,10 @@ pub(super) fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Mi
     let Some((dots, sums)) = micros(&kernel.inputs, kernel.capacity, features) else { return vec![] };
     let [q, k, v, ..] = &kernel.inputs[..] else { unreachable!("four operands") };
     let repeat = fixed(q, 0) / fixed(k, 0);
-    let scores = [(dots, dot(k, DOT_ROWS)), (dots, dot(k, 1))].into_iter();
+    let scores = [DOT_ROWS, 1].into_iter().flat_map(|rows| match scorings(q, k, rows, features) {
+        Some((micro, all)) => all.into_iter().map(|(_, s)| (micro, Raw::Scores(s))).collect(),
+        None => vec![(dots, dot(k, rows))],
+    });
     match mixes(v, repeat, features) {
         Some((micro, mixes)) => scores.chain(mixes.into_iter().map(|(_, m)| (micro, Raw::Mix(m)))).collect(),
         None => {
@@ -298,9 +325,9 @@ impl Attention<'_> {
                 let at = e.b.ins().iadd(start, from);
                 let k = stored_row(e, self.k, k, at);
                 let v = stored_row(e, self.v, v, at);
-                self.score(e, q, k, count);
+                self.score(e, q, k, v, count);
                 self.soften(e, count);
-                self.add(e, v, count);
+                self.add(e, k, v, count);
                 vec![]
             });
             vec![]
@@ -328,7 +355,7 @@ impl Attention<'_> {
     }
 
     /// Products of every head's query with the block's keys.
-    fn score(&self, e: &mut Emitter<'_>, q: Value, k: Value, count: Value) {
+    fn score(&self, e: &mut Emitter<'_>, q: Value, k: Value, v: Value, count: Value) {
         let (zero, mask) = (e.i64(0), e.i64(!(DOT_ROWS as i64 - 1)));
         let whole = e.b.ins().band(count, mask);
         let heads = e.i64(self.repeat as i64);
@@ -337,6 +364,15 @@ impl Attention<'_> {
                 let keys = stored_row(e, self.k, k, j);
                 let at = e.scale(j, 4);
                 let c = e.b.ins().iadd(self.scores, at);
+                if let Some((_, scorings)) = scorings(self.q, self.k, rows, &e.features) {
+                    let values = stored_row(e, self.v, v, j);
+                    for (head, scores) in scorings {
+                        let q = e.offset(q, head as i64 * self.q.step_bytes(0));
+                        let c = e.offset(c, (head * BLOCK) as i64 * 4);
+                        e.call_raw(Raw::Scores(scores), &[q, keys, c, values]);
+                    }
+                    return vec![];
+                }
                 // The keys stay in the first cache from head to head.
                 e.for_range(zero, heads, 1, &[], |e, h, _| {
                     let q = e.step(self.q, 0, q, h);
@@ -452,7 +488,7 @@ impl Attention<'_> {
     }
 
     /// Adds the block's values, times their shares, to every head's sums.
-    fn add(&self, e: &mut Emitter<'_>, v: Value, count: Value) {
+    fn add(&self, e: &mut Emitter<'_>, k: Value, v: Value, count: Value) {
         let row = row_of(self.head_dim) as i64;
         let of_head = |e: &mut Emitter<'_>, head: usize, column: usize| {
             let shares = e.offset(self.scores, (head * BLOCK) as i64 * 4);
@@ -460,9 +496,10 @@ impl Attention<'_> {
         };
         match &self.weighting {
             Weighting::InPlace(mixes) => {
+                let next = e.offset(k, BLOCK as i64 * self.k.step_bytes(1));
                 for &(head, mix) in mixes {
                     let (shares, c) = of_head(e, head, mix.column);
-                    e.call_raw(Raw::Mix(mix), &[v, shares, c, count]);
+                    e.call_raw(Raw::Mix(mix), &[v, shares, c, count, next]);
                 }
             }
             Weighting::Widened { values, parts } => {

@@ -15,6 +15,7 @@ const VALUES: AsmRegister64 = gpr64::rdi;
 const WEIGHTS: AsmRegister64 = gpr64::rsi;
 const C: AsmRegister64 = gpr64::rdx;
 const COUNT: AsmRegister64 = gpr64::rcx;
+const NEXT: AsmRegister64 = gpr64::r8;
 
 /// Rows ahead that are fetched into the first cache.
 const AHEAD: i32 = 8;
@@ -154,9 +155,11 @@ fn rows(a: &mut CodeAssembler, mix: Mix, body: &mut dyn FnMut(&mut CodeAssembler
     a.set_label(&mut again)?;
     for line in (from..to).step_by(64) {
         a.prefetcht0(byte_ptr(VALUES + (AHEAD * row_bytes + line)))?;
+        a.prefetcht1(byte_ptr(NEXT + line))?;
     }
     body(a)?;
     a.add(VALUES, row_bytes)?;
+    a.add(NEXT, row_bytes)?;
     a.add(WEIGHTS, 4)?;
     a.dec(COUNT)?;
     a.jnz(again)

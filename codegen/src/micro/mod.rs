@@ -16,6 +16,7 @@ mod dot_int8;
 mod mix;
 pub mod probe;
 mod rows;
+mod scores;
 mod tile;
 mod widen;
 
@@ -90,6 +91,23 @@ pub struct Rows {
     pub c_stride: i32,
 }
 
+/// Scores: what the code of a [`Emit::RawScores`] is specialised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Scores {
+    /// The keys' element type; not q4.
+    pub dtype: DType,
+    /// Length of the sums, a multiple of [`BLOCK`].
+    pub k: usize,
+    /// Keys; they follow one another in memory. At most four.
+    pub rows: usize,
+    /// Queries: at most 2.
+    pub heads: usize,
+    /// Bytes from one query to the next.
+    pub q_stride: i32,
+    /// Bytes from one query's scores to the next's.
+    pub c_stride: i32,
+}
+
 /// A weighted sum of rows: what the code of a [`Emit::RawMix`] is specialised to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mix {
@@ -132,7 +150,10 @@ pub enum Raw {
     Release,
     /// Operands: x (bf16), weights (bf16), c (f32, `[rows][nr]`).
     Rows(Rows),
-    /// Operands: values (the first row), weights f32 `[heads][rows]`, c f32 `[heads][columns]` (added to), rows (not 0).
+    /// Operands: queries (f32), keys (the first row), c f32 `[heads][rows]`, rows as long as the keys to fetch meanwhile.
+    Scores(Scores),
+    /// Operands: values (the first row), weights f32 `[heads][rows]`, c f32 `[heads][columns]` (added to), rows (not 0), rows to
+    /// fetch meanwhile.
     Mix(Mix),
     /// Operands: elements, the first one's block's scale (if quantised), results, blocks of [`BLOCK`] (not 0).
     Widen(Widen),
@@ -142,9 +163,9 @@ impl Raw {
     /// How many operands the function takes, all 64-bit words.
     pub fn operands(self) -> usize {
         match self {
-            Raw::Tile(_) => 5,
+            Raw::Tile(_) | Raw::Mix(_) => 5,
             Raw::Dot(_) | Raw::Rows(_) => 3,
-            Raw::Mix(_) | Raw::Widen(_) => 4,
+            Raw::Scores(_) | Raw::Widen(_) => 4,
             Raw::Configure | Raw::Release => 0,
         }
     }
@@ -180,6 +201,8 @@ pub enum Emit {
     RawTile(fn(Tile) -> Code),
     /// The same, in tile registers: between [`Raw::Configure`] and [`Raw::Release`].
     ConfiguredTile(fn(Tile) -> Code),
+    /// Scores of a few keys, as machine code so too: see [`Raw::Scores`].
+    RawScores(fn(Scores) -> Code),
     /// A weighted sum of rows, as machine code so too: see [`Raw::Mix`].
     RawMix(fn(Mix) -> Code),
     /// Widening, as machine code so too: see [`Raw::Widen`].
@@ -340,6 +363,16 @@ pub const MICROKERNELS: &[Microkernel] = &[
         emit: Emit::Inline(clif::tile),
     },
     Microkernel {
+        name: "avx512_scores",
+        operands: DType::F32,
+        mr: 2,
+        shapes: &[(2, 4), (2, 1)],
+        kr: 1,
+        max_rows: 0,
+        runs_on: |f| f.avx512,
+        emit: Emit::RawScores(scores::scores_512),
+    },
+    Microkernel {
         name: "avx512_mix",
         operands: DType::F32,
         mr: 1,
@@ -390,7 +423,7 @@ impl Microkernel {
             Emit::Inline(_) | Emit::RawTile(_) => TILE_BLOCK,
             // What is held of one block's rows stays in the first cache.
             Emit::ConfiguredTile(_) => self.shapes[0].1,
-            Emit::RawMix(_) | Emit::RawWiden(_) => 1,
+            Emit::RawScores(_) | Emit::RawMix(_) | Emit::RawWiden(_) => 1,
         }
     }
 
@@ -405,6 +438,7 @@ impl Microkernel {
             (Emit::ConfiguredTile(_), Raw::Configure) => amx::configure(),
             (Emit::ConfiguredTile(_), Raw::Release) => amx::release(),
             (Emit::RawRows(emit), Raw::Rows(rows)) => emit(rows),
+            (Emit::RawScores(emit), Raw::Scores(scores)) => emit(scores),
             (Emit::RawMix(emit), Raw::Mix(mix)) => emit(mix),
             (Emit::RawWiden(emit), Raw::Widen(widen)) => emit(widen),
             (emit, raw) => unreachable!("{}: {raw:?} of {}", self.name, matches!(emit, Emit::Dot(_))),
@@ -438,6 +472,11 @@ impl Microkernel {
 /// The widening of weights that the CPU has, if it has one.
 pub fn widening(features: &Features) -> Option<&'static Microkernel> {
     MICROKERNELS.iter().find(|m| matches!(m.emit, Emit::RawWiden(_)) && (m.runs_on)(features))
+}
+
+/// The scores of several queries that the CPU has, if it has them.
+pub fn scoring(features: &Features) -> Option<&'static Microkernel> {
+    MICROKERNELS.iter().find(|m| matches!(m.emit, Emit::RawScores(_)) && (m.runs_on)(features))
 }
 
 /// The weighted sum of rows that the CPU has, if it has one.
