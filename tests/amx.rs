@@ -18,6 +18,9 @@ use lapidary_runtime::{Rng, Session};
 use lapidary_tests::{Setup, amx, golden, golden_model, logits, session};
 use memmap2::{Mmap, MmapMut};
 
+#[path = "amx/linear.rs"]
+mod linear;
+
 /// The CPU whose code has tiles.
 const CPU: &str = "sapphirerapids";
 

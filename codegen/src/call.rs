@@ -5,7 +5,7 @@
 //! tried on the way.
 
 use lapidary_ir::interp::Tensor;
-use lapidary_ir::{Dim, Extent, TensorType, Type};
+use lapidary_ir::{Dim, Extent, InputKind, TensorType, Type};
 use lapidary_runtime::program::{
     Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS, SlotKind,
 };
@@ -104,9 +104,11 @@ pub fn call(
         operands.push(operand);
     }
     let types = source.types().map_err(|e| e.to_string())?;
+    // An output that is named like rows or a weight has a slot of its own.
+    let is_cache = |kind: &InputKind| matches!(kind, InputKind::Cache { .. });
     let mut outputs = Vec::with_capacity(source.outputs.len());
     for (name, id) in &source.outputs {
-        outputs.push(match source.inputs.iter().position(|i| &i.name == name) {
+        outputs.push(match source.inputs.iter().position(|i| is_cache(&i.kind) && &i.name == name) {
             Some(cache) => cache,
             None => {
                 let Type::Tensor(ty) = &types[usize::from(*id)] else {
