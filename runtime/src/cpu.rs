@@ -35,6 +35,8 @@ pub const FEATURES: &[Feature] = &[
     Feature { name: "sse4.2", present: || std::arch::is_x86_feature_detected!("sse4.2") },
     Feature { name: "popcnt", present: || std::arch::is_x86_feature_detected!("popcnt") },
     Feature { name: "cmpxchg16b", present: || std::arch::is_x86_feature_detected!("cmpxchg16b") },
+    Feature { name: "f16c", present: || std::arch::is_x86_feature_detected!("f16c") },
+    Feature { name: "amd", present: is_amd },
     Feature { name: "avx", present: || std::arch::is_x86_feature_detected!("avx") },
     Feature { name: "avx2", present: || std::arch::is_x86_feature_detected!("avx2") },
     Feature { name: "fma", present: || std::arch::is_x86_feature_detected!("fma") },
@@ -68,6 +70,28 @@ pub const FEATURES: &[Feature] = &[];
 /// Whether this machine has a feature; a name that is not in [`FEATURES`] it does not have.
 pub fn has(name: &str) -> bool {
     FEATURES.iter().any(|f| f.name == name && (f.present)())
+}
+
+/// This machine's architecture, as target triples name it.
+pub const ARCHITECTURE: &str = std::env::consts::ARCH;
+
+/// Those of `names` that the machine lacks.
+pub fn lacking(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).filter(|name| !has(name)).collect()
+}
+
+/// The machine in a few words, for errors: its architecture and what it has.
+pub fn description() -> String {
+    let found: Vec<&str> = FEATURES.iter().filter(|f| (f.present)()).map(|f| f.name).collect();
+    format!("{ARCHITECTURE} with {}", if found.is_empty() { "no vectors".into() } else { found.join(", ") })
+}
+
+/// Whether the CPU is AMD's, by its vendor string. No instruction set: some code pays there only.
+#[cfg(target_arch = "x86_64")]
+fn is_amd() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    (leaf.ebx, leaf.edx, leaf.ecx)
+        == (u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"enti"), u32::from_le_bytes(*b"cAMD"))
 }
 
 /// Asks for the tile registers, once a process.

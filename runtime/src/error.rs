@@ -4,6 +4,27 @@
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A file that cannot be read, or is not what it should be.
+    #[error(transparent)]
+    File(#[from] crate::file::Error),
+    /// The system refused to write (no permission, no space).
+    #[error("cannot write {} ({needed} bytes): {source}", path.display())]
+    Write {
+        /// What was to be written.
+        path: std::path::PathBuf,
+        /// Bytes of the whole file.
+        needed: u64,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// An artifact has no code that this machine can run, or not the code that was asked for.
+    #[error("{}: {reason}", path.display())]
+    Machine {
+        /// The artifact.
+        path: std::path::PathBuf,
+        /// What the file needs and what the machine has.
+        reason: String,
+    },
     /// A weight slot's tensor is not in the weight source.
     #[error("tensor `{tensor}` is missing from the checkpoint ({expected} bytes expected)")]
     MissingWeight {

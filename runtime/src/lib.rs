@@ -1,5 +1,6 @@
 //! Lapidary's runtime: artifacts, programs, sessions, KV cache, thread pool, sampling, text. Knows no compiler.
 
+pub mod artifact;
 mod bind;
 pub mod cpu;
 mod error;
@@ -14,6 +15,7 @@ pub mod session;
 #[cfg(feature = "text")]
 pub mod text;
 
+pub use artifact::Artifact;
 pub use error::Error;
 pub use generate::{Generation, StopReason, generate};
 pub use pool::Pool;

@@ -10,6 +10,8 @@
 
 use std::any::Any;
 
+use serde::{Deserialize, Serialize};
+
 /// A kernel: computes tiles `tile_begin..tile_end` of its tile space.
 ///
 /// `frame` is laid out as the `FRAME_*` constants say. `scratch` is this thread's own, at least the variant's
@@ -40,7 +42,8 @@ pub struct Program {
 }
 
 /// How the functions make up a decoder-only language model.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Plan {
     /// Width of the residual stream.
     pub hidden: usize,
@@ -63,7 +66,8 @@ pub struct Plan {
 }
 
 /// One layer: a function and whose weights it is called with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Layer {
     /// Function: `x` f32 (T, hidden), `pos` i32 (T), caches, weights -> `y` f32 (T, hidden).
     pub function: usize,
@@ -72,7 +76,8 @@ pub struct Layer {
 }
 
 /// A compiled function; `E` is what steps enter their kernels by.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Function<E = KernelFn> {
     /// `embed`, `layer_local`, ...
     pub name: String,
@@ -83,7 +88,8 @@ pub struct Function<E = KernelFn> {
 }
 
 /// One operand that a function's caller provides.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Slot {
     /// `x`, `pos`, `self_attn.q_proj.weight`, ...
     pub name: String,
@@ -92,7 +98,8 @@ pub struct Slot {
 }
 
 /// What a slot points to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub enum SlotKind {
     /// Read: rows of this call, `bytes_per_row` each.
     Input {
@@ -125,7 +132,8 @@ pub enum SlotKind {
 }
 
 /// A function compiled for calls of up to `rows` rows.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Variant<E = KernelFn> {
     /// The most rows (tokens) of a call.
     pub rows: usize,
@@ -138,7 +146,8 @@ pub struct Variant<E = KernelFn> {
 }
 
 /// One launch of one kernel.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Step<E = KernelFn> {
     /// The kernel's name, unique in its variant.
     pub name: String,
@@ -151,7 +160,8 @@ pub struct Step<E = KernelFn> {
 }
 
 /// A tile space: `fixed * ceil(T / rows)` tiles.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Tiles {
     /// Tiles whatever the rows of the call.
     pub fixed: u32,
@@ -187,7 +197,8 @@ pub struct Image {
 pub const CODE_ALIGN: usize = 64;
 
 /// One function of an image's code.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Symbol {
     /// Unique in its image.
     pub name: String,
@@ -268,6 +279,14 @@ impl Aligned {
     /// `len` zero bytes.
     pub fn zeroed(len: usize) -> Self {
         Self { blocks: vec![Block([0; 64]); len.div_ceil(64)], len }
+    }
+
+    /// `len` zero bytes, or nothing if there is no memory for them.
+    pub(crate) fn try_zeroed(len: usize) -> Option<Self> {
+        let mut blocks = Vec::new();
+        blocks.try_reserve_exact(len.div_ceil(64)).ok()?;
+        blocks.resize(len.div_ceil(64), Block([0; 64]));
+        Some(Self { blocks, len })
     }
 
     /// A copy of `bytes`.

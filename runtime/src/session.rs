@@ -88,7 +88,9 @@ impl Session {
             score: Aligned::zeroed(0),
         };
         let variants = || program.functions.iter().flat_map(|f| &f.variants);
-        let mut arena = Aligned::zeroed(variants().map(|v| v.arena_bytes).max().unwrap_or(0));
+        let arena_bytes = variants().map(|v| v.arena_bytes).max().unwrap_or(0);
+        let out_of_memory = || Error::Memory { what: "temporaries".into(), bytes: arena_bytes };
+        let mut arena = Aligned::try_zeroed(arena_bytes).ok_or_else(out_of_memory)?;
         let scratch_bytes = variants().map(|v| v.scratch_bytes).max().unwrap_or(0);
         let pool = Pool::new(threads, scratch_bytes)?;
 

@@ -1,0 +1,352 @@
+//! Artifacts: a compiled model as one file, `.lap`. `docs/artifact.md` describes it.
+//!
+//! In: a file. Out: an [`Artifact`]: its header checked, its bytes mapped; from it a [`Program`] whose code lies in memory of
+//! its own, and weights in place. The container is a safetensors file whose tensors are *sections*. Invariants of an open
+//! artifact: sections lie within the file, apart from each other, each at a multiple of [`ALIGN`] bytes and with a hash in the
+//! metadata. Code and what describes it are hashed before they are used, always; all else by [`Artifact::verify`].
+//! Nothing guards against a file whose maker meant harm: an artifact is a program.
+
+mod code;
+mod program;
+pub mod write;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use memmap2::Mmap;
+use sha2::{Digest, Sha256};
+
+pub use program::Listing;
+
+use crate::cpu;
+use crate::error::Error;
+use crate::file::error::quote;
+use crate::file::{self, safetensors};
+use crate::program::{Aligned, Program, WeightSource};
+
+/// What the metadata's `format` says.
+pub const FORMAT: &str = "lapidary-artifact";
+/// The version that is written and read: changes whenever a file of before would be misread.
+pub const VERSION: u32 = 1;
+/// Sections start at multiples of this, in bytes.
+pub const ALIGN: usize = 64;
+/// Code and weights start at multiples of this, in bytes: a page of every target.
+pub const PAGE: usize = 4096;
+/// The most bytes of header that are believed: many times what the largest model's takes.
+const MAX_HEADER: u64 = 16 << 20;
+
+/// Section: the model's configuration, as a folder's `config.json`.
+pub const CONFIG: &str = "config.json";
+/// Section: the tokenizer.
+pub const TOKENIZER: &str = "tokenizer.json";
+/// Section: the texts of BOS and EOS.
+pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// Section: the stop tokens.
+pub const GENERATION_CONFIG: &str = "generation_config.json";
+/// Section: the chat template.
+pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
+/// First part of the name of sections that only fill.
+pub(crate) const PADDING: &str = "padding.";
+/// First part of the name of the section that describes a CPU's code, before the CPU's name.
+pub(crate) const PROGRAM: &str = "program.";
+/// The same of a CPU's code.
+pub(crate) const CODE: &str = "code.";
+/// The same of a CPU's folded tables.
+pub(crate) const CONSTANTS: &str = "constants.";
+/// First part of the name of the metadata that hold a section's hash, before the section's name.
+const HASH: &str = "sha256:";
+
+/// A section of an artifact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// Its name.
+    pub name: String,
+    /// Its element type, as safetensors names it.
+    pub dtype: String,
+    /// Elements along each axis.
+    pub shape: Vec<usize>,
+    /// Its bytes within the file.
+    pub bytes: Range<usize>,
+    /// Its SHA-256, in hexadecimal.
+    pub hash: String,
+}
+
+impl Section {
+    /// Whether it is a tensor of the model.
+    pub fn is_weight(&self) -> bool {
+        let texts = [CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG, CHAT_TEMPLATE];
+        let parts = [PROGRAM, CODE, CONSTANTS];
+        !texts.contains(&self.name.as_str()) && !parts.iter().any(|p| self.name.starts_with(p))
+    }
+}
+
+/// An artifact, mapped. The file must not change meanwhile.
+pub struct Artifact {
+    path: PathBuf,
+    map: Mmap,
+    sections: Vec<Section>,
+    by_name: HashMap<String, usize>,
+    target: String,
+    cpus: Vec<String>,
+    weights: String,
+}
+
+impl Artifact {
+    /// Whether the file at `path` looks like an artifact: by the end of its name.
+    pub fn is_named_so(path: &Path) -> bool {
+        path.extension().is_some_and(|e| e == "lap")
+    }
+
+    /// Maps an artifact and checks its header; no section is read.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a file that cannot be read, is no artifact, is cut short, or is of a newer version.
+    pub fn open(path: impl AsRef<Path>) -> Result<Artifact, Error> {
+        let path = path.as_ref();
+        let failed = |source| file::Error::read(path, source);
+        let file = File::open(path).map_err(failed)?;
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(file::Error::file(path, "an artifact (a .lap file)", "no file").into());
+        }
+        // SAFETY: the file is mapped for reading; its owner keeps it unchanged while the artifact lives, as documented.
+        let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+        let header = check_format(path, &map)?;
+        let mut hashes: HashMap<&str, &str> = HashMap::new();
+        let mut metadata: HashMap<&str, &str> = HashMap::new();
+        for (name, text) in &header.metadata {
+            match name.strip_prefix(HASH) {
+                Some(section) => hashes.insert(section, text),
+                None => metadata.insert(name, text),
+            };
+        }
+        let field = |name: &str| {
+            metadata
+                .get(name)
+                .copied()
+                .ok_or_else(|| missing(path, &format!("__metadata__.{name}"), "a text"))
+        };
+        let (target, weights) = (field("target")?.to_string(), field("weights")?.to_string());
+        let cpus: Vec<String> = field("cpus")?.split(',').map(str::to_string).collect();
+        let mut sections = Vec::with_capacity(header.entries.len());
+        for entry in header.entries {
+            if entry.name.starts_with(PADDING) {
+                continue;
+            }
+            if !entry.bytes.start.is_multiple_of(ALIGN) {
+                let found = format!("byte {}", entry.bytes.start);
+                return Err(refuse(path, &entry.name, &format!("a start that {ALIGN} divides"), found));
+            }
+            let hash = hashes.get(entry.name.as_str()).filter(|h| is_hash(h)).ok_or_else(|| {
+                missing(path, &format!("__metadata__.{HASH}{}", entry.name), "64 hexadecimal digits")
+            })?;
+            let hash = hash.to_string();
+            let safetensors::Entry { name, dtype, shape, bytes } = entry;
+            sections.push(Section { name, dtype, shape, bytes, hash });
+        }
+        let by_name = sections.iter().enumerate().map(|(i, s)| (s.name.clone(), i)).collect();
+        Ok(Artifact { path: path.into(), map, sections, by_name, target, cpus, weights })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes of the whole file.
+    pub fn bytes(&self) -> usize {
+        self.map.len()
+    }
+
+    /// The target triple of the code.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// The CPUs that it has code for, each better than those before it.
+    pub fn cpus(&self) -> &[String] {
+        &self.cpus
+    }
+
+    /// How the layers' matrices are held: `q4`.
+    pub fn weights(&self) -> &str {
+        &self.weights
+    }
+
+    /// Its sections, in the order of their bytes.
+    pub fn sections(&self) -> &[Section] {
+        &self.sections
+    }
+
+    /// The bytes of a section as they are: their hash is not looked at.
+    pub fn section(&self, name: &str) -> Option<&[u8]> {
+        Some(&self.map[self.sections[*self.by_name.get(name)?].bytes.clone()])
+    }
+
+    /// Holds every section against its hash, on as many threads as there are CPUs.
+    ///
+    /// # Errors
+    /// [`Error::File`] naming the first section, by place, that is damaged.
+    pub fn verify(&self) -> Result<(), Error> {
+        let next = AtomicUsize::new(0);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(self.sections.len());
+        let work = || {
+            let mut bad = None;
+            while let Some(section) = self.sections.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(error) = self.check(section)
+                    && bad.as_ref().is_none_or(|(at, _)| section.bytes.start < *at)
+                {
+                    bad = Some((section.bytes.start, error));
+                }
+            }
+            bad
+        };
+        let first = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let own = work();
+            let found = others.into_iter().filter_map(|thread| thread.join().ok().flatten());
+            own.into_iter().chain(found).min_by_key(|(at, _)| *at)
+        });
+        first.map_or(Ok(()), |(_, error)| Err(error))
+    }
+
+    /// The description of a CPU's code, its hash checked.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it is damaged or malformed, [`Error::Machine`] for a CPU that the file has no code for.
+    pub fn listing(&self, cpu: &str) -> Result<Listing, Error> {
+        if !self.cpus.iter().any(|c| c == cpu) {
+            let reason = format!("it has no code for CPU {}, only for {}", quote(cpu), self.cpus.join(", "));
+            return Err(Error::Machine { path: self.path.clone(), reason });
+        }
+        let name = format!("{PROGRAM}{cpu}");
+        let listing = Listing::parse(&self.path, &name, self.checked(&name)?)?;
+        if listing.cpu != cpu {
+            return Err(refuse(&self.path, &name, &format!("CPU {cpu}"), quote(&listing.cpu)));
+        }
+        Ok(listing)
+    }
+
+    /// The program for this machine: the best one that it can run, or that for `cpu`. Its code is copied and made executable.
+    ///
+    /// # Errors
+    /// [`Error::Machine`] if the machine cannot run it, [`Error::File`] if it is damaged or malformed.
+    pub fn program(&self, cpu: Option<&str>) -> Result<Program, Error> {
+        let machine = |reason: String| Error::Machine { path: self.path.clone(), reason };
+        let architecture = self.target.split('-').next().unwrap_or_default();
+        if architecture != cpu::ARCHITECTURE || !self.target.contains("linux") {
+            let here = format!("{}-{}", cpu::ARCHITECTURE, std::env::consts::OS);
+            return Err(machine(format!("its code is for {}, this machine is {here}", quote(&self.target))));
+        }
+        if let Some(cpu) = cpu {
+            let listing = self.listing(cpu)?;
+            if let Some(name) = cpu::lacking(&listing.features).first() {
+                return Err(machine(format!(
+                    "its code for {cpu} needs {}, this machine ({}) lacks {name}",
+                    listing.features.join(", "),
+                    cpu::description()
+                )));
+            }
+            return self.link(listing);
+        }
+        let mut lowest = None;
+        for cpu in self.cpus.iter().rev() {
+            let listing = self.listing(cpu)?;
+            if cpu::lacking(&listing.features).is_empty() {
+                return self.link(listing);
+            }
+            lowest = Some(listing);
+        }
+        let needs = lowest.map_or("a CPU".into(), |l| format!("{} ({})", l.cpu, l.features.join(", ")));
+        Err(machine(format!("its code needs at least {needs}, this machine is {}", cpu::description())))
+    }
+
+    /// Puts a CPU's code in place.
+    fn link(&self, listing: Listing) -> Result<Program, Error> {
+        let name = format!("{CODE}{}", listing.cpu);
+        let code = self.checked(&name)?;
+        listing.check(&self.path, code.len())?;
+        let constants = Aligned::from_bytes(self.checked(&format!("{CONSTANTS}{}", listing.cpu))?);
+        let code = code::Executable::new(code).map_err(|source| file::Error::read(&self.path, source))?;
+        let base = code.base();
+        // SAFETY: the code is what a compiler wrote, as its hash says, for instructions that this machine has; the offsets,
+        // hashed too, are its entries; the program owns it.
+        let link = |f: crate::program::Function<u64>| unsafe { f.link(base) };
+        let functions = listing.functions.into_iter().map(link).collect();
+        Ok(Program { functions, constants, plan: listing.plan, code: Box::new(code) })
+    }
+
+    /// The bytes of a section that must be there, their hash checked.
+    fn checked(&self, name: &str) -> Result<&[u8], Error> {
+        let Some(&index) = self.by_name.get(name) else {
+            return Err(refuse(&self.path, name, "a section of this name", "none".into()));
+        };
+        self.check(&self.sections[index])?;
+        Ok(&self.map[self.sections[index].bytes.clone()])
+    }
+
+    fn check(&self, section: &Section) -> Result<(), Error> {
+        let found = hash(&self.map[section.bytes.clone()]);
+        if found == section.hash {
+            return Ok(());
+        }
+        let expected = format!("SHA-256 {}", section.hash);
+        Err(refuse(&self.path, &section.name, &expected, format!("{found} (the file is damaged)")))
+    }
+}
+
+// SAFETY: the bytes are mapped for reading, and stay so as long as the artifact lives.
+unsafe impl WeightSource for Artifact {
+    fn tensor(&self, name: &str) -> Option<&[u8]> {
+        self.section(name)
+    }
+}
+
+/// The header of a file that says it is an artifact of this version.
+fn check_format(path: &Path, bytes: &[u8]) -> Result<safetensors::Header, Error> {
+    let expected = "a Lapidary artifact (a safetensors file)";
+    let length = bytes.first_chunk().map(|n| u64::from_le_bytes(*n));
+    match length {
+        Some(length) if length <= MAX_HEADER && bytes.get(8) == Some(&b'{') => {}
+        Some(_) => {
+            let start = quote(&String::from_utf8_lossy(&bytes[..8]));
+            return Err(file::Error::file(path, expected, format!("a file that starts with {start}")).into());
+        }
+        None => return Err(file::Error::file(path, expected, format!("{} bytes", bytes.len())).into()),
+    }
+    let header = safetensors::header(path, bytes)?;
+    let field = |name: &str| header.metadata.iter().find(|(n, _)| n == name).map(|(_, text)| text.as_str());
+    if field("format") != Some(FORMAT) {
+        let found = "a safetensors file whose metadata names no such format";
+        return Err(file::Error::file(path, format!("a Lapidary artifact (format {FORMAT})"), found).into());
+    }
+    let version = field("version").unwrap_or_default();
+    if version != VERSION.to_string() {
+        let newer = version.parse::<u32>().is_ok_and(|v| v > VERSION);
+        let hint = if newer { " (a newer lapidary wrote it)" } else { "" };
+        let expected = format!("artifact version {VERSION}");
+        return Err(file::Error::file(path, expected, format!("version {}{hint}", quote(version))).into());
+    }
+    Ok(header)
+}
+
+/// SHA-256 in hexadecimal.
+fn hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn is_hash(text: &&&str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+fn missing(path: &Path, field: &str, expected: &str) -> Error {
+    let (field, expected) = (field.escape_debug().to_string(), expected.to_string());
+    file::Error::Field { path: path.into(), field, expected, found: "nothing".into() }.into()
+}
+
+fn refuse(path: &Path, section: &str, expected: &str, found: String) -> Error {
+    let section = format!("section {}: {expected}", quote(section));
+    file::Error::file(path, section, found).into()
+}
