@@ -107,8 +107,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for (weights, count) in runs {
         let mut compile = args.compile.clone();
         compile.context = Some(compile.context.unwrap_or(0).max(needed as u64));
-        let model_args =
-            ModelArgs { model: args.model.clone(), threads: Some(count), weights: weights.clone(), compile };
+        let model_args = ModelArgs {
+            model: args.model.clone(),
+            verify: false,
+            threads: Some(count),
+            weights: weights.clone(),
+            compile,
+        };
         let mut engine = Engine::new(&model_args)?;
         let mut machine = Machine::new(&args.compile.cpu, count as usize)?;
         times = (ms(engine.compile), ms(engine.load));
@@ -331,7 +336,8 @@ fn launches(engine: &Engine, phase: Phase) -> Vec<(Place, Work, u64)> {
         let head = predicts.then_some((plan.head_argmax, one));
         let layers = plan.layers.iter().map(|l| (l.function, extent));
         for (function, extent) in std::iter::once((plan.embed, extent)).chain(layers).chain(head) {
-            let report: &FunctionReport = &engine.functions[function];
+            // An artifact holds code, not how it came about.
+            let Some(report): Option<&FunctionReport> = engine.functions.get(function) else { continue };
             let variant = engine.session.program().functions[function].variant_index(extent.rows);
             for (step, kernel) in report.variants[variant].schedule.kernels.iter().enumerate() {
                 let w = work(kernel, extent);

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
 use lapidary_codegen::compile::{ImageCompilation, compile_image};
 use lapidary_codegen::target;
 
+use crate::artifact;
 use crate::interrupt::{self, Again};
 use crate::model::{self, CompileArgs};
 use crate::object;
@@ -20,19 +21,24 @@ use crate::weights::WeightArgs;
 /// Compile a model ahead of time, for this machine or another
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  lapidary compile --target aarch64-unknown-linux-gnu --emit object -o model.o"
+    after_help = "Examples:\n  lapidary compile -m gemma-2-2b-it --weights q4 --cpu x86-64-v3,x86-64-v4 -o model.lap\n  \
+        lapidary compile --target aarch64-unknown-linux-gnu --emit object -o model.o"
 )]
 pub(crate) struct Args {
     /// Hugging Face folder of a Gemma 2 [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// Target to make code for; --cpu then names one of its CPUs [default: this machine, or the oldest CPU of the target]
+    /// Target to make code for [default: this machine's]; --cpu names CPUs of it, for an artifact several, separated by
+    /// commas [default without --target: this machine's CPU; with it: an artifact's are all, an object's the oldest]
     #[arg(long, value_name = "TRIPLE")]
     target: Option<String>,
     /// What to write
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, default_value_t = Emit::Artifact)]
     emit: Emit,
-    /// Object file to write, or folder to write model.o to; header and weights go beside it
+    /// Most rows (tokens, of all sequences together) of one call: the same as --chunk
+    #[arg(long, value_name = "N", conflicts_with = "chunk", value_parser = clap::value_parser!(u64).range(1..=model::MAX_CHUNK))]
+    batch: Option<u64>,
+    /// Artifact to write; or object file to write, or folder to write model.o to, header and weights go beside it
     #[arg(short, long, value_name = "PATH")]
     output: PathBuf,
     #[command(flatten)]
@@ -44,14 +50,30 @@ pub(crate) struct Args {
 /// What is written.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Emit {
+    /// One file to run with `lapidary run -m FILE.lap` or `lapidary-run FILE.lap`
+    Artifact,
     /// A relocatable object with a C header and a weights file
     Object,
 }
 
 /// Compiles and writes.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let Emit::Object = args.emit;
     let mut compile = args.compile.clone();
+    if let Some(batch) = args.batch {
+        compile.chunk = batch;
+    }
+    if args.emit == Emit::Artifact {
+        return artifact::write(&artifact::Request {
+            model: args.model.as_deref(),
+            target: args.target.as_deref(),
+            weights: &args.weights,
+            compile,
+            output: &args.output,
+        });
+    }
+    if compile.cpu.contains(',') {
+        bail!(Usage::new(anyhow!("--cpu {}: an object is for one CPU", compile.cpu)));
+    }
     if let Some(triple) = &args.target {
         let cpu = Some(compile.cpu.as_str()).filter(|&cpu| cpu != "native");
         compile.cpu = target::cpu_of_target(triple, cpu).map_err(Usage::new)?.to_string();

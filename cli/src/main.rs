@@ -4,6 +4,7 @@
 //! failure (one line, `error: ...`), 2 a mistake in the arguments, whatever the model, 130 an interruption. A reader that
 //! closes stdout early ends the command quietly.
 
+mod artifact;
 mod bench;
 mod bisect;
 mod chat;
@@ -55,6 +56,7 @@ enum Command {
     Chat(chat::Args),
     Logits(logits::Args),
     Compile(compile::Args),
+    Verify(artifact::VerifyArgs),
     Bench(bench::Args),
     Eval(eval::Args),
     Inspect(inspect::Args),
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         Command::Chat(args) => chat::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Compile(args) => compile::run(&args),
+        Command::Verify(args) => artifact::verify(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),

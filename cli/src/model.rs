@@ -17,7 +17,7 @@ use lapidary_ir::{BLOCK, DType, Module};
 use lapidary_models::gemma2::{self, Storage};
 use lapidary_models::{Config, Detokenizer, Model, PRESETS, Tokenizer};
 use lapidary_passes::{RuleSet, Selection, rules};
-use lapidary_runtime::{Memory, Session, cpu};
+use lapidary_runtime::{Artifact, Memory, Session, cpu};
 use serde_json::{Value, json};
 
 use crate::objective::CostName;
@@ -94,16 +94,27 @@ pub(crate) struct CompileArgs {
 /// Which model, compiled how.
 #[derive(Clone, clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Hugging Face folder of a Gemma 2 [default: the built-in tiny model]
+    /// Hugging Face folder of a Gemma 2, or an artifact NAME.lap [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
     /// Threads [default: one a CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS))]
     pub(crate) threads: Option<u64>,
+    /// Of an artifact, hold every section against its hash first
+    #[arg(long)]
+    pub(crate) verify: bool,
     #[command(flatten)]
     pub(crate) weights: WeightArgs,
     #[command(flatten)]
     pub(crate) compile: CompileArgs,
+}
+
+impl ModelArgs {
+    /// The threads to run on.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+            .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |n| n as usize)
+    }
 }
 
 /// How exact activations are.
@@ -150,6 +161,29 @@ impl CompileArgs {
         if let Some(window) = self.sliding_window {
             config.sliding_window = window as usize;
         }
+    }
+
+    /// An option that an artifact cannot be given any more, if one differs from its default.
+    fn of_compilation(&self) -> Option<&'static str> {
+        [
+            ("--context", self.context.is_some()),
+            ("--chunk", self.chunk != 512),
+            ("--passes", self.passes != "all"),
+            ("--disable", !self.disable.is_empty()),
+            ("--only", !self.only.is_empty()),
+            ("--rules", self.rules.file().is_some()),
+            ("--cost", self.cost != CostName::default()),
+            ("--activations", self.activations != Activations::Auto),
+            ("--kv-cache", self.kv_cache.is_some()),
+            ("--sliding-window", self.sliding_window.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(name, given)| given.then_some(name))
+    }
+
+    /// The same for another CPU.
+    pub(crate) fn for_cpu(&self, name: &str) -> CompileArgs {
+        CompileArgs { cpu: name.into(), ..self.clone() }
     }
 
     /// Leaves a rule out, too.
@@ -272,6 +306,9 @@ pub(crate) struct Engine {
 impl Engine {
     /// Loads and compiles.
     pub(crate) fn new(args: &ModelArgs) -> Result<Engine> {
+        if let Some(path) = args.model.as_deref().filter(|path| Artifact::is_named_so(path)) {
+            return Engine::with_artifact(args, path);
+        }
         // What is wrong whatever the model comes first.
         args.compile.options(1)?;
         check_cpu(&args.compile.cpu)?;
@@ -282,13 +319,35 @@ impl Engine {
         Engine::with_model(args, model, open)
     }
 
+    /// Loads an artifact: nothing is compiled.
+    fn with_artifact(args: &ModelArgs, path: &Path) -> Result<Engine> {
+        let start = Instant::now();
+        args.compile.options(1)?;
+        if let Some(option) = args.compile.of_compilation().or(args.weights.given()) {
+            bail!(Usage::new(anyhow!(
+                "{option}: {} is compiled already; `lapidary compile` takes {option}",
+                path.display()
+            )));
+        }
+        let artifact = Artifact::open(path)?;
+        if args.verify {
+            artifact.verify()?;
+        }
+        let program = artifact.program(Some(args.compile.cpu.as_str()).filter(|&cpu| cpu != "native"))?;
+        let model = Arc::new(Model::from_artifact(&artifact)?);
+        let format = DType::ALL.iter().copied().find(|d| d.name() == artifact.weights());
+        let format = format.ok_or_else(|| anyhow!("{}: unknown weights", path.display()))?;
+        let threads = args.threads();
+        let session = Session::new(Arc::new(program), Arc::new(artifact), threads)
+            .with_context(|| path.display().to_string())?;
+        let (compile, load) = (Duration::ZERO, start.elapsed());
+        Ok(Engine { model, session, format, functions: Vec::new(), compile, load })
+    }
+
     /// Compiles an opened model.
     fn with_model(args: &ModelArgs, model: Model, open: Duration) -> Result<Engine> {
         let start = Instant::now();
-        let threads = match args.threads {
-            Some(n) => n as usize,
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-        };
+        let threads = args.threads();
         let model = Arc::new(model);
         let weights = args.weights.open(&model, threads)?;
         let open = open + start.elapsed();

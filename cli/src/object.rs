@@ -84,27 +84,30 @@ pub(crate) fn build(
     model: &Model,
     weights: &Weights,
 ) -> Result<Object> {
-    let tensor = |name: &str| {
-        let stored = model.checkpoint.tensor(name)?;
-        let dtype = weights.dtype(model, name);
-        let shape = match dtype {
-            DType::Q8 | DType::Q4 => {
-                let (n, k) = (stored.shape[0], stored.shape[1]);
-                vec![n, dtype.row_bytes(k)]
-            }
-            _ => stored.shape.to_vec(),
-        };
-        let dtype = match dtype {
-            DType::F32 => "F32",
-            DType::BF16 => "BF16",
-            DType::F16 => "F16",
-            DType::Q8 | DType::Q4 => "U8",
-            DType::I32 | DType::Bool => return None,
-        };
-        Some(TensorType { dtype, shape })
-    };
+    let tensor = |name: &str| tensor_type(model, weights, name);
     let parts = Parts { image, cpu, prefix: &paths.prefix, tensor: &tensor };
     Ok(lapidary_codegen::object::build(&parts)?)
+}
+
+/// A weight's type as safetensors files state it: blocks are bytes.
+pub(crate) fn tensor_type(model: &Model, weights: &Weights, name: &str) -> Option<TensorType> {
+    let stored = model.checkpoint.tensor(name)?;
+    let dtype = weights.dtype(model, name);
+    let shape = match dtype {
+        DType::Q8 | DType::Q4 => {
+            let (n, k) = (stored.shape[0], stored.shape[1]);
+            vec![n, dtype.row_bytes(k)]
+        }
+        _ => stored.shape.to_vec(),
+    };
+    let dtype = match dtype {
+        DType::F32 => "F32",
+        DType::BF16 => "BF16",
+        DType::F16 => "F16",
+        DType::Q8 | DType::Q4 => "U8",
+        DType::I32 | DType::Bool => return None,
+    };
+    Some(TensorType { dtype, shape })
 }
 
 impl Files<'_> {

@@ -73,6 +73,12 @@ impl WeightArgs {
         self.no_cache
     }
 
+    /// An option that was given, if there is one.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let head = self.head_weights.map(|_| "--head-weights");
+        self.weights.map(|_| "--weights").or(head)
+    }
+
     fn head(&self) -> Option<Format> {
         self.head_weights.or(self.weights)
     }

@@ -165,6 +165,33 @@ impl Target {
         Ok(Target { name: name.into(), isa, features })
     }
 
+    /// What a CPU must have to run this code, by the names of [`lapidary_runtime::cpu`].
+    pub fn required(&self) -> Vec<String> {
+        let f = self.features;
+        let raw: [(bool, &[&str]); 6] = [
+            (f.fma, &["fma"]),
+            (f.avx2, &["avx2", "f16c"]),
+            (f.avx512, &["avx512f", "avx512bw", "avx512dq", "avx512vl"]),
+            (f.vnni, &["avx512vnni"]),
+            (f.bf16, &["avx512bf16", "amd"]),
+            (f.amx, &["amx"]),
+        ];
+        if self.isa.triple().architecture.to_string() != "x86_64" {
+            return vec!["neon".into()];
+        }
+        let flags = self.isa.isa_flags().into_iter().filter(|f| f.as_bool() == Some(true));
+        let names = flags.filter_map(|f| f.name.strip_prefix("has_")).map(|name| match name {
+            "sse41" => "sse4.1",
+            "sse42" => "sse4.2",
+            other => other,
+        });
+        let raw = raw.iter().filter(|(uses, _)| *uses).flat_map(|(_, names)| names.iter().copied());
+        let mut all: Vec<String> = names.chain(raw).map(str::to_string).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
     /// Why code for this CPU does not run on this machine, if it does not.
     pub fn lacking_here(&self) -> Option<String> {
         let machine = std::env::consts::ARCH;

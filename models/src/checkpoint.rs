@@ -90,6 +90,11 @@ impl Checkpoint {
         Checkpoint::check(dir, sources, found, config)
     }
 
+    /// A checkpoint without tensors: an artifact's model has its weights in the artifact.
+    pub fn absent() -> Checkpoint {
+        Checkpoint { files: Vec::new(), tensors: BTreeMap::new() }
+    }
+
     /// The checkpoint in the bytes of one safetensors file; `name` is what errors call it.
     ///
     /// # Errors

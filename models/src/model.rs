@@ -12,6 +12,9 @@ use lapidary_runtime::file::fields::Fields;
 use lapidary_runtime::text::chat::ChatTemplate;
 use lapidary_runtime::text::tokenizer::Tokenizer;
 
+use lapidary_runtime::artifact::{self, Artifact};
+use lapidary_runtime::text::Text;
+
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -56,6 +59,33 @@ impl Model {
         let generation = file::read_if_present(&dir.join(GENERATION_CONFIG))?;
         let stop_tokens = stop_tokens(dir, generation.as_deref(), &config)?;
         Model { path: dir.into(), config, checkpoint, tokenizer, chat_template, stop_tokens }.check()
+    }
+
+    /// The model of an artifact; its checkpoint is absent, for the artifact itself is the source of weights.
+    ///
+    /// # Errors
+    /// What the parts refuse.
+    pub fn from_artifact(artifact: &Artifact) -> Result<Model> {
+        let path = artifact.path().to_path_buf();
+        let Some(bytes) = artifact.section(artifact::CONFIG) else {
+            return Err(Error::Missing { path, file: artifact::CONFIG.into() });
+        };
+        let config = Config::from_json(&path.join(artifact::CONFIG), bytes)?;
+        let Text { tokenizer, chat_template, stop_tokens } = Text::of(artifact, config.vocab_size)?;
+        let checkpoint = Checkpoint::absent();
+        Model { path, config, checkpoint, tokenizer, chat_template, stop_tokens }.check()
+    }
+
+    /// The bytes of the tokenizer's file, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it cannot be read.
+    pub fn tokenizer_file(&self) -> Result<Option<Vec<u8>>> {
+        #[cfg(feature = "tiny")]
+        if self.path == Path::new(BUILT_IN) {
+            return Ok(Some(crate::tiny::TOKENIZER.to_vec()));
+        }
+        Ok(file::read_if_present(&self.path.join(crate::tokenizer::TOKENIZER))?)
     }
 
     /// The model in the binary: tiny-gemma2.

@@ -101,6 +101,7 @@ fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
     let without = ablation::ablate(&reports, &options.selection, options.machine, &extent)?;
     let measured = if args.measure {
         let model = ModelArgs {
+            verify: false,
             model: args.model.clone(),
             threads: args.threads,
             weights: Default::default(),

@@ -67,7 +67,7 @@ pub struct About<'a> {
     pub compiler: &'a str,
 }
 
-/// Writes the file; `progress` is told the bytes so far, and stops the writing by returning false.
+/// Writes the file; `progress` is told the bytes so far and those of the whole.
 ///
 /// # Errors
 /// [`Error::Write`] naming the file and the bytes it needs.
@@ -75,7 +75,7 @@ pub fn write(
     path: &Path,
     about: &About<'_>,
     parts: &[Part<'_>],
-    progress: &mut dyn FnMut(u64) -> bool,
+    progress: &mut dyn FnMut(u64, u64),
 ) -> Result<u64, Error> {
     let layout = Layout::new(about, parts);
     let failed = |source| Error::Write { path: path.into(), needed: layout.bytes(), source };
@@ -173,7 +173,7 @@ fn write_data(
     file: &mut File,
     layout: &Layout,
     parts: &[Part<'_>],
-    progress: &mut dyn FnMut(u64) -> bool,
+    progress: &mut dyn FnMut(u64, u64),
 ) -> io::Result<()> {
     let mut at = 0;
     let fill = |file: &mut File, at: &mut usize, to: usize| {
@@ -191,9 +191,7 @@ fn write_data(
         for piece in part.bytes.chunks(PIECE) {
             file.write_all(piece)?;
             at += piece.len();
-            if !progress(at as u64) {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
+            progress(at as u64, layout.bytes());
         }
     }
     Ok(())

@@ -112,6 +112,11 @@ impl ChatTemplate {
         Ok(ChatTemplate { environment, bos_token: bos_token.into(), eos_token: eos_token.into() })
     }
 
+    /// The template's own text.
+    pub fn source(&self) -> String {
+        self.environment.get_template(NAME).map(|t| t.source().to_string()).unwrap_or_default()
+    }
+
     /// The prompt for `messages`; with `add_generation_prompt` it ends where the model's turn begins.
     ///
     /// # Errors

@@ -13,3 +13,58 @@ pub mod tokenizer;
 pub use chat::{ChatTemplate, Message};
 pub use detokenizer::Detokenizer;
 pub use tokenizer::Tokenizer;
+
+use crate::artifact::{Artifact, CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG};
+use crate::file::fields::Fields;
+use crate::file::{self, Result};
+
+/// What an artifact holds of text.
+pub struct Text {
+    /// The tokenizer; without one a model still turns ids into logits.
+    pub tokenizer: Option<Tokenizer>,
+    /// The chat template.
+    pub chat_template: Option<ChatTemplate>,
+    /// The tokens that end a text, ascending.
+    pub stop_tokens: Vec<u32>,
+}
+
+impl Text {
+    /// The text sections of an artifact whose vocabulary has `vocab` entries.
+    ///
+    /// # Errors
+    /// [`file::Error`] for a section that is malformed.
+    pub fn of(artifact: &Artifact, vocab: usize) -> Result<Text> {
+        let path = artifact.path();
+        let tokenizer = match artifact.section(TOKENIZER) {
+            Some(bytes) => Some(Tokenizer::from_bytes(path, bytes, artifact.section(TOKENIZER_CONFIG))?),
+            None => None,
+        };
+        let chat_template = match (&tokenizer, artifact.section(CHAT_TEMPLATE)) {
+            (Some(t), Some(bytes)) => {
+                let source = String::from_utf8(bytes.to_vec())
+                    .map_err(|_| file::Error::file(path.join(CHAT_TEMPLATE), "UTF-8", "other bytes"))?;
+                Some(ChatTemplate::new(source, t.bos_token(), t.eos_token())?)
+            }
+            _ => None,
+        };
+        let stop_tokens = match artifact.section(GENERATION_CONFIG) {
+            Some(bytes) => Fields::parse(&path.join(GENERATION_CONFIG), bytes)?
+                .tokens("eos_token_id", vocab.saturating_sub(1) as u64)?
+                .unwrap_or_default(),
+            None => Vec::new(),
+        };
+        if let Some(t) = &tokenizer
+            && t.vocab_size() > vocab
+        {
+            let (expected, found) = (format!("at most {vocab} ids"), format!("{} ids", t.vocab_size()));
+            return Err(file::Error::file(path.join(TOKENIZER), expected, found));
+        }
+        Ok(Text { tokenizer, chat_template, stop_tokens })
+    }
+
+    /// Whether the model was tuned to take turns: its stop tokens include `<end_of_turn>`.
+    pub fn is_instruction_tuned(&self) -> bool {
+        let end = self.tokenizer.as_ref().and_then(Tokenizer::end_of_turn_id);
+        end.is_some_and(|id| self.stop_tokens.contains(&id))
+    }
+}

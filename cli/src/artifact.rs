@@ -1,0 +1,169 @@
+//! `lapidary compile --emit artifact` and `lapidary verify`.
+//!
+//! In: a model, a target, CPUs. Out: an artifact. Each CPU's code is compiled on its own, from the same graph; weights,
+//! configuration and text are stored once. CPUs are stored in the order of the table of targets, whatever the command's.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Result, anyhow, bail};
+use lapidary_codegen::compile::{ImageCompilation, compile_image};
+use lapidary_codegen::target::{self, Placement, TARGETS, Target};
+use lapidary_models::gemma2;
+use lapidary_runtime::Artifact;
+use lapidary_runtime::artifact::write::{About, Part, write as write_artifact};
+use lapidary_runtime::artifact::{CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG};
+use lapidary_runtime::program::WeightSource;
+use serde_json::json;
+
+use crate::interrupt::{self, Again};
+use crate::model::{self, CompileArgs};
+use crate::object::tensor_type;
+use crate::output::{self, Unit, Usage};
+use crate::weights::WeightArgs;
+
+/// What to write.
+pub(crate) struct Request<'a> {
+    pub(crate) model: Option<&'a Path>,
+    pub(crate) target: Option<&'a str>,
+    pub(crate) weights: &'a WeightArgs,
+    /// `cpu` may be several names, separated by commas.
+    pub(crate) compile: CompileArgs,
+    pub(crate) output: &'a Path,
+}
+
+/// Compiles and writes an artifact.
+pub(crate) fn write(request: &Request<'_>) -> Result<()> {
+    let compile = &request.compile;
+    let targets = targets(request.target, &compile.cpu)?;
+    compile.for_cpu(&targets[0].name).options(1)?;
+    // Before hours of quantising: a place that cannot be written to.
+    if request.output.is_dir() {
+        bail!(Usage::new(anyhow!(
+            "-o {}: expected a file NAME.lap, found a folder",
+            request.output.display()
+        )));
+    }
+    interrupt::install(Again::Exit)?;
+    let mut model = model::open(request.model)?;
+    compile.adjust(&mut model.config);
+    let model = Arc::new(model);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let weights = request.weights.open(&model, threads)?;
+
+    let start = Instant::now();
+    let module = compile.module(&model.config, &|name| weights.dtype(&model, name))?;
+    let description = model::describe(&model.config);
+    let mut images = Vec::with_capacity(targets.len());
+    for target in &targets {
+        let compile = compile.for_cpu(&target.name);
+        let options = compile.options(compile.context_of(model.config.max_position_embeddings))?;
+        let ImageCompilation { image, functions, .. } = compile_image(&module, &description, &options)?;
+        for warning in functions.iter().filter_map(|f| f.saturation.warning()) {
+            output::note("warning", &warning);
+        }
+        images.push(image);
+    }
+    let compiled = start.elapsed();
+
+    let start = Instant::now();
+    let mut parts = Vec::new();
+    for (target, image) in targets.iter().zip(&images) {
+        parts.extend(Part::image(&target.name, &target.required(), image));
+    }
+    parts.push(Part::text(CONFIG, model.config.to_json().to_string().into_bytes()));
+    if let (Some(tokenizer), Some(file)) = (&model.tokenizer, model.tokenizer_file()?) {
+        let special = json!({ "bos_token": tokenizer.bos_token(), "eos_token": tokenizer.eos_token() });
+        parts.push(Part::text(TOKENIZER, file));
+        parts.push(Part::text(TOKENIZER_CONFIG, special.to_string().into_bytes()));
+    }
+    if let Some(template) = &model.chat_template {
+        parts.push(Part::text(CHAT_TEMPLATE, template.source().into_bytes()));
+    }
+    let generation = json!({ "eos_token_id": model.stop_tokens });
+    parts.push(Part::text(GENERATION_CONFIG, generation.to_string().into_bytes()));
+    for spec in model.config.tensors() {
+        let kind = tensor_type(&model, &weights, &spec.name);
+        let (Some(kind), Some(bytes)) = (kind, weights.tensor(&spec.name)) else {
+            bail!("tensor `{}` is missing from the checkpoint", spec.name);
+        };
+        parts.push(Part::weight(&spec.name, kind.dtype, kind.shape, bytes));
+    }
+    let cpus: Vec<String> = targets.iter().map(|t| t.name.clone()).collect();
+    let format = weights.dtype(&model, &format!("{}self_attn.q_proj.weight", gemma2::layer_prefix(0)));
+    let triple = triple(&targets[0]);
+    let about =
+        About { target: &triple, cpus: &cpus, weights: format.name(), compiler: env!("CARGO_PKG_VERSION") };
+    let bar = output::bar(0, "writing", Unit::Bytes);
+    let bytes = write_artifact(request.output, &about, &parts, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    let code: usize = images.iter().map(|i| i.code.len()).sum();
+    output::say(&format!(
+        "{}: {}, {} of code for {} in {:.2} s; written in {:.2} s",
+        request.output.display(),
+        output::bytes(bytes),
+        output::bytes(code as u64),
+        cpus.join(", "),
+        compiled.as_secs_f64(),
+        start.elapsed().as_secs_f64()
+    ));
+    Ok(())
+}
+
+/// The CPUs that `--target` and `--cpu` name, in the table's order, each once.
+fn targets(triple: Option<&str>, names: &str) -> Result<Vec<Target>> {
+    let make = |name: &str| Target::new(name, Placement::Object).map_err(Usage::new);
+    if triple.is_none() && names == "native" {
+        return Ok(vec![make("native")?]);
+    }
+    let mut names: Vec<&str> =
+        if names == "native" { Vec::new() } else { names.split(',').map(str::trim).collect() };
+    for name in &names {
+        make(name)?;
+    }
+    let triple = match (triple, names.first()) {
+        (Some(triple), _) => triple,
+        (None, first) => {
+            let row = TARGETS.iter().find(|t| Some(&t.name) == first);
+            row.map_or("", |t| t.triple)
+        }
+    };
+    target::cpu_of_target(triple, None).map_err(Usage::new)?;
+    if names.is_empty() {
+        names = TARGETS.iter().filter(|t| t.triple == triple).map(|t| t.name).collect();
+    }
+    for name in &names {
+        target::cpu_of_target(triple, Some(name)).map_err(Usage::new)?;
+    }
+    let rows = TARGETS.iter().filter(|t| names.contains(&t.name));
+    Ok(rows.map(|t| make(t.name)).collect::<Result<_, _>>()?)
+}
+
+/// The triple of a target, as the table names it.
+fn triple(target: &Target) -> String {
+    let row = TARGETS.iter().find(|t| t.name == target.name);
+    row.map_or_else(|| target.isa.triple().to_string(), |t| t.triple.to_string())
+}
+
+/// Hold every section of an artifact against its hash
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  lapidary verify model.lap")]
+pub(crate) struct VerifyArgs {
+    /// Artifact to verify
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+/// Verifies.
+pub(crate) fn verify(args: &VerifyArgs) -> Result<()> {
+    let artifact = Artifact::open(&args.file)?;
+    artifact.verify()?;
+    for cpu in artifact.cpus() {
+        artifact.listing(cpu)?;
+    }
+    output::print(&format!("{}: {} sections verified\n", args.file.display(), artifact.sections().len()))
+}

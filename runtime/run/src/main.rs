@@ -1,0 +1,154 @@
+//! `lapidary-run`: continues a prompt by an artifact, as a stream of text. It holds no compiler.
+//!
+//! In: an artifact and a prompt. Out: text on stdout; with `--stats` times on stderr. Exit code 0 is success, 1 a failure (one
+//! line, `error: ...`), 2 a mistake in the arguments. A reader that closes stdout early ends it quietly.
+
+#[path = "../../../cli/src/sampling.rs"]
+mod sampling;
+
+use std::io::{self, Read, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use clap::Parser;
+use lapidary_runtime::text::{Message, Text};
+use lapidary_runtime::{Artifact, Sampler, Session, generate};
+
+use sampling::SamplingArgs;
+
+/// Continue a text by a compiled model, an artifact that `lapidary compile` wrote.
+#[derive(Parser)]
+#[command(
+    name = "lapidary-run",
+    version,
+    after_help = "Example:\n  lapidary-run gemma-2-2b-it.lap --temp 0 \"Why is the sky blue?\""
+)]
+struct Args {
+    /// Artifact
+    #[arg(value_name = "FILE")]
+    artifact: PathBuf,
+    /// The text to continue; `-` reads it from stdin
+    #[arg(value_name = "PROMPT")]
+    prompt: String,
+    /// Most tokens to generate
+    #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 128)]
+    tokens: usize,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// CPU whose code is run [default: the best that the file has for this machine]
+    #[arg(long, value_name = "NAME")]
+    cpu: Option<String>,
+    /// Threads [default: one a CPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    threads: Option<u64>,
+    /// Hold every section of the file against its hash first
+    #[arg(long)]
+    verify: bool,
+    /// Give the prompt to the model as it is, without the chat template of an instruction-tuned one
+    #[arg(long)]
+    raw: bool,
+    /// Print times on stderr at the end
+    #[arg(long)]
+    stats: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes: Vec<String> = error.chain().map(|c| c.to_string().replace('\n', " ")).collect();
+            let _ = writeln!(io::stderr().lock(), "error: {}", causes.join(": "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let start = Instant::now();
+    let options = args.sampling.options();
+    options.validate()?;
+    let prompt = if args.prompt == "-" { stdin()? } else { args.prompt.clone() };
+    let artifact = Arc::new(Artifact::open(&args.artifact)?);
+    if args.verify {
+        artifact.verify()?;
+    }
+    let program = Arc::new(artifact.program(args.cpu.as_deref())?);
+    let vocab = program.plan.vocab;
+    let text = Text::of(&artifact, vocab)?;
+    let path = args.artifact.display();
+    let tokenizer = text.tokenizer.as_ref().ok_or_else(|| anyhow!("{path}: it has no tokenizer"))?;
+    let threads = args
+        .threads
+        .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |n| n as usize);
+    let mut session = Session::new(program, artifact, threads).with_context(|| path.to_string())?;
+    let load = start.elapsed();
+
+    let template = text.chat_template.as_ref().filter(|_| !args.raw && text.is_instruction_tuned());
+    let ids = match template {
+        Some(template) => tokenizer.encode(&template.render(&[Message::new("user", prompt)], true)?, true)?,
+        None => tokenizer.encode(&prompt, true)?,
+    };
+    let context = session.context();
+    ensure!(ids.len() <= context, "the prompt is {} tokens, the context is {context}", ids.len());
+    let mut sampler = Sampler::new(options, vocab)?;
+    let mut detokenizer = tokenizer.detokenizer();
+    let mut failed = None;
+    let mut on_token = |id: u32| match print(&detokenizer.push(id)) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) => {
+            failed = Some(error);
+            ControlFlow::Break(())
+        }
+    };
+    let generation = generate(
+        &mut session,
+        &mut sampler,
+        &ids,
+        args.tokens,
+        &text.stop_tokens,
+        &mut on_token,
+        &mut |_, _| ControlFlow::Continue(()),
+    )
+    .with_context(|| path.to_string())?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    print(&format!("{}\n", detokenizer.finish()))?;
+    if args.stats {
+        let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
+        let tokens = generation.tokens.len();
+        let (prefill, decode) = (ms(generation.prefill), ms(generation.decode));
+        let line = format!(
+            "load {:.1} ms, prefill {} tokens in {prefill:.1} ms, decode {tokens} tokens in {decode:.1} ms",
+            ms(load),
+            generation.prompt_tokens
+        );
+        let _ = writeln!(io::stderr().lock(), "{line}");
+    }
+    let broken = session.has_logits() && session.logits().iter().all(|x| x.is_nan());
+    ensure!(!broken, "{path}: the logits are NaN: its weights hold NaN or infinity");
+    Ok(())
+}
+
+/// Writes to stdout at once.
+fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to stdout")
+}
+
+fn stdin() -> Result<String> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().read_to_end(&mut bytes).context("cannot read the prompt from stdin")?;
+    String::from_utf8(bytes).map_err(|_| anyhow!("stdin: expected UTF-8 text, found other bytes"))
+}
+
+/// Whether an error is that stdout's reader went away.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let broken = |e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(broken))
+}
