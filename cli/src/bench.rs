@@ -15,7 +15,7 @@ use lapidary_codegen::work::{Work, work};
 use lapidary_runtime::{Profile, Session};
 use serde_json::{Value, json};
 
-use crate::model::{CompileArgs, Engine, MAX_CONTEXT, ModelArgs};
+use crate::model::{CompileArgs, Engine, MAX_CONTEXT, MAX_THREADS, ModelArgs};
 use crate::output::{self, Usage};
 use crate::weights::{Format, WeightArgs};
 
@@ -40,11 +40,14 @@ pub(crate) struct Args {
     /// Formats of the weights to measure [default: as the checkpoint stores them]
     #[arg(long, value_enum, value_name = "FORMAT,..", value_delimiter = ',')]
     weights: Vec<Format>,
-    /// Keep quantised weights in memory only, not in the user's cache directory
+    /// Format of the embedding table, which is the head's matrix too [default: that of --weights]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    head_weights: Option<Format>,
+    /// Keep converted weights in memory only, not in the user's cache directory
     #[arg(long)]
     no_cache: bool,
     /// Threads [default: one a CPU]
-    #[arg(long, value_name = "N,..", value_delimiter = ',')]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS))]
     threads: Vec<u64>,
     /// Repetitions, of which medians are taken
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
@@ -80,9 +83,7 @@ struct Measured {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut phases: Vec<Phase> = args.prompt_tokens.iter().map(|&n| Phase::Prefill(n)).collect();
     if args.gen_tokens > 0 {
-        phases.extend(
-            args.depth.iter().map(|&depth| Phase::Decode { tokens: args.gen_tokens, depth: depth.max(1) }),
-        );
+        phases.extend(args.depth.iter().map(|&depth| Phase::Decode { tokens: args.gen_tokens, depth }));
     }
     let needed = phases.iter().map(|p| p.last_position()).max().unwrap_or(1);
     if phases.contains(&Phase::Prefill(0)) {
@@ -100,8 +101,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut text = String::new();
     let mut times = (0.0, 0.0);
     let formats: Vec<WeightArgs> = match &args.weights[..] {
-        [] => vec![WeightArgs::default()],
-        given => given.iter().map(|&f| WeightArgs::of(f, args.no_cache)).collect(),
+        [] => vec![WeightArgs::of(None, args.head_weights, args.no_cache)],
+        given => given.iter().map(|&f| WeightArgs::of(Some(f), args.head_weights, args.no_cache)).collect(),
     };
     let runs = formats.iter().flat_map(|f| threads.iter().map(move |&t| (f, t)));
     for (weights, count) in runs {
@@ -184,7 +185,7 @@ impl Phase {
     fn last_position(self) -> usize {
         match self {
             Phase::Prefill(n) => n,
-            Phase::Decode { tokens, depth } => depth + tokens,
+            Phase::Decode { tokens, depth } => depth.saturating_add(tokens),
         }
     }
 
@@ -251,6 +252,8 @@ fn time(session: &mut Session, phase: Phase) -> Result<Duration> {
             let back = session.position() >= depth && depth >= session.smallest_rollback().max(1);
             if back {
                 session.rollback(depth)?;
+            } else if depth == 0 {
+                session.reset();
             } else {
                 session.reset();
                 session.prefill(&(0..depth).map(id).collect::<Vec<_>>())?;

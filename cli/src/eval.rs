@@ -54,7 +54,7 @@ impl Args {
     fn other(&self) -> Option<ModelArgs> {
         let mut other = self.model.clone();
         if let Some(format) = self.against {
-            other.weights = WeightArgs::of(format, self.model.weights.no_cache());
+            other.weights = WeightArgs::of(Some(format), None, self.model.weights.no_cache());
         }
         other.compile.kv_cache = self.against_kv_cache.or(other.compile.kv_cache);
         if let Some(activations) = self.against_activations {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use lapidary_models::{Config, LayerType, WeightDType, checkpoint};
+use lapidary_models::{Config, LayerType, TensorFormat, WeightDType, checkpoint};
 use serde_json::{Value, json};
 
 use crate::model::{self, KvCache, MAX_CHUNK, MAX_CONTEXT};
@@ -130,8 +130,8 @@ fn source(args: &Args) -> Result<(String, Config, Option<Weights>)> {
     let mut dtypes: Vec<&str> = model
         .checkpoint
         .names()
-        .filter_map(|n| model.checkpoint.dtype_of(n))
-        .map(WeightDType::name)
+        .filter_map(|n| model.checkpoint.format_of(n))
+        .map(TensorFormat::name)
         .collect();
     dtypes.sort_unstable();
     dtypes.dedup();

@@ -22,6 +22,7 @@ mod objective;
 mod opt;
 mod output;
 mod pending;
+mod quantize;
 mod report;
 mod rules;
 mod run;
@@ -61,6 +62,7 @@ enum Command {
     Eval(eval::Args),
     Inspect(inspect::Args),
     Synth(synth::Args),
+    Quantize(quantize::Args),
     Opt(opt::Args),
     Explain(explain::Args),
     WhyNot(why_not::Args),
@@ -84,6 +86,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Synth(args) => synth::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Opt(args) => opt::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::WhyNot(args) => why_not::run(&args),

@@ -1,20 +1,22 @@
 //! `lapidary synth`: a full-shape checkpoint of random weights, for measurements.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use lapidary_models::config::MAX_LAYERS;
-use lapidary_models::{Config, Error, LayerType, WeightDType, synthesize};
+use lapidary_models::{Config, Error, FormatChoice, LayerType, Model, WeightDType, synthesize};
 
 use crate::interrupt::{self, Again, Interrupted, Work};
 use crate::model;
 use crate::output::{self, Unit};
+use crate::weights::Format;
 
 /// Write a full-shape checkpoint of random weights and a tokenizer.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  lapidary synth --preset 2b --layers 4 -o /tmp/gemma-2b-random")]
+#[command(after_help = "Examples:\n  lapidary synth --preset 2b --layers 4 -o /tmp/gemma-2b-random\n  \
+    lapidary synth --preset 27b --weights q4 -o /tmp/gemma-27b-random-q4")]
 pub(crate) struct Args {
     /// Published size: 2b, 9b or 27b
     #[arg(long, value_name = "NAME", value_parser = model::presets())]
@@ -25,6 +27,12 @@ pub(crate) struct Args {
     /// Element type of the weights
     #[arg(long, value_enum, default_value_t = Stored::Bf16)]
     dtype: Stored,
+    /// Format that matrices are converted to while they are drawn [default: that of --dtype]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    weights: Option<Format>,
+    /// Format of the embedding table, which is the head's matrix too [default: that of --weights]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    head_weights: Option<Format>,
     /// Where the random numbers start
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -54,24 +62,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         config.layer_types = (0..layers).map(LayerType::published).collect();
     }
     let dir = &args.output;
-    match fs::read_dir(dir).map(|mut entries| entries.next().is_some()) {
-        Ok(true) => {
-            ensure!(args.force, "{}: the folder is not empty (--force writes into it)", dir.display());
-            clear(dir)?;
-        }
-        Ok(false) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => bail!("{}: {e}", dir.display()),
-    }
+    make_way(dir, args.force)?;
     let dtype = match args.dtype {
         Stored::Bf16 => WeightDType::BF16,
         Stored::F32 => WeightDType::F32,
+    };
+    let choice = FormatChoice {
+        body: args.weights.map(Format::stored),
+        head: args.head_weights.or(args.weights).map(Format::stored),
     };
     let total = config.weight_bytes(dtype);
     interrupt::install(Again::Exit)?;
     let work = Work::begin();
     let bar = output::bar(total, "writing", Unit::Bytes);
-    let written = synthesize(dir, &config, dtype, args.seed, &mut |done, all| {
+    let written = synthesize(dir, &config, dtype, choice, args.seed, &mut |done, all| {
         bar.set_length(all);
         bar.set_position(done);
         work.flow()
@@ -81,12 +85,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Err(Error::Stopped) => return Err(Interrupted.into()),
         other => other?,
     }
-    output::say(&format!("{}: {} of weights", dir.display(), output::bytes(total)));
+    say_size(dir)
+}
+
+/// Says how much was written.
+pub(crate) fn say_size(dir: &Path) -> Result<()> {
+    let bytes = Model::open(dir)?.checkpoint.weight_bytes();
+    output::say(&format!("{}: {} of weights", dir.display(), output::bytes(bytes)));
     Ok(())
 }
 
+/// Fails for a folder that is not empty, or removes an earlier checkpoint from it.
+pub(crate) fn make_way(dir: &Path, force: bool) -> Result<()> {
+    match fs::read_dir(dir).map(|mut entries| entries.next().is_some()) {
+        Ok(true) => {
+            ensure!(force, "{}: the folder is not empty (--force writes into it)", dir.display());
+            clear(dir)
+        }
+        Ok(false) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => bail!("{}: {e}", dir.display()),
+    }
+}
+
 /// Removes the files of an earlier checkpoint, and nothing else.
-fn clear(dir: &std::path::Path) -> Result<()> {
+fn clear(dir: &Path) -> Result<()> {
     let cannot = || format!("cannot clear {}", dir.display());
     for entry in fs::read_dir(dir).with_context(cannot)? {
         let entry = entry.with_context(cannot)?;

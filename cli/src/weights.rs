@@ -1,12 +1,14 @@
-//! How a model's weights are held: as the checkpoint stores them, or quantised once and kept in the user's cache.
+//! How a model's weights are held: as the checkpoint stores them, or converted once and kept in the user's cache.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::ValueEnum;
 use lapidary_ir::DType;
-use lapidary_models::{Cache, Checkpoint, Model, QuantFormat, Quantization, QuantizedWeights, gemma2};
+use lapidary_models::{
+    Cache, Checkpoint, Model, QuantFormat, Quantization, QuantizedWeights, TensorFormat, WeightDType,
+};
 use lapidary_runtime::program::WeightSource;
 
 use crate::interrupt::Interrupted;
@@ -21,7 +23,7 @@ pub(crate) struct WeightArgs {
     /// Format of the embedding table, which is the head's matrix too [default: that of --weights]
     #[arg(long, value_enum, value_name = "FORMAT")]
     head_weights: Option<Format>,
-    /// Keep quantised weights in memory only, not in the user's cache directory
+    /// Keep converted weights in memory only, not in the user's cache directory
     #[arg(long)]
     no_cache: bool,
 }
@@ -29,11 +31,11 @@ pub(crate) struct WeightArgs {
 /// A format of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// 32-bit floats, of a checkpoint that stores them
+    /// 32-bit floats
     F32,
-    /// 16-bit floats of 8 bits' precision, of a checkpoint that stores them
+    /// 16-bit floats of 8 bits' precision
     Bf16,
-    /// 16-bit floats of 11 bits' precision, of a checkpoint that stores them
+    /// 16-bit floats of 11 bits' precision
     F16,
     /// 8 bits in blocks of 32 with a scale
     Q8,
@@ -42,30 +44,26 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// The quantiser's format, or none for what must be stored so.
-    fn quantised(self) -> Option<QuantFormat> {
+    /// As checkpoints store it.
+    pub(crate) fn stored(self) -> TensorFormat {
         match self {
-            Format::F32 | Format::Bf16 | Format::F16 => None,
-            Format::Q8 => Some(QuantFormat::Q8),
-            Format::Q4 => Some(QuantFormat::Q4),
+            Format::F32 => WeightDType::F32.into(),
+            Format::Bf16 => WeightDType::BF16.into(),
+            Format::F16 => WeightDType::F16.into(),
+            Format::Q8 => QuantFormat::Q8.into(),
+            Format::Q4 => QuantFormat::Q4.into(),
         }
     }
 
     fn dtype(self) -> DType {
-        match self {
-            Format::F32 => DType::F32,
-            Format::Bf16 => DType::BF16,
-            Format::F16 => DType::F16,
-            Format::Q8 => DType::Q8,
-            Format::Q4 => DType::Q4,
-        }
+        self.stored().into()
     }
 }
 
 impl WeightArgs {
-    /// These formats for every weight.
-    pub(crate) fn of(format: Format, no_cache: bool) -> WeightArgs {
-        WeightArgs { weights: Some(format), head_weights: None, no_cache }
+    /// This format, or the checkpoint's own, for every matrix; another for the embedding table, or the same.
+    pub(crate) fn of(weights: Option<Format>, head_weights: Option<Format>, no_cache: bool) -> WeightArgs {
+        WeightArgs { weights, head_weights, no_cache }
     }
 
     /// Whether the cache directory is left alone.
@@ -83,29 +81,15 @@ impl WeightArgs {
         self.head_weights.or(self.weights)
     }
 
-    /// Fails for a format that the checkpoint does not store and that nothing makes.
-    fn check(&self, model: &Model) -> Result<()> {
-        for (option, format) in [("--weights", self.weights), ("--head-weights", self.head())] {
-            let Some(format) = format.filter(|f| f.quantised().is_none()) else { continue };
-            let stored = stored_as(&model.checkpoint, gemma2::EMBEDDING);
-            if stored != format.dtype() {
-                bail!("{option} {}: {} stores {stored}", format.dtype(), model.path.display());
-            }
-        }
-        Ok(())
-    }
-
-    /// Opens the weights: quantises them, or finds that done.
+    /// Opens the weights: converts them, or finds that done.
     pub(crate) fn open(&self, model: &Arc<Model>, threads: usize) -> Result<Weights> {
-        self.check(model)?;
-        let (body, head) =
-            (self.weights.and_then(Format::quantised), self.head().and_then(Format::quantised));
+        let (body, head) = (self.weights.map(Format::stored), self.head().map(Format::stored));
         if body.is_none() && head.is_none() {
             return Ok(Weights::Stored(model.clone()));
         }
         let cache = if self.no_cache { None } else { Cache::of_user() };
         let quantization = Quantization { body, head, threads, cache };
-        let bar = output::bar(0, "quantising", Unit::Bytes);
+        let bar = output::bar(0, "converting", Unit::Bytes);
         let opened = QuantizedWeights::open(model.clone(), &quantization, &|done, total| {
             bar.set_length(total);
             bar.set_position(done);
@@ -123,7 +107,7 @@ impl WeightArgs {
 /// The element type of a tensor of a checkpoint.
 pub(crate) fn stored_as(checkpoint: &Checkpoint, name: &str) -> DType {
     // A checkpoint holds every tensor of its configuration; the graph asks for no other.
-    checkpoint.dtype_of(name).map_or(DType::F32, DType::from)
+    checkpoint.format_of(name).map_or(DType::F32, DType::from)
 }
 
 /// A model's weights.
@@ -142,8 +126,7 @@ impl Weights {
             Weights::Quantised(weights) => weights.format(name),
         };
         match quantised {
-            Some(QuantFormat::Q8) => DType::Q8,
-            Some(QuantFormat::Q4) => DType::Q4,
+            Some(format) => format.into(),
             None => stored_as(&model.checkpoint, name),
         }
     }

@@ -1,8 +1,9 @@
 //! A model's tensors, in place: mapped from `model.safetensors` or its shards, or borrowed from the binary.
 //!
 //! In: a folder (or static bytes) and the configuration. Out: a [`Checkpoint`] that hands out each tensor's bytes without a
-//! copy. Invariants: exactly the tensors of [`Config::tensors`] are there, each with its shape, in F32, F16 or BF16; a role
-//! (`mlp.up_proj.weight`) has one dtype in all layers; bytes are aligned to their element. Values are not looked at.
+//! copy. Invariants: exactly the tensors of [`Config::tensors`] are there, each with its shape, in F32, F16 or BF16, or a matrix
+//! (N, K) as U8 (N, row_bytes), whose row_bytes say whether it is q8 or q4 ([`quantize`](crate::quantize)); a role
+//! (`mlp.up_proj.weight`) has one format in all layers; bytes are aligned to their element. Values are not looked at.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
@@ -14,23 +15,26 @@ use memmap2::Mmap;
 use serde_json::Value;
 
 use crate::config::Config;
-use crate::dtype::WeightDType;
+use crate::dtype::{TensorFormat, WeightDType};
 use crate::error::{self, Error, Result, quote};
 use crate::layout::{EMBEDDING, ROTARY_BUFFER, TIED_HEAD, role};
+use crate::quantize::QuantFormat;
 
 /// The file of a checkpoint that is not sharded.
 pub const SINGLE: &str = "model.safetensors";
+/// The safetensors dtype of quantised rows.
+const U8: &str = "U8";
 /// The file that says which shard holds which tensor.
 pub const INDEX: &str = "model.safetensors.index.json";
 
 /// A tensor in place.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TensorView<'a> {
-    /// Element type.
-    pub dtype: WeightDType,
-    /// Elements along each axis.
+    /// How it is stored.
+    pub format: TensorFormat,
+    /// Elements along each axis, however they are stored.
     pub shape: &'a [usize],
-    /// Little-endian elements, the last axis fastest; aligned to the element.
+    /// Little-endian elements, the last axis fastest, aligned to the element; or rows of quants and scales.
     pub bytes: &'a [u8],
 }
 
@@ -62,7 +66,8 @@ impl Bytes {
 
 struct Tensor {
     file: usize,
-    dtype: WeightDType,
+    format: TensorFormat,
+    shape: Vec<usize>,
     entry: Entry,
 }
 
@@ -116,12 +121,12 @@ impl Checkpoint {
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
         let tensor = self.tensors.get(name)?;
         let bytes = &self.files[tensor.file].bytes.get()[tensor.entry.bytes.clone()];
-        Some(TensorView { dtype: tensor.dtype, shape: &tensor.entry.shape, bytes })
+        Some(TensorView { format: tensor.format, shape: &tensor.shape, bytes })
     }
 
-    /// A tensor's dtype by its whole name; layers agree, so layer 0's stands for all.
-    pub fn dtype_of(&self, name: &str) -> Option<WeightDType> {
-        self.tensors.get(name).map(|t| t.dtype)
+    /// A tensor's format by its whole name; layers agree, so layer 0's stands for all.
+    pub fn format_of(&self, name: &str) -> Option<TensorFormat> {
+        self.tensors.get(name).map(|t| t.format)
     }
 
     /// All names, sorted as text.
@@ -142,7 +147,7 @@ impl Checkpoint {
     /// Holds what was found against the configuration.
     fn check(place: &Path, files: Vec<Source>, mut found: Found, config: &Config) -> Result<Checkpoint> {
         let mut tensors = BTreeMap::new();
-        let mut roles: HashMap<String, (WeightDType, String)> = HashMap::new();
+        let mut roles: HashMap<String, (TensorFormat, String)> = HashMap::new();
         for spec in config.tensors() {
             let Some((file, entry)) = found.remove(&spec.name) else {
                 return Err(Error::tensor(
@@ -153,21 +158,18 @@ impl Checkpoint {
                 ));
             };
             let path = &files[file].path;
-            if entry.shape != spec.shape {
-                let expected = format!("shape {:?}", spec.shape);
-                let found = error::line(format!("shape {:?}", entry.shape));
-                return Err(Error::tensor(path, &spec.name, expected, found));
-            }
-            let Some(dtype) = WeightDType::from_name(&entry.dtype) else {
-                let found = format!("dtype {}", entry.dtype);
-                return Err(Error::tensor(path, &spec.name, "dtype F32, F16 or BF16", found));
+            let format = match format_of(&entry, &spec.shape) {
+                Ok(format) => format,
+                Err((expected, found)) => {
+                    return Err(Error::tensor(path, &spec.name, expected, error::line(found)));
+                }
             };
-            let first = roles.entry(role(&spec.name).into()).or_insert_with(|| (dtype, spec.name.clone()));
-            if first.0 != dtype {
+            let first = roles.entry(role(&spec.name).into()).or_insert_with(|| (format, spec.name.clone()));
+            if first.0 != format {
                 let expected = format!("dtype {} as in {}", first.0, first.1);
-                return Err(Error::tensor(path, &spec.name, expected, format!("dtype {dtype}")));
+                return Err(Error::tensor(path, &spec.name, expected, format!("dtype {format}")));
             }
-            tensors.insert(spec.name, Tensor { file, dtype, entry });
+            tensors.insert(spec.name, Tensor { file, format, shape: spec.shape, entry });
         }
         let checkpoint = Checkpoint { files, tensors };
         checkpoint.check_rest(found)?;
@@ -181,7 +183,7 @@ impl Checkpoint {
             let head = &self.files[file].bytes.get()[entry.bytes];
             let table = self.tensor(EMBEDDING);
             let same = table
-                .is_some_and(|t| t.dtype.name() == entry.dtype && t.shape == entry.shape && t.bytes == head);
+                .is_some_and(|t| t.format.name() == entry.dtype && t.shape == entry.shape && t.bytes == head);
             if !same {
                 return Err(Error::tensor(
                     path,
@@ -201,6 +203,30 @@ impl Checkpoint {
             }
         }
     }
+}
+
+/// How an entry stores a tensor of this shape; else what was expected and what was found.
+fn format_of(entry: &Entry, shape: &[usize]) -> std::result::Result<TensorFormat, (String, String)> {
+    let found = || format!("shape {:?}", entry.shape);
+    if let (U8, [n, k]) = (entry.dtype.as_str(), shape) {
+        let formats = [QuantFormat::Q8, QuantFormat::Q4].into_iter().filter(|f| f.fits(*k));
+        let quant = formats.clone().find(|f| entry.shape == [*n, f.row_bytes(*k)]);
+        if let Some(quant) = quant {
+            return Ok(quant.into());
+        }
+        if entry.shape != shape {
+            let quants = formats.map(|f| format!("{} [{n}, {}]", f.name(), f.row_bytes(*k)));
+            let expected = format!("shape {shape:?}, or U8 as {}", quants.collect::<Vec<_>>().join(" or "));
+            return Err((expected, found()));
+        }
+    }
+    if entry.shape != shape {
+        return Err((format!("shape {shape:?}"), found()));
+    }
+    let dtype = WeightDType::from_name(&entry.dtype);
+    dtype
+        .map(TensorFormat::from)
+        .ok_or_else(|| ("dtype F32, F16 or BF16".into(), format!("dtype {}", entry.dtype)))
 }
 
 /// Which shard holds each tensor, from the index's bytes; `path` is what errors call it.
@@ -296,5 +322,8 @@ fn map(path: PathBuf) -> Result<Source> {
     }
     // SAFETY: the map is read-only and private; that nobody changes the file meanwhile is what `open` asks of its caller.
     let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+    // Where the file system can, what is read from the disk from now on comes in huge pages; else it is slower and no more.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
     Ok(Source { path, bytes: Bytes::Mapped(map) })
 }

@@ -13,6 +13,7 @@ use lapidary_runtime::file;
 use lapidary_runtime::file::fields::{Fields, is_positive};
 
 use crate::error::{Error, Result};
+use crate::quantize::BLOCK;
 
 /// Which keys a layer's queries see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,6 +86,8 @@ pub struct Config {
 const MODEL_TYPE: &str = "gemma2";
 /// The class whose weights are read.
 const ARCHITECTURE: &str = "Gemma2ForCausalLM";
+/// The `quant_method` of a checkpoint whose matrices are rows of quants as [`quantize`](crate::quantize) describes.
+const QUANT_METHOD: &str = "lapidary";
 /// The one activation.
 const ACTIVATION: &str = "gelu_pytorch_tanh";
 /// Largest size of one axis: 64 times the widest published.
@@ -340,12 +343,27 @@ fn refuse_unsupported(f: &mut Fields) -> file::Result<()> {
     f.only("tie_word_embeddings", json!(true))?;
     f.only("attention_bias", json!(false))?;
     f.only("use_bidirectional_attention", json!(false))?;
-    for name in ["quantization_config", "rope_scaling"] {
-        if let Some(value) = f.take(name) {
-            return Err(f.refuse(name, "null", &value));
+    if let Some(value) = f.take("rope_scaling") {
+        return Err(f.refuse("rope_scaling", "null", &value));
+    }
+    // Tensors state their own formats; this tells other programs that the U8 ones are rows of quants.
+    if let Some(mut quantization) = f.object("quantization_config")? {
+        match quantization.take("quant_method") {
+            Some(method) if method == QUANT_METHOD => {}
+            Some(other) => {
+                return Err(quantization.refuse("quant_method", &json!(QUANT_METHOD).to_string(), &other));
+            }
+            None => return Err(quantization.absent("quant_method", &json!(QUANT_METHOD).to_string())),
         }
+        quantization.only("block_size", json!(BLOCK))?;
+        quantization.finish(&[])?;
     }
     Ok(())
+}
+
+/// The `quantization_config` of a checkpoint that holds quantised matrices.
+pub(crate) fn quantization_config() -> Value {
+    json!({ "quant_method": QUANT_METHOD, "block_size": BLOCK })
 }
 
 /// The rotary base: `rope_theta`, or the newer dialect's `rope_parameters`.

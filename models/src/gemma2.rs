@@ -8,7 +8,8 @@
 use lapidary_ir::{Builder, DType, Dim, Function, Id, InputKind, Module, Op};
 
 use crate::config::{Config, LayerType};
-use crate::dtype::WeightDType;
+use crate::dtype::{TensorFormat, WeightDType};
+use crate::quantize::QuantFormat;
 
 /// How tensors are stored, which the graph states as types.
 pub struct Storage<'a> {
@@ -351,6 +352,16 @@ impl From<WeightDType> for DType {
             WeightDType::F32 => DType::F32,
             WeightDType::F16 => DType::F16,
             WeightDType::BF16 => DType::BF16,
+        }
+    }
+}
+
+impl From<TensorFormat> for DType {
+    fn from(format: TensorFormat) -> DType {
+        match format {
+            TensorFormat::Float(dtype) => dtype.into(),
+            TensorFormat::Quant(QuantFormat::Q8) => DType::Q8,
+            TensorFormat::Quant(QuantFormat::Q4) => DType::Q4,
         }
     }
 }

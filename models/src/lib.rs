@@ -15,6 +15,7 @@
 //! | [`model`] | a folder as a whole; the built-in model |
 //! | [`quantize`] | blocks of 8 and 4 bits: their bytes, their scales |
 //! | [`weight_cache`] | a model's weights quantised, made once and mapped after |
+//! | [`export`] | checkpoints written: shards, headers, index; a model in other formats |
 //! | [`synth`] | full-size checkpoints of random weights, for measurements |
 //!
 //! Invariant: nothing read from a file is trusted. A malformed file is an [`Error`] of one line, never a panic.
@@ -25,6 +26,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod dtype;
 pub mod error;
+pub mod export;
 pub mod gemma2;
 pub mod layout;
 pub mod model;
@@ -38,8 +40,9 @@ pub mod weight_cache;
 
 pub use checkpoint::{Checkpoint, TensorView};
 pub use config::{Config, LayerType};
-pub use dtype::WeightDType;
+pub use dtype::{TensorFormat, WeightDType};
 pub use error::{Error, Result};
+pub use export::{FormatChoice, export};
 pub use lapidary_runtime::text::{
     ChatTemplate, Detokenizer, Message, Tokenizer, chat, detokenizer, tokenizer,
 };

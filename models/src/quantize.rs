@@ -1,5 +1,5 @@
 //! Weights in blocks of 32 elements along K, one bf16 scale each: what the bytes are, how scales are chosen, and how a
-//! checkpoint's matrices are streamed into that form.
+//! checkpoint's matrices are streamed into that form, or into floats of another width.
 //!
 //! In: rows of F32, F16 or BF16. Out: rows of quants then scales, one after another without padding; a value is quant times
 //! scale.
@@ -22,7 +22,7 @@ use std::thread;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use crate::dtype::WeightDType;
+use crate::dtype::{TensorFormat, WeightDType};
 use crate::error::{Error, Result};
 
 /// Elements that share a scale.
@@ -74,14 +74,14 @@ impl QuantFormat {
     }
 }
 
-/// A weight that is NaN or infinite.
+/// A weight that is NaN or infinite, or would be in a narrower format.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NotFinite {
     /// Its row, below N.
     pub row: usize,
     /// Its place in the row, below K.
     pub column: usize,
-    /// NaN or an infinity.
+    /// What it is.
     pub value: f32,
 }
 
@@ -144,6 +144,104 @@ pub fn dequantize_rows(format: QuantFormat, bytes: &[u8], n: usize, k: usize) ->
         }
     }
     values
+}
+
+/// Converts `n` rows of `k` elements from one format to another: to the nearest value, ties to even, or into quants as
+/// [`quantize_rows`] does. `source` is (n, row_bytes) of `from`, `out` is (n, row_bytes) of `to`.
+///
+/// # Errors
+/// The first weight that `to` cannot hold: one that is not finite, for quants; one that is but would become infinite, for
+/// floats. `out` is then unspecified.
+///
+/// # Panics
+/// Unless `k` fits both formats and the slices have the lengths of their shapes.
+pub fn convert_rows(
+    from: TensorFormat,
+    to: TensorFormat,
+    source: &[u8],
+    n: usize,
+    k: usize,
+    out: &mut [u8],
+) -> std::result::Result<(), NotFinite> {
+    assert_eq!(source.len(), n * from.row_bytes(k), "the source's bytes are not those of ({n}, {k}) {from}");
+    assert_eq!(out.len(), n * to.row_bytes(k), "the output's bytes are not those of ({n}, {k}) {to}");
+    match (from, to) {
+        _ if from == to => out.copy_from_slice(source),
+        (TensorFormat::Float(dtype), TensorFormat::Quant(format)) => {
+            return quantize_rows(format, dtype, source, n, k, out);
+        }
+        (TensorFormat::Quant(format), _) => {
+            let values: Vec<u8> =
+                dequantize_rows(format, source, n, k).iter().flat_map(|x| x.to_le_bytes()).collect();
+            return convert_rows(WeightDType::F32.into(), to, &values, n, k, out);
+        }
+        (TensorFormat::Float(from), TensorFormat::Float(to)) => {
+            let mut values = [0.0; CONVERTED];
+            let sources = source.chunks(CONVERTED * from.bytes());
+            for (i, (source, out)) in sources.zip(out.chunks_mut(CONVERTED * to.bytes())).enumerate() {
+                let values = &mut values[..source.len() / from.bytes()];
+                decode(from, source, values);
+                encode(to, values, out).map_err(|j| {
+                    let element = i * CONVERTED + j;
+                    NotFinite { row: element / k, column: element % k, value: values[j] }
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Elements that are converted at a time; they stay in the first level's cache.
+const CONVERTED: usize = 1024;
+
+/// Little-endian elements to f32, which is exact.
+fn decode(dtype: WeightDType, source: &[u8], values: &mut [f32]) {
+    match dtype {
+        WeightDType::F32 => {
+            values.iter_mut().zip(source.as_chunks().0).for_each(|(x, b)| *x = f32::from_le_bytes(*b));
+        }
+        WeightDType::BF16 => values
+            .iter_mut()
+            .zip(source.as_chunks().0)
+            .for_each(|(x, b)| *x = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16)),
+        WeightDType::F16 => values
+            .iter_mut()
+            .zip(source.as_chunks().0)
+            .for_each(|(x, b)| *x = f16::from_le_bytes(*b).to_f32()),
+    }
+}
+
+/// f32 to little-endian elements, to nearest, ties to even. An error is the place of a finite value that became infinite.
+fn encode(dtype: WeightDType, values: &[f32], out: &mut [u8]) -> std::result::Result<(), usize> {
+    // Rounding carries what is above the largest finite value to infinity, whose exponent is all ones.
+    let mut infinite = false;
+    match dtype {
+        WeightDType::F32 => {
+            out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(b, x)| *b = x.to_le_bytes());
+        }
+        WeightDType::BF16 => out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(b, x)| {
+            let y = bf16::from_f32(*x);
+            infinite |= !y.is_finite();
+            *b = y.to_le_bytes();
+        }),
+        WeightDType::F16 => out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(b, x)| {
+            let y = f16::from_f32(*x);
+            infinite |= !y.is_finite();
+            *b = y.to_le_bytes();
+        }),
+    }
+    let overflows = |x: &f32| {
+        x.is_finite()
+            && match dtype {
+                WeightDType::F32 => false,
+                WeightDType::BF16 => !bf16::from_f32(*x).is_finite(),
+                WeightDType::F16 => !f16::from_f32(*x).is_finite(),
+            }
+    };
+    match if infinite { values.iter().position(overflows) } else { None } {
+        Some(place) => Err(place),
+        None => Ok(()),
+    }
 }
 
 /// One block's values.
@@ -367,21 +465,25 @@ fn squared_error(x: &[Lanes; BLOCK], scale: &Lanes) -> Lanes {
     sum
 }
 
-/// A matrix to quantise.
+/// A matrix to convert, of quants or of floats; a vector is one row.
+#[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
     /// Its name in the checkpoint.
     pub(crate) name: &'a str,
-    /// Where its elements are, (n, k).
+    /// Where it is, (n, k).
     pub(crate) source: Source<'a>,
-    /// Their type.
-    pub(crate) dtype: WeightDType,
+    /// How it is stored there.
+    pub(crate) from: TensorFormat,
     /// Rows.
     pub(crate) n: usize,
     /// Elements of a row.
     pub(crate) k: usize,
     /// What it becomes.
-    pub(crate) format: QuantFormat,
+    pub(crate) to: TensorFormat,
 }
+
+/// Fills in a tensor's bytes from an element on: the tensor's number, the element, the bytes.
+pub(crate) type Draw<'a> = dyn Fn(usize, u64, &mut [u8]) + Sync + 'a;
 
 /// Where a matrix's elements are.
 #[derive(Clone, Copy)]
@@ -390,6 +492,8 @@ pub(crate) enum Source<'a> {
     File { path: &'a Path, offset: u64 },
     /// In memory; errors call it by `path`.
     Bytes { path: &'a Path, bytes: &'a [u8] },
+    /// Nowhere: made when asked for. Elements, not quants.
+    Drawn { draw: &'a Draw<'a>, tensor: usize },
 }
 
 /// Where the quantised matrices go, one after another.
@@ -424,7 +528,7 @@ struct Buffers {
     piece: Vec<u8>,
 }
 
-/// Quantises all matrices on `threads` threads; `progress` is told, on the calling thread, the source bytes done and in all,
+/// Converts all matrices on `threads` threads; `progress` is told, on the calling thread, the source bytes done and in all,
 /// and ends it by breaking.
 ///
 /// A thread holds about 4 MiB, or a piece, one row and its quants if that is more.
@@ -438,7 +542,7 @@ pub(crate) fn stream(
     threads: usize,
     progress: &dyn Fn(u64, u64) -> ControlFlow<()>,
 ) -> Result<()> {
-    let total = matrices.iter().map(|m| (m.n * m.k * m.dtype.bytes()) as u64).sum();
+    let total = matrices.iter().map(|m| (m.n * m.from.row_bytes(m.k)) as u64).sum();
     let needed = matrices.iter().map(Matrix::bytes).sum();
     let pieces = pieces(needed, sink);
     let threads = threads.clamp(1, pieces.len().max(1));
@@ -523,7 +627,7 @@ fn fill(
 ) -> Result<u64> {
     let (mut start, mut done) = (0, 0);
     for matrix in matrices {
-        let (row_bytes, source_bytes) = (matrix.format.row_bytes(matrix.k), matrix.k * matrix.dtype.bytes());
+        let (row_bytes, source_bytes) = (matrix.to.row_bytes(matrix.k), matrix.from.row_bytes(matrix.k));
         let end = start + matrix.bytes();
         let (first, last) = (range.start.clamp(start, end), range.end.clamp(start, end));
         let rows = (first - start) / row_bytes..(last - start).div_ceil(row_bytes);
@@ -532,7 +636,7 @@ fn fill(
             for row in rows.clone().step_by(most) {
                 let count = most.min(rows.end - row);
                 quantized.resize(count * row_bytes, 0);
-                matrix.quantize(row, count, source, quantized)?;
+                matrix.convert(row, count, source, quantized)?;
                 // What of these rows is wanted.
                 let at = start + row * row_bytes;
                 let wanted = at.max(first)..(at + quantized.len()).min(last);
@@ -548,29 +652,41 @@ fn fill(
 }
 
 impl Matrix<'_> {
-    /// Bytes of all its rows, quantised.
+    /// Bytes of all its rows, converted.
     pub(crate) fn bytes(&self) -> usize {
-        self.n * self.format.row_bytes(self.k)
+        self.n * self.to.row_bytes(self.k)
     }
 
-    /// Quantises `rows` rows, of which the first is `row`; `buffer` is for what has to be read.
-    fn quantize(&self, row: usize, rows: usize, buffer: &mut Vec<u8>, out: &mut [u8]) -> Result<()> {
-        let row_bytes = self.k * self.dtype.bytes();
+    /// Converts `rows` rows, of which the first is `row`; `buffer` is for what has to be read.
+    fn convert(&self, row: usize, rows: usize, buffer: &mut Vec<u8>, out: &mut [u8]) -> Result<()> {
+        let row_bytes = self.from.row_bytes(self.k);
         let (first, length) = (row * row_bytes, rows * row_bytes);
         let (path, source) = match self.source {
             Source::Bytes { path, bytes } => (path, &bytes[first..][..length]),
+            Source::Drawn { draw, tensor } => {
+                buffer.resize(length, 0);
+                draw(tensor, (row * self.k) as u64, buffer);
+                (Path::new(DRAWN), &buffer[..])
+            }
             Source::File { path, offset } => {
                 buffer.resize(length, 0);
                 read_at(path, offset + first as u64, buffer).map_err(|source| Error::read(path, source))?;
                 (path, &buffer[..])
             }
         };
-        quantize_rows(self.format, self.dtype, source, rows, self.k, out).map_err(|bad| {
+        convert_rows(self.from, self.to, source, rows, self.k, out).map_err(|bad| {
             let found = format!("{} at row {}, column {}", bad.value, row + bad.row, bad.column);
-            Error::tensor(path, self.name, "finite values", found)
+            let expected = match bad.value.is_finite() {
+                true => format!("values that {} holds", self.to),
+                false => "finite values".into(),
+            };
+            Error::tensor(path, self.name, expected, found)
         })
     }
 }
+
+/// What errors call the place of random weights.
+const DRAWN: &str = "<random>";
 
 /// Fills `buffer` from a byte of a file on. Opened each time: threads must not share a file's position.
 pub(crate) fn read_at(path: &Path, offset: u64, buffer: &mut [u8]) -> io::Result<()> {

@@ -1,10 +1,11 @@
-//! A model's weights with its matrices quantised: made once, kept in the user's cache directory, mapped from then on.
+//! A model's weights with its matrices quantised, or in floats of another width: made once, kept in the user's cache
+//! directory, mapped from then on. "Quantised" stands for either below.
 //!
 //! In: a [`Model`] and which formats its matrices take. Out: [`QuantizedWeights`], the bytes of every tensor by name:
 //! quantised ones from the cache's file (or from memory), all others from the checkpoint's own map.
 //!
-//! A cache file is a safetensors file of the quantised matrices alone, in the order of [`Config::tensors`], each as U8 of
-//! shape (N, row_bytes); its name is a hash of what it was made from. Invariants: it has its name only once it is whole
+//! A cache file is a safetensors file of the quantised matrices alone, in the order of [`Config::tensors`] (elements of 4 bytes
+//! first), each as U8 of shape (N, row_bytes), or (N, K) of floats; its name is a hash of what it was made from. Invariants: it has its name only once it is whole
 //! and on the disk; its length and its header are exactly those that this model's would have, or it is made anew; writers
 //! need no lock, for the files they would write are equal, and the last rename wins. While quantising, the checkpoint is
 //! read piece by piece and not mapped, and the output is written piece by piece, so resident memory is a few MiB a thread.
@@ -12,6 +13,7 @@
 //!
 //! [`Config::tensors`]: crate::Config::tensors
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::env;
 use std::ffi::OsString;
@@ -30,10 +32,11 @@ use memmap2::{Mmap, MmapMut};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::TensorView;
+use crate::dtype::TensorFormat;
 use crate::error::{self, Error, Result};
 use crate::layout::EMBEDDING;
 use crate::model::Model;
-use crate::quantize::{self, Matrix, QuantFormat, Sink, Source};
+use crate::quantize::{self, Matrix, Sink, Source};
 
 /// What errors call memory.
 pub const MEMORY: &str = "<memory>";
@@ -54,9 +57,9 @@ const ABANDONED: Duration = Duration::from_secs(3600);
 #[derive(Clone, Debug)]
 pub struct Quantization {
     /// Every matrix but the embedding table; none leaves them as the checkpoint has them.
-    pub body: Option<QuantFormat>,
+    pub body: Option<TensorFormat>,
     /// The embedding table, which is the head's matrix too; none leaves it as the checkpoint has it.
-    pub head: Option<QuantFormat>,
+    pub head: Option<TensorFormat>,
     /// Threads that quantise; at least one is used.
     pub threads: usize,
     /// Where the result is kept; none keeps it in memory, for this process alone.
@@ -64,9 +67,9 @@ pub struct Quantization {
 }
 
 impl Quantization {
-    /// What the tensor of this name and shape becomes; none if it stays as it is: norms, and rows that do not divide into
+    /// What the tensor of this name and shape is to be; none if it stays as it is: norms, and rows that do not divide into
     /// blocks.
-    pub fn format_of(&self, name: &str, shape: &[usize]) -> Option<QuantFormat> {
+    pub fn format_of(&self, name: &str, shape: &[usize]) -> Option<TensorFormat> {
         let format = if name == EMBEDDING { self.head } else { self.body };
         match shape {
             [_, k] => format.filter(|f| f.fits(*k)),
@@ -173,7 +176,7 @@ pub enum Origin {
 pub struct QuantizedWeights {
     model: Arc<Model>,
     /// Format, and place in `bytes`.
-    quantized: HashMap<String, (QuantFormat, Range<usize>)>,
+    quantized: HashMap<String, (TensorFormat, Range<usize>)>,
     /// The cache file or the memory; none if nothing is quantised.
     bytes: Option<Mmap>,
     origin: Origin,
@@ -206,7 +209,7 @@ impl QuantizedWeights {
     }
 
     /// What a tensor was quantised to; none if it is as the checkpoint has it.
-    pub fn format(&self, name: &str) -> Option<QuantFormat> {
+    pub fn format(&self, name: &str) -> Option<TensorFormat> {
         self.quantized.get(name).map(|(format, _)| *format)
     }
 
@@ -231,7 +234,7 @@ unsafe impl WeightSource for QuantizedWeights {
 }
 
 /// Format and place of each quantised tensor.
-type Places = HashMap<String, (QuantFormat, Range<usize>)>;
+type Places = HashMap<String, (TensorFormat, Range<usize>)>;
 
 fn make(
     model: &Model,
@@ -242,11 +245,15 @@ fn make(
     let specs = model.config.tensors();
     let mut matrices = Vec::new();
     for spec in &specs {
-        let Some(format) = options.format_of(&spec.name, &spec.shape) else { continue };
+        let Some(to) = options.format_of(&spec.name, &spec.shape) else { continue };
         let (view, source) = files.tensor(model, &spec.name)?;
         let (n, k) = (spec.shape[0], spec.shape[1]);
-        matrices.push(Matrix { name: &spec.name, source, dtype: view.dtype, n, k, format });
+        if view.format != to {
+            matrices.push(Matrix { name: &spec.name, source, from: view.format, n, k, to });
+        }
     }
+    // The widest elements first: all are then aligned.
+    matrices.sort_by_key(|m| Reverse(m.to.alignment()));
     if matrices.is_empty() {
         return Ok((None, Places::new(), Origin::Checkpoint));
     }
@@ -274,7 +281,7 @@ fn places(matrices: &[Matrix<'_>], start: usize) -> Places {
     let mut place = |m: &Matrix<'_>| {
         let range = end..end + m.bytes();
         end = range.end;
-        (m.name.to_string(), (m.format, range))
+        (m.name.to_string(), (m.to, range))
     };
     matrices.iter().map(&mut place).collect()
 }
@@ -301,7 +308,7 @@ fn in_memory(
 }
 
 /// The files of a checkpoint, to read again.
-struct Files<'a> {
+pub(crate) struct Files<'a> {
     files: Vec<OnDisk<'a>>,
     /// Which file holds a tensor, and its first byte there.
     tensors: HashMap<String, (usize, u64)>,
@@ -319,7 +326,7 @@ struct OnDisk<'a> {
 
 impl<'a> Files<'a> {
     /// Reads the headers. Nothing is found for the built-in model, whose bytes are in the binary.
-    fn read(model: &'a Model) -> Result<Files<'a>> {
+    pub(crate) fn read(model: &'a Model) -> Result<Files<'a>> {
         let mut all = Files { files: Vec::new(), tensors: HashMap::new() };
         for path in model.checkpoint.paths() {
             let failed = |source| Error::read(path, source);
@@ -348,7 +355,7 @@ impl<'a> Files<'a> {
     }
 
     /// A tensor as the checkpoint has it, and where it is read again.
-    fn tensor<'m>(&'m self, model: &'m Model, name: &str) -> Result<(TensorView<'m>, Source<'m>)> {
+    pub(crate) fn tensor<'m>(&'m self, model: &'m Model, name: &str) -> Result<(TensorView<'m>, Source<'m>)> {
         let Some(view) = model.checkpoint.tensor(name) else {
             return Err(Error::tensor(&model.path, name, "it", "no such tensor"));
         };
@@ -370,7 +377,7 @@ fn key(model: &Model, files: &Files<'_>, options: &Quantization) -> Result<u128>
     let mut hash = Hash::new();
     hash.write(&VERSION.to_le_bytes());
     for format in [options.body, options.head] {
-        hash.write(format.map_or("", QuantFormat::name).as_bytes());
+        hash.write(format.map_or("", TensorFormat::name).as_bytes());
     }
     for file in &files.files {
         hash.write(&file.length.to_le_bytes());
@@ -380,7 +387,7 @@ fn key(model: &Model, files: &Files<'_>, options: &Quantization) -> Result<u128>
     let mut buffer = Vec::new();
     for name in model.checkpoint.names() {
         let (view, source) = files.tensor(model, name)?;
-        hash.write(format!("{name} {} {:?}", view.dtype, view.shape).as_bytes());
+        hash.write(format!("{name} {} {:?}", view.format, view.shape).as_bytes());
         let length = view.bytes.len();
         let sample = length.min(SAMPLE);
         for start in [0, length - sample] {
@@ -392,6 +399,7 @@ fn key(model: &Model, files: &Files<'_>, options: &Quantization) -> Result<u128>
                         .map_err(|source| Error::read(path, source))?;
                     hash.write(&buffer);
                 }
+                Source::Drawn { .. } => unreachable!("a checkpoint's tensors are stored"),
             }
         }
     }
@@ -435,7 +443,7 @@ impl Hash {
 
 /// The head of a cache file: length field, JSON, blanks up to [`ALIGN`].
 fn header(matrices: &[Matrix<'_>], options: &Quantization, key: u128) -> Vec<u8> {
-    let name = |format: Option<QuantFormat>| format.map_or("none", QuantFormat::name);
+    let name = |format: Option<TensorFormat>| format.map_or("none", TensorFormat::name);
     let mut map = Map::new();
     let metadata = json!({
         "format": format!("lapidary-{}", name(options.body)),
@@ -447,8 +455,8 @@ fn header(matrices: &[Matrix<'_>], options: &Quantization, key: u128) -> Vec<u8>
     let mut start = 0;
     for m in matrices {
         let end = start + m.bytes();
-        let entry =
-            json!({ "dtype": "U8", "shape": [m.n, m.format.row_bytes(m.k)], "data_offsets": [start, end] });
+        let shape = m.to.stored_shape(&[m.n, m.k]);
+        let entry = json!({ "dtype": m.to.stored_dtype(), "shape": shape, "data_offsets": [start, end] });
         map.insert(m.name.into(), entry);
         start = end;
     }

@@ -6,7 +6,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use lapidary_models::{Checkpoint, Config, Error, Model, WeightDType, checkpoint, synthesize};
+use lapidary_models::{Checkpoint, Config, Error, FormatChoice, Model, WeightDType, checkpoint, synthesize};
 use lapidary_runtime::file::safetensors;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -31,8 +31,10 @@ struct Parts {
 impl Parts {
     fn small() -> Parts {
         let dir = TempDir::new().unwrap();
-        synthesize(dir.path(), &small(), WeightDType::BF16, 1, &mut |_, _| ControlFlow::Continue(()))
-            .unwrap();
+        synthesize(dir.path(), &small(), WeightDType::BF16, FormatChoice::default(), 1, &mut |_, _| {
+            ControlFlow::Continue(())
+        })
+        .unwrap();
         Parts::read(&fs::read(dir.path().join("model.safetensors")).unwrap())
     }
 
@@ -91,7 +93,7 @@ fn a_file_opens() {
     let parts = Parts::small();
     let c = parts.open().unwrap();
     let up = c.tensor(UP).unwrap();
-    assert_eq!((up.dtype, up.shape, up.bytes.len()), (WeightDType::BF16, &[12, 8][..], 12 * 8 * 2));
+    assert_eq!((up.format, up.shape, up.bytes.len()), (WeightDType::BF16.into(), &[12, 8][..], 12 * 8 * 2));
     assert_eq!(c.weight_bytes(), small().weight_bytes(WeightDType::BF16));
     assert_eq!(c.names().count(), 2 + 2 * 11);
     assert!(c.tensor("model.layers.2.mlp.up_proj.weight").is_none());

@@ -88,7 +88,7 @@ fn refusals_name_the_field() {
         (json!({"attention_bias": true}), "`attention_bias`"),
         (json!({"use_bidirectional_attention": true}), "`use_bidirectional_attention`"),
         (json!({"tie_word_embeddings": false}), "`tie_word_embeddings`"),
-        (json!({"quantization_config": {"bits": 4}}), "`quantization_config`"),
+        (json!({"quantization_config": {"bits": 4}}), "`quantization_config.quant_method`"),
         (json!({"rope_scaling": {"type": "linear"}}), "`rope_scaling`"),
         (json!({"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}), "`rope_parameters.rope_type`"),
         (json!({"rope_parameters": {"rope_theta": 1e4, "factor": 8}}), "`rope_parameters.factor`"),

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use half::{bf16, f16};
-use lapidary_models::quantize::{NotFinite, dequantize_rows, quantize_rows};
+use lapidary_models::quantize::{NotFinite, convert_rows, dequantize_rows, quantize_rows};
 use lapidary_models::weight_cache::Origin;
 use lapidary_models::{
-    Cache, Config, Error, Model, QuantFormat, Quantization, QuantizedWeights, WeightDType, synthesize,
+    Cache, Config, Error, FormatChoice, Model, QuantFormat, Quantization, QuantizedWeights, TensorFormat,
+    WeightDType, synthesize,
 };
 use lapidary_runtime::program::WeightSource;
 use proptest::prelude::*;
@@ -275,6 +276,7 @@ impl Place {
             place.model.path(),
             &config(),
             WeightDType::BF16,
+            FormatChoice::default(),
             3,
             &mut |_, _| ControlFlow::Continue(()),
         )
@@ -296,7 +298,7 @@ impl Place {
 
     /// Options with q4 matrices, a q8 head, and this cache.
     fn options(&self) -> Quantization {
-        let (body, head) = (Some(QuantFormat::Q4), Some(QuantFormat::Q8));
+        let (body, head) = (Some(QuantFormat::Q4.into()), Some(QuantFormat::Q8.into()));
         Quantization { body, head, threads: 2, cache: self.cache(Cache::LIMIT) }
     }
 
@@ -326,7 +328,7 @@ fn assert_right(place: &Place, weights: &QuantizedWeights, options: &Quantizatio
             Some(format) => {
                 let (n, k) = (view.shape[0], view.shape[1]);
                 let mut expected = vec![0; n * format.row_bytes(k)];
-                quantize_rows(format, view.dtype, view.bytes, n, k, &mut expected).unwrap();
+                convert_rows(view.format, format, view.bytes, n, k, &mut expected).unwrap();
                 assert!(found == expected, "{name}");
                 assert_eq!(found.as_ptr().addr() % 2, 0, "{name}");
             }
@@ -351,7 +353,7 @@ fn which_tensors_take_which_format() {
     let place = Place::new();
     let options = place.options();
     let weights = place.open(&options);
-    let formats = [EMBEDDING, UP, DOWN, O, NORM].map(|name| weights.format(name).map(QuantFormat::name));
+    let formats = [EMBEDDING, UP, DOWN, O, NORM].map(|name| weights.format(name).map(TensorFormat::name));
     assert_eq!(formats, [Some("q8"), Some("q4"), Some("q4"), None, None]);
     assert_right(&place, &weights, &options);
     let total =
@@ -385,7 +387,10 @@ fn threads_and_place_do_not_matter() {
 fn every_dtype_is_read() {
     for dtype in [WeightDType::F32, WeightDType::F16] {
         let place = Place { model: TempDir::new().unwrap(), cache: TempDir::new().unwrap() };
-        synthesize(place.model.path(), &config(), dtype, 3, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        synthesize(place.model.path(), &config(), dtype, FormatChoice::default(), 3, &mut |_, _| {
+            ControlFlow::Continue(())
+        })
+        .unwrap();
         assert_right(&place, &place.open(&place.options()), &place.options());
     }
 }
@@ -484,9 +489,9 @@ fn a_broken_cache_file_is_made_anew() {
 fn what_the_bytes_depend_on_is_in_the_name() {
     let place = Place::new();
     let first = made(&place.open(&place.options())).to_path_buf();
-    let q8 = Quantization { body: Some(QuantFormat::Q8), ..place.options() };
+    let q8 = Quantization { body: Some(QuantFormat::Q8.into()), ..place.options() };
     assert_ne!(made(&place.open(&q8)), first);
-    let swapped = Quantization { head: Some(QuantFormat::Q4), ..q8 };
+    let swapped = Quantization { head: Some(QuantFormat::Q4.into()), ..q8 };
     assert_ne!(made(&place.open(&swapped)), first);
 
     // A model that is moved keeps its cache.
@@ -521,7 +526,7 @@ fn what_the_bytes_depend_on_is_in_the_name() {
 fn the_oldest_makes_room() {
     let place = Place::new();
     let mut paths = Vec::new();
-    let formats = [Some(QuantFormat::Q4), Some(QuantFormat::Q8)];
+    let formats = [Some(QuantFormat::Q4.into()), Some(QuantFormat::Q8.into())];
     for (body, age) in [(formats[0], 100), (formats[1], 300), (None, 200)] {
         let path = made(&place.open(&Quantization { body, ..place.options() })).to_path_buf();
         let then = SystemTime::now() - Duration::from_secs(age);
@@ -541,7 +546,7 @@ fn the_oldest_makes_room() {
     // The one of 200 seconds is used again; then what is needed is just less than the one of 300.
     assert!(found(&place.open(&Quantization { body: None, ..place.options() })));
     let total: u64 = paths.iter().map(|p| fs::metadata(p).unwrap().len()).sum();
-    let head = Some(QuantFormat::Q4);
+    let head = Some(QuantFormat::Q4.into());
     let cache = place.cache(total);
     let new = Quantization { head, cache, ..place.options() };
     let new = made(&place.open(&new)).to_path_buf();
@@ -551,7 +556,8 @@ fn the_oldest_makes_room() {
     assert!(!abandoned.exists() && fresh.exists());
 
     // No room at all: nothing is removed, memory does.
-    let small = Quantization { head, cache: place.cache(1000), body: Some(QuantFormat::Q8), threads: 1 };
+    let small =
+        Quantization { head, cache: place.cache(1000), body: Some(QuantFormat::Q8.into()), threads: 1 };
     let weights = place.open(&small);
     let Origin::Memory(Some(reason)) = weights.origin() else { panic!("{:?}", weights.origin()) };
     assert!(reason.to_string().contains("a limit of 1000 bytes"), "{reason}");
@@ -613,8 +619,8 @@ fn the_built_in_model_quantises() {
     let cache = TempDir::new().unwrap();
     let model = Arc::new(Model::built_in().unwrap());
     let options = Quantization {
-        body: Some(QuantFormat::Q4),
-        head: Some(QuantFormat::Q8),
+        body: Some(QuantFormat::Q4.into()),
+        head: Some(QuantFormat::Q8.into()),
         threads: 2,
         cache: Some(Cache { dir: cache.path().into(), limit: Cache::LIMIT }),
     };

@@ -4,7 +4,10 @@
 use std::fs;
 use std::ops::ControlFlow;
 
-use lapidary_models::{Checkpoint, Config, Error, Model, WeightDType, synthesize};
+use lapidary_models::quantize::{convert_rows, dequantize_rows};
+use lapidary_models::{
+    Checkpoint, Config, Error, FormatChoice, Model, QuantFormat, WeightDType, export, synthesize,
+};
 use tempfile::TempDir;
 
 fn config() -> Config {
@@ -22,7 +25,7 @@ fn write(dtype: WeightDType, seed: u64) -> TempDir {
         last = (done, total);
         ControlFlow::Continue(())
     };
-    synthesize(dir.path(), &config(), dtype, seed, &mut progress).unwrap();
+    synthesize(dir.path(), &config(), dtype, FormatChoice::default(), seed, &mut progress).unwrap();
     assert_eq!(last, (config().weight_bytes(dtype), config().weight_bytes(dtype)));
     dir
 }
@@ -39,14 +42,19 @@ fn a_seed_decides_everything() {
     let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(names.iter().all(|n| !n.to_string_lossy().contains("partial")), "{names:?}");
     let again =
-        synthesize(dir.path(), &config(), WeightDType::BF16, 7, &mut |_, _| ControlFlow::Continue(()));
+        synthesize(dir.path(), &config(), WeightDType::BF16, FormatChoice::default(), 7, &mut |_, _| {
+            ControlFlow::Continue(())
+        });
     assert!(again.unwrap_err().to_string().contains("already holds"));
 }
 
 #[test]
 fn a_caller_that_breaks_off_leaves_no_file() {
     let dir = TempDir::new().unwrap();
-    let stopped = synthesize(dir.path(), &config(), WeightDType::F32, 7, &mut |_, _| ControlFlow::Break(()));
+    let stopped =
+        synthesize(dir.path(), &config(), WeightDType::F32, FormatChoice::default(), 7, &mut |_, _| {
+            ControlFlow::Break(())
+        });
     assert!(matches!(stopped, Err(Error::Stopped)), "{stopped:?}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
@@ -89,7 +97,7 @@ fn a_folder_opens_as_a_model() {
         let dir = write(dtype, 3);
         let model = Model::open(dir.path()).unwrap();
         assert_eq!(model.config, config());
-        assert_eq!(model.checkpoint.dtype_of("model.norm.weight"), Some(dtype));
+        assert_eq!(model.checkpoint.format_of("model.norm.weight"), Some(dtype.into()));
         let tokenizer = model.tokenizer.unwrap();
         assert_eq!(tokenizer.decode(&[4999, 4096]), "");
     }
@@ -112,7 +120,10 @@ fn a_refusal_names_path_and_bytes() {
     let path = dir.path().join("file");
     fs::write(&path, "").unwrap();
     let inside = path.join("model");
-    let message = synthesize(&inside, &config(), WeightDType::BF16, 0, &mut |_, _| ControlFlow::Continue(()))
+    let message =
+        synthesize(&inside, &config(), WeightDType::BF16, FormatChoice::default(), 0, &mut |_, _| {
+            ControlFlow::Continue(())
+        })
         .unwrap_err()
         .to_string();
     let needed = config().weight_bytes(WeightDType::BF16);
@@ -120,4 +131,50 @@ fn a_refusal_names_path_and_bytes() {
         message.contains(&inside.display().to_string()) && message.contains(&needed.to_string()),
         "{message}"
     );
+}
+
+/// Drawn straight into quants, and quantised from the folder of floats: the same bytes; and back to floats.
+#[test]
+fn a_quantised_checkpoint_is_that_of_the_floats() {
+    let mut c = config();
+    (c.hidden_size, c.intermediate_size, c.head_dim) = (128, 96, 16);
+    let go = &mut |_, _| ControlFlow::Continue(());
+    let (floats, straight, exported, back) =
+        (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let choice = FormatChoice { body: Some(QuantFormat::Q4.into()), head: Some(QuantFormat::Q8.into()) };
+    synthesize(floats.path(), &c, WeightDType::BF16, FormatChoice::default(), 5, go).unwrap();
+    synthesize(straight.path(), &c, WeightDType::BF16, choice, 5, go).unwrap();
+    export(&Model::open(floats.path()).unwrap(), exported.path(), choice, 3, go).unwrap();
+    assert_eq!(file(&straight), file(&exported));
+    let model = Model::open(straight.path()).unwrap();
+    assert_eq!(model.config, c);
+    let up = "model.layers.1.mlp.up_proj.weight";
+    let formats = ["model.embed_tokens.weight", up, "model.norm.weight"]
+        .map(|n| model.checkpoint.format_of(n).unwrap().name());
+    assert_eq!(formats, ["q8", "q4", "BF16"]);
+    let f32s = FormatChoice { body: Some(WeightDType::F32.into()), head: Some(WeightDType::F32.into()) };
+    export(&model, back.path(), f32s, 1, go).unwrap();
+    let opened = Model::open(back.path()).unwrap();
+    let view = model.checkpoint.tensor(up).unwrap();
+    let values = dequantize_rows(QuantFormat::Q4, view.bytes, view.shape[0], view.shape[1]);
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    assert_eq!(opened.checkpoint.tensor(up).unwrap().bytes, bytes);
+    let config = fs::read_to_string(back.path().join("config.json")).unwrap();
+    assert!(!config.contains("quantization_config"), "{config}");
+}
+
+/// To the nearest, ties to even; what would become infinite is refused by its place.
+#[test]
+fn floats_of_another_width() {
+    let convert = |x: f32, to: WeightDType| {
+        let mut out = [0; 2];
+        convert_rows(WeightDType::F32.into(), to.into(), &x.to_le_bytes(), 1, 1, &mut out)
+            .map(|()| u16::from_le_bytes(out))
+    };
+    assert_eq!(convert(f32::from_bits(0x3f80_8000), WeightDType::BF16), Ok(0x3f80));
+    assert_eq!(convert(f32::from_bits(0x3f81_8000), WeightDType::BF16), Ok(0x3f82));
+    assert_eq!(convert(f32::from_bits(0x3f80_8001), WeightDType::BF16), Ok(0x3f81));
+    assert_eq!(convert(65504.0, WeightDType::F16), Ok(0x7bff));
+    let bad = convert(70000.0, WeightDType::F16).unwrap_err();
+    assert_eq!((bad.row, bad.column, bad.value), (0, 0, 70000.0));
 }

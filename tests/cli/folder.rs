@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use lapidary_models::{Config, LayerType, WeightDType, synthesize};
+use lapidary_models::{Config, FormatChoice, LayerType, WeightDType, synthesize};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -26,7 +26,10 @@ pub(crate) fn small() -> TempDir {
     (c.max_position_embeddings, c.sliding_window) = (32, 8);
     c.layer_types = (0..2).map(LayerType::published).collect();
     let dir = TempDir::new().expect("a folder");
-    synthesize(dir.path(), &c, WeightDType::BF16, 1, &mut |_, _| ControlFlow::Continue(())).expect("weights");
+    synthesize(dir.path(), &c, WeightDType::BF16, FormatChoice::default(), 1, &mut |_, _| {
+        ControlFlow::Continue(())
+    })
+    .expect("weights");
     dir
 }
 

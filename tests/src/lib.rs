@@ -59,7 +59,7 @@ impl Default for Setup {
 /// Compiles a model.
 pub fn compile_model(model: &Model, setup: &Setup) -> Result<Compilation> {
     let config = &model.config;
-    let weight = |name: &str| model.checkpoint.dtype_of(name).map_or(DType::F32, DType::from);
+    let weight = |name: &str| model.checkpoint.format_of(name).map_or(DType::F32, DType::from);
     let module = gemma2::module(config, &gemma2::Storage { weight: &weight, cache: setup.cache });
     let layers = config
         .layer_types

@@ -1,0 +1,72 @@
+//! `lapidary quantize`: a model's folder again, its matrices in another format, to be shipped and opened with `-m`.
+//!
+//! In: a folder or the built-in model, formats. Out: a folder; it appears once it is whole. Memory stays at a few MiB a thread.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use lapidary_models::{Error, FormatChoice, export};
+
+use crate::interrupt::{self, Again, Interrupted, Work};
+use crate::model::{self, MAX_THREADS};
+use crate::output::{self, Unit};
+use crate::synth;
+use crate::weights::Format;
+
+/// Write a model again with its weights quantised, or in other floats.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  lapidary quantize -m gemma-2-9b --weights q4 -o gemma-2-9b-q4\n  \
+    lapidary quantize -m gemma-2-2b --weights q4 --head-weights q8 -o gemma-2-2b-q4")]
+pub(crate) struct Args {
+    /// Hugging Face folder of a Gemma 2 [default: the built-in tiny model]
+    #[arg(short, long, value_name = "MODEL")]
+    model: Option<PathBuf>,
+    /// Format of the weights
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    weights: Format,
+    /// Format of the embedding table, which is the head's matrix too [default: that of --weights]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    head_weights: Option<Format>,
+    /// Threads [default: one a CPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS))]
+    threads: Option<u64>,
+    /// Folder to write
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Write into a folder that is not empty
+    #[arg(long)]
+    force: bool,
+}
+
+/// Writes the folder.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let model = model::open(args.model.as_deref())?;
+    let dir = &args.output;
+    if let (Ok(from), Ok(to)) = (fs::canonicalize(&model.path), fs::canonicalize(dir)) {
+        ensure!(from != to, "{}: expected another folder than the model's", dir.display());
+    }
+    synth::make_way(dir, args.force)?;
+    let choice = FormatChoice {
+        body: Some(args.weights.stored()),
+        head: Some(args.head_weights.unwrap_or(args.weights).stored()),
+    };
+    let threads = match args.threads {
+        Some(n) => n as usize,
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    interrupt::install(Again::Exit)?;
+    let work = Work::begin();
+    let bar = output::bar(0, "converting", Unit::Bytes);
+    let written = export(&model, dir, choice, threads, &mut |done, all| {
+        bar.set_length(all);
+        bar.set_position(done);
+        work.flow()
+    });
+    bar.finish_and_clear();
+    match written {
+        Err(Error::Stopped) => return Err(Interrupted.into()),
+        other => other?,
+    }
+    synth::say_size(dir)
+}
