@@ -179,14 +179,14 @@ fn quantised_weights_unpack_to_tiles() -> Result<()> {
     let model = golden_model("tiny-short")?;
     let ids = golden("tiny-short")?.ids;
     for format in [QuantFormat::Q8, QuantFormat::Q4] {
-        let how = Quantization { body: Some(format), head: Some(format), threads: 2, cache: None };
+        let how =
+            Quantization { body: Some(format.into()), head: Some(format.into()), threads: 2, cache: None };
         let weights =
             Arc::new(QuantizedWeights::open(model.clone(), &how, &|_, _| ControlFlow::Continue(()))?);
         let run = |rounded: bool, cpu: &str| -> Result<Vec<f32>> {
             let dtype = |name: &str| match weights.format(name) {
-                Some(QuantFormat::Q8) => DType::Q8,
-                Some(QuantFormat::Q4) => DType::Q4,
-                None => model.checkpoint.dtype_of(name).map_or(DType::F32, DType::from),
+                Some(format) => format.into(),
+                None => model.checkpoint.format_of(name).map_or(DType::F32, DType::from),
             };
             let config = &model.config;
             let module = gemma2::module(config, &gemma2::Storage { weight: &dtype, cache: DType::F32 });
