@@ -54,10 +54,6 @@ impl Format {
             Format::Q4 => QuantFormat::Q4.into(),
         }
     }
-
-    fn dtype(self) -> DType {
-        self.stored().into()
-    }
 }
 
 impl WeightArgs {
