@@ -1,7 +1,7 @@
 //! Checkpoints written: shards, headers, index, configuration; and a model exported in other formats.
 //!
 //! In: tensors with where their elements come from and what they become. Out: a Hugging Face folder that [`Model::open`] reads.
-//! Quantised matrices are U8 tensors (N, row_bytes) as [`quantize`](crate::quantize) describes, in shards of at most 5 GB, and
+//! Quantised matrices are U8 tensors (N, row_bytes) as [`mod@crate::quantize`] describes, in shards of at most 5 GB, and
 //! `config.json` has `"quantization_config": {"quant_method": "lapidary", "block_size": 32}`. Invariants: bytes do not depend
 //! on threads; memory is a few MiB a thread, whatever the model's size; a file has its final name only once all are whole,
 //! `config.json` last; tensors lie at multiples of their elements.

@@ -15,7 +15,7 @@
 //! | [`model`] | a folder as a whole; the built-in model |
 //! | [`quantize`] | blocks of 8 and 4 bits: their bytes, their scales |
 //! | [`weight_cache`] | a model's weights quantised, made once and mapped after |
-//! | [`export`] | checkpoints written: shards, headers, index; a model in other formats |
+//! | [`mod@export`] | checkpoints written: shards, headers, index; a model in other formats |
 //! | [`synth`] | full-size checkpoints of random weights, for measurements |
 //!
 //! Invariant: nothing read from a file is trusted. A malformed file is an [`Error`] of one line, never a panic.

@@ -3,7 +3,7 @@
 //! In: a folder, a configuration, a dtype, formats, a seed. Out: a Hugging Face folder: shards of at most 5 GB, index,
 //! `config.json`, `generation_config.json`, and the built-in tokenizer where the vocabulary has room for it. Invariants: an
 //! element is a function of the seed, its tensor and its place alone, so the files do not depend on threads; quantised matrices
-//! are those that [`export`](crate::export::export) makes of the same checkpoint, made tensor by tensor without it; memory is a
+//! are those that [`export()`](crate::export()) makes of the same checkpoint, made tensor by tensor without it; memory is a
 //! few MiB a thread; a file has its final name only once all are whole, `config.json` last.
 //!
 //! Matrices are drawn so that unit inputs give unit outputs. The embedding table is small enough that a token's own logit

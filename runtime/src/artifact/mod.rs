@@ -139,7 +139,7 @@ impl Artifact {
                 let found = format!("byte {}", entry.bytes.start);
                 return Err(refuse(path, &entry.name, &format!("a start that {ALIGN} divides"), found));
             }
-            let hash = hashes.get(entry.name.as_str()).filter(|h| is_hash(h)).ok_or_else(|| {
+            let hash = hashes.get(entry.name.as_str()).filter(is_hash).ok_or_else(|| {
                 missing(path, &format!("__metadata__.{HASH}{}", entry.name), "64 hexadecimal digits")
             })?;
             let hash = hash.to_string();
