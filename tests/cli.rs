@@ -2,6 +2,8 @@
 //! here. `cli/bad_input.rs` has what is refused, `cli/interrupt.rs` Ctrl-C.
 #![allow(clippy::unwrap_used)]
 
+#[path = "cli/artifact.rs"]
+mod artifact;
 #[path = "cli/bad_input.rs"]
 mod bad_input;
 #[path = "cli/command.rs"]

@@ -1,4 +1,4 @@
-//! `lapidary compile --emit artifact` and `lapidary verify`.
+//! `lapidary compile --emit artifact`, `lapidary verify`, and `lapidary inspect` of an artifact.
 //!
 //! In: a model, a target, CPUs. Out: an artifact. Each CPU's code is compiled on its own, from the same graph; weights,
 //! configuration and text are stored once. CPUs are stored in the order of the table of targets, whatever the command's.
@@ -7,15 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use lapidary_codegen::compile::{ImageCompilation, compile_image};
 use lapidary_codegen::target::{self, Placement, TARGETS, Target};
 use lapidary_models::gemma2;
 use lapidary_runtime::Artifact;
+use lapidary_runtime::artifact::Listing;
 use lapidary_runtime::artifact::write::{About, Part, write as write_artifact};
 use lapidary_runtime::artifact::{CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG};
-use lapidary_runtime::program::WeightSource;
-use serde_json::json;
+use lapidary_runtime::program::{SlotKind, WeightSource};
+use serde_json::{Value, json};
 
 use crate::interrupt::{self, Again};
 use crate::model::{self, CompileArgs};
@@ -40,10 +41,7 @@ pub(crate) fn write(request: &Request<'_>) -> Result<()> {
     compile.for_cpu(&targets[0].name).options(1)?;
     // Before hours of quantising: a place that cannot be written to.
     if request.output.is_dir() {
-        bail!(Usage::new(anyhow!(
-            "-o {}: expected a file NAME.lap, found a folder",
-            request.output.display()
-        )));
+        bail!("-o {}: expected a file NAME.lap, found a folder", request.output.display());
     }
     interrupt::install(Again::Exit)?;
     let mut model = model::open(request.model)?;
@@ -166,4 +164,95 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<()> {
         artifact.listing(cpu)?;
     }
     output::print(&format!("{}: {} sections verified\n", args.file.display(), artifact.sections().len()))
+}
+
+/// Bytes that a session of a program allocates, on one thread: caches, then temporaries, scratch and activations.
+fn memory(listing: &Listing) -> (u64, u64) {
+    let plan = &listing.plan;
+    let caches = |function: usize| -> u64 {
+        let Some(function) = listing.functions.get(function) else { return 0 };
+        // A cache may have two slots, as what is read and as what is written.
+        let mut sizes = std::collections::BTreeMap::new();
+        for slot in &function.slots {
+            if let SlotKind::Cache { heads, rows, row_bytes, .. } = slot.kind {
+                sizes.insert(
+                    slot.name.as_str(),
+                    (heads as u64).saturating_mul(rows as u64).saturating_mul(row_bytes as u64),
+                );
+            }
+        }
+        sizes.values().sum()
+    };
+    let kv = plan.layers.iter().map(|layer| caches(layer.function)).sum();
+    let variants = || listing.functions.iter().flat_map(|f| &f.variants);
+    let arena = variants().map(|v| v.arena_bytes).max().unwrap_or(0);
+    let scratch = variants().map(|v| v.scratch_bytes).max().unwrap_or(0);
+    let activations = plan.chunk * (2 * plan.hidden + 2) * 4 + plan.vocab * 4;
+    (kv, (arena + scratch + activations) as u64)
+}
+
+/// Shows what an artifact holds.
+pub(crate) fn inspect(path: &Path, as_json: bool) -> Result<()> {
+    use std::fmt::Write;
+    let artifact = Artifact::open(path)?;
+    let listings = artifact.cpus().iter().map(|cpu| artifact.listing(cpu)).collect::<Result<Vec<_>, _>>()?;
+    let (weights, others): (Vec<_>, Vec<_>) = artifact.sections().iter().partition(|s| s.is_weight());
+    let weight_bytes: u64 = weights.iter().map(|s| s.bytes.len() as u64).sum();
+    if as_json {
+        let cpus = listings.iter().map(|l| {
+            let (kv, rest) = memory(l);
+            let kernels = l
+                .symbols
+                .iter()
+                .map(|s| json!({ "name": s.name, "offset": s.offset, "code_bytes": s.bytes }));
+            json!({
+                "cpu": l.cpu,
+                "features": l.features,
+                "context": l.plan.context,
+                "chunk": l.plan.chunk,
+                "kv_bytes": kv,
+                "working_bytes": rest,
+                "kernels": kernels.collect::<Vec<Value>>(),
+            })
+        });
+        let sections = artifact.sections().iter().map(|s| {
+            json!({ "name": s.name, "dtype": s.dtype, "shape": s.shape, "offset": s.bytes.start, "bytes": s.bytes.len(), "sha256": s.hash })
+        });
+        return output::print_json(&json!({
+            "artifact": path.display().to_string(),
+            "target": artifact.target(),
+            "weights": artifact.weights(),
+            "weight_bytes": weight_bytes,
+            "file_bytes": artifact.bytes(),
+            "cpus": cpus.collect::<Vec<Value>>(),
+            "sections": sections.collect::<Vec<Value>>(),
+        }));
+    }
+    let size = |n: u64| output::bytes(n);
+    let mut text = format!("{}\n\n", path.display());
+    writeln!(text, "target    {}", artifact.target())?;
+    writeln!(text, "file      {}", size(artifact.bytes() as u64))?;
+    writeln!(text, "weights   {}, {} tensors, {}", artifact.weights(), weights.len(), size(weight_bytes))?;
+    for l in &listings {
+        let (kv, rest) = memory(l);
+        let code: u64 = l.symbols.iter().map(|s| s.bytes).sum();
+        writeln!(text, "\n{}: needs {}", l.cpu, l.features.join(", "))?;
+        writeln!(text, "  code    {} in {} functions", size(code), l.symbols.len())?;
+        writeln!(
+            text,
+            "  memory  of a context of {}: KV {}, working memory {}",
+            l.plan.context,
+            size(kv),
+            size(rest)
+        )?;
+        for symbol in &l.symbols {
+            writeln!(text, "  {:<44}{:>9} B", symbol.name, output::grouped(symbol.bytes))?;
+        }
+    }
+    writeln!(text, "\nsections")?;
+    for s in others.iter().chain(&weights) {
+        let bytes = output::grouped(s.bytes.len() as u64);
+        writeln!(text, "  {:<60}{:>5}{bytes:>16} B  {}", s.name, s.dtype, s.hash)?;
+    }
+    output::print(&text)
 }

@@ -15,7 +15,7 @@ use crate::output;
 #[command(after_help = "Examples:\n  lapidary inspect --preset 2b --vocab 256128\n  \
     lapidary inspect -m gemma-2-2b --context 4096 --json")]
 pub(crate) struct Args {
-    /// Hugging Face folder of a Gemma 2 [default: the built-in tiny model]
+    /// Hugging Face folder of a Gemma 2, or an artifact NAME.lap [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL", conflicts_with = "preset")]
     model: Option<PathBuf>,
     /// Published size: 2b, 9b or 27b
@@ -47,6 +47,9 @@ struct Weights {
 
 /// Prints it.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(path) = args.model.as_deref().filter(|path| lapidary_runtime::Artifact::is_named_so(path)) {
+        return crate::artifact::inspect(path, args.json);
+    }
     let (name, mut config, stored) = source(args)?;
     if let Some(vocab) = args.vocab {
         config.vocab_size = vocab as usize;

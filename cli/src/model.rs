@@ -324,10 +324,7 @@ impl Engine {
         let start = Instant::now();
         args.compile.options(1)?;
         if let Some(option) = args.compile.of_compilation().or(args.weights.given()) {
-            bail!(Usage::new(anyhow!(
-                "{option}: {} is compiled already; `lapidary compile` takes {option}",
-                path.display()
-            )));
+            bail!("{option}: {} is compiled already; `lapidary compile` takes {option}", path.display());
         }
         let artifact = Artifact::open(path)?;
         if args.verify {

@@ -1,0 +1,76 @@
+//! Artifacts from the command line: written, verified, shown and run, by `lapidary` and by `lapidary-run`, which holds no
+//! compiler.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::command::{binary, lapidary, name};
+
+const PROMPT: &str = "It is a truth universally acknowledged";
+
+/// `lapidary-run`, built beside `lapidary`.
+fn lapidary_run() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let built =
+        Command::new(env!("CARGO")).current_dir(root).args(["build", "-q", "-p", "lapidary-run"]).status();
+    assert!(built.unwrap().success());
+    Path::new(binary().get_program()).with_file_name("lapidary-run")
+}
+
+#[test]
+fn both_commands_print_what_the_compiler_in_memory_prints() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("tiny.lap");
+    lapidary(&["compile", "-o", name(&file)]).ok();
+    let sections = lapidary(&["verify", name(&file)]).ok();
+    assert!(sections.contains("sections verified"), "{sections}");
+    let options = ["--temp", "0", "-n", "32", PROMPT];
+    let jit = lapidary(&[&["run"], &options[..]].concat()).ok();
+    let stored = lapidary(&[&["run", "-m", name(&file), "--verify"], &options[..]].concat()).ok();
+    assert_eq!(jit, stored);
+    let alone = Command::new(lapidary_run()).arg(&file).args(options).output().unwrap();
+    assert_eq!(jit, String::from_utf8(alone.stdout).unwrap());
+    let shown = lapidary(&["inspect", "-m", name(&file), "--json"]).json();
+    assert!(shown["cpus"][0]["kernels"][0]["code_bytes"].as_u64() > Some(0));
+    assert!(shown["cpus"][0]["kv_bytes"].as_u64() > Some(0));
+    lapidary(&["run", "-m", name(&file), "--context", "8", "hi"]).fails(&["--context", "compiled already"]);
+
+    let again = dir.path().join("again.lap");
+    lapidary(&["compile", "-o", name(&again)]).ok();
+    let mut bytes = fs::read(&file).unwrap();
+    assert!(bytes == fs::read(&again).unwrap(), "two compilations differ");
+
+    // A weight's bit: it runs, unless hashes are asked for.
+    let at = bytes.len() - 5;
+    bytes[at] ^= 1;
+    fs::write(&again, &bytes).unwrap();
+    lapidary(&["run", "-m", name(&again), "-n", "1", "hi"]).ok();
+    lapidary(&["run", "-m", name(&again), "--verify", "-n", "1", "hi"]).fails(&["again.lap", "damaged"]);
+    lapidary(&["verify", name(&again)]).fails(&["again.lap", "damaged"]);
+}
+
+#[test]
+fn targets_and_places_that_do_not_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("other.lap");
+    let other = if cfg!(target_arch = "x86_64") { "aarch64" } else { "x86_64" };
+    lapidary(&["compile", "--target", &format!("{other}-unknown-linux-gnu"), "-o", name(&file)]).ok();
+    lapidary(&["run", "-m", name(&file), "hi"]).fails(&["other.lap", other]);
+    lapidary(&["compile", "-o", name(dir.path())]).fails(&["expected a file"]);
+    let nowhere = dir.path().join("no/such/folder.lap");
+    lapidary(&["compile", "-o", name(&nowhere)]).fails(&["folder.lap", "bytes"]);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left over");
+}
+
+#[test]
+fn lapidary_run_holds_no_compiler() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let args = ["tree", "--offline", "-p", "lapidary-run", "-e", "normal", "--prefix", "none"];
+    let tree = Command::new(env!("CARGO")).current_dir(root).args(args).output().unwrap();
+    let tree = String::from_utf8(tree.stdout).unwrap();
+    assert!(tree.contains("lapidary-runtime"), "{tree}");
+    for compiler in ["lapidary-ir", "lapidary-passes", "lapidary-codegen", "cranelift", "egg", "iced-x86"] {
+        assert!(!tree.lines().any(|line| line.starts_with(compiler)), "{compiler}: {tree}");
+    }
+}
