@@ -1,5 +1,6 @@
 //! Artifacts: the same logits as in-memory code, to the bit; the same bytes every time; and files that are damaged in ten
 //! thousand ways, each refused or, where only weights differ, run, without a panic and without memory beyond the file's size.
+#![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
@@ -60,7 +61,7 @@ unsafe impl WeightSource for Weights {
 }
 
 fn module(model: &Model) -> Module {
-    let weight = |name: &str| model.checkpoint.dtype_of(name).map_or(DType::F32, DType::from);
+    let weight = |name: &str| model.checkpoint.format_of(name).map_or(DType::F32, DType::from);
     gemma2::module(&model.config, &Storage { weight: &weight, cache: DType::BF16 })
 }
 
@@ -95,7 +96,8 @@ fn build(path: &Path, model: &Model, cpus: &[&str], weights: bool) {
     parts.push(Part::text("config.json", model.config.to_json().to_string().into_bytes()));
     for spec in model.config.tensors().into_iter().filter(|_| weights) {
         let tensor = model.checkpoint.tensor(&spec.name).unwrap();
-        parts.push(Part::weight(&spec.name, tensor.dtype.name(), tensor.shape.to_vec(), tensor.bytes));
+        let (dtype, shape) = (tensor.format.stored_dtype(), tensor.format.stored_shape(tensor.shape));
+        parts.push(Part::weight(&spec.name, dtype, shape, tensor.bytes));
     }
     let cpus: Vec<String> = cpus.iter().map(|c| c.to_string()).collect();
     let about = About { target: &triple(), cpus: &cpus, weights: "f32", compiler: "test" };
