@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use lapidary_codegen::compile::FunctionReport;
 use lapidary_codegen::machine::Machine;
 use lapidary_codegen::view::Capacity;
 use lapidary_codegen::work::{Work, work};
-use lapidary_runtime::{Profile, Session};
+use lapidary_runtime::{Artifact, Profile, Session};
 use serde_json::{Value, json};
 
 use crate::model::{CompileArgs, Engine, MAX_CONTEXT, MAX_THREADS, ModelArgs};
@@ -107,7 +107,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let runs = formats.iter().flat_map(|f| threads.iter().map(move |&t| (f, t)));
     for (weights, count) in runs {
         let mut compile = args.compile.clone();
-        compile.context = Some(compile.context.unwrap_or(0).max(needed as u64));
+        let stored = args.model.as_deref().is_some_and(Artifact::is_named_so);
+        // An artifact has the context that it was compiled for.
+        if !stored {
+            compile.context = Some(compile.context.unwrap_or(0).max(needed as u64));
+        }
         let model_args = ModelArgs {
             model: args.model.clone(),
             verify: false,
@@ -116,6 +120,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             compile,
         };
         let mut engine = Engine::new(&model_args)?;
+        let context = engine.session.context();
+        ensure!(
+            needed <= context,
+            "{}: {needed} positions are needed, its context is {context}",
+            engine.name()
+        );
+        if stored {
+            output::note(
+                "note",
+                "an artifact does not say what its kernels read and compute: MB, GFLOP and shares are 0",
+            );
+        }
         let mut machine = Machine::new(&args.compile.cpu, count as usize)?;
         times = (ms(engine.compile), ms(engine.load));
         let bar = output::bar(args.repeat * phases.len() as u64, "measuring", output::Unit::Tokens);
