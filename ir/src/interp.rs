@@ -86,7 +86,7 @@ impl Tensor {
 
     /// The elements as little-endian bytes, as kernels hold them.
     ///
-    /// Of q8, blocks as [`rounded_blocks`] makes them, which finds the same quants again in what it has rounded.
+    /// Of q8, blocks as `rounded_blocks` makes them, which finds the same quants again in what it has rounded.
     ///
     /// # Panics
     /// For q4: nothing but a quantiser makes it.
