@@ -313,7 +313,7 @@ impl Config {
             "num_hidden_layers": c.num_hidden_layers,
             "num_key_value_heads": c.num_key_value_heads,
             "pad_token_id": c.pad_token_id,
-            "query_pre_attn_scalar": c.query_pre_attn_scalar,
+            "query_pre_attn_scalar": integer_if_whole(c.query_pre_attn_scalar),
             "rms_norm_eps": c.rms_norm_eps,
             "rope_parameters": { "rope_theta": c.rope_theta, "rope_type": "default" },
             "sliding_window": c.sliding_window,
@@ -321,6 +321,12 @@ impl Config {
             "vocab_size": c.vocab_size,
         })
     }
+}
+
+/// A number as published configurations have it: transformers refuses `256.0` where it wants an integer.
+fn integer_if_whole(x: f64) -> Value {
+    // Whole numbers up to 2^53 are exact in both types.
+    if x.fract() == 0.0 && x.abs() <= 9_007_199_254_740_992.0 { json!(x as i64) } else { json!(x) }
 }
 
 /// Takes the fields of which only one value is built.

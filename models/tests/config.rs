@@ -172,6 +172,14 @@ fn written_configurations_read_back() {
     for c in presets.into_iter().chain([odd]) {
         assert_eq!(parse(&c.to_json()).unwrap(), c);
     }
+    let scalar = |x: f64| {
+        let mut c = Config::preset("2b").unwrap();
+        c.query_pre_attn_scalar = x;
+        assert_eq!(parse(&c.to_json()).unwrap(), c);
+        c.to_json()["query_pre_attn_scalar"].to_string()
+    };
+    // transformers wants an integer where there is one.
+    assert_eq!([scalar(256.0), scalar(72.5)], ["256", "72.5"]);
 }
 
 proptest! {
