@@ -252,6 +252,23 @@ fn quantised_weights_keep_the_perplexity() {
     }
 }
 
+/// What `--activations auto` costs: bf16 in calls of many rows, 8-bit blocks in calls of one.
+#[test]
+fn rounded_activations_keep_the_distribution() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("text");
+    fs::write(&text, &fs::read(golden("eval.txt")).unwrap()[..2000]).unwrap();
+    for weights in ["bf16", "q8", "q4"] {
+        for (chunk, most) in [("512", 1e-4), ("1", 1e-3)] {
+            let args = ["eval", "--text", name(&text), "--context", "256", "--json", "--no-cache"];
+            let how = ["--weights", weights, "--chunk", chunk, "--against-activations", "f32"];
+            let found = lapidary(&[&args[..], &how].concat()).json();
+            let kl = found["against"]["mean_kl"].as_f64().unwrap();
+            assert!(kl > 0.0 && kl <= most, "{weights}, chunk {chunk}: KL {kl}");
+        }
+    }
+}
+
 /// One token at a time or many at once, and on every CPU that runs here: the same logits from quantised weights.
 #[test]
 fn quantised_weights_in_every_regime() {

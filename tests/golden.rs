@@ -3,10 +3,16 @@
 //! `golden/make_golden.py` says how the references were made. The tolerance leaves room for any order of summation in f32
 //! and none for a wrong formula.
 
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
 use anyhow::Result;
+use lapidary_codegen::target::{Placement, TARGETS, Target};
 use lapidary_ir::DType;
+use lapidary_models::{FormatChoice, Model, QuantFormat, TensorFormat, WeightDType, export};
 use lapidary_passes::{Selection, rules};
-use lapidary_tests::{Setup, golden, golden_model, logits, session, worst_difference};
+use lapidary_tests::{Golden, Setup, golden, golden_model, logits, session, worst_difference};
 
 const TOLERANCE: f32 = 1e-3;
 const CASES: [&str; 5] = ["odd-27b", "gqa-4", "hot", "tiny-short", "tiny-long"];
@@ -83,6 +89,48 @@ fn threads_change_no_bit() -> Result<()> {
     for threads in [2, 3, 4] {
         let same = run(threads)?.iter().zip(&one).all(|(a, b)| a.to_bits() == b.to_bits());
         assert!(same, "{threads} threads");
+    }
+    Ok(())
+}
+
+/// A model again, in a folder, with every matrix in another format.
+fn stored(model: &Model, folder: &Path, format: TensorFormat) -> Result<Arc<Model>> {
+    let choice = FormatChoice { body: Some(format), head: Some(format) };
+    export(model, folder, choice, 2, &mut |_, _| ControlFlow::Continue(()))?;
+    Ok(Arc::new(Model::open(folder)?))
+}
+
+/// Quantised weights compute what the same weights written out in f32 do, on every CPU whose code runs here.
+#[test]
+fn quantised_weights_against_dequantised() -> Result<()> {
+    let runs_here =
+        |cpu: &str| Target::new(cpu, Placement::Jit).is_ok_and(|target| target.lacking_here().is_none());
+    let named = TARGETS.iter().map(|target| target.name).filter(|cpu| runs_here(cpu));
+    let cpus: Vec<&str> = std::iter::once("native").chain(named).collect();
+    for case in ["gqa-4", "tiny-short"] {
+        let original = golden_model(case)?;
+        for format in [QuantFormat::Q8, QuantFormat::Q4] {
+            let folder = tempfile::tempdir()?;
+            let quantised = stored(&original, &folder.path().join("quantised"), TensorFormat::Quant(format))?;
+            let plain = TensorFormat::Float(WeightDType::F32);
+            let dequantised = stored(&quantised, &folder.path().join("dequantised"), plain)?;
+            let Golden { ids, rows, .. } = golden(case)?;
+            let setup = Setup { selection: Selection::none(), ..Setup::default() };
+            let all = logits(&mut session(&dequantised, &setup)?, &ids)?;
+            let vocab = all.len() / ids.len();
+            let kept = rows.iter().flat_map(|&row| &all[row * vocab..][..vocab]).copied().collect();
+            let expected = Golden { ids, rows, logits: kept };
+            let loss = worst_difference(&mut session(&original, &setup)?, &expected)?;
+            assert!(loss > 10.0 * TOLERANCE, "{case}, {}: {loss}: was it quantised?", format.name());
+            for cpu in &cpus {
+                for chunk in [1, 3, 7, 512] {
+                    let mut session = session(&quantised, &Setup { cpu, chunk, ..Setup::default() })?;
+                    let worst = worst_difference(&mut session, &expected)?;
+                    let what = format.name();
+                    assert!(worst <= TOLERANCE, "{case}, {what}, {cpu}, chunk {chunk}: off by {worst}");
+                }
+            }
+        }
     }
     Ok(())
 }
