@@ -17,6 +17,8 @@ mod folder;
 mod interrupt;
 #[path = "cli/lab.rs"]
 mod lab;
+#[path = "cli/pricing.rs"]
+mod pricing;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -25,6 +25,7 @@ const MOST_MS: f64 = 100.0;
 fn page(folder: &Path, args: &[&str]) -> PathBuf {
     let path = folder.join("report.html");
     let mut command = Command::new(env!("CARGO_BIN_EXE_lapidary"));
+    command.env("XDG_CACHE_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
     let output = command.arg("report").args(args).arg("-o").arg(&path).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");

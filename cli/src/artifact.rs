@@ -56,7 +56,9 @@ pub(crate) fn write(request: &Request<'_>) -> Result<()> {
     let mut images = Vec::with_capacity(targets.len());
     for target in &targets {
         let compile = compile.for_cpu(&target.name);
-        let options = compile.options(compile.context_of(model.config.max_position_embeddings))?;
+        let layers = description.layers.iter().map(|(name, _)| name.as_str());
+        let context = compile.context_of(model.config.max_position_embeddings);
+        let options = compile.options_of(context, &module, layers)?;
         let ImageCompilation { image, functions, .. } = compile_image(&module, &description, &options)?;
         for warning in functions.iter().filter_map(|f| f.saturation.warning()) {
             output::note("warning", &warning);

@@ -58,7 +58,7 @@ enum Emit {
 
 /// Compiles and writes.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut compile = args.compile.clone();
+    let mut compile = args.compile.to_store();
     if let Some(batch) = args.batch {
         compile.chunk = batch;
     }
@@ -91,9 +91,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let weights = args.weights.open(&model, threads)?;
     let start = Instant::now();
     let module = compile.module(&model.config, &|name| weights.dtype(&model, name))?;
-    let options = compile.options(compile.context_of(model.config.max_position_embeddings))?;
-    let ImageCompilation { image, functions, .. } =
-        compile_image(&module, &model::describe(&model.config), &options)?;
+    let description = model::describe(&model.config);
+    let layers = description.layers.iter().map(|(name, _)| name.as_str());
+    let context = compile.context_of(model.config.max_position_embeddings);
+    let options = compile.options_of(context, &module, layers)?;
+    let ImageCompilation { image, functions, .. } = compile_image(&module, &description, &options)?;
     for warning in functions.iter().filter_map(|f| f.saturation.warning()) {
         output::note("warning", &warning);
     }

@@ -7,6 +7,8 @@
 mod artifact;
 mod bench;
 mod bisect;
+mod calibrate;
+mod calibration;
 mod chat;
 mod check_rules;
 mod compile;
@@ -59,6 +61,7 @@ enum Command {
     Compile(compile::Args),
     Verify(artifact::VerifyArgs),
     Bench(bench::Args),
+    Calibrate(calibrate::Args),
     Eval(eval::Args),
     Inspect(inspect::Args),
     Synth(synth::Args),
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
         Command::Compile(args) => compile::run(&args),
         Command::Verify(args) => artifact::verify(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Synth(args) => synth::run(&args),

@@ -13,13 +13,14 @@ use clap::builder::PossibleValuesParser;
 use lapidary_codegen::compile::FunctionReport;
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::{Compilation, Options, compile};
-use lapidary_ir::{BLOCK, DType, Module};
+use lapidary_ir::{BLOCK, DType, Function, InputKind, Module};
 use lapidary_models::gemma2::{self, Storage};
 use lapidary_models::{Config, Detokenizer, Model, PRESETS, Tokenizer};
-use lapidary_passes::{RuleSet, Selection, rules};
+use lapidary_passes::{RuleSet, Selection, machine as pricing, rules};
 use lapidary_runtime::{Artifact, Memory, Session, cpu};
 use serde_json::{Value, json};
 
+use crate::calibration::{self, Which};
 use crate::objective::CostName;
 use crate::output::{self, Usage};
 use crate::weights::WeightArgs;
@@ -80,6 +81,10 @@ pub(crate) struct CompileArgs {
     /// What the compiler minimises
     #[arg(long, value_enum, default_value_t)]
     pub(crate) cost: CostName,
+    /// Constants that kernels are priced by: auto (this machine's, if `lapidary calibrate` measured them), none (built in), or a
+    /// file of `lapidary calibrate -o` [default: auto; compile: none]
+    #[arg(long, value_name = "auto|none|FILE")]
+    pub(crate) calibration: Option<Which>,
     /// Precision of activations and, unless --kv-cache says otherwise, of the KV cache
     #[arg(long, value_enum, default_value_t = Activations::Auto)]
     pub(crate) activations: Activations,
@@ -173,6 +178,7 @@ impl CompileArgs {
             ("--only", !self.only.is_empty()),
             ("--rules", self.rules.file().is_some()),
             ("--cost", self.cost != CostName::default()),
+            ("--calibration", self.calibration.is_some()),
             ("--activations", self.activations != Activations::Auto),
             ("--kv-cache", self.kv_cache.is_some()),
             ("--sliding-window", self.sliding_window.is_some()),
@@ -184,6 +190,11 @@ impl CompileArgs {
     /// The same for another CPU.
     pub(crate) fn for_cpu(&self, name: &str) -> CompileArgs {
         CompileArgs { cpu: name.into(), ..self.clone() }
+    }
+
+    /// Leaves every rule out.
+    pub(crate) fn without_passes(&mut self) {
+        self.passes = "none".into();
     }
 
     /// Leaves a rule out, too.
@@ -219,6 +230,33 @@ impl CompileArgs {
         Ok(selection.map_err(Usage::new)?)
     }
 
+    /// The same, by built-in constants unless asked otherwise: what is stored depends on no machine that it does not name.
+    pub(crate) fn to_store(&self) -> CompileArgs {
+        CompileArgs { calibration: self.calibration.clone().or(Some(Which::None)), ..self.clone() }
+    }
+
+    /// The constants that times are reckoned from.
+    fn base(&self) -> Result<pricing::Machine> {
+        let which = self.calibration.as_ref().unwrap_or(&Which::Auto);
+        if let Some(calibration) = calibration::chosen(which, &self.cpu)? {
+            return Ok(calibration.machine(self.activations));
+        }
+        let target = Target::new(&self.cpu, Placement::Object).map_err(Usage::new)?;
+        Ok(target.machine(self.activations == Activations::Auto))
+    }
+
+    /// The compiler's options for a module that makes up a model of such layers (or none).
+    pub(crate) fn options_of<'a>(
+        &self,
+        context: usize,
+        module: &Module,
+        layers: impl Iterator<Item = &'a str>,
+    ) -> Result<Options> {
+        let mut options = self.options(context)?;
+        options.machine.weight_bytes = weight_bytes(module, layers);
+        Ok(options)
+    }
+
     /// The compiler's options for `context` positions.
     pub(crate) fn options(&self, context: usize) -> Result<Options> {
         Ok(Options {
@@ -227,7 +265,7 @@ impl CompileArgs {
             context,
             chunk: (self.chunk as usize).min(context),
             rounded: self.activations == Activations::Auto,
-            machine: self.cost.machine(&self.cpu)?,
+            machine: self.cost.machine(&self.cpu, self.base()?)?,
             listings: false,
         })
     }
@@ -240,6 +278,23 @@ impl CompileArgs {
         });
         held.check(config)?;
         Ok(gemma2::module(config, &Storage { weight, cache: held.dtype() }))
+    }
+}
+
+/// Bytes of weights that a token reads: those of each layer and of the prediction; of functions that make up no model, all.
+fn weight_bytes<'a>(module: &Module, layers: impl Iterator<Item = &'a str>) -> f64 {
+    let of = |function: &Function| -> f64 {
+        let weights = function.inputs.iter().filter(|i| i.kind == InputKind::Weight);
+        let bytes = weights
+            .map(|i| i.ty.dtype.row_bytes(i.ty.shape.iter().filter_map(|d| d.fixed()).product()) as f64);
+        bytes.sum()
+    };
+    let layers: Vec<&str> = layers.collect();
+    match module.function("head_argmax") {
+        Some(head) if !layers.is_empty() => {
+            layers.iter().filter_map(|l| module.function(l)).map(of).sum::<f64>() + of(head)
+        }
+        _ => module.functions.iter().map(of).sum(),
     }
 }
 
@@ -353,7 +408,9 @@ impl Engine {
         let config = &model.config;
         let module = args.compile.module(config, &|name| weights.dtype(&model, name))?;
         let description = describe(config);
-        let options = args.compile.options(args.compile.context_of(config.max_position_embeddings))?;
+        let layers = description.layers.iter().map(|(name, _)| name.as_str());
+        let context = args.compile.context_of(config.max_position_embeddings);
+        let options = args.compile.options_of(context, &module, layers)?;
         let Compilation { program, functions, .. } = compile(&module, &description, &options)?;
         for warning in functions.iter().filter_map(|f| f.saturation.warning()) {
             output::note("warning", &warning);
@@ -364,6 +421,16 @@ impl Engine {
         let format = weights.dtype(&model, &format!("{}self_attn.q_proj.weight", gemma2::layer_prefix(0)));
         let session = Session::new(program, Arc::new(weights), threads)?;
         Ok(Engine { model, session, format, functions, compile, load: open + start.elapsed() })
+    }
+
+    /// The options that it was compiled with.
+    pub(crate) fn options(&self, args: &CompileArgs) -> Result<Options> {
+        let plan = &self.session.program().plan;
+        let mut options = args.options(plan.context)?;
+        let layers = plan.layers.iter().filter_map(|l| self.functions.get(l.function));
+        let module = Module { functions: self.functions.iter().map(|f| f.source.clone()).collect() };
+        options.machine.weight_bytes = weight_bytes(&module, layers.map(|f| f.source.name.as_str()));
+        Ok(options)
     }
 
     /// The model's name for errors: its folder.

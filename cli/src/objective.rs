@@ -7,9 +7,11 @@ use clap::ValueEnum;
 use lapidary_codegen::measure;
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_models::weight_cache::Cache;
+use lapidary_passes::machine::FIGURES;
 use lapidary_passes::measured::Measured;
 use lapidary_passes::{Machine, Objective};
 
+use crate::calibration::{all_threads, cpu_name};
 use crate::output::Usage;
 
 /// What `--cost` takes.
@@ -29,22 +31,22 @@ pub(crate) enum CostName {
 }
 
 impl CostName {
-    /// A machine whose prices are this cost. `cpu` is what code is made for.
-    pub(crate) fn machine(self, cpu: &str) -> Result<Machine> {
+    /// A machine whose prices are this cost. `cpu` is what code is made for, `base` what times are reckoned from.
+    pub(crate) fn machine(self, cpu: &str, base: Machine) -> Result<Machine> {
         let objective = match self {
             CostName::Measured => {
                 let target = Target::new(cpu, Placement::Jit).map_err(Usage::new)?;
                 if let Some(reason) = target.lacking_here() {
                     bail!("--cost measured: code for {cpu} cannot be timed here: {reason}");
                 }
-                return Ok(Machine { measured: Some(prices(cpu)), ..Machine::GENERIC });
+                return Ok(Machine { measured: Some(prices(cpu)), ..base });
             }
             CostName::Roofline => Objective::Roofline,
             CostName::Flops => Objective::Flops,
             CostName::Bytes => Objective::Bytes,
             CostName::Nodes => Objective::Nodes,
         };
-        Ok(objective.machine(Machine::GENERIC))
+        Ok(objective.machine(base))
     }
 }
 
@@ -52,10 +54,8 @@ impl CostName {
 fn prices(cpu: &str) -> &'static Measured {
     static PRICES: OnceLock<Measured> = OnceLock::new();
     PRICES.get_or_init(|| {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let model = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = model.lines().find(|l| l.starts_with("model name")).unwrap_or_default();
-        let this = format!("{model} {cpu} {threads} {}", env!("CARGO_PKG_VERSION"));
+        let threads = all_threads();
+        let this = format!("{} {cpu} {threads} {}", cpu_name(), env!("CARGO_PKG_VERSION"));
         let hash = this
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325u64, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
@@ -65,29 +65,28 @@ fn prices(cpu: &str) -> &'static Measured {
     })
 }
 
-/// The cores that the machine of the cost model has: its figures are for these together.
-const CORES: f64 = 2.0;
-
-/// What `--what-if` takes, and what each is.
-const FIGURES: [(&str, &str); 6] = [
-    ("cores", "cores; cache, arithmetic and transcendental functions scale with them"),
+/// What `--what-if` takes besides the names of a calibration's figures, and what each is.
+const NAMES: [(&str, &str); 3] = [
+    ("cores", "cores; all but memory and launches scale with them"),
     ("bandwidth", "GB/s of memory"),
-    ("cache", "GB/s of cache"),
-    ("flops", "GFLOP/s of tuned kernels"),
-    ("launch", "ns of a launch"),
-    ("transcendental", "ns an element"),
+    ("flops", "GFLOP/s of tuned kernels; other products scale with it"),
 ];
 
 /// A machine that differs as the text says: `cores=16,bandwidth=200`.
 pub(crate) fn machine(base: Machine, text: &str) -> Result<Machine> {
     let mut machine = base;
-    let known = || FIGURES.map(|(name, what)| format!("{name} ({what})")).join(", ");
+    let known = || {
+        let named = NAMES.iter().map(|(name, what)| format!("{name} ({what})"));
+        let figures =
+            FIGURES.iter().filter(|f| f.name != "flops").map(|f| format!("{} ({})", f.name, f.unit));
+        named.chain(figures).collect::<Vec<_>>().join(", ")
+    };
     let mut pairs = vec![];
     for pair in text.split(',') {
         let bad = |why: String| Usage::new(anyhow!("--what-if `{pair}`: {why}"));
         let (name, value) = pair.split_once('=').ok_or_else(|| bad("expected NAME=NUMBER".into()))?;
         let name = name.trim();
-        if !FIGURES.iter().any(|(known, _)| *known == name) {
+        if !NAMES.iter().any(|(known, _)| *known == name) && !FIGURES.iter().any(|f| f.name == name) {
             return Err(bad(format!("expected one of {}", known())).into());
         }
         let value: f64 = value
@@ -102,21 +101,25 @@ pub(crate) fn machine(base: Machine, text: &str) -> Result<Machine> {
     pairs.sort_by_key(|(name, _)| *name != "cores");
     for (name, value) in pairs {
         match name {
-            "cores" => {
-                let times = value / CORES;
-                machine.cache *= times;
-                machine.flops *= times;
-                machine.loose_flops *= times;
-                machine.transcendental /= times;
-            }
+            "cores" => machine = machine.on(value),
             "bandwidth" => machine.memory = value,
-            "cache" => machine.cache = value,
             "flops" => {
-                machine.loose_flops *= value / machine.flops;
-                machine.flops = value;
+                let times = value / machine.flops;
+                for rate in [
+                    &mut machine.flops,
+                    &mut machine.few_flops,
+                    &mut machine.loose_flops,
+                    &mut machine.attention_flops,
+                    &mut machine.attention_tile_flops,
+                ] {
+                    *rate *= times;
+                }
             }
-            "launch" => machine.launch = value,
-            _ => machine.transcendental = value,
+            _ => {
+                if let Some(figure) = FIGURES.iter().find(|f| f.name == name) {
+                    *(figure.of)(&mut machine) = value;
+                }
+            }
         }
     }
     Ok(machine)

@@ -101,7 +101,9 @@ enum Stage {
 /// Prints the stage.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let given = (args.file.as_deref(), args.preset.as_deref(), args.model.as_deref());
-    let Source { module, context, .. } = source(given.0, given.1, given.2, &args.compile)?;
+    let source = source(given.0, given.1, given.2, &args.compile)?;
+    let mut options = args.compile.options_of(source.context, &source.module, source.layers())?;
+    let Source { module, context, .. } = source;
     let functions: Vec<Function> = match &args.function {
         None => module.functions,
         Some(name) => {
@@ -111,7 +113,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             vec![found.ok_or_else(|| anyhow!("no function `{name}`: expected one of {known}"))?]
         }
     };
-    let mut options = args.compile.options(context)?;
     if let Some(figures) = &args.what_if {
         if args.compile.cost != CostName::Roofline {
             return Err(Usage::new(anyhow!("--what-if: expected --cost roofline")).into());
@@ -251,6 +252,13 @@ pub(crate) struct Source {
     pub(crate) layers: Vec<String>,
 }
 
+impl Source {
+    /// Each layer's function, of a model.
+    pub(crate) fn layers(&self) -> impl Iterator<Item = &str> {
+        self.layers.iter().map(String::as_str)
+    }
+}
+
 /// The functions of a file, a published size or a model, in this order of what is given.
 pub(crate) fn source(
     file: Option<&Path>,
@@ -346,7 +354,7 @@ fn kernels(report: &FunctionReport, lowered: &Lowered) -> Result<String> {
 /// The time of each kernel, in the order of launches, and of a whole call.
 fn measured(loose: &Loose, at: usize, lowered: &Lowered, extent: Extent, context: usize) -> Result<String> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let timing = timing::time(loose, at, context, extent, threads)?;
+    let timing = timing::time(loose, at, context, extent, timing::Setup::hot(threads))?;
     let us = |ns: f64| format!("{:.2} µs", ns / 1e3);
     let kernels = &lowered.schedule.kernels;
     let mut out = String::new();

@@ -18,11 +18,13 @@
 //! | [`jit`] | an image made executable in this process |
 //! | [`object`] | a relocatable file with a C ABI |
 //! | [`measure`] | candidate kernels timed for extraction |
+//! | [`calibrate`] | the cost model's constants, measured |
 //! | [`timing`] | functions timed kernel by kernel |
 //! | [`work`] | bytes and operations of a kernel |
 //! | [`call`] | a compiled function called on tensors |
 //! | [`machine`] | the machine's ceilings, measured |
 
+pub mod calibrate;
 pub mod call;
 pub mod compile;
 pub mod emit;

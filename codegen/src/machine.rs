@@ -1,7 +1,8 @@
-//! The ceilings of this machine: read bandwidth and products a second, measured by a model's own kind of kernels.
+//! The ceilings of this machine: read bandwidth and products a second of each unit, measured by a model's own kind of kernels.
 
 use std::time::Instant;
 
+use lapidary_ir::DType;
 use lapidary_runtime::Pool;
 use lapidary_runtime::program::{FRAME_SLOTS, KernelFn, Step, Tiles};
 use memmap2::MmapMut;
@@ -23,7 +24,8 @@ pub struct Machine {
     pool: Pool,
     features: Features,
     read: Step,
-    multiply: Step,
+    /// By unit.
+    multiply: Vec<(DType, Step)>,
     buffer: MmapMut,
     _code: Code,
 }
@@ -38,7 +40,11 @@ impl Machine {
         let features = target.features;
         let mut image = ImageBuilder::new(target);
         image.define_probe(Probe::Read)?;
-        image.define_probe(Probe::Multiply)?;
+        let units: Vec<DType> =
+            [DType::F32, DType::BF16, DType::Q8].into_iter().filter(|&u| features.unit(u) == u).collect();
+        for &unit in &units {
+            image.define_probe(Probe::Multiply(unit))?;
+        }
         let image = image.finish();
         let code = jit::map(&image)?;
         // SAFETY: these are the image's entries; the code lives in the machine beside them.
@@ -57,7 +63,9 @@ impl Machine {
         buffer.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
         let pool = Pool::new(threads, 4096).map_err(|e| refuse(e.to_string()))?;
         let read = step("read", entries[0], (READ_BYTES / READ_TILE) as u32);
-        let multiply = step("multiply", entries[1], MULTIPLY_TILES);
+        let multiply = units.iter().zip(&entries[1..]);
+        let multiply =
+            multiply.map(|(&unit, &entry)| (unit, step("multiply", entry, MULTIPLY_TILES))).collect();
         Ok(Machine { pool, features, read, multiply, buffer, _code: code })
     }
 
@@ -66,9 +74,11 @@ impl Machine {
         READ_BYTES as f64 / self.time(Probe::Read)
     }
 
-    /// Floating-point operations a second in registers alone, now.
-    pub fn multiply_peak(&mut self) -> f64 {
-        probe::flops(&self.features) * f64::from(MULTIPLY_TILES) / self.time(Probe::Multiply)
+    /// Operations a second in registers alone, now, of a unit: f32, bf16 or q8; none of one that the CPU lacks.
+    pub fn multiply_peak(&mut self, unit: DType) -> Option<f64> {
+        self.multiply.iter().find(|(u, _)| *u == unit)?;
+        let flops = probe::flops(&self.features, unit);
+        Some(flops * f64::from(MULTIPLY_TILES) / self.time(Probe::Multiply(unit)))
     }
 
     /// Seconds of one launch.
@@ -77,7 +87,10 @@ impl Machine {
         frame[FRAME_SLOTS] = self.buffer.as_ptr().expose_provenance() as u64;
         let step = match probe {
             Probe::Read => &self.read,
-            Probe::Multiply => &self.multiply,
+            Probe::Multiply(unit) => match self.multiply.iter().find(|(u, _)| *u == unit) {
+                Some((_, step)) => step,
+                None => unreachable!("units that the CPU lacks are not asked for"),
+            },
         };
         let start = Instant::now();
         // SAFETY: the frame's one slot is a buffer of as many bytes as the tiles read; scratch is a page.

@@ -14,10 +14,12 @@ use lapidary_passes::{Machine, Saturated, Selection};
 
 use crate::Error;
 use crate::compile::{Options, compile_functions};
-use crate::timing;
+use crate::timing::{self, Setup};
 
+/// How much more than the last cache is read to empty it.
+const EVICT: f64 = 2.0;
 /// The first line of a file of prices; another one is another version's.
-const HEADER: &str = "lapidary measured kernels 1";
+const HEADER: &str = "lapidary measured kernels 2";
 
 /// The prices in a file: none if it is not there, or not one of this version.
 pub fn read(path: &Path) -> BTreeMap<u64, f64> {
@@ -63,12 +65,16 @@ pub(crate) fn fill(
     options: &Options,
     extent: Extent,
 ) -> Result<(), Error> {
+    // Weights that no cache holds from one token to the next are read from memory.
+    let machine = &options.machine;
+    let evict = if machine.is_resident() { 0 } else { (EVICT * machine.last_cache) as usize };
+    let setup = Setup { threads: measured.threads, evict };
     let mut found = vec![];
     for candidate in candidates(saturated, options.machine, extent) {
         if measured.prices().contains_key(&candidate.key) {
             continue;
         }
-        if let Some(ns) = measure(&candidate, measured.threads, options, extent)? {
+        if let Some(ns) = measure(&candidate, setup, options, extent)? {
             found.push((candidate.key, ns));
         }
     }
@@ -89,7 +95,7 @@ pub(crate) fn fill(
 /// The time of one candidate in nanoseconds; none if its kernel has no code alone.
 fn measure(
     candidate: &Candidate,
-    threads: usize,
+    setup: Setup,
     options: &Options,
     extent: Extent,
 ) -> Result<Option<f64>, Error> {
@@ -107,7 +113,7 @@ fn measure(
         Err(Error::Unsupported { .. }) => return Ok(None),
         Err(error) => return Err(error),
     };
-    let timing = timing::time(&loose, 0, context, extent, threads)?;
+    let timing = timing::time(&loose, 0, context, extent, setup)?;
     let Some(lowered) = loose.reports[0].variants.iter().find(|v| v.rows >= extent.rows) else {
         return Ok(None);
     };

@@ -5,6 +5,7 @@
 
 use cranelift_codegen::isa::{self, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
+use lapidary_passes::Machine;
 use lapidary_runtime::cpu;
 
 use crate::Error;
@@ -163,6 +164,12 @@ impl Target {
         };
         let isa = builder.finish(settings::Flags::new(flags)).map_err(|e| refuse(e.to_string()))?;
         Ok(Target { name: name.into(), isa, features })
+    }
+
+    /// The built-in constants that kernels are priced by; `rounded` says whether products may round their activations.
+    pub fn machine(&self, rounded: bool) -> Machine {
+        let _ = rounded;
+        Machine::GENERIC
     }
 
     /// What a CPU must have to run this code, by the names of [`lapidary_runtime::cpu`].

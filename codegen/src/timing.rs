@@ -31,17 +31,27 @@ pub struct Timing {
     pub call: f64,
 }
 
-/// Times function `at` in calls of this extent, on `threads` threads.
+/// How kernels are timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// Threads.
+    pub threads: usize,
+    /// Bytes that are read before each kernel, so that it finds its operands in no cache; 0 leaves them where they are.
+    pub evict: usize,
+}
+
+impl Setup {
+    /// Operands in cache, where they fit.
+    pub fn hot(threads: usize) -> Setup {
+        Setup { threads, evict: 0 }
+    }
+}
+
+/// Times function `at` in calls of this extent.
 ///
 /// # Errors
 /// An extent that it was not compiled for, threads that cannot be had.
-pub fn time(
-    loose: &Loose,
-    at: usize,
-    context: usize,
-    extent: Extent,
-    threads: usize,
-) -> Result<Timing, Error> {
+pub fn time(loose: &Loose, at: usize, context: usize, extent: Extent, setup: Setup) -> Result<Timing, Error> {
     let (function, source) = (&loose.functions[at], &loose.reports[at].source);
     let refuse = |reason: String| Error::Kernel { kernel: function.name.clone(), reason };
     let most = function.variants.last().map_or(0, |v| v.rows);
@@ -68,7 +78,7 @@ pub fn time(
         operands.push(memory);
     }
     let mut arena = Aligned::zeroed(variant.arena_bytes);
-    let mut pool = Pool::new(threads, variant.scratch_bytes).map_err(|e| refuse(e.to_string()))?;
+    let mut pool = Pool::new(setup.threads, variant.scratch_bytes).map_err(|e| refuse(e.to_string()))?;
     let mut frame = vec![0; FRAME_SLOTS];
     frame[FRAME_ROWS] = extent.rows as u64;
     frame[FRAME_KEYS] = extent.keys as u64;
@@ -80,6 +90,7 @@ pub fn time(
         // rows and keys as the frame says, and nobody else uses them.
         unsafe { pool.launch(step, frame.as_ptr(), extent.rows) };
     };
+    let mut swept = vec![0u64; setup.evict / size_of::<u64>()];
     let mut kernels: Vec<Vec<f64>> = vec![vec![]; variant.steps.len()];
     let mut calls = vec![];
     // One more, the first, which brings code and operands near.
@@ -89,6 +100,7 @@ pub fn time(
         variant.steps.iter().for_each(&mut launch);
         let call = start.elapsed();
         for (step, times) in variant.steps.iter().zip(&mut kernels) {
+            sweep(&mut swept);
             let start = Instant::now();
             launch(step);
             if round > 0 {
@@ -103,6 +115,12 @@ pub fn time(
         }
     }
     Ok(Timing { kernels: kernels.iter().map(|k| median(k)).collect(), call: median(&calls) })
+}
+
+/// Writes a buffer, which drives what else there is out of the caches.
+fn sweep(buffer: &mut [u64]) {
+    buffer.iter_mut().step_by(8).for_each(|word| *word = word.wrapping_add(1));
+    std::hint::black_box(buffer);
 }
 
 /// What an integer input holds.
@@ -210,12 +228,13 @@ mod tests {
         };
         let loose = compile_functions(&module.functions, &options).expect("it compiles");
         for rows in [1, 3, 16] {
-            let timing = time(&loose, 0, 64, Extent { rows, keys: 40 }, 2).expect("it runs");
+            let timing = time(&loose, 0, 64, Extent { rows, keys: 40 }, Setup { threads: 2, evict: 1 << 20 })
+                .expect("it runs");
             assert_eq!(timing.kernels.len(), loose.functions[0].variant(rows).steps.len());
             assert!(timing.call > 0.0 && timing.kernels.iter().all(|t| *t > 0.0), "{timing:?}");
         }
         for (rows, keys) in [(17, 40), (1, 65), (3, 2)] {
-            assert!(time(&loose, 0, 64, Extent { rows, keys }, 1).is_err());
+            assert!(time(&loose, 0, 64, Extent { rows, keys }, Setup::hot(1)).is_err());
         }
     }
 }

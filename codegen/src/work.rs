@@ -1,8 +1,10 @@
 //! What a kernel moves and computes in a call: the figures that times are held against.
 
-use lapidary_ir::Dim;
+use lapidary_ir::{DType, Dim};
 
+use crate::emit::Features;
 use crate::kernel::{Body, Kernel};
+use crate::lower;
 use crate::view::{Base, Capacity, View};
 
 /// Bytes and floating-point operations of one launch.
@@ -69,6 +71,15 @@ pub fn work(kernel: &Kernel, extent: Capacity) -> Work {
             let memory = weights_of(kernel, extent);
             Work { memory_bytes: memory, cache_bytes: everything - memory, flops: elements }
         }
+    }
+}
+
+/// How a kernel's products hold their operands: f32, bf16 or q8.
+pub fn operands(kernel: &Kernel, features: &Features) -> DType {
+    match &kernel.body {
+        Body::Linear { operands, .. } => *operands,
+        Body::Attention { .. } => lower::attention_operands(kernel, features),
+        _ => DType::F32,
     }
 }
 

@@ -1,50 +1,29 @@
 //! The cost of a kernel on a machine: bytes moved, arithmetic and a launch, in nanoseconds.
 //!
-//! A roofline: the longer of memory time and arithmetic time, plus the launch. Every e-node that stands for a kernel is
-//! priced whole; views and attributes cost next to nothing but never nothing, so cycles never pay.
+//! A roofline: the longer of memory time and arithmetic time, plus the launch; arithmetic at the rate of the kind of kernel, of
+//! the weights' format and of the row regime ([`Machine`]). Every e-node that stands for a kernel is priced whole, with the
+//! kernels that prepare its operands; views, attributes and what the schedule folds cost next to nothing but never nothing, so
+//! cycles never pay.
 
 use egg::Id;
 use lapidary_ir::{Dim, Extent, InputKind, Op, TensorType, Type};
 
 use crate::analysis::{Data, Graph, widens};
-use crate::measured::{Measured, UNMEASURED};
-
-/// What kernels' prices are reckoned from; figures are for all threads together.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Machine {
-    /// Reads of weights and caches from memory, bytes a nanosecond (GB/s).
-    pub memory: f64,
-    /// Reads and writes of activations, which stay in cache, bytes a nanosecond.
-    pub cache: f64,
-    /// f32 multiply-adds of a tuned kernel, FLOP a nanosecond (GFLOP/s).
-    pub flops: f64,
-    /// The same of an untuned loop (a matmul over arbitrary strides).
-    pub loose_flops: f64,
-    /// One exp, tanh or the like, nanoseconds an element.
-    pub transcendental: f64,
-    /// Getting a kernel started on every thread and waiting for the last, nanoseconds.
-    pub launch: f64,
-    /// Prices that were measured and go before all of these.
-    pub measured: Option<&'static Measured>,
-}
-
-impl Machine {
-    /// Two cores of a current x86-64 server running 128-bit code, as measured with `exp` at 0.6 ns an element.
-    pub const GENERIC: Machine = Machine {
-        memory: 28.0,
-        cache: 60.0,
-        flops: 60.0,
-        loose_flops: 10.0,
-        transcendental: 0.5,
-        launch: 2000.0,
-        measured: None,
-    };
-}
+use crate::arithmetic::is_folded;
+pub use crate::machine::Machine;
+use crate::measured::UNMEASURED;
+use crate::objective::Objective;
 
 /// A view, an attribute: small, so that fewer win, but above 0.
 const EPSILON: f64 = 1.0;
 /// Share of the shorter of moving and computing that does not hide behind the longer.
 const OVERLAP: f64 = 0.05;
+/// Tiles of kernels that share well.
+const MANY_TILES: f64 = 64.0;
+/// The price of a kernel where kernels are counted: far above that of views.
+const KERNEL: f64 = 1000.0;
+/// A launch that takes one thread less than this, in nanoseconds, stays on it: as the runtime's pool has it.
+const PARALLEL: f64 = 5000.0;
 
 /// Prices nodes of a graph for calls of one extent.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +49,32 @@ pub struct Work {
     pub transcendentals: f64,
     /// Launches.
     pub launches: f64,
+    /// The arithmetic of one thread that does all of it, nanoseconds.
+    pub busy: f64,
+    /// Pieces that threads share: at least 1.
+    pub tiles: f64,
+    /// The same of the kernels that prepare an operand: nanoseconds of one thread.
+    pub before: f64,
+    /// Of the kernel that adds up parts.
+    pub after: f64,
+}
+
+/// A kernel's price, by the launches that it may take.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Parts {
+    /// The launch that prepares its operands, nanoseconds; 0 if there is none.
+    pub before: f64,
+    /// Itself.
+    pub itself: f64,
+    /// The launch that adds its parts up.
+    pub after: f64,
+}
+
+impl Parts {
+    /// All of it.
+    pub fn sum(self) -> f64 {
+        self.before + self.itself + self.after
+    }
 }
 
 impl CostModel {
@@ -82,7 +87,7 @@ impl CostModel {
                 // Measured with the linear that it is a part of.
                 Some(_) if matches!(node, Op::NormPrologue(_)) => EPSILON,
                 Some(_) if work.launches == 0.0 => self.time(work),
-                Some(measured) => match measured.price(graph, id, node, self.extent) {
+                Some(measured) => match measured.price(graph, id, node, self) {
                     Some(nanoseconds) => EPSILON + nanoseconds,
                     None => UNMEASURED * self.time(work),
                 },
@@ -90,14 +95,38 @@ impl CostModel {
         }
     }
 
-    /// Predicted time in nanoseconds.
+    /// What it counts for: predicted time in nanoseconds, or what else is minimised.
     pub fn time(&self, w: Work) -> f64 {
+        match self.machine.objective {
+            Objective::Roofline => EPSILON + self.parts(w).sum(),
+            Objective::Flops => EPSILON + w.flops + w.loose_flops + w.transcendentals,
+            Objective::Bytes => EPSILON + w.memory_bytes + w.cache_bytes,
+            Objective::Nodes => EPSILON + KERNEL * w.launches,
+        }
+    }
+
+    /// Predicted time in nanoseconds, launch by launch.
+    pub fn parts(&self, w: Work) -> Parts {
         let m = &self.machine;
-        let moving = w.memory_bytes / m.memory + w.cache_bytes / m.cache;
-        let computing =
-            w.flops / m.flops + w.loose_flops / m.loose_flops + w.transcendentals * m.transcendental;
-        // What overlaps costs the longer of the two; a little of the shorter settles ties.
-        EPSILON + w.launches * m.launch + moving.max(computing) + OVERLAP * moving.min(computing)
+        let memory = if m.is_resident() { 0.0 } else { w.memory_bytes / m.memory };
+        let moving = memory + w.cache_bytes / m.cache;
+        let launch = |busy: f64, tiles: f64, moving: f64, launches: f64| {
+            let (start, computing) = if busy < PARALLEL || tiles <= 1.0 {
+                (m.call, busy)
+            } else {
+                // The last round of tiles may leave threads idle.
+                (m.launch, busy * (tiles / m.threads).ceil() / tiles)
+            };
+            let start = if m.is_resident() { start } else { start + m.cold };
+            // What overlaps costs the longer of the two; a little of the shorter settles ties.
+            launches * start + moving.max(computing) + OVERLAP * moving.min(computing)
+        };
+        let beside = |busy: f64| if busy == 0.0 { 0.0 } else { launch(busy, MANY_TILES, 0.0, 1.0) };
+        Parts {
+            before: beside(w.before),
+            itself: launch(w.busy, w.tiles, moving, w.launches),
+            after: beside(w.after),
+        }
     }
 
     /// What a node's kernel does; `None` if it is no kernel.
@@ -119,6 +148,9 @@ impl CostModel {
             let (cached, bytes) = self.operand(graph, data(id), id);
             if cached { work.cache_bytes += bytes } else { work.memory_bytes += bytes }
         };
+        if is_folded(graph, id, node) {
+            return None;
+        }
         match node {
             Op::Num(_)
             | Op::Int(_)
@@ -262,12 +294,14 @@ impl CostModel {
                     Type::Tensor(t) => (t.shape[1].at(self.extent), t.shape[0].at(self.extent)),
                     _ => (1, 1),
                 };
-                let pairs = (rows * heads * self.extent.keys) as f64 * share;
+                let seen = self.seen(rows, (share * self.extent.keys as f64).round() as usize, false);
+                let pairs = heads as f64 * seen;
                 work.flops =
                     4.0 * pairs * head_dim(data(*q)) as f64 + pairs * self.maximum_flops(data(*mode));
                 work.transcendentals = pairs * if data(*cap).leaf == Some(Op::None) { 1.0 } else { 3.0 };
             }
         }
+        self.arithmetic(graph, id, node, &mut work);
         Some(work)
     }
 
@@ -287,7 +321,7 @@ impl CostModel {
         }
     }
 
-    fn elements(&self, data: &Data) -> f64 {
+    pub(crate) fn elements(&self, data: &Data) -> f64 {
         match &data.ty {
             Type::Tensor(t) | Type::Prologue(t) => t.elements(self.extent) as f64,
             _ => 0.0,
@@ -328,15 +362,16 @@ fn has_keys(data: &Data) -> bool {
     matches!(&data.ty, Type::Tensor(t) if t.shape.contains(&Dim::Keys))
 }
 
-fn head_dim(data: &Data) -> usize {
+/// Length of the last axis.
+pub(crate) fn head_dim(data: &Data) -> usize {
     match &data.ty {
-        Type::Tensor(t) => t.shape.last().and_then(|d| d.fixed()).unwrap_or(1),
+        Type::Tensor(t) | Type::Prologue(t) => t.shape.last().and_then(|d| d.fixed()).unwrap_or(1),
         _ => 1,
     }
 }
 
 /// The weights of a linear's list.
-fn weights_of(graph: &Graph, list: Id) -> &[Id] {
+pub(crate) fn weights_of(graph: &Graph, list: Id) -> &[Id] {
     graph[list]
         .nodes
         .iter()

@@ -7,6 +7,8 @@
 //!    the other are changed when the sum over the classes that the outputs reach falls. This sees what step 2 cannot:
 //!    that siblings share.
 //!
+//! Step 3 is gone from a second start, too, the form that is the cheapest where launches cost nothing; the cheaper is taken.
+//!
 //! Deterministic: classes and nodes are tried in the order of their ids, ties keep what is there. An exhaustive search
 //! over small graphs is the oracle in the tests. Costs are positive, so no choice is ever cyclic.
 
@@ -15,7 +17,7 @@ use std::collections::HashMap;
 use egg::{Id, Language};
 use lapidary_ir::{Expr, Function, Op};
 
-use crate::cost::CostModel;
+use crate::cost::{CostModel, Machine};
 use crate::saturate::Saturated;
 
 /// An extracted function.
@@ -35,7 +37,24 @@ pub fn extract(saturated: &Saturated, model: &CostModel) -> Extracted {
     choices.reach();
     choices.shrink();
     choices.descend();
+    // From a second start, where sharing work counts for more than sparing launches, descent may get further.
+    let cost = choices.total();
+    let first = std::mem::replace(&mut choices.chosen, start_of_free_launches(saturated, model));
+    choices.descend();
+    if choices.total() >= cost {
+        choices.chosen = first;
+    }
     choices.build(saturated)
+}
+
+/// All steps at prices where launches cost nothing.
+fn start_of_free_launches(saturated: &Saturated, model: &CostModel) -> Vec<Option<usize>> {
+    let machine = Machine { launch: 0.0, call: 0.0, cold: 0.0, ..model.machine };
+    let mut choices = Choices::new(saturated, &CostModel { machine, ..*model });
+    choices.reach();
+    choices.shrink();
+    choices.descend();
+    choices.chosen
 }
 
 /// As [`extract`], but of this class no other node may be taken; `None` if the class is not needed then, or the outputs
@@ -219,6 +238,12 @@ impl Choices {
 
     fn is_ready(&self, class: usize, candidate: usize) -> bool {
         self.classes[class][candidate].operands.iter().all(|&o| self.chosen[o].is_some())
+    }
+
+    /// Sum over the classes that the outputs reach.
+    fn total(&mut self) -> f64 {
+        let roots = self.roots.clone();
+        self.cost_under(&roots).unwrap_or(f64::INFINITY)
     }
 
     /// Sum over the unique classes under these; `None` if a choice is cyclic or missing.

@@ -11,6 +11,7 @@
 //! | [`range`] | intervals |
 //! | [`mod@saturate`] | equality saturation, with its limits and report |
 //! | [`cost`] | what a kernel costs on a machine |
+//! | [`machine`] | a machine's constants |
 //! | [`mod@extract`] | the cheapest term, sharing counted |
 //! | [`objective`] | what is minimised in place of time |
 //! | [`measured`] | which kernels are worth measuring, and their prices |
@@ -28,11 +29,13 @@ use std::sync::Arc;
 use lapidary_ir::{Extent, Function, verify};
 
 pub mod analysis;
+mod arithmetic;
 pub mod check;
 pub mod cost;
 pub mod explain;
 pub mod extract;
 pub mod listing;
+pub mod machine;
 pub mod measured;
 pub mod objective;
 pub mod range;

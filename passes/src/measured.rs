@@ -56,9 +56,9 @@ impl Measured {
     }
 
     /// The price of an e-node's kernel in nanoseconds, if it was measured.
-    pub(crate) fn price(&self, graph: &Graph, class: Id, node: &Op, extent: Extent) -> Option<f64> {
+    pub(crate) fn price(&self, graph: &Graph, class: Id, node: &Op, model: &CostModel) -> Option<f64> {
         let alone = alone(graph, class, node)?;
-        self.prices().get(&key(&alone, extent)).copied()
+        self.prices().get(&key(&alone, model)).copied()
     }
 }
 
@@ -104,7 +104,7 @@ pub fn candidates(saturated: &Saturated, machine: Machine, extent: Extent) -> Ve
             continue;
         }
         if let Some(function) = alone(graph, class, &op) {
-            let key = key(&function, extent);
+            let key = key(&function, &model);
             let own = op.to_string();
             let around = ["append", "scores", "max"].into_iter().filter(|n| *n != own);
             let around = around.map(String::from).collect();
@@ -114,9 +114,10 @@ pub fn candidates(saturated: &Saturated, machine: Machine, extent: Extent) -> Ve
     found.into_values().collect()
 }
 
-/// A hash of a kernel's function and a call's extent (FNV-1a, 64 bits): the same on every machine.
-fn key(function: &Function, extent: Extent) -> u64 {
-    let text = format!("{} {} {function}", extent.rows, extent.keys);
+/// A hash of a kernel's function, a call's extent and whether weights are in cache (FNV-1a, 64 bits): the same on every machine.
+fn key(function: &Function, model: &CostModel) -> u64 {
+    let (Extent { rows, keys }, resident) = (model.extent, model.machine.is_resident());
+    let text = format!("{rows} {keys} {resident} {function}");
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
 }
 

@@ -19,27 +19,9 @@ pub enum Objective {
     Nodes,
 }
 
-/// The price of a kernel where kernels are counted: far above that of views.
-const KERNEL: f64 = 1000.0;
-
 impl Objective {
-    /// A machine on which an objective is the predicted time.
+    /// A machine on which an objective is the price.
     pub fn machine(self, machine: Machine) -> Machine {
-        // Free unless named below.
-        let free = Machine {
-            memory: f64::INFINITY,
-            cache: f64::INFINITY,
-            flops: f64::INFINITY,
-            loose_flops: f64::INFINITY,
-            transcendental: 0.0,
-            launch: 0.0,
-            measured: None,
-        };
-        match self {
-            Objective::Roofline => machine,
-            Objective::Flops => Machine { flops: 1.0, loose_flops: 1.0, transcendental: 1.0, ..free },
-            Objective::Bytes => Machine { memory: 1.0, cache: 1.0, ..free },
-            Objective::Nodes => Machine { launch: KERNEL, ..free },
-        }
+        Machine { objective: self, ..machine }
     }
 }

@@ -54,6 +54,8 @@ impl Outcome {
 /// The binary, to be given arguments.
 pub(crate) fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lapidary"));
+    // Neither this machine's calibration nor what a user's cache holds.
+    command.env("XDG_CACHE_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

@@ -8,13 +8,14 @@ use std::time::Instant;
 use anyhow::Result;
 use lapidary_codegen::compile::{FunctionReport, regimes};
 use lapidary_codegen::machine::Machine;
+use lapidary_codegen::target::{Placement, Target};
 use lapidary_ir::Extent;
 use lapidary_passes::Saturated;
 use serde_json::{Value, json};
 
 use super::ablation::Without;
 use super::data;
-use crate::model::{Engine, ModelArgs};
+use crate::model::{Activations, Engine, ModelArgs};
 use crate::output;
 
 /// Repetitions of which medians are taken.
@@ -34,6 +35,8 @@ pub(crate) fn measure(
 ) -> Result<Value> {
     let mut engine = Engine::new(args)?;
     let mut machine = Machine::new(&args.compile.cpu, engine.session.threads())?;
+    let features = Target::new(&args.compile.cpu, Placement::Object)?.features;
+    let unit = features.matrix_unit(args.compile.activations == Activations::Auto);
     let rows = regimes(engine.session.program().plan.chunk);
     let shrunk: Vec<&Without> = without.iter().filter(|w| w.matters).collect();
     let bar = output::bar((rows.len() + shrunk.len()) as u64, "measuring", output::Unit::Tokens);
@@ -46,7 +49,7 @@ pub(crate) fn measure(
         // One more, the first, which brings weights into memory.
         for repetition in 0..=REPETITIONS {
             read.push(machine.read_bandwidth());
-            multiply.push(machine.multiply_peak());
+            multiply.push(machine.multiply_peak(unit).unwrap_or(f64::NAN));
             let profile = profile(&mut engine, rows)?;
             keys = profile.keys;
             if repetition == 0 {

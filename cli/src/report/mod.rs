@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow};
 use lapidary_codegen::compile::compile_functions;
 use lapidary_ir::{Extent, Module};
-use lapidary_passes::{Limits, Machine, prepare};
+use lapidary_passes::{Limits, Machine, Objective, prepare};
 use serde_json::{Value, json};
 
 use crate::interrupt::{self, Again};
@@ -75,14 +75,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Everything that the page shows.
 fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
     let context = source.context;
-    let mut options = args.compile.options(context)?;
+    let mut options = args.compile.options_of(context, &source.module, source.layers())?;
     options.listings = true;
     let reports = compile_functions(&source.module.functions, &options)?.reports;
     for warning in reports.iter().filter_map(|r| r.saturation.warning()) {
         output::note("warning", &warning);
     }
     // What is minimised may be no time (`--cost bytes`); what is shown is.
-    let machine = if options.machine.memory.is_finite() { options.machine } else { Machine::GENERIC };
+    let machine = Machine { objective: Objective::Roofline, ..options.machine };
     let extent = |rows: usize| Extent { rows, keys: (context / 2).max(rows) };
     let saturated = reports
         .iter()

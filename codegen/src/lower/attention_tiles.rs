@@ -75,6 +75,11 @@ pub(super) fn fits(kernel: &Kernel, features: &Features) -> bool {
     shape_of(kernel, features).is_some()
 }
 
+/// How both products hold their factors; f32 if calls have too few rows.
+pub(super) fn held(kernel: &Kernel, features: &Features) -> DType {
+    shape_of(kernel, features).map_or(DType::F32, |s| s.micro.operands)
+}
+
 /// The tile space.
 pub(super) fn tiles(
     (groups, repeat, head_dim): (usize, usize, usize),

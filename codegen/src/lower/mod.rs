@@ -21,6 +21,7 @@ mod tiling;
 pub(crate) use attention::add_across;
 
 use cranelift_codegen::ir::Value;
+use lapidary_ir::DType;
 use lapidary_runtime::program::Tiles;
 
 use crate::emit::{Emitter, Features};
@@ -48,6 +49,11 @@ pub fn attention_tiles(
     features: &Features,
 ) -> Tiles {
     attention_tiles::tiles(heads, rows, rounded, features)
+}
+
+/// How attention's products hold their operands.
+pub(crate) fn attention_operands(kernel: &Kernel, features: &Features) -> DType {
+    attention_tiles::held(kernel, features)
 }
 
 /// How many parts the keys of attention's rows go in, and the width of a part's results, if in more than one.

@@ -24,25 +24,42 @@ const ROUNDS: i32 = 10_000;
 pub enum Probe {
     /// Loads slot 0, [`READ_TILE`] bytes a tile.
     Read,
-    /// Multiply-adds in registers: of f32, or of bf16 where the CPU has AMX.
-    Multiply,
+    /// Multiply-adds in registers, of operands held so: f32, bf16 or q8. Of the latter two, what [`Features::unit`] says.
+    Multiply(DType),
+}
+
+impl Features {
+    /// What operands held so are multiplied in: the tile unit or dot products of bf16 or of 8-bit integers where the CPU has
+    /// them for such operands, else f32.
+    pub fn unit(&self, operands: DType) -> DType {
+        match operands {
+            DType::BF16 if self.avx512 && (self.amx || self.bf16) => DType::BF16,
+            DType::Q8 if self.avx512 && self.vnni => DType::Q8,
+            _ => DType::F32,
+        }
+    }
+
+    /// What products of many rows multiply in; `rounded` says whether they may round their activations.
+    pub fn matrix_unit(&self, rounded: bool) -> DType {
+        self.unit(if rounded { DType::BF16 } else { DType::F32 })
+    }
 }
 
 /// How a probe multiplies on a CPU: multiply-adds an instruction, instructions a round.
-fn shape(features: &Features) -> (usize, usize) {
-    if features.amx {
-        return (amx::ROUND, 1);
-    }
-    match (features.avx512, features.avx2 && features.fma) {
-        (true, _) => (16, 24),
-        (false, true) => (8, 12),
-        (false, false) => (4, 8),
+fn shape(features: &Features, unit: DType) -> (usize, usize) {
+    match (features.unit(unit), features.avx512, features.avx2 && features.fma) {
+        (DType::BF16, ..) if features.amx => (amx::ROUND, 1),
+        (DType::BF16, ..) => (32, 24),
+        (DType::Q8, ..) => (64, 24),
+        (_, true, _) => (16, 24),
+        (_, false, true) => (8, 12),
+        (_, false, false) => (4, 8),
     }
 }
 
-/// Floating-point operations of a tile of [`Probe::Multiply`].
-pub fn flops(features: &Features) -> f64 {
-    let (lanes, sums) = shape(features);
+/// Operations of a tile of [`Probe::Multiply`].
+pub fn flops(features: &Features, unit: DType) -> f64 {
+    let (lanes, sums) = shape(features, unit);
     2.0 * lanes as f64 * sums as f64 * f64::from(ROUNDS)
 }
 
@@ -50,8 +67,10 @@ pub fn flops(features: &Features) -> f64 {
 pub fn assemble(probe: Probe, features: &Features) -> Option<Code> {
     (features.avx2 && features.fma).then(|| match probe {
         Probe::Read => read(features.avx512),
-        Probe::Multiply if features.amx => amx::multiply(ROUNDS),
-        Probe::Multiply => multiply(features.avx512),
+        Probe::Multiply(unit) => match features.unit(unit) {
+            DType::BF16 if features.amx => amx::multiply(ROUNDS),
+            unit => multiply(features.avx512, unit),
+        },
     })
 }
 
@@ -94,7 +113,7 @@ fn read(wide: bool) -> Code {
     a.assemble(0)
 }
 
-fn multiply(wide: bool) -> Code {
+fn multiply(wide: bool, unit: DType) -> Code {
     let zmm = [
         zmm0, zmm1, zmm2, zmm3, zmm4, zmm5, zmm6, zmm7, zmm8, zmm9, zmm10, zmm11, zmm12, zmm13, zmm14, zmm15,
         zmm16, zmm17, zmm18, zmm19, zmm20, zmm21, zmm22, zmm23,
@@ -119,7 +138,11 @@ fn multiply(wide: bool) -> Code {
     a.set_label(&mut round)?;
     if wide {
         for sum in zmm {
-            a.vfmadd231ps(sum, zmm30, zmm30)?;
+            match unit {
+                DType::BF16 => a.vdpbf16ps(sum, zmm30, zmm30)?,
+                DType::Q8 => a.evex().vpdpbusd(sum, zmm30, zmm30)?,
+                _ => a.vfmadd231ps(sum, zmm30, zmm30)?,
+            }
         }
     } else {
         for sum in ymm {
@@ -162,7 +185,7 @@ pub(crate) fn emit(e: &mut Emitter<'_>, probe: Probe) {
                 vec![]
             });
         }
-        Probe::Multiply => {
+        Probe::Multiply(_) => {
             e.for_range(begin, end, 1, &[], |e, _, _| {
                 let (zero, rounds) = (e.i64(0), e.i64(i64::from(ROUNDS)));
                 let sums = e.for_range(zero, rounds, 1, &[none; 8], |e, _, sums| {

@@ -1,21 +1,28 @@
 //! `lapidary bench`: tokens a second, held against the machine's own ceilings measured in the same run.
 //!
 //! In: a model, and which phases, weight formats, threads and depths. Out: medians of repetitions, the ceilings measured
-//! between them; the bytes and operations of a token and their share of those ceilings; a table of kernels.
+//! between them; the bytes and operations of a token and their share of those ceilings; a table of kernels, with `--predicted`
+//! beside what the cost model says of each; with `--ablation` a table of what each rule buys.
 
-use std::collections::BTreeMap;
+mod ablation;
+mod kernels;
+mod predict;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
-use lapidary_codegen::compile::FunctionReport;
+use lapidary_codegen::emit::Features;
 use lapidary_codegen::machine::Machine;
+use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::view::Capacity;
-use lapidary_codegen::work::{Work, work};
-use lapidary_runtime::{Artifact, Profile, Session};
+use lapidary_codegen::work::Work;
+use lapidary_ir::DType;
+use lapidary_runtime::{Artifact, Session};
 use serde_json::{Value, json};
 
-use crate::model::{CompileArgs, Engine, MAX_CONTEXT, MAX_THREADS, ModelArgs};
+use crate::calibration::cpu_name;
+use crate::model::{Activations, CompileArgs, Engine, MAX_CONTEXT, MAX_THREADS, ModelArgs};
 use crate::output::{self, Usage};
 use crate::weights::{Format, WeightArgs};
 
@@ -23,7 +30,8 @@ use crate::weights::{Format, WeightArgs};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  lapidary bench\n  \
     lapidary bench -m gemma-2-2b --prompt-tokens 128,512 --gen-tokens 32 --depth 128 --threads 1,2\n  \
-    lapidary bench -m gemma-2-2b --kernels --json")]
+    lapidary bench -m gemma-2-2b --kernels --predicted --json\n  \
+    lapidary bench --ablation")]
 pub(crate) struct Args {
     /// Hugging Face folder of a Gemma 2 [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL")]
@@ -55,6 +63,12 @@ pub(crate) struct Args {
     /// A table of every kernel: launches, time, and its share of the machine's ceilings
     #[arg(long)]
     kernels: bool,
+    /// In that table also what the cost model predicts of each kernel, and the ratio to the measured time
+    #[arg(long, requires = "kernels")]
+    predicted: bool,
+    /// A table of what each rule buys instead: tokens a second without it, and without any
+    #[arg(long, conflicts_with_all = ["kernels", "predicted"])]
+    ablation: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -76,8 +90,12 @@ struct Measured {
     phase: Phase,
     seconds: Vec<f64>,
     read: Vec<f64>,
-    multiply: Vec<f64>,
+    /// Of each unit, `UNITS` in order; NaN of those that the CPU lacks.
+    multiply: [Vec<f64>; UNITS.len()],
 }
+
+/// What products multiply in: f32, bf16, 8-bit integers.
+const UNITS: [DType; 3] = [DType::F32, DType::BF16, DType::Q8];
 
 /// Measures.
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -96,6 +114,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         [] => vec![std::thread::available_parallelism().map_or(1, usize::from) as u64],
         given => given.to_vec(),
     };
+    if args.ablation {
+        return ablation::run(args, &phases, needed, threads[0]);
+    }
     let mut results = vec![];
     let mut machines = vec![];
     let mut text = String::new();
@@ -137,7 +158,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let bar = output::bar(args.repeat * phases.len() as u64, "measuring", output::Unit::Tokens);
         let mut measured: Vec<Measured> = phases
             .iter()
-            .map(|&phase| Measured { phase, seconds: vec![], read: vec![], multiply: vec![] })
+            .map(|&phase| Measured { phase, seconds: vec![], read: vec![], multiply: Default::default() })
             .collect();
         // Weights come into memory, code into caches.
         time(&mut engine.session, Phase::Decode { tokens: 1, depth: 1 })?;
@@ -145,7 +166,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         for m in &mut measured {
             for _ in 0..args.repeat {
                 m.read.push(machine.read_bandwidth());
-                m.multiply.push(machine.multiply_peak());
+                for (unit, peaks) in UNITS.iter().zip(&mut m.multiply) {
+                    peaks.push(machine.multiply_peak(*unit).unwrap_or(f64::NAN));
+                }
                 m.seconds.push(time(&mut engine.session, m.phase)?.as_secs_f64());
                 bar.inc(1);
             }
@@ -154,31 +177,52 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let all = |f: &dyn Fn(&Measured) -> &[f64]| {
             median(&measured.iter().flat_map(|m| f(m).to_vec()).collect::<Vec<_>>())
         };
-        let (read, multiply) = (all(&|m| &m.read), all(&|m| &m.multiply));
+        let read = all(&|m| &m.read);
+        let peaks: [f64; UNITS.len()] = std::array::from_fn(|unit| all(&|m| &m.multiply[unit]));
+        let features = Target::new(&args.compile.cpu, Placement::Object)?.features;
+        let unit = features.matrix_unit(args.compile.activations == Activations::Auto);
+        let multiply = peaks[index(unit)];
+        let units = UNITS.iter().zip(&peaks).filter(|(_, peak)| peak.is_finite());
+        let units: serde_json::Map<String, Value> =
+            units.map(|(unit, peak)| (unit_name(*unit).to_string(), json!(peak / 1e9))).collect();
         machines.push(json!({
             "cpu": cpu_name(), "threads": count, "read_gbps": read / 1e9, "matrix_gflops": multiply / 1e9,
+            "matrix_unit": unit_name(unit), "units_gflops": units,
         }));
         if text.is_empty() {
             text.push_str(&format!("{}, compile {:.0} ms, load {:.0} ms\n", cpu_name(), times.0, times.1));
         }
         text.push_str(&format!(
-            "\n{}, {count} threads: reads {:.1} GB/s, multiplies {:.0} GFLOP/s\n{:<9}{:>7}{:>7}{:>9}{:>10}{:>10}{:>9}{:>9}\n",
-            engine.format, read / 1e9, multiply / 1e9, "phase", "tokens", "depth", "tok/s", "MB/tok", "GFLOP/tok", "of read", "of mult."
+            "\n{}, {count} threads: reads {:.1} GB/s, multiplies {:.0} GFLOP/s in {}\n{:<9}{:>7}{:>7}{:>9}{:>10}{:>10}{:>9}{:>9}\n",
+            engine.format, read / 1e9, multiply / 1e9, unit_name(unit), "phase", "tokens", "depth", "tok/s", "MB/tok", "GFLOP/tok", "of read", "of mult."
         ));
         for m in &measured {
-            let row = Row::new(m, &engine);
+            let row = Row::new(m, &engine, &features);
             text.push_str(&row.text(m.phase));
             results.push(row.json(m.phase, &engine, count));
         }
         if args.kernels {
+            let predictor = match args.predicted && !stored {
+                true => {
+                    Some(predict::Predictor::new(&model_args.compile, &engine, read / 1e9, count as usize)?)
+                }
+                false => None,
+            };
             for &phase in &phases {
-                engine.session.start_profile();
-                time(&mut engine.session, phase)?;
-                let profile = engine.session.take_profile().unwrap_or_default();
-                let table = kernels(&engine, phase, &profile, read, multiply);
-                text.push_str(&kernels_text(phase, &table));
+                let profiles = (0..args.repeat).map(|_| {
+                    engine.session.start_profile();
+                    time(&mut engine.session, phase)?;
+                    Ok(engine.session.take_profile().unwrap_or_default())
+                });
+                let profiles = profiles.collect::<Result<Vec<_>>>()?;
+                let ceilings = kernels::Ceilings { read, peaks, features };
+                let table = kernels::table(&engine, phase, &profiles, &ceilings, predictor.as_ref())?;
+                text.push_str(&kernels::text(phase, &table, args.predicted));
                 if let Some(Value::Object(result)) = results.iter_mut().rev().find(|r| phase.is(r, count)) {
-                    result.insert("kernels".into(), table.iter().map(Line::json).collect());
+                    if args.predicted {
+                        result.insert("predicted".into(), kernels::agreement(&table));
+                    }
+                    result.insert("kernels".into(), table.iter().map(kernels::Line::json).collect());
                 }
             }
         }
@@ -294,22 +338,26 @@ struct Row {
 }
 
 impl Row {
-    fn new(m: &Measured, engine: &Engine) -> Row {
+    fn new(m: &Measured, engine: &Engine, features: &Features) -> Row {
         let tokens = m.phase.tokens() as f64;
         let mut total = Work::default();
-        for (_, w, _) in launches(engine, m.phase) {
-            total.memory_bytes += w.memory_bytes;
-            total.flops += w.flops;
+        let mut flops = [0.0; UNITS.len()];
+        for launch in kernels::launches(engine, m.phase) {
+            total.memory_bytes += launch.work.memory_bytes;
+            total.flops += launch.work.flops;
+            flops[index(kernels::unit(engine, launch.place, features))] += launch.work.flops;
         }
         let share = |amount: f64, ceiling: &[f64]| {
             median(&m.seconds.iter().zip(ceiling).map(|(s, c)| amount / s / c).collect::<Vec<_>>())
         };
+        // The time that all products would take, each at the peak of the unit that it uses.
+        let of_matrix = (0..UNITS.len()).filter(|&u| flops[u] > 0.0).map(|u| share(flops[u], &m.multiply[u]));
         Row {
             tokens_per_s: tokens / median(&m.seconds),
             bytes: total.memory_bytes / tokens,
             flops: total.flops / tokens,
             bandwidth_share: share(total.memory_bytes, &m.read),
-            matrix_share: share(total.flops, &m.multiply),
+            matrix_share: of_matrix.sum(),
         }
     }
 
@@ -343,104 +391,18 @@ impl Row {
     }
 }
 
-/// Where a launch is: function, variant, step.
-type Place = (usize, usize, usize);
+/// A unit's place among [`UNITS`].
+fn index(unit: DType) -> usize {
+    UNITS.iter().position(|u| *u == unit).unwrap_or(0)
+}
 
-/// Every kernel that a phase launches: where, its work over all launches, and how many there are.
-fn launches(engine: &Engine, phase: Phase) -> Vec<(Place, Work, u64)> {
-    let plan = &engine.session.program().plan;
-    let mut times: BTreeMap<Place, (Work, u64)> = BTreeMap::new();
-    for (extent, predicts) in phase.calls(plan.chunk) {
-        let one = Capacity { rows: 1, keys: extent.keys };
-        let head = predicts.then_some((plan.head_argmax, one));
-        let layers = plan.layers.iter().map(|l| (l.function, extent));
-        for (function, extent) in std::iter::once((plan.embed, extent)).chain(layers).chain(head) {
-            // An artifact holds code, not how it came about.
-            let Some(report): Option<&FunctionReport> = engine.functions.get(function) else { continue };
-            let variant = engine.session.program().functions[function].variant_index(extent.rows);
-            for (step, kernel) in report.variants[variant].schedule.kernels.iter().enumerate() {
-                let w = work(kernel, extent);
-                let (total, count) = times.entry((function, variant, step)).or_default();
-                total.memory_bytes += w.memory_bytes;
-                total.cache_bytes += w.cache_bytes;
-                total.flops += w.flops;
-                *count += 1;
-            }
-        }
+/// A unit's name in results.
+fn unit_name(unit: DType) -> &'static str {
+    match UNITS[index(unit)] {
+        DType::BF16 => "bf16",
+        DType::Q8 => "int8",
+        _ => "f32",
     }
-    times.into_iter().map(|(place, (work, count))| (place, work, count)).collect()
-}
-
-/// A kernel's line of the table.
-struct Line {
-    name: String,
-    launches: u64,
-    seconds: f64,
-    work: Work,
-    share: f64,
-    roofline: f64,
-}
-
-impl Line {
-    fn json(&self) -> Value {
-        json!({
-            "kernel": self.name,
-            "launches": self.launches,
-            "ms": self.seconds * 1e3,
-            "gbps": self.work.memory_bytes / self.seconds / 1e9,
-            "gflops": self.work.flops / self.seconds / 1e9,
-            "share": self.share,
-            "roofline": self.roofline,
-        })
-    }
-}
-
-fn kernels(engine: &Engine, phase: Phase, profile: &Profile, read: f64, multiply: f64) -> Vec<Line> {
-    let mut lines: Vec<Line> = launches(engine, phase)
-        .into_iter()
-        .map(|((function, variant, step), work, _)| {
-            let (launches, time) = profile.steps[function][variant][step];
-            let report = &engine.functions[function];
-            let kernel = &report.variants[variant].schedule.kernels[step];
-            let seconds = time.as_secs_f64();
-            let least = (work.memory_bytes / read).max(work.flops / multiply);
-            let name = format!("{}.{}", report.source.name, kernel.name);
-            Line { name, launches, seconds, work, share: 0.0, roofline: least / seconds }
-        })
-        .collect();
-    let all: f64 = lines.iter().map(|l| l.seconds).sum();
-    lines.iter_mut().for_each(|l| l.share = l.seconds / all);
-    lines.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
-    lines
-}
-
-fn kernels_text(phase: Phase, lines: &[Line]) -> String {
-    let mut text = format!(
-        "\n{} of {} tokens at depth {}\n{:<34}{:>9}{:>10}{:>8}{:>9}{:>8}{:>10}\n",
-        phase.name(),
-        phase.tokens(),
-        phase.depth(),
-        "kernel",
-        "launches",
-        "ms",
-        "GB/s",
-        "GFLOP/s",
-        "share",
-        "roofline"
-    );
-    for l in lines {
-        text.push_str(&format!(
-            "{:<34}{:>9}{:>10.2}{:>8.1}{:>9.1}{:>7.1}%{:>9.1}%\n",
-            l.name,
-            l.launches,
-            l.seconds * 1e3,
-            l.work.memory_bytes / l.seconds / 1e9,
-            l.work.flops / l.seconds / 1e9,
-            l.share * 100.0,
-            l.roofline * 100.0
-        ));
-    }
-    text
 }
 
 /// The median; of an even number the mean of the middle two.
@@ -453,12 +415,4 @@ fn median(values: &[f64]) -> f64 {
 
 fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
-}
-
-/// What the kernel calls this machine's CPU.
-fn cpu_name() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = info.lines().find(|l| l.starts_with("model name"));
-    line.and_then(|l| l.split(':').nth(1))
-        .map_or_else(|| std::env::consts::ARCH.into(), |name| name.trim().into())
 }

@@ -1,0 +1,217 @@
+//! Kernel by kernel: launches, time, and its share of the machine's ceilings, beside what was predicted.
+//!
+//! In: profiles of a phase, of which medians are taken. Out: a line a kernel, as text or JSON, the longest first.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use lapidary_codegen::compile::FunctionReport;
+use lapidary_codegen::emit::Features;
+use lapidary_codegen::view::Capacity;
+use lapidary_codegen::work::{Work, operands, work};
+use lapidary_ir::DType;
+use lapidary_runtime::Profile;
+use serde_json::{Value, json};
+
+use super::predict::Predictor;
+use super::{Phase, UNITS, index, median};
+use crate::model::Engine;
+
+/// Where a launch is: function, variant, step.
+pub(super) type Place = (usize, usize, usize);
+
+/// Every launch of a kernel in a phase.
+pub(super) struct Launches {
+    pub(super) place: Place,
+    /// Of all launches together.
+    pub(super) work: Work,
+    /// Extents that it is called with, and how often.
+    extents: BTreeMap<(usize, usize), u64>,
+}
+
+/// Every kernel that a phase launches.
+pub(super) fn launches(engine: &Engine, phase: Phase) -> Vec<Launches> {
+    let plan = &engine.session.program().plan;
+    let mut all: BTreeMap<Place, Launches> = BTreeMap::new();
+    for (extent, predicts) in phase.calls(plan.chunk) {
+        let one = Capacity { rows: 1, keys: extent.keys };
+        let head = predicts.then_some((plan.head_argmax, one));
+        let layers = plan.layers.iter().map(|l| (l.function, extent));
+        for (function, extent) in std::iter::once((plan.embed, extent)).chain(layers).chain(head) {
+            // An artifact holds code, not how it came about.
+            let Some(report): Option<&FunctionReport> = engine.functions.get(function) else { continue };
+            let variant = engine.session.program().functions[function].variant_index(extent.rows);
+            for (step, kernel) in report.variants[variant].schedule.kernels.iter().enumerate() {
+                let w = work(kernel, extent);
+                let place = (function, variant, step);
+                let new = || Launches { place, work: Work::default(), extents: BTreeMap::new() };
+                let launches = all.entry(place).or_insert_with(new);
+                launches.work.memory_bytes += w.memory_bytes;
+                launches.work.cache_bytes += w.cache_bytes;
+                launches.work.flops += w.flops;
+                *launches.extents.entry((extent.rows, extent.keys)).or_default() += 1;
+            }
+        }
+    }
+    all.into_values().collect()
+}
+
+/// What a kernel multiplies in.
+pub(super) fn unit(engine: &Engine, (function, variant, step): Place, features: &Features) -> DType {
+    let kernel = &engine.functions[function].variants[variant].schedule.kernels[step];
+    features.unit(operands(kernel, features))
+}
+
+/// What the machine does at most.
+pub(super) struct Ceilings {
+    /// Bytes read a second.
+    pub(super) read: f64,
+    /// Operations a second of each unit.
+    pub(super) peaks: [f64; UNITS.len()],
+    /// What the CPU has.
+    pub(super) features: Features,
+}
+
+/// A kernel's line of the table.
+pub(super) struct Line {
+    name: String,
+    launches: u64,
+    seconds: f64,
+    work: Work,
+    share: f64,
+    roofline: f64,
+    unit: DType,
+    /// Seconds of all launches, by the cost model; none of what it does not price.
+    predicted: Option<f64>,
+}
+
+/// A ratio of predicted to measured time within this is agreement: the bar of the cost model.
+const AGREES: std::ops::RangeInclusive<f64> = 0.67..=1.5;
+
+impl Line {
+    fn ratio(&self) -> Option<f64> {
+        Some(self.predicted? / self.seconds)
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let mut line = json!({
+            "kernel": self.name,
+            "launches": self.launches,
+            "ms": self.seconds * 1e3,
+            "gbps": self.work.memory_bytes / self.seconds / 1e9,
+            "gflops": self.work.flops / self.seconds / 1e9,
+            "share": self.share,
+            "roofline": self.roofline,
+            "unit": super::unit_name(self.unit),
+            "ns": self.seconds * 1e9 / self.launches as f64,
+        });
+        if let Some(predicted) = self.predicted {
+            line["predicted_ns"] = json!(predicted * 1e9 / self.launches as f64);
+            line["predicted_ratio"] = json!(self.ratio());
+        }
+        line
+    }
+}
+
+/// The lines of a phase.
+pub(super) fn table(
+    engine: &Engine,
+    phase: Phase,
+    profiles: &[Profile],
+    ceilings: &Ceilings,
+    predictor: Option<&Predictor>,
+) -> Result<Vec<Line>> {
+    let mut lines = vec![];
+    for launch in launches(engine, phase) {
+        let (function, variant, step) = launch.place;
+        let of = |p: &Profile| p.steps[function][variant][step].1.as_secs_f64();
+        let seconds = median(&profiles.iter().map(of).collect::<Vec<_>>());
+        let report = &engine.functions[function];
+        let kernel = &report.variants[variant].schedule.kernels[step];
+        let unit = unit(engine, launch.place, &ceilings.features);
+        let (work, peak) = (launch.work, ceilings.peaks[index(unit)]);
+        let least = (work.memory_bytes / ceilings.read).max(work.flops / peak);
+        let mut predicted = predictor.map(|_| 0.0);
+        for (&(rows, keys), &count) in &launch.extents {
+            let ns = predictor.and_then(|p| p.nanoseconds(launch.place, rows, keys));
+            predicted = predicted.zip(ns).map(|(sum, ns)| sum + ns * 1e-9 * count as f64);
+        }
+        lines.push(Line {
+            name: format!("{}.{}", report.source.name, kernel.name),
+            launches: launch.extents.values().sum(),
+            seconds,
+            work,
+            share: 0.0,
+            roofline: least / seconds,
+            unit,
+            predicted,
+        });
+    }
+    let all: f64 = lines.iter().map(|l| l.seconds).sum();
+    lines.iter_mut().for_each(|l| l.share = l.seconds / all);
+    lines.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    Ok(lines)
+}
+
+/// How well a phase was predicted.
+pub(super) fn agreement(lines: &[Line]) -> Value {
+    let priced: Vec<&Line> = lines.iter().filter(|l| l.predicted.is_some()).collect();
+    let agree = priced.iter().filter(|l| l.ratio().is_some_and(|r| AGREES.contains(&r)));
+    let (within, share) = agree.fold((0, 0.0), |(n, share), l| (n + 1, share + l.share));
+    let predicted: f64 = priced.iter().filter_map(|l| l.predicted).sum();
+    json!({
+        "ms": predicted * 1e3,
+        "ratio": predicted / lines.iter().map(|l| l.seconds).sum::<f64>(),
+        "kernels": lines.len(),
+        "kernels_within": within,
+        "share_within": share,
+    })
+}
+
+/// The table.
+pub(super) fn text(phase: Phase, lines: &[Line], predicted: bool) -> String {
+    let mut text = format!(
+        "\n{} of {} tokens at depth {}\n{:<34}{:>9}{:>10}{:>8}{:>9}{:>8}{:>10}",
+        phase.name(),
+        phase.tokens(),
+        phase.depth(),
+        "kernel",
+        "launches",
+        "ms",
+        "GB/s",
+        "GFLOP/s",
+        "share",
+        "roofline"
+    );
+    text.push_str(if predicted { "   predicted   ratio\n" } else { "\n" });
+    for l in lines {
+        text.push_str(&format!(
+            "{:<34}{:>9}{:>10.2}{:>8.1}{:>9.1}{:>7.1}%{:>9.1}%",
+            l.name,
+            l.launches,
+            l.seconds * 1e3,
+            l.work.memory_bytes / l.seconds / 1e9,
+            l.work.flops / l.seconds / 1e9,
+            l.share * 100.0,
+            l.roofline * 100.0
+        ));
+        if let (Some(ms), Some(ratio)) = (l.predicted.map(|s| s * 1e3), l.ratio()) {
+            text.push_str(&format!("{ms:>12.2}{ratio:>8.2}"));
+        }
+        text.push('\n');
+    }
+    if predicted {
+        let a = agreement(lines);
+        text.push_str(&format!(
+            "predicted {:.2} ms, {:.2} of the measured; within {} to {}: {} of {} kernels, {:.1}% of the time\n",
+            a["ms"].as_f64().unwrap_or(f64::NAN),
+            a["ratio"].as_f64().unwrap_or(f64::NAN),
+            AGREES.start(),
+            AGREES.end(),
+            a["kernels_within"],
+            a["kernels"],
+            a["share_within"].as_f64().unwrap_or(f64::NAN) * 100.0
+        ));
+    }
+    text
+}

@@ -1,0 +1,211 @@
+//! The constants of the cost model, measured on this machine by kernels of each kind.
+//!
+//! In: a CPU that code is made for, threads, whether activations may be rounded. Out: a [`Machine`]. Each constant comes from the
+//! medians of one or two kernels of known work, compiled as any other; what a launch takes is taken off first. Takes seconds.
+
+use lapidary_ir::{Extent, text};
+use lapidary_passes::machine::Formats;
+use lapidary_passes::{Machine, Selection};
+
+use crate::Error;
+use crate::compile::{Options, compile_functions};
+use crate::machine::Machine as Probes;
+use crate::timing::{self, Setup};
+
+/// Positions that the kernels are compiled for.
+const CONTEXT: usize = 1024;
+/// Rows of a call of many.
+const MANY: usize = 512;
+/// Rows of a call of many that brings out what is done once a weight.
+const FEWER: usize = 48;
+/// Rows of a call of few.
+const FEW: usize = 32;
+/// Repetitions of bandwidth.
+const READS: usize = 9;
+/// The least that a rate or a time is taken for, where noise would make it nothing.
+const LEAST: f64 = 1e-3;
+
+/// What is calibrated.
+#[derive(Clone, Debug)]
+pub struct Subject<'a> {
+    /// A name of [`crate::target::TARGETS`] or `native`.
+    pub cpu: &'a str,
+    /// Threads.
+    pub threads: usize,
+    /// Whether products may round their activations.
+    pub rounded: bool,
+    /// Bytes of the last cache.
+    pub last_cache: usize,
+}
+
+/// Measurements that [`calibrate`] makes, for progress.
+pub const STEPS: usize = 35;
+
+/// Measures. `step` is called [`STEPS`] times.
+///
+/// # Errors
+/// A CPU that is unknown or not this one, threads that cannot be had.
+pub fn calibrate(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
+    let mut probes = Probes::new(subject.cpu, subject.threads)?;
+    let mut reads: Vec<f64> = (0..READS).map(|_| probes.read_bandwidth() / 1e9).collect();
+    reads.sort_by(f64::total_cmp);
+    drop(probes);
+    step();
+    let bench = Bench { subject, step };
+    let mut m = Machine {
+        threads: subject.threads as f64,
+        memory: reads[READS / 2],
+        last_cache: subject.last_cache as f64,
+        ..Machine::GENERIC
+    };
+
+    // A call alone, and what it takes longer when nothing is near.
+    let small = "function f(%x: f32[T,16] rows) { return y=(add %x %x) }";
+    m.call = bench.ns(small, 1, "elementwise")?;
+    m.cold = (bench.cold(small, 1, "elementwise")? - m.call).max(0.0);
+
+    // Dot products: of two numbers of rows the slope, and where it starts; of two lengths, what a row takes beside its weights.
+    let linear = |n: usize, k: usize, dtype: &str| {
+        let w = if dtype == "f32" { "%w".into() } else { "(cast %w f32)".to_string() };
+        format!(
+            "function f(%x: f32[T,{k}] rows, %w: {dtype}[{n},{k}] weight) {{ return y=(linear %x (weights {w}) store) }}"
+        )
+    };
+    let dot = |n: usize, k: usize, dtype: &str| -> Result<(f64, f64), Error> {
+        let small = bench.ns(&linear(256, k, dtype), 1, "linear")?;
+        let large = bench.ns(&linear(n, k, dtype), 1, "linear")?;
+        let row = (large - small).max(LEAST) / (n - 256) as f64;
+        Ok((row, small - 256.0 * row))
+    };
+    let (short, long) = (256, 2048);
+    let ((short_row, launch), (long_row, _)) = (dot(4096, short, "bf16")?, dot(1024, long, "bf16")?);
+    let each = ((long_row - short_row) / (long - short) as f64).max(LEAST * LEAST);
+    m.launch = launch.max(m.call);
+    m.dot_row = (short_row - short as f64 * each).max(LEAST);
+    let weight = |dtype: &str| -> Result<f64, Error> {
+        Ok(long as f64 / (dot(1024, long, dtype)?.0 - m.dot_row).max(LEAST))
+    };
+    m.dot = Formats { f32: weight("f32")?, bf16: 1.0 / each, q8: weight("q8")?, q4: weight("q4")? };
+
+    // Products of many rows: of two numbers of rows the slope, and what it leaves for the weights; of two lengths, what a
+    // result takes beside its sum.
+    let many = |n: usize, k: usize, dtype: &str| -> Result<(f64, f64), Error> {
+        let ir = linear(n, k, dtype);
+        let (large, small) = (bench.ns(&ir, MANY, "linear")?, bench.ns(&ir, FEWER, "linear")?);
+        let each = (large - small).max(LEAST) / ((MANY - FEWER) * n) as f64;
+        let widen = (small - m.launch - each * (FEWER * n) as f64) / (n * k) as f64;
+        Ok((each, widen.max(LEAST)))
+    };
+    let n = 768;
+    let ((deep, of_bf16), (flat, _)) = (many(n, long, "bf16")?, many(2 * n, short, "bf16")?);
+    m.flops = 2.0 * (long - short) as f64 / (deep - flat).max(LEAST);
+    m.store = (flat - 2.0 * short as f64 / m.flops).max(LEAST);
+    m.widen = Formats {
+        f32: many(n, long, "f32")?.1,
+        bf16: of_bf16,
+        q8: many(n, long, "q8")?.1,
+        q4: many(n, long, "q4")?.1,
+    };
+    let weights = (n * long) as f64;
+    let few = bench.ns(&linear(n, long, "bf16"), FEW, "linear")? - m.launch - weights * m.widen.bf16;
+    m.few_flops = 2.0 * weights * FEW as f64 / few.max(LEAST);
+
+    // What is done to elements.
+    let gated = |epilogue: &str| {
+        format!(
+            "function f(%x: f32[T,256] rows, %a: bf16[1024,256] weight, %b: bf16[1024,256] weight) {{
+            v = (linear %x (weights (cast %a f32) (cast %b f32)) {epilogue})
+            return {} }}",
+            if epilogue == "gate" { "y=v" } else { "y=(output 0 v), z=(output 1 v)" }
+        )
+    };
+    let (gate, store) =
+        (bench.ns(&gated("gate"), MANY, "linear")?, bench.ns(&gated("store"), MANY, "linear")?);
+    m.gelu = ((gate - store) / (MANY * 1024) as f64).max(LEAST);
+    // A model's weights drive them out of the caches before they are read.
+    let each = |ir: &str, kernel: &str, width: usize| -> Result<f64, Error> {
+        Ok(((bench.cold(ir, MANY, kernel)? - m.launch) / (MANY * width) as f64).max(LEAST))
+    };
+    let norm = "function f(%x: f32[T,2304] rows, %r: f32[T,2304] rows, %w: f32[2304] weight) {
+        return y=(add_rms_norm %r %x %w 1e-6) }";
+    m.norm = each(norm, "norm", 2304)?;
+    let sum = "function f(%x: f32[T,2304] rows, %r: f32[T,2304] rows) { return y=(add %x %r) }";
+    m.cache = 12.0 / each(sum, "elementwise", 2304)?;
+    let append = "function f(%x: f32[4,T,256] rows, %c: bf16[4,S,256] cache) { return c=(append %c %x) }";
+    m.element = each(append, "append", 1024)?;
+    let rope = "function f(%x: f32[T,2048] rows, %pos: i32[T] rows, %f: f32[128] weight) {
+        x = (transpose (reshape %x [T,8,256]) [1,0,2])
+        return y=(rope x %pos %f) }";
+    m.rope = each(rope, "rope", 2048)?;
+    let cap = "function f(%x: f32[T,1024] rows) { return y=(softcap 30.0 %x) }";
+    m.transcendental = (each(cap, "softcap", 1024)? - m.element).max(LEAST);
+    let most = "function f(%x: f32[T,4096] rows) { return y=(argmax %x 1) }";
+    m.reduce = each(most, "reduce", 4096)?;
+    let matmul = "function f(%x: f32[T,256] rows, %w: f32[256,256] weight) { return y=(matmul %x %w) }";
+    m.loose_flops =
+        (2 * FEWER * 256 * 256) as f64 / (bench.ns(matmul, FEWER, "matmul")? - m.launch).max(LEAST);
+
+    // Attention: two widths of heads tell products from what is done to scores.
+    let attention = |width: usize, rows: usize| {
+        let ir = format!(
+            "function f(%q: f32[8,T,{width}] rows, %kn: f32[4,T,{width}] rows, %vn: f32[4,T,{width}] rows,
+                %k: bf16[4,S,{width}] cache, %v: bf16[4,S,{width}] cache, %pos: i32[T] rows) {{
+                k = (append %k %kn)
+                v = (append %v %vn)
+                y = (attention %q (cast k f32) (cast v f32) %pos 0.0625 50.0 none bounded)
+                return k=k, v=v, y=y }}"
+        );
+        bench.ns(&ir, rows, "attention")
+    };
+    let machine = m;
+    let fit = |rows: usize| -> Result<(f64, f64), Error> {
+        let model = lapidary_passes::CostModel { machine, extent: Extent { rows, keys: MANY } };
+        let scores = 8.0 * model.seen(rows, MANY, rows > FEW);
+        let (narrow, wide) = (attention(64, rows)? - machine.launch, attention(256, rows)? - machine.launch);
+        let rate = 4.0 * (256 - 64) as f64 * scores / (wide - narrow).max(LEAST);
+        Ok((rate, (narrow / scores - 4.0 * 64.0 / rate).max(LEAST)))
+    };
+    (m.attention_flops, m.score) = fit(1)?;
+    (m.attention_tile_flops, m.score_tile) = fit(MANY)?;
+    Ok(m)
+}
+
+/// Times kernels.
+struct Bench<'a> {
+    subject: &'a Subject<'a>,
+    step: &'a dyn Fn(),
+}
+
+impl Bench<'_> {
+    /// Nanoseconds of the kernels of a function whose name ends in `kernel`, with operands in cache.
+    fn ns(&self, ir: &str, rows: usize, kernel: &str) -> Result<f64, Error> {
+        self.time(ir, Extent { rows, keys: MANY }, kernel, 0)
+    }
+
+    /// The same, with code and operands out of every cache.
+    fn cold(&self, ir: &str, rows: usize, kernel: &str) -> Result<f64, Error> {
+        self.time(ir, Extent { rows, keys: MANY }, kernel, 2 * self.subject.last_cache)
+    }
+
+    fn time(&self, ir: &str, extent: Extent, kernel: &str, evict: usize) -> Result<f64, Error> {
+        let refuse = |reason: String| Error::Kernel { kernel: kernel.into(), reason };
+        let module = text::parse_module(ir).map_err(|e| refuse(e.to_string()))?;
+        let options = Options {
+            selection: Selection::none(),
+            cpu: self.subject.cpu.into(),
+            context: CONTEXT,
+            chunk: MANY,
+            rounded: self.subject.rounded,
+            machine: Machine::GENERIC,
+            listings: false,
+        };
+        let loose = compile_functions(&module.functions, &options)?;
+        let setup = Setup { threads: self.subject.threads, evict };
+        let timing = timing::time(&loose, 0, CONTEXT, extent, setup)?;
+        let lowered = loose.reports[0].variants.iter().find(|v| v.rows >= extent.rows);
+        let kernels = lowered.iter().flat_map(|l| &l.schedule.kernels).zip(&timing.kernels);
+        let ns: f64 = kernels.filter(|(k, _)| k.body.name().ends_with(kernel)).map(|(_, ns)| ns).sum();
+        (self.step)();
+        if ns > 0.0 { Ok(ns) } else { Err(refuse("it took no time".into())) }
+    }
+}

@@ -1,0 +1,202 @@
+//! How long a kernel's arithmetic takes: at the rate of its kind, of the weights' format and of the row regime.
+//!
+//! In: a node and its [`Work`]. Out: the work's times of one thread, and the tiles that threads share. Row regimes are those of
+//! code generation: dot products of each row, of several rows, tiles of packed rows.
+
+use egg::Id;
+use lapidary_ir::{DType, Op, Type};
+
+use crate::analysis::{Data, Graph};
+use crate::cost::{CostModel, Work, head_dim, weights_of};
+
+/// The most rows of a call whose products are dot products of one row each.
+const DOT_ROWS: f64 = 4.0;
+/// The most rows of a call whose products are dot products of several rows.
+const FEW_ROWS: f64 = 32.0;
+/// Weight rows of a tile of dot products, and of one of many rows.
+const BLOCKS: (f64, f64) = (16.0, 48.0);
+/// Keys of a block of attention by many rows.
+const KEY_BLOCK: usize = 64;
+/// Rows of such a block, as two query heads a KV head have it.
+const QUERY_BLOCK: usize = 24;
+/// Rows of a tile of attention by few rows.
+const ATTENTION_ROWS: f64 = 4.0;
+/// Keys of a part of such attention, and the most parts.
+const PARTS: (usize, usize) = (256, 16);
+/// How much longer what is done to a score takes with a running maximum.
+const ONLINE: f64 = 1.5;
+/// How deep a term of constants may be.
+const CONSTANT_DEPTH: usize = 16;
+
+impl CostModel {
+    /// Sets what the arithmetic of a node takes.
+    pub(crate) fn arithmetic(&self, graph: &Graph, id: Id, node: &Op, work: &mut Work) {
+        let m = &self.machine;
+        // Of one thread: figures are for all.
+        let t = m.threads;
+        let data = |id: Id| &graph[id].data;
+        let (size, rows) = match &data(id).ty {
+            Type::Tensor(ty) | Type::Prologue(ty) => {
+                let size = ty.elements(self.extent) as f64;
+                let last = ty.shape.last().map_or(1, |d| d.at(self.extent)).max(1) as f64;
+                (size, size / last)
+            }
+            Type::Tuple(_) | Type::Weights(_) | Type::Epilogue | Type::Attribute => (0.0, 1.0),
+        };
+        work.tiles = rows.max(1.0);
+        work.busy = match node {
+            Op::NormPrologue([x, ..]) => {
+                // Threads of dot products each norm all rows; of panels, each its own.
+                if self.rows(data(*x)) <= DOT_ROWS {
+                    work.tiles = 1.0;
+                }
+                t * size * m.norm
+            }
+            Op::RmsNorm(_) | Op::AddRmsNorm(_) => t * size * m.norm,
+            Op::Rope(_) => t * size * m.rope,
+            Op::Linear([x, weights, epilogue]) => {
+                return self.linear(graph, (*x, *weights, *epilogue), size, work);
+            }
+            Op::Attention(operands) => return self.attention(graph, operands, work),
+            Op::Matmul(_) | Op::Scores(_) => {
+                t * (work.loose_flops / m.loose_flops + work.transcendentals * m.transcendental)
+            }
+            Op::Softmax([.., mode]) => {
+                let online = if data(*mode).leaf == Some(Op::Bounded) { 1.0 } else { ONLINE };
+                // What is exponentiated, and once more for the sum and the division.
+                t * work.transcendentals * (m.transcendental + 2.0 * online * m.element)
+            }
+            Op::Sum([x, _]) | Op::Mean([x, _]) | Op::Max([x, _]) | Op::Argmax([x, _]) => {
+                t * self.elements(data(*x)) * m.reduce
+            }
+            Op::Append([_, new]) => {
+                work.tiles = self.elements(data(*new)) / head_dim(data(*new)) as f64;
+                t * self.elements(data(*new)) * m.element
+            }
+            Op::Slice(_) => 0.0,
+            _ => t * (size * m.element + work.transcendentals * m.transcendental),
+        };
+    }
+
+    fn linear(&self, graph: &Graph, (x, weights, epilogue): (Id, Id, Id), size: f64, work: &mut Work) {
+        let m = &self.machine;
+        let t = m.threads;
+        let data = |id: Id| &graph[id].data;
+        let rows = self.rows(data(x));
+        let k = head_dim(data(x)) as f64;
+        let (mut products, mut widening, mut dots) = (0.0, 0.0, 0.0);
+        let mut weight_rows = 0.0;
+        for &w in weights_of(graph, weights) {
+            let n = self.elements(data(w));
+            let dtype = data(w).stored.unwrap_or(DType::F32);
+            products += 2.0 * rows * n;
+            widening += n * m.widen.of(dtype);
+            dots += rows * n / m.dot.of(dtype);
+            weight_rows += n / k;
+        }
+        let gated = data(epilogue).leaf == Some(Op::Gate);
+        let stored = data(epilogue).leaf == Some(Op::Store);
+        // Of the gate's two weights one result.
+        let results = if gated { weight_rows / 2.0 } else { weight_rows };
+        let epilogue = |gelu: f64| match (gated, stored) {
+            (true, _) => size * gelu,
+            (_, true) => 0.0,
+            _ => size * m.transcendental,
+        };
+        if rows <= DOT_ROWS {
+            work.tiles = (results / BLOCKS.0).ceil().max(1.0);
+            work.busy = t * (dots + rows * weight_rows * m.dot_row + epilogue(m.transcendental));
+            return;
+        }
+        // Rows are brought into the form that products take first.
+        work.before = t * rows * k * m.element;
+        let few = rows <= FEW_ROWS;
+        let summing =
+            if few { products / m.few_flops } else { products / m.flops + rows * weight_rows * m.store };
+        work.tiles = (results / BLOCKS.1).ceil().max(1.0);
+        work.busy = t * (widening + summing + epilogue(m.gelu));
+    }
+
+    fn attention(&self, graph: &Graph, operands: &[Id; 8], work: &mut Work) {
+        let m = &self.machine;
+        let t = m.threads;
+        let data = |id: Id| &graph[id].data;
+        let [q, k, _, pos, _, _, window, mode] = *operands;
+        let online = if data(mode).leaf == Some(Op::Bounded) { 1.0 } else { ONLINE };
+        let (heads, rows) = match &data(q).ty {
+            Type::Tensor(ty) => (ty.shape[0].at(self.extent), ty.shape[1].at(self.extent)),
+            _ => (1, 1),
+        };
+        let groups = match &data(k).ty {
+            Type::Tensor(ty) => ty.shape[0].at(self.extent),
+            _ => 1,
+        };
+        let keys = self.extent.keys;
+        let limit = match data(window).leaf {
+            Some(Op::Int(w)) if data(pos).leaf != Some(Op::None) => w as usize,
+            _ => usize::MAX,
+        };
+        let window = limit.min(keys);
+        let width = head_dim(data(q)) as f64;
+        let pairs = heads as f64 * self.seen(rows, window, rows as f64 > FEW_ROWS);
+        if rows as f64 > FEW_ROWS {
+            work.tiles = (groups * rows.div_ceil(QUERY_BLOCK)) as f64;
+            work.busy = t * pairs * (4.0 * width / m.attention_tile_flops + online * m.score_tile);
+            return;
+        }
+        let parts = window.div_ceil(PARTS.0).clamp(1, PARTS.1);
+        work.tiles = (groups * parts) as f64 * (rows as f64 / ATTENTION_ROWS).ceil();
+        work.busy = t * pairs * (4.0 * width / m.attention_flops + online * m.score);
+        // Keys go in parts by how many there may be, not by how many there are.
+        if limit >= 2 * PARTS.0 {
+            work.after = t * (heads * rows) as f64 * width * m.element;
+        }
+    }
+
+    /// Keys that are met by the rows of a call together: those that each sees; by blocks of rows, the blocks of keys that any
+    /// of them sees.
+    pub fn seen(&self, rows: usize, window: usize, blocks: bool) -> f64 {
+        let first = self.extent.keys.saturating_sub(rows);
+        let step = if blocks { QUERY_BLOCK } else { 1 };
+        let mut sum = 0;
+        for at in (0..rows).step_by(step) {
+            let last = (at + step).min(rows);
+            let (low, high) = ((first + at + 1).saturating_sub(window), first + last);
+            let met = if blocks {
+                high.next_multiple_of(KEY_BLOCK) - low / KEY_BLOCK * KEY_BLOCK
+            } else {
+                high - low
+            };
+            sum += met * (last - at);
+        }
+        sum as f64
+    }
+
+    /// Rows of x.
+    pub(crate) fn rows(&self, data: &Data) -> f64 {
+        match &data.ty {
+            Type::Tensor(t) | Type::Prologue(t) => t.shape.first().map_or(1, |d| d.at(self.extent)) as f64,
+            _ => 1.0,
+        }
+    }
+}
+
+/// Whether a node is a term of constants of a fixed shape, which the schedule folds.
+pub(crate) fn is_folded(graph: &Graph, class: Id, node: &Op) -> bool {
+    fixed(graph, class) && of_constants(graph, node, CONSTANT_DEPTH)
+}
+
+fn fixed(graph: &Graph, class: Id) -> bool {
+    match &graph[class].data.ty {
+        Type::Tensor(t) => t.shape.iter().all(|d| d.fixed().is_some()),
+        _ => false,
+    }
+}
+
+fn of_constants(graph: &Graph, node: &Op, depth: usize) -> bool {
+    let constant = |id: &Id| {
+        matches!(graph[*id].data.ty, Type::Attribute)
+            || (fixed(graph, *id) && graph[*id].nodes.iter().any(|n| of_constants(graph, n, depth - 1)))
+    };
+    depth > 0 && !matches!(node, Op::Input(_)) && egg::Language::children(node).iter().all(constant)
+}
