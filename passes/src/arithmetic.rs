@@ -59,7 +59,9 @@ impl CostModel {
             }
             Op::Attention(operands) => return self.attention(graph, operands, work),
             Op::Matmul(_) | Op::Scores(_) => {
-                t * (work.loose_flops / m.loose_flops + work.transcendentals * m.transcendental)
+                // A sum takes no less to end than a dot product's.
+                let sums = work.loose_flops / m.loose_flops + size * m.dot_row;
+                t * (sums + work.transcendentals * m.transcendental)
             }
             Op::Softmax([.., mode]) => {
                 let online = if data(*mode).leaf == Some(Op::Bounded) { 1.0 } else { ONLINE };

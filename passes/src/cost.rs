@@ -22,8 +22,11 @@ const OVERLAP: f64 = 0.05;
 const MANY_TILES: f64 = 64.0;
 /// The price of a kernel where kernels are counted: far above that of views.
 const KERNEL: f64 = 1000.0;
-/// A launch that takes one thread less than this, in nanoseconds, stays on it: as the runtime's pool has it.
-const PARALLEL: f64 = 5000.0;
+/// A launch that takes one thread less than this, in nanoseconds, stays on it. The runtime's pool shares what the schedule
+/// reckons at 5 µs, more than such kernels take.
+const PARALLEL: f64 = 3000.0;
+/// Part of the arithmetic that tells kernels apart that would take the same.
+const TIE: f64 = 1e-3;
 
 /// Prices nodes of a graph for calls of one extent.
 #[derive(Clone, Copy, Debug)]
@@ -111,12 +114,17 @@ impl CostModel {
         let memory = if m.is_resident() { 0.0 } else { w.memory_bytes / m.memory };
         let moving = memory + w.cache_bytes / m.cache;
         let launch = |busy: f64, tiles: f64, moving: f64, launches: f64| {
+            let share = (tiles / m.threads).ceil() / tiles;
+            let (alone, together) = (m.call + busy, m.launch + busy * share);
             let (start, computing) = if busy < PARALLEL || tiles <= 1.0 {
                 (m.call, busy)
+            } else if together < m.call + PARALLEL {
+                // More work is never cheaper, for all that it is shared.
+                (m.call, PARALLEL + TIE * busy)
             } else {
-                // The last round of tiles may leave threads idle.
-                (m.launch, busy * (tiles / m.threads).ceil() / tiles)
+                (m.launch, busy * share)
             };
+            debug_assert!(start + computing <= alone.max(together) + TIE * busy);
             let start = if m.is_resident() { start } else { start + m.cold };
             // What overlaps costs the longer of the two; a little of the shorter settles ties.
             launches * start + moving.max(computing) + OVERLAP * moving.min(computing)

@@ -221,6 +221,7 @@ fn costs(
             total.loose_flops += w.loose_flops;
             total.transcendentals += w.transcendentals;
             total.launches += w.launches;
+            total.busy += w.busy + w.before + w.after;
         }
     }
     rows.into_iter()
@@ -233,6 +234,7 @@ fn costs(
                 "loose_flops": w.loose_flops,
                 "transcendentals": w.transcendentals,
                 "launches": w.launches,
+                "computing": w.busy / machine.threads,
             })
         })
         .collect()

@@ -87,9 +87,7 @@ class Panel {
     const rows = [
       ["memory", bytes(Math.round(cost.memory_bytes)), cost.memory_bytes / m.memory],
       ["cache", bytes(Math.round(cost.cache_bytes)), cost.cache_bytes / m.cache],
-      ["multiply-adds", `${scaled(cost.flops, 1000, ["", "k", "M", "G", "T"])} FLOP`, cost.flops / m.flops],
-      ["untuned loops", `${scaled(cost.loose_flops, 1000, ["", "k", "M", "G", "T"])} FLOP`, cost.loose_flops / m.loose_flops],
-      ["exp, tanh, …", count(Math.round(cost.transcendentals)), cost.transcendentals * m.transcendental],
+      ["arithmetic", `${scaled(cost.flops + cost.loose_flops, 1000, ["", "k", "M", "G", "T"])} FLOP${cost.transcendentals ? `, ${count(Math.round(cost.transcendentals))} exp, tanh, …` : ""}`, cost.computing],
       ["launches", digits(cost.launches), cost.launches * m.launch],
     ].filter(([, , ns]) => ns > 0);
     const most = Math.max(1, ...rows.map(([, , ns]) => ns));
