@@ -372,7 +372,7 @@ fn stages() {
         let text = lapidary(&["opt", "--fn", "layer_local", "--rows", "1", "--emit", stage]).ok();
         assert!(text.lines().count() > 5 && text.contains("layer_local"), "{stage}: {text}");
     }
-    let fused = lapidary(&["opt"]).ok();
+    let fused = lapidary(&["opt", "--rows", "1"]).ok();
     for op in ["(attention ", "(rope ", "(norm_prologue ", "(cap 30.0)", "(add_rms_norm ", " gate)"] {
         assert!(fused.contains(op), "{op} is not there: {fused}");
     }

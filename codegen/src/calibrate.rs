@@ -22,6 +22,8 @@ const FEWER: usize = 48;
 const FEW: usize = 32;
 /// Repetitions of bandwidth.
 const READS: usize = 9;
+/// Times that a kernel's median is taken, the least of which counts.
+const TURNS: usize = 3;
 /// The least that a rate or a time is taken for, where noise would make it nothing.
 const LEAST: f64 = 1e-3;
 
@@ -201,10 +203,17 @@ impl Bench<'_> {
         };
         let loose = compile_functions(&module.functions, &options)?;
         let setup = Setup { threads: self.subject.threads, evict };
-        let timing = timing::time(&loose, 0, CONTEXT, extent, setup)?;
         let lowered = loose.reports[0].variants.iter().find(|v| v.rows >= extent.rows);
-        let kernels = lowered.iter().flat_map(|l| &l.schedule.kernels).zip(&timing.kernels);
-        let ns: f64 = kernels.filter(|(k, _)| k.body.name().ends_with(kernel)).map(|(_, ns)| ns).sum();
+        let own = |at: usize| {
+            lowered.and_then(|l| l.schedule.kernels.get(at)).is_some_and(|k| k.body.name().ends_with(kernel))
+        };
+        // What else the machine does only adds.
+        let mut ns = f64::INFINITY;
+        for _ in 0..TURNS {
+            let timing = timing::time(&loose, 0, CONTEXT, extent, setup)?;
+            let own = timing.kernels.iter().enumerate().filter(|(at, _)| own(*at));
+            ns = ns.min(own.map(|(_, ns)| ns).sum());
+        }
         (self.step)();
         if ns > 0.0 { Ok(ns) } else { Err(refuse("it took no time".into())) }
     }

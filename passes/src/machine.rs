@@ -1,7 +1,7 @@
-//! What kernels' prices are reckoned from: the constants of a machine, as fields, as rows of one table, and as built-in sets.
+//! What kernels' prices are reckoned from: the constants of a machine, as fields, as rows of one table.
 //!
-//! In: nothing. Out: [`Machine`]. Figures are for all threads together; [`FIGURES`] names each for files and people. The built-in
-//! sets were measured by `lapidary calibrate` on two cores of a Zen 4 server; a set whose CPU could not be had says so.
+//! In: nothing. Out: [`Machine`]. Figures are for all threads together; [`FIGURES`] names each for files and people. Code
+//! generation has a set for each kind of CPU; [`Machine::GENERIC`] is where they start from.
 
 use lapidary_ir::DType;
 
@@ -170,7 +170,7 @@ impl Machine {
         memory: 32.0,
         last_cache: 32e6,
         cache: 60.0,
-        dot: Formats { f32: 34.0, bf16: 60.0, q8: 85.0, q4: 85.0 },
+        dot: Formats { f32: 35.0, bf16: 60.0, q8: 80.0, q4: 75.0 },
         dot_row: 0.7,
         few_flops: 450.0,
         flops: 430.0,

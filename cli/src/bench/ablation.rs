@@ -102,7 +102,13 @@ pub(super) fn run(args: &Args, phases: &[Phase], needed: usize, threads: u64) ->
                 let rate = |engine: &mut Engine| -> Result<f64> {
                     Ok(phase.tokens() as f64 / time(&mut engine.session, phase)?.as_secs_f64())
                 };
-                let (all, less) = (rate(&mut base)?, rate(&mut other)?);
+                // Turns change sides: who comes second finds the machine warmer.
+                let (all, less) = if repetition % 2 == 0 {
+                    (rate(&mut base)?, rate(&mut other)?)
+                } else {
+                    let less = rate(&mut other)?;
+                    (rate(&mut base)?, less)
+                };
                 if repetition > 0 {
                     rates[at].0.push(less);
                     rates[at].1.push(less / all);
