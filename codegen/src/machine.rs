@@ -15,7 +15,7 @@ use crate::micro::probe::{self, Probe, READ_TILE};
 use crate::target::{Placement, Target};
 
 /// Bytes that one measurement of bandwidth reads: far beyond any cache.
-const READ_BYTES: usize = 512 << 20;
+pub const READ_BYTES: usize = 512 << 20;
 /// Tiles of one measurement of products.
 const MULTIPLY_TILES: u32 = 256;
 
@@ -71,7 +71,12 @@ impl Machine {
 
     /// Bytes read a second, now.
     pub fn read_bandwidth(&mut self) -> f64 {
-        READ_BYTES as f64 / self.time(Probe::Read)
+        READ_BYTES as f64 / self.read_time()
+    }
+
+    /// Seconds that [`READ_BYTES`] take to read, now.
+    pub fn read_time(&mut self) -> f64 {
+        self.time(Probe::Read)
     }
 
     /// Operations a second in registers alone, now, of a unit: f32, bf16 or q8; none of one that the CPU lacks.

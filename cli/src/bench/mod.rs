@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
 use lapidary_codegen::emit::Features;
-use lapidary_codegen::machine::Machine;
+use lapidary_codegen::machine::{Machine, READ_BYTES};
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::view::Capacity;
 use lapidary_codegen::work::Work;
@@ -161,15 +161,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .map(|&phase| Measured { phase, seconds: vec![], read: vec![], multiply: Default::default() })
             .collect();
         // Weights come into memory, code into caches.
-        time(&mut engine.session, Phase::Decode { tokens: 1, depth: 1 })?;
-        // Phase by phase, so that the cache is filled to a depth once; the ceilings beside each repetition.
+        time(&mut engine.session, Phase::Decode { tokens: 1, depth: 1 }, &mut || ())?;
+        // Phase by phase, so that the cache is filled to a depth once; the ceilings beside each repetition. Reads beside
+        // each token too, since shared bandwidth changes within a second, unless they would push the weights out of cache.
         for m in &mut measured {
+            let bytes: f64 = kernels::launches(&engine, m.phase).iter().map(|l| l.work.memory_bytes).sum();
+            let streams = bytes / m.phase.tokens() as f64 >= READ_BYTES as f64;
             for _ in 0..args.repeat {
-                m.read.push(machine.read_bandwidth());
                 for (unit, peaks) in UNITS.iter().zip(&mut m.multiply) {
                     peaks.push(machine.multiply_peak(*unit).unwrap_or(f64::NAN));
                 }
-                m.seconds.push(time(&mut engine.session, m.phase)?.as_secs_f64());
+                let mut reads = vec![machine.read_time()];
+                let mut between = || {
+                    if streams {
+                        reads.push(machine.read_time());
+                    }
+                };
+                let time = time(&mut engine.session, m.phase, &mut between)?;
+                m.seconds.push(time.as_secs_f64());
+                m.read.push((reads.len() * READ_BYTES) as f64 / reads.iter().sum::<f64>());
                 bar.inc(1);
             }
         }
@@ -211,7 +221,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             for &phase in &phases {
                 let profiles = (0..args.repeat).map(|_| {
                     engine.session.start_profile();
-                    time(&mut engine.session, phase)?;
+                    time(&mut engine.session, phase, &mut || ())?;
                     Ok(engine.session.take_profile().unwrap_or_default())
                 });
                 let profiles = profiles.collect::<Result<Vec<_>>>()?;
@@ -295,8 +305,8 @@ impl Phase {
     }
 }
 
-/// Runs a phase from position 0; the time of the phase alone.
-fn time(session: &mut Session, phase: Phase) -> Result<Duration> {
+/// Runs a phase from position 0; the time of the phase alone. `between` runs after each token that is generated.
+fn time(session: &mut Session, phase: Phase, between: &mut dyn FnMut()) -> Result<Duration> {
     let vocab = session.program().plan.vocab as u32;
     let id = |i: usize| (i as u32).wrapping_mul(7919) % vocab;
     match phase {
@@ -318,12 +328,15 @@ fn time(session: &mut Session, phase: Phase) -> Result<Duration> {
                 session.reset();
                 session.prefill(&(0..depth).map(id).collect::<Vec<_>>())?;
             }
-            let start = Instant::now();
+            let mut spent = Duration::ZERO;
             for i in 0..tokens {
+                let start = Instant::now();
                 session.decode(id(depth + i))?;
                 session.argmax();
+                spent += start.elapsed();
+                between();
             }
-            Ok(start.elapsed())
+            Ok(spent)
         }
     }
 }
