@@ -2,7 +2,8 @@
 //!
 //! The caller of [`Pool::launch`] is worker 0; the others wait for work, spinning for a moment before they park,
 //! since the next launch mostly follows within microseconds. Tiles are taken off one atomic counter in contiguous
-//! chunks. A launch ends when the tiles are done: a worker that wakes too late to take part is not waited for.
+//! chunks, each a share of what is left, so that threads end together. A launch ends when the tiles are done: a worker
+//! that wakes too late to take part is not waited for.
 //!
 //! All of it hangs on one word, `Shared::state`: the launch's number (epoch), whether it is closed to newcomers,
 //! and the workers inside. A worker enters by counting itself in while the launch is open; the caller closes the
@@ -18,12 +19,15 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::program::{Aligned, KernelFn, Step};
 
-/// How long a worker without work spins before it parks.
-const SPIN: Duration = Duration::from_micros(20);
+/// How long a worker without work spins before it parks: longer than a step's kernels that run on one thread.
+const SPIN: Duration = Duration::from_micros(100);
 /// Launches predicted to take less than this stay on the calling thread.
 const PARALLEL_NS: u64 = 5_000;
-/// Chunks of tiles per thread, to even out threads of uneven speed.
-const CHUNKS_PER_THREAD: u64 = 4;
+/// A chunk is what is left over this many times the threads (guided self-scheduling, Polychronopoulos and Kuck 1987):
+/// few large chunks first, small ones at the end to even out threads of uneven speed.
+const SHARES_PER_THREAD: u64 = 2;
+/// A chunk is predicted to take at least as long, so that starting it costs little beside it.
+const CHUNK_NS: u64 = 3_000;
 
 /// State word: the workers inside.
 const ACTIVE: u64 = 0xffff;
@@ -41,7 +45,10 @@ struct Job {
     kernel: KernelFn,
     frame: *const u64,
     tiles: u64,
-    chunk: u64,
+    /// What is left over this makes a chunk.
+    shares: u64,
+    /// Tiles of the smallest chunk.
+    least: u64,
 }
 
 /// On a cache line of its own (two, for the adjacent-line prefetcher).
@@ -140,8 +147,9 @@ impl Pool {
         }
 
         let shared = &*self.shared;
-        let chunk = (tiles / (self.threads() as u64 * CHUNKS_PER_THREAD)).max(1);
-        let job = Job { kernel: step.kernel, frame, tiles, chunk };
+        let shares = self.threads() as u64 * SHARES_PER_THREAD;
+        let least = CHUNK_NS / u64::from(step.tile_ns).max(1) + 1;
+        let job = Job { kernel: step.kernel, frame, tiles, shares, least };
         // SAFETY: the state is closed with nobody inside, since the launch before ended so, and only this thread
         // (`&mut self`) opens it.
         unsafe { *shared.job.0.get() = Some(job) };
@@ -187,12 +195,13 @@ impl Shared {
     /// # Safety
     /// As [`Pool::launch`], for a launch that this thread is counted into or made; `scratch` is this thread's own.
     unsafe fn run(&self, job: Job, scratch: *mut u8) {
-        loop {
-            let begin = self.next.0.fetch_add(job.chunk, Ordering::Relaxed);
-            if begin >= job.tiles {
-                return;
-            }
-            let end = (begin + job.chunk).min(job.tiles);
+        let end_of = |begin: u64| {
+            let left = job.tiles.saturating_sub(begin);
+            begin + (left / job.shares).max(job.least).min(left)
+        };
+        let take = |begin: u64| (begin < job.tiles).then(|| end_of(begin));
+        while let Ok(begin) = self.next.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+            let end = end_of(begin);
             // SAFETY: the launch's caller vouches for the kernel and its frame; these tiles are nobody else's.
             unsafe { (job.kernel)(job.frame, begin, end, scratch) };
         }
