@@ -28,6 +28,9 @@ const ALTERNATIVES: usize = 4;
 pub(crate) struct Args {
     #[command(flatten)]
     of: FunctionArgs,
+    /// Print the whole term after each rewrite
+    #[arg(long)]
+    steps: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -111,7 +114,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             text.push('\n');
             for (name, e) in &explained {
                 text.push('\n');
-                text.push_str(&to_text(name, e)?);
+                text.push_str(&to_text(name, e, args.steps)?);
             }
             texts.push(text);
         }
@@ -123,7 +126,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.json { output::print_json(&Value::Array(values)) } else { output::print(&texts.join("\n")) }
 }
 
-fn to_text(name: &str, e: &Explanation) -> Result<String> {
+fn to_text(name: &str, e: &Explanation, terms: bool) -> Result<String> {
     let mut out = String::new();
     writeln!(out, "{name}: {}", e.text)?;
     writeln!(out, "  cost     {}", work(&e.work, e.nanoseconds))?;
@@ -155,6 +158,9 @@ fn to_text(name: &str, e: &Explanation) -> Result<String> {
         }
         writeln!(out, "   {}", step.from)?;
         writeln!(out, "   becomes {}", step.into)?;
+        if terms {
+            writeln!(out, "{}", step.function)?;
+        }
     }
     match &e.gap {
         Some(gap) => writeln!(out, "; {gap}")?,

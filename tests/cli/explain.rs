@@ -48,6 +48,21 @@ fn replayed(kernel: &Value) -> Vec<String> {
     rules
 }
 
+/// With `--steps` the text has the function after every step, and the last of them is the output.
+#[test]
+fn steps_are_printed_whole() {
+    let args = ["explain", "--fn", "layer_local", "--rows", "1", "attention"];
+    let steps = lapidary(&[&args[..], &["--json"]].concat()).json()[0]["kernels"][0]["steps"].clone();
+    let text = lapidary(&[&args[..], &["--steps"]].concat()).ok();
+    let mut rest = text.as_str();
+    for step in steps.as_array().unwrap() {
+        let function = step["function"].as_str().unwrap();
+        rest = rest.split_once(function).unwrap_or_else(|| panic!("{function}")).1;
+    }
+    assert!(steps.as_array().unwrap().len() > 5 && rest.contains("output:"), "{rest}");
+    assert!(lapidary(&args).ok().len() < text.len() / 2);
+}
+
 #[test]
 fn explain_replays_the_attention_of_a_local_layer() {
     for rows in ["1", "512"] {
