@@ -108,6 +108,11 @@ fn the_page_of_2b_is_small_and_quiet() {
     let (what, ms) = slowest.iter().max_by(|a, b| a.1.total_cmp(b.1)).unwrap();
     println!("{} clicks, the slowest {ms:.0} ms ({what})", slowest.len());
     assert!(slowest.len() > 100, "{}", slowest.len());
+    let null = "[...document.querySelectorAll('main *')].some((e) => [...e.childNodes].some((n) => n.nodeType === 3 && /^(null|undefined|NaN)$/.test(n.data)))";
+    for f in ["embed", "layer_local", "head"] {
+        b.value(&format!("document.querySelector('#functions [data-key={f}]').click()"));
+        assert_eq!(b.value(null), false, "{f}");
+    }
     assert!(b.complaints.is_empty(), "{:#?}", b.complaints);
 }
 

@@ -7,7 +7,7 @@
 use std::fmt::Write;
 
 use anyhow::{Result, anyhow, ensure};
-use lapidary_passes::check::{Failure, Outcome, check_rule};
+use lapidary_passes::check::{Failure, Loss, Outcome, check_rule, nodes};
 use lapidary_passes::rules::USER;
 use serde_json::{Value, json};
 
@@ -92,14 +92,37 @@ fn text(outcomes: &[Outcome], args: &Args) -> Result<String> {
             (None, None) => writeln!(text)?,
         }
     }
+    // Of all the built-in rules, half have one: it is said of rules that were asked for.
+    let notes = args.rules.file().is_some() || !args.only.is_empty();
     for o in outcomes {
         if let Some(Failure { reason, function, seed }) = &o.failure {
             writeln!(text, "\n; rule `{}`: {}", o.rule, reason.replace('\n', "\n; "))?;
             let file = args.rules.file().map_or(String::new(), |p| format!(" --rules {}", p.display()));
             writeln!(text, "; lapidary opt FILE.ir --run --seed {seed} --only {}{file}", o.rule)?;
             write!(text, "{function}")?;
+        } else if let (Some(loss), true) = (&o.loss, notes) {
+            text.push_str(&note(o, loss, args)?);
         }
     }
+    Ok(text)
+}
+
+/// Where a rule does not pay, and that extraction sees it.
+fn note(o: &Outcome, loss: &Loss, args: &Args) -> Result<String> {
+    let mut text = String::new();
+    let Loss { function, extent, written_ns, made_ns } = loss;
+    writeln!(
+        text,
+        "\n; rule `{}` does not pay where other users want an inner value, which it computes again: {:.2} times the\n\
+         ; price, {written_ns:.0} ns as written, {made_ns:.0} ns with it, {} row{}. Extraction declines it there",
+        o.rule,
+        made_ns / written_ns,
+        extent.rows,
+        if extent.rows == 1 { "" } else { "s" },
+    )?;
+    let file = args.rules.file().map_or(String::new(), |p| format!(" --rules {}", p.display()));
+    writeln!(text, "; lapidary opt FILE.ir --rows {} --only {}{file}", extent.rows, o.rule)?;
+    write!(text, "{function}")?;
     Ok(text)
 }
 
@@ -112,11 +135,18 @@ fn to_json(o: &Outcome) -> Value {
         "rational": o.rational,
         "price": share(o.price),
         "shared_price": share(o.shared_price),
+        "loss": o.loss.as_ref().map(|l| json!({
+            "function": l.function.to_string(),
+            "nodes": nodes(&l.function),
+            "rows": l.extent.rows,
+            "written_ns": l.written_ns,
+            "made_ns": l.made_ns,
+        })),
         "skipped": o.skipped,
         "failure": o.failure.as_ref().map(|f| json!({
             "reason": f.reason,
             "function": f.function.to_string(),
-            "nodes": f.nodes(),
+            "nodes": nodes(&f.function),
             "seed": f.seed,
         })),
     })

@@ -125,6 +125,40 @@ fn the_cost_law_holds() {
     assert!(chosen.contains("last-row-softcap x1") && chosen.matches("(softcap ").count() == 1, "{chosen}");
 }
 
+/// A fusion that computes again what others want anyway is named, with a function that shows it; extraction declines it there.
+#[test]
+fn a_fusion_of_a_shared_value_is_named() {
+    let path = file("worse-shared.rules");
+    let checked = lapidary(&["check-rules", "--rules", &path, "--cases", "20"]).ok();
+    assert!(checked.contains("does not pay where other users want an inner value"), "{checked}");
+    assert!((1..10).contains(&nodes(&checked)), "{checked}");
+    let args = ["opt", "-", "--rows", "1", "--only", "cut-first", "--rules", &path];
+    let chosen = lapidary_with(&args, checked.as_bytes()).ok();
+    assert!(chosen.contains("cut-first x1"), "{chosen}");
+    assert_eq!(chosen.matches("(gelu_tanh ").count(), 1, "{chosen}");
+    let json = lapidary(&["check-rules", "--rules", &path, "--cases", "20", "--json"]).json();
+    let loss = &json[0]["loss"];
+    assert!(loss["made_ns"].as_f64() > loss["written_ns"].as_f64() && json[0]["failure"].is_null(), "{json}");
+}
+
+/// Rules that are true by a law of exp, of roots or of tanh, or within their bound, are not accused; their false twins are.
+#[test]
+fn sound_rules_are_not_accused() {
+    let (honest, false_twins) = (file("honest.rules"), file("false-twins.rules"));
+    for seed in ["0", "1", "7"] {
+        let args = ["--seed", seed, "--json"];
+        let json = lapidary(&[&["check-rules", "--rules", &honest], &args[..]].concat()).json();
+        for rule in json.as_array().unwrap() {
+            assert!(rule["failure"].is_null() && rule["cases"].as_u64() > Some(0), "seed {seed}: {rule}");
+        }
+        let checked = lapidary(&[&["check-rules", "--rules", &false_twins], &args[..]].concat());
+        let json: serde_json::Value = serde_json::from_str(&checked.out).unwrap();
+        for rule in json.as_array().unwrap() {
+            assert!(rule["failure"]["nodes"].as_u64().is_some_and(|n| n < 10), "seed {seed}: {rule}");
+        }
+    }
+}
+
 #[test]
 fn built_in_rules_hold() {
     let all = lapidary(&["check-rules", "--cases", "12", "--json"]).json();

@@ -28,10 +28,10 @@ pub fn near(a: f64, b: f64, tolerance: f64) -> bool {
 /// # Errors
 /// The first place.
 pub fn compare(found: &Tensor, expected: &Tensor, tolerance: f64) -> Result<(), Difference> {
-    compare_where(found, expected, tolerance, |_| true)
+    compare_where(found, expected, tolerance, |_, _| true)
 }
 
-/// Says where two tensors differ, among the elements whose expected value is to be judged.
+/// Says where two tensors differ, among the elements that are to be judged, by their index and expected value.
 ///
 /// # Errors
 /// The first place.
@@ -39,7 +39,7 @@ pub fn compare_where(
     found: &Tensor,
     expected: &Tensor,
     tolerance: f64,
-    judged: impl Fn(f64) -> bool,
+    judged: impl Fn(usize, f64) -> bool,
 ) -> Result<(), Difference> {
     if found.dtype != expected.dtype || found.shape != expected.shape {
         return Err(Difference(format!(
@@ -48,7 +48,7 @@ pub fn compare_where(
         )));
     }
     for (at, (&a, &b)) in found.data.iter().zip(&expected.data).enumerate() {
-        if judged(b) && !near(a, b, tolerance) {
+        if judged(at, b) && !near(a, b, tolerance) {
             let shape = &found.shape;
             return Err(Difference(format!(
                 "element {at} of {shape:?} is {a:e}, expected {b:e} within {tolerance:e}"

@@ -2,12 +2,13 @@
 //!
 //! Roots, exponentials, tanh, sine and cosine are not rational: they are taken as unknown functions, the same one on both
 //! sides, by a number drawn from operator and argument. A rule that holds for every such function is sound whatever they
-//! are; one that needs their own laws is beyond this (`None`), as are masks, whose minus infinity is no number.
+//! are; one that does not may yet hold by their own laws, exp(a) exp(b) = exp(a + b) for one, so a difference convicts only
+//! where none is met ([`transcendental`]). Masks, whose minus infinity is no number, are beyond this (`None`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
-use egg::Id;
+use egg::{Id, Language};
 use lapidary_ir::{Extent, Function, Op, Type};
 use num_rational::BigRational;
 
@@ -64,15 +65,8 @@ pub fn differ(expected: &Exact, found: &Exact, share: f64) -> Option<(usize, Str
     })
 }
 
-/// The value of a node; `None` where it is beyond rational numbers, or divides by zero. `transcendental` admits unknown
-/// functions: where constants are rounded, their arguments differ and they cannot be compared.
-pub fn evaluate(
-    function: &Function,
-    root: Id,
-    inputs: &[Exact],
-    extent: Extent,
-    transcendental: bool,
-) -> Option<Exact> {
+/// Whether a node's value takes a function that is unknown over rational numbers.
+pub fn transcendental(function: &Function, root: Id) -> bool {
     let unknown = |op: &Op| {
         matches!(
             op,
@@ -85,11 +79,32 @@ pub fn evaluate(
                 | Op::Softcap(_)
                 | Op::Softmax(_)
                 | Op::RmsNorm(_)
+                | Op::AddRmsNorm(_)
+                | Op::NormPrologue(_)
+                | Op::Cap(_)
         )
     };
-    if !transcendental && function.body.as_ref().iter().any(unknown) {
-        return None;
+    let body = &function.body;
+    let mut seen = HashSet::new();
+    let mut open = vec![root];
+    while let Some(id) = open.pop() {
+        let op = &body[id];
+        // A power of -0.5 is a root, and scores may have a cap.
+        let hidden = match op {
+            Op::Pow([_, p]) => !matches!(&body[*p], Op::Num(n) if n.value().fract() == 0.0),
+            Op::Scores([_, _, _, cap]) => body[*cap] != Op::None,
+            _ => false,
+        };
+        if hidden || unknown(op) {
+            return true;
+        }
+        open.extend(op.children().iter().filter(|&&c| seen.insert(c)));
     }
+    false
+}
+
+/// The value of a node; `None` where it is beyond rational numbers, or divides by zero.
+pub fn evaluate(function: &Function, root: Id, inputs: &[Exact], extent: Extent) -> Option<Exact> {
     let types = function.types().ok()?;
     let mut call = Call { function, inputs, extent, types, known: HashMap::new() };
     call.value(root)

@@ -5,8 +5,8 @@
 /** The bar of kernels by time, for the eye; the list below it is for every hand. */
 function timeline(view, choose) {
   const total = view.kernels.reduce((t, k) => t + (k.shown || 0), 0);
-  $("timeline").replaceChildren(...view.kernels.map((k, i) =>
-    k.shown ? h("span", { class: "slice", style: `${hued(k.group)};flex-grow:${k.shown / total}`, title: `${k.name}: ${time(k.shown)}`, onclick: () => choose(i), "data-k": i }, k.shown / total > 0.07 ? k.short : "") : null));
+  $("timeline").replaceChildren(...view.kernels.flatMap((k, i) =>
+    k.shown ? h("span", { class: "slice", style: `${hued(k.group)};flex-grow:${k.shown / total}`, title: `${k.name}: ${time(k.shown)}`, onclick: () => choose(i), "data-k": i }, k.shown / total > 0.07 ? k.short : "") : []));
   const list = $("kernels");
   list.setAttribute("role", "radiogroup");
   list.setAttribute("aria-label", "Kernels, in the order of their launches");
