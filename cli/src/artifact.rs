@@ -10,11 +10,13 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use lapidary_codegen::compile::{ImageCompilation, compile_image};
 use lapidary_codegen::target::{self, Placement, TARGETS, Target};
-use lapidary_models::gemma2;
+use lapidary_models::{Tokenizer, gemma2};
 use lapidary_runtime::Artifact;
 use lapidary_runtime::artifact::Listing;
 use lapidary_runtime::artifact::write::{About, Part, write as write_artifact};
-use lapidary_runtime::artifact::{CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG};
+use lapidary_runtime::artifact::{
+    CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_TABLES,
+};
 use lapidary_runtime::program::{SlotKind, WeightSource};
 use serde_json::{Value, json};
 
@@ -75,6 +77,9 @@ pub(crate) fn write(request: &Request<'_>) -> Result<()> {
     parts.push(Part::text(CONFIG, model.config.to_json().to_string().into_bytes()));
     if let (Some(tokenizer), Some(file)) = (&model.tokenizer, model.tokenizer_file()?) {
         let special = json!({ "bos_token": tokenizer.bos_token(), "eos_token": tokenizer.eos_token() });
+        if let Some(tables) = Tokenizer::tables(&file) {
+            parts.push(Part::text(TOKENIZER_TABLES, tables));
+        }
         parts.push(Part::text(TOKENIZER, file));
         parts.push(Part::text(TOKENIZER_CONFIG, special.to_string().into_bytes()));
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use lapidary_models::{ChatTemplate, Message, Model, Tokenizer};
+use lapidary_runtime::artifact::Shared;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -175,5 +176,104 @@ proptest! {
         let theirs = THEIRS.decode(&ids, true).unwrap();
         // Theirs spoils a whole run of bytes if one is bad.
         prop_assert!(text == theirs || theirs.contains(char::REPLACEMENT_CHARACTER));
+    }
+}
+
+/// The tokenizer as tables, of this JSON.
+fn mapped(json: &[u8]) -> Tokenizer {
+    let tables = Tokenizer::tables(json).expect("the tables give the same tokens");
+    Tokenizer::from_tables(Path::new("m"), Shared::from_vec(tables), None).unwrap()
+}
+
+#[test]
+fn tables_know_what_the_file_knows() {
+    let mapped = mapped(TOKENIZER);
+    assert_eq!(mapped.vocab_size(), TINY.vocab_size());
+    assert_eq!((mapped.bos_id(), mapped.eos_id()), (TINY.bos_id(), TINY.eos_id()));
+    assert_eq!(mapped.end_of_turn_id(), TINY.end_of_turn_id());
+    let ids = 0..TINY.vocab_size() as u32 + 3;
+    assert!(ids.into_iter().all(|id| mapped.decode(&[id]) == TINY.decode(&[id])));
+    for text in ["", " ", "  a  b", RENDERED, "naïve\u{200d}👩‍👩‍👧 café", "日本語\0\r\n\t", "<unused0><0x41>▁▁"]
+    {
+        assert_eq!(mapped.encode(text, true).unwrap(), TINY.encode(text, true).unwrap(), "{text:?}");
+    }
+    let long = "It is a truth universally acknowledged, that a single man. ".repeat(2000);
+    assert_eq!(mapped.encode(&long, true).unwrap(), TINY.encode(&long, true).unwrap());
+}
+
+/// Options that a byte-pair tokenizer may have, on the same vocabulary.
+#[test]
+fn tables_obey_options_or_are_none() {
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut value: Value = serde_json::from_slice(TOKENIZER).unwrap();
+        change(&mut value["model"]);
+        value.to_string().into_bytes()
+    };
+    let bytes = |model: &mut Value| {
+        let vocab = model["vocab"].as_object_mut().unwrap();
+        vocab.remove("<0xE2>");
+    };
+    let options: [&dyn Fn(&mut Value); 5] = [
+        &|model| model["ignore_merges"] = json!(true),
+        &|model| model["byte_fallback"] = json!(false),
+        &|model| (model["byte_fallback"], model["fuse_unk"]) = (json!(false), json!(false)),
+        &|model| (model["byte_fallback"], model["unk_token"]) = (json!(false), Value::Null),
+        &bytes,
+    ];
+    for (i, option) in options.iter().enumerate() {
+        let json = with(*option);
+        let (ours, theirs) = (mapped(&json), Tokenizer::from_bytes(Path::new("m"), &json, None).unwrap());
+        for text in ["plain text", "日本 語é語", "a†b†††c", "€", "†é†日", "it is"] {
+            assert_eq!(ours.encode(text, true).unwrap(), theirs.encode(text, true).unwrap(), "{i}: {text}");
+        }
+    }
+    for name in ["continuing_subword_prefix", "end_of_word_suffix"] {
+        assert!(Tokenizer::tables(&with(&|model| model[name] = json!("##"))).is_none(), "{name}");
+    }
+    assert!(Tokenizer::tables(&with(&|model| model["dropout"] = json!(0.5))).is_none());
+    assert!(Tokenizer::tables(&with(&|model| model["vocab"]["again"] = json!(7))).is_none());
+    assert!(Tokenizer::tables(b"nonsense").is_none());
+}
+
+/// Damaged tables are refused, or give other tokens: never a panic.
+#[test]
+fn damaged_tables_do_no_harm() {
+    let good = Tokenizer::tables(TOKENIZER).unwrap();
+    let mut seed = 0x9e37_79b9u32;
+    let mut next = |n: usize| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 4) as usize % n
+    };
+    let (mut refused, mut taken) = (0, 0);
+    for case in 0..400 {
+        let mut bytes = good.clone();
+        match case % 4 {
+            0 => bytes.truncate(next(good.len())),
+            1 => bytes[next(32)] ^= 1 << next(8),
+            _ => (0..=next(3)).for_each(|_| bytes[next(good.len())] = next(256) as u8),
+        }
+        match Tokenizer::from_tables(Path::new("m"), Shared::from_vec(bytes), None) {
+            Ok(tokenizer) => {
+                taken += 1;
+                if let Ok(ids) = tokenizer.encode(RENDERED, true) {
+                    tokenizer.decode(&ids);
+                }
+            }
+            Err(error) => {
+                refused += 1;
+                assert!(!error.to_string().contains('\n'), "{error}");
+            }
+        }
+    }
+    assert!(refused > 100 && taken > 20, "{refused} refused, {taken} taken");
+}
+
+proptest! {
+    #[test]
+    fn tables_give_the_same_tokens(text in "(\\PC|[a-z ▁\n]|the|<bos>){0,60}") {
+        static MAPPED: LazyLock<Tokenizer> = LazyLock::new(|| mapped(TOKENIZER));
+        let (ours, theirs) = (MAPPED.encode(&text, false).unwrap(), TINY.encode(&text, false).unwrap());
+        prop_assert_eq!(MAPPED.decode(&ours), TINY.decode(&theirs));
+        prop_assert_eq!(ours, theirs);
     }
 }

@@ -93,19 +93,19 @@ impl Pool {
             ready: AtomicUsize::new(0),
             parked: (0..others).map(|_| Line(AtomicBool::new(false))).collect(),
         });
-        let mut pool = Self {
-            shared,
-            workers: Vec::with_capacity(others),
-            scratch: Aligned::zeroed(scratch_bytes),
-            epoch: 0,
+        let bytes = scratch_bytes;
+        let scratch = || {
+            let none = || Error::Memory { what: "a thread's scratch".into(), bytes };
+            Aligned::try_zeroed(bytes).ok_or_else(none)
         };
+        let mut pool = Self { shared, workers: Vec::with_capacity(others), scratch: scratch()?, epoch: 0 };
         for index in 0..others {
             let shared = Arc::clone(&pool.shared);
+            // First touched by the thread that uses it.
+            let mut scratch = scratch()?;
             let worker = thread::Builder::new()
                 .name(format!("lapidary-{}", index + 1))
                 .spawn(move || {
-                    // Allocated, and first touched, by the thread that uses it.
-                    let mut scratch = Aligned::zeroed(scratch_bytes);
                     shared.ready.fetch_add(1, Ordering::Release);
                     shared.work(index, scratch.as_mut_ptr());
                 })

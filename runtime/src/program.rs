@@ -8,7 +8,9 @@
 //! - tiles are independent: any split of a step's tiles over threads gives the same bytes.
 //! - a kernel reads the frame, never writes it; it writes only the arena, its outputs, its caches, its scratch.
 
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::any::Any;
+use std::ptr::NonNull;
 
 use serde::{Deserialize, Serialize};
 
@@ -265,28 +267,42 @@ pub unsafe trait WeightSource: Send + Sync {
     fn tensor(&self, name: &str) -> Option<&[u8]>;
 }
 
-/// Bytes on a 64-byte boundary, zeroed at first.
+/// Bytes on a 64-byte boundary, zeroed at first: by the system, so that pages never touched cost no physical memory.
 pub struct Aligned {
-    blocks: Vec<Block>,
+    allocation: NonNull<u8>,
+    layout: Layout,
+    /// The first byte: within the allocation, which has [`Aligned::BOUNDARY`] bytes to spare.
+    start: NonNull<u8>,
     len: usize,
 }
 
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Block([u8; 64]);
+// SAFETY: it owns its allocation, nothing about it is tied to a thread.
+unsafe impl Send for Aligned {}
+// SAFETY: a shared one only reads.
+unsafe impl Sync for Aligned {}
 
 impl Aligned {
+    /// What the first byte's address is a multiple of.
+    const BOUNDARY: usize = 64;
+
     /// `len` zero bytes.
+    ///
+    /// # Panics
+    /// If there is no memory for them.
     pub fn zeroed(len: usize) -> Self {
-        Self { blocks: vec![Block([0; 64]); len.div_ceil(64)], len }
+        Self::try_zeroed(len).unwrap_or_else(|| panic!("there is no memory for {len} bytes"))
     }
 
     /// `len` zero bytes, or nothing if there is no memory for them.
     pub(crate) fn try_zeroed(len: usize) -> Option<Self> {
-        let mut blocks = Vec::new();
-        blocks.try_reserve_exact(len.div_ceil(64)).ok()?;
-        blocks.resize(len.div_ceil(64), Block([0; 64]));
-        Some(Self { blocks, len })
+        // Word-aligned with room to align by hand: for higher alignments the system allocator zeroes by writing.
+        let layout = Layout::from_size_align(len.checked_add(Self::BOUNDARY)?, size_of::<u64>()).ok()?;
+        // SAFETY: the layout's size is not zero.
+        let allocation = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        let skip = allocation.as_ptr().align_offset(Self::BOUNDARY);
+        // SAFETY: less than a boundary lies before the first multiple of it, which the allocation has to spare.
+        let start = unsafe { allocation.add(skip.min(Self::BOUNDARY)) };
+        Some(Self { allocation, layout, start, len })
     }
 
     /// A copy of `bytes`.
@@ -308,23 +324,30 @@ impl Aligned {
 
     /// The address of the first byte.
     pub fn as_ptr(&self) -> *const u8 {
-        self.blocks.as_ptr().cast()
+        self.start.as_ptr()
     }
 
     /// The address of the first byte, to write.
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.blocks.as_mut_ptr().cast()
+        self.start.as_ptr()
     }
 
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
-        // SAFETY: the blocks are `len` or more initialised bytes, borrowed with self.
+        // SAFETY: the allocation has `len` initialised bytes from the start, borrowed with self.
         unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len) }
     }
 
     /// The bytes, to write.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: the blocks are `len` or more initialised bytes, borrowed mutably with self.
+        // SAFETY: the allocation has `len` initialised bytes from the start, borrowed mutably with self.
         unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr(), self.len) }
+    }
+}
+
+impl Drop for Aligned {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout, and dropped once.
+        unsafe { dealloc(self.allocation.as_ptr(), self.layout) };
     }
 }

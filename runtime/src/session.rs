@@ -79,12 +79,19 @@ impl Session {
         let plan = &program.plan;
         check_plan(&program)?;
         let row = plan.hidden * size_of::<f32>();
+        let buffer = |what: &str, rows: usize, row: usize| {
+            let bytes = rows.saturating_mul(row);
+            Aligned::try_zeroed(bytes).ok_or_else(|| Error::Memory { what: what.into(), bytes })
+        };
         let mut buffers = Buffers {
-            ids: Aligned::zeroed(plan.chunk * size_of::<i32>()),
-            pos: Aligned::zeroed(plan.chunk * size_of::<i32>()),
-            residual: [Aligned::zeroed(plan.chunk * row), Aligned::zeroed(plan.chunk * row)],
-            logits: Aligned::zeroed(plan.vocab * size_of::<f32>()),
-            token: Aligned::zeroed(size_of::<i32>()),
+            ids: buffer("ids", plan.chunk, size_of::<i32>())?,
+            pos: buffer("positions", plan.chunk, size_of::<i32>())?,
+            residual: [
+                buffer("the residual stream", plan.chunk, row)?,
+                buffer("the residual stream", plan.chunk, row)?,
+            ],
+            logits: buffer("logits", plan.vocab, size_of::<f32>())?,
+            token: buffer("a token", 1, size_of::<i32>())?,
             score: Aligned::zeroed(0),
         };
         let variants = || program.functions.iter().flat_map(|f| &f.variants);

@@ -51,7 +51,7 @@ struct Args {
     /// Give the prompt to the model as it is, without the chat template of an instruction-tuned one
     #[arg(long)]
     raw: bool,
-    /// Print times on stderr at the end
+    /// Print times, and memory before use, on stderr at the end
     #[arg(long)]
     stats: bool,
 }
@@ -86,7 +86,7 @@ fn run(args: &Args) -> Result<()> {
         .threads
         .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |n| n as usize);
     let mut session = Session::new(program, artifact, threads).with_context(|| path.to_string())?;
-    let load = start.elapsed();
+    let (load, resident) = (start.elapsed(), resident());
 
     let template = text.chat_template.as_ref().filter(|_| !args.raw && text.is_instruction_tuned());
     let ids = match template {
@@ -124,7 +124,8 @@ fn run(args: &Args) -> Result<()> {
         let tokens = generation.tokens.len();
         let (prefill, decode) = (ms(generation.prefill), ms(generation.decode));
         let line = format!(
-            "load {:.1} ms, prefill {} tokens in {prefill:.1} ms, decode {tokens} tokens in {decode:.1} ms",
+            "load {:.1} ms, {resident} MB resident after it, prefill {} tokens in {prefill:.1} ms, \
+            decode {tokens} tokens in {decode:.1} ms",
             ms(load),
             generation.prompt_tokens
         );
@@ -133,6 +134,14 @@ fn run(args: &Args) -> Result<()> {
     let broken = session.has_logits() && session.logits().iter().all(|x| x.is_nan());
     ensure!(!broken, "{path}: the logits are NaN: its weights hold NaN or infinity");
     Ok(())
+}
+
+/// Resident memory of the process in MB, mapped files included; `?` where the system does not say.
+fn resident() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|l| l.trim().strip_suffix("kB")?.trim().parse::<f64>().ok());
+    kib.map_or("?".into(), |kib| format!("{:.1}", kib * 1024.0 / 1e6))
 }
 
 /// Writes to stdout at once.

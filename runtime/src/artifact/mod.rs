@@ -8,18 +8,21 @@
 
 mod code;
 mod program;
+mod shared;
 pub mod write;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
 pub use program::Listing;
+pub use shared::Shared;
 
 use crate::cpu;
 use crate::error::Error;
@@ -42,6 +45,8 @@ const MAX_HEADER: u64 = 16 << 20;
 pub const CONFIG: &str = "config.json";
 /// Section: the tokenizer.
 pub const TOKENIZER: &str = "tokenizer.json";
+/// Section: the tokenizer again, as tables that are read in place.
+pub const TOKENIZER_TABLES: &str = "tokenizer.tables";
 /// Section: the texts of BOS and EOS.
 pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// Section: the stop tokens.
@@ -77,7 +82,7 @@ pub struct Section {
 impl Section {
     /// Whether it is a tensor of the model.
     pub fn is_weight(&self) -> bool {
-        let texts = [CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG, CHAT_TEMPLATE];
+        let texts = [CONFIG, TOKENIZER, TOKENIZER_TABLES, TOKENIZER_CONFIG, GENERATION_CONFIG, CHAT_TEMPLATE];
         let parts = [PROGRAM, CODE, CONSTANTS];
         !texts.contains(&self.name.as_str()) && !parts.iter().any(|p| self.name.starts_with(p))
     }
@@ -86,7 +91,7 @@ impl Section {
 /// An artifact, mapped. The file must not change meanwhile.
 pub struct Artifact {
     path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
     sections: Vec<Section>,
     by_name: HashMap<String, usize>,
     target: String,
@@ -147,7 +152,7 @@ impl Artifact {
             sections.push(Section { name, dtype, shape, bytes, hash });
         }
         let by_name = sections.iter().enumerate().map(|(i, s)| (s.name.clone(), i)).collect();
-        Ok(Artifact { path: path.into(), map, sections, by_name, target, cpus, weights })
+        Ok(Artifact { path: path.into(), map: Arc::new(map), sections, by_name, target, cpus, weights })
     }
 
     /// The file.
@@ -183,6 +188,11 @@ impl Artifact {
     /// The bytes of a section as they are: their hash is not looked at.
     pub fn section(&self, name: &str) -> Option<&[u8]> {
         Some(&self.map[self.sections[*self.by_name.get(name)?].bytes.clone()])
+    }
+
+    /// The same, to keep: it holds the mapping.
+    pub fn shared(&self, name: &str) -> Option<Shared> {
+        Shared::new(self.map.clone(), self.sections[*self.by_name.get(name)?].bytes.clone())
     }
 
     /// Holds every section against its hash, on as many threads as there are CPUs.

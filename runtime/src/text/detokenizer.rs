@@ -4,7 +4,11 @@
 //! character. Special tokens and ids outside of the vocabulary give no text. Byte tokens (`<0xE2>`) are held back until they
 //! make a character; bytes that cannot become one give U+FFFD, as `String::from_utf8_lossy` does. Each id costs O(its text).
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
+
+use super::bpe::Bpe;
 
 /// What one token stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,16 +21,61 @@ pub(crate) enum Piece {
     Nothing,
 }
 
+impl Piece {
+    /// What a token that is not special stands for.
+    pub(crate) fn of(token: &str) -> Piece {
+        match byte(token) {
+            Some(byte) => Piece::Byte(byte),
+            None => Piece::Text(token.replace('▁', " ").into()),
+        }
+    }
+}
+
+/// The byte that a token `<0xE2>` stands for.
+fn byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
+}
+
+/// What every id stands for.
+#[derive(Clone)]
+pub(crate) enum Pieces {
+    /// By id.
+    Listed(Arc<[Piece]>),
+    /// Those of added tokens, then those of the tables; and how many ids there are.
+    Mapped(Bpe, Arc<HashMap<u32, Piece>>, usize),
+}
+
+impl Pieces {
+    /// One more than the largest id.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Pieces::Listed(pieces) => pieces.len(),
+            Pieces::Mapped(_, _, ids) => *ids,
+        }
+    }
+
+    fn get(&self, id: u32) -> Option<Cow<'_, Piece>> {
+        match self {
+            Pieces::Listed(pieces) => pieces.get(id as usize).map(Cow::Borrowed),
+            Pieces::Mapped(bpe, added, _) => match added.get(&id) {
+                Some(piece) => Some(Cow::Borrowed(piece)),
+                None => bpe.text(id).map(|token| Cow::Owned(Piece::of(token))),
+            },
+        }
+    }
+}
+
 /// What turns ids into text; made by [`Tokenizer::detokenizer`](super::Tokenizer::detokenizer).
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Detokenizer {
-    pieces: Arc<[Piece]>,
+    pieces: Pieces,
     /// The start of a character, at most three bytes.
     pending: Vec<u8>,
 }
 
 impl Detokenizer {
-    pub(crate) fn new(pieces: Arc<[Piece]>) -> Detokenizer {
+    pub(crate) fn new(pieces: Pieces) -> Detokenizer {
         Detokenizer { pieces, pending: Vec::with_capacity(4) }
     }
 
@@ -39,7 +88,7 @@ impl Detokenizer {
 
     /// As [`push`](Self::push), appending to `text`.
     pub fn push_to(&mut self, id: u32, text: &mut String) {
-        match self.pieces.get(id as usize) {
+        match self.pieces.get(id).as_deref() {
             None | Some(Piece::Nothing) => {}
             Some(Piece::Text(piece)) => {
                 flush(&mut self.pending, text);

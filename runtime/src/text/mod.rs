@@ -6,6 +6,7 @@
 //! | [`detokenizer`] | ids to text, as they come |
 //! | [`chat`] | messages to the text of a prompt, by the model's template |
 
+mod bpe;
 pub mod chat;
 pub mod detokenizer;
 pub mod tokenizer;
@@ -14,7 +15,9 @@ pub use chat::{ChatTemplate, Message};
 pub use detokenizer::Detokenizer;
 pub use tokenizer::Tokenizer;
 
-use crate::artifact::{Artifact, CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG};
+use crate::artifact::{
+    Artifact, CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_TABLES,
+};
 use crate::file::fields::Fields;
 use crate::file::{self, Result};
 
@@ -35,9 +38,11 @@ impl Text {
     /// [`file::Error`] for a section that is malformed.
     pub fn of(artifact: &Artifact, vocab: usize) -> Result<Text> {
         let path = artifact.path();
-        let tokenizer = match artifact.section(TOKENIZER) {
-            Some(bytes) => Some(Tokenizer::from_bytes(path, bytes, artifact.section(TOKENIZER_CONFIG))?),
-            None => None,
+        let config = artifact.section(TOKENIZER_CONFIG);
+        let tokenizer = match (artifact.shared(TOKENIZER_TABLES), artifact.section(TOKENIZER)) {
+            (Some(tables), _) => Some(Tokenizer::from_tables(path, tables, config)?),
+            (None, Some(bytes)) => Some(Tokenizer::from_bytes(path, bytes, config)?),
+            (None, None) => None,
         };
         let chat_template = match (&tokenizer, artifact.section(CHAT_TEMPLATE)) {
             (Some(t), Some(bytes)) => {

@@ -4,12 +4,19 @@
 //! it is asked for. Invariants: the file has a BOS token; its decoder is Gemma's (`▁` to space, bytes, joined), which is what
 //! [`Detokenizer`] does; [`Tokenizer::decode`] and a stream give the same text.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::detokenizer::{Detokenizer, Piece};
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
+};
+
+use super::bpe::Bpe;
+use super::detokenizer::{Detokenizer, Piece, Pieces};
+use crate::artifact::Shared;
 use crate::file;
 use crate::file::error::{self, Error, Result, quote};
 use crate::file::fields::Fields;
@@ -18,6 +25,8 @@ use crate::file::fields::Fields;
 pub const TOKENIZER: &str = "tokenizer.json";
 /// The file that names the special tokens, and in older folders holds the chat template.
 pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// The section of an artifact that holds the tokenizer as tables.
+pub const TABLES: &str = crate::artifact::TOKENIZER_TABLES;
 /// The token that ends a turn of a chat.
 pub const END_OF_TURN: &str = "<end_of_turn>";
 
@@ -27,11 +36,23 @@ const EOS: &str = "<eos>";
 /// The largest id that is believed: as the largest vocabulary of a configuration.
 const MAX_ID: u32 = 1 << 24;
 
+/// What finds tokens.
+enum Inner {
+    /// The crate's own, from a whole `tokenizer.json`.
+    Whole(Box<tokenizers::Tokenizer>),
+    /// The same around tables that are read in place.
+    Mapped(Box<Mapped>),
+}
+
+/// The crate's tokenizer, its model ours.
+type Mapped =
+    TokenizerImpl<Bpe, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+
 /// A tokenizer.
 pub struct Tokenizer {
     path: PathBuf,
-    inner: tokenizers::Tokenizer,
-    pieces: Arc<[Piece]>,
+    inner: Inner,
+    pieces: Pieces,
     bos: (String, u32),
     eos: (String, Option<u32>),
 }
@@ -60,6 +81,65 @@ impl Tokenizer {
         // Lengths are the caller's business: nothing is cut or filled here.
         inner.with_truncation(None).map_err(|e| Error::file(&path, "a tokenizer", error::line(e)))?;
         inner.with_padding(None);
+        let pieces = Pieces::Listed(pieces(&path, &inner)?);
+        Tokenizer::with(dir, Inner::Whole(Box::new(inner)), pieces, config)
+    }
+
+    /// The tables that [`Tokenizer::from_tables`] reads, of the bytes of a `tokenizer.json`; nothing for a tokenizer that
+    /// they cannot hold, or do not give the same tokens for.
+    pub fn tables(tokenizer: &[u8]) -> Option<Vec<u8>> {
+        /// Every so many tokens one is held against the crate's.
+        const EVERY: usize = 61;
+        let tables = Bpe::tables(tokenizer)?;
+        let dir = Path::new("");
+        let whole = Tokenizer::from_bytes(dir, tokenizer, None).ok()?;
+        let mapped = Tokenizer::from_tables(dir, Shared::from_vec(tables.clone()), None).ok()?;
+        let ids = (0..whole.vocab_size() as u32).step_by(EVERY);
+        let texts = ids.map(|id| whole.decode(&[id, id / 2, id / 3]));
+        let same = |text: String| match (whole.encode(&text, true), mapped.encode(&text, true)) {
+            (Ok(a), Ok(b)) => a == b && whole.decode(&a) == mapped.decode(&a),
+            (a, b) => a.is_err() && b.is_err(),
+        };
+        (whole.vocab_size() == mapped.vocab_size() && texts.into_iter().all(same)).then_some(tables)
+    }
+
+    /// The tokenizer in tables, which are read in place, and `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_bytes`].
+    pub fn from_tables(dir: &Path, tables: Shared, config: Option<&[u8]>) -> Result<Tokenizer> {
+        let path = dir.join(TABLES);
+        let refuse = |found: String| Error::file(&path, "a tokenizer's tables", found);
+        let bpe = Bpe::new(tables).map_err(refuse)?;
+        check_decoder(&path, bpe.json())?;
+        let mut fields = Fields::parse(&path, bpe.json())?;
+        let mut part = |name: &str| fields.take(name).unwrap_or(Value::Null);
+        let malformed = |e: serde_json::Error| refuse(error::line(e));
+        let mut inner = Mapped::new(bpe.clone());
+        let normalizer: Option<NormalizerWrapper> =
+            serde_json::from_value(part("normalizer")).map_err(malformed)?;
+        inner.with_normalizer(normalizer).map_err(|e| refuse(error::line(e)))?;
+        let split: Option<PreTokenizerWrapper> =
+            serde_json::from_value(part("pre_tokenizer")).map_err(malformed)?;
+        inner.with_pre_tokenizer(split);
+        let post: Option<PostProcessorWrapper> =
+            serde_json::from_value(part("post_processor")).map_err(malformed)?;
+        inner.with_post_processor(post);
+        let added: Option<Vec<AddedToken>> =
+            serde_json::from_value(part("added_tokens")).map_err(malformed)?;
+        inner.add_tokens(added.unwrap_or_default()).map_err(|e| refuse(error::line(e)))?;
+        let added: HashMap<u32, Piece> = inner
+            .get_added_tokens_decoder()
+            .into_iter()
+            .map(|(id, t)| (id, if t.special { Piece::Nothing } else { Piece::of(&t.content) }))
+            .collect();
+        let ids = added.keys().map(|&id| id as usize + 1).max().unwrap_or(0).max(bpe.ids());
+        let pieces = Pieces::Mapped(bpe, Arc::new(added), ids);
+        Tokenizer::with(dir, Inner::Mapped(Box::new(inner)), pieces, config)
+    }
+
+    fn with(dir: &Path, inner: Inner, pieces: Pieces, config: Option<&[u8]>) -> Result<Tokenizer> {
+        let path = dir.join(TOKENIZER);
         let (mut bos, mut eos) = (BOS.to_string(), EOS.to_string());
         if let Some(bytes) = config {
             let mut fields = Fields::parse(&dir.join(TOKENIZER_CONFIG), bytes)?;
@@ -70,7 +150,6 @@ impl Tokenizer {
             return Err(Error::file(path, format!("the BOS token {}", quote(&bos)), "no such token"));
         };
         let eos_id = inner.token_to_id(&eos);
-        let pieces = pieces(&path, &inner)?;
         Ok(Tokenizer { path, inner, pieces, bos: (bos, bos_id), eos: (eos, eos_id) })
     }
 
@@ -80,7 +159,11 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Encode`] for a character that the vocabulary cannot express.
     pub fn encode(&self, text: &str, add_bos: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| self.failed(e))?;
+        let encoding = match &self.inner {
+            Inner::Whole(inner) => inner.encode_fast(text, false),
+            Inner::Mapped(inner) => inner.encode_fast(text, false),
+        };
+        let encoding = encoding.map_err(|e| self.failed(e))?;
         let mut ids = encoding.get_ids();
         if !add_bos {
             return Ok(ids.to_vec());
@@ -155,6 +238,15 @@ impl Tokenizer {
     }
 }
 
+impl Inner {
+    fn token_to_id(&self, token: &str) -> Option<u32> {
+        match self {
+            Inner::Whole(inner) => inner.token_to_id(token),
+            Inner::Mapped(inner) => inner.token_to_id(token),
+        }
+    }
+}
+
 /// A special token's text: a string, or an object that holds it as `content`.
 fn special(fields: &mut Fields, name: &str) -> Result<Option<String>> {
     match fields.take(name) {
@@ -193,17 +285,8 @@ fn pieces(path: &Path, inner: &tokenizers::Tokenizer) -> Result<Arc<[Piece]>> {
         let token = inner.id_to_token(id).filter(|_| !added.get(&id).is_some_and(|t| t.special));
         match token {
             None => Piece::Nothing,
-            Some(token) => match byte(&token) {
-                Some(byte) => Piece::Byte(byte),
-                None => Piece::Text(token.replace('▁', " ").into()),
-            },
+            Some(token) => Piece::of(&token),
         }
     };
     Ok((0..=largest).map(piece).collect())
-}
-
-/// The byte that a token `<0xE2>` stands for.
-fn byte(token: &str) -> Option<u8> {
-    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
-    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
