@@ -363,7 +363,8 @@ fusions! {
         let window = if r.below(2) == 0 { None } else { Some(1 + r.below(30)) };
         attention(r, 1, None, window, "y")
     }
-    grouped_queries(r) &["attention"], not &["matmul", "exp", "select", "broadcast"], {
+    // Keys may still be read as a broadcast view of a few: it costs nothing.
+    grouped_queries(r) &["attention"], not &["matmul", "exp", "select"], {
         let window = if r.below(2) == 0 { None } else { Some(1 + r.below(30)) };
         let repeat = 2 + r.below(3);
         attention(r, repeat, None, window, "y")

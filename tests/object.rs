@@ -54,7 +54,8 @@ fn prompt(tokens: usize) -> Vec<u32> {
 /// Logits behind each token that a session generates.
 fn expected(cpu: &'static str, prompt: &[u32]) -> Vec<f32> {
     let model = golden_model("tiny-long").expect("a model");
-    let setup = Setup { cpu, chunk: CHUNK, context: CONTEXT, threads: 1, ..Setup::default() };
+    let setup =
+        Setup { cpu, chunk: CHUNK, context: CONTEXT, threads: 1, target_prices: true, ..Setup::default() };
     let mut session = session(&model, &setup).expect("a session");
     session.prefill(prompt).expect("room");
     let mut all = session.logits().to_vec();

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::{Compilation, Options, compile};
-use lapidary_ir::DType;
+use lapidary_ir::{DType, InputKind, Module, TensorType};
 use lapidary_models::{Model, gemma2};
-use lapidary_passes::Selection;
+use lapidary_passes::{Machine, Selection};
 use lapidary_runtime::Session;
 use lapidary_runtime::program::WeightSource;
 
@@ -40,6 +41,8 @@ pub struct Setup {
     pub context: usize,
     /// Whether products may round activations.
     pub rounded: bool,
+    /// Whether kernels are priced as commands do, by the constants of the CPU and the bytes of a token's weights.
+    pub target_prices: bool,
 }
 
 impl Default for Setup {
@@ -52,6 +55,7 @@ impl Default for Setup {
             cpu: "native",
             context: 1024,
             rounded: false,
+            target_prices: false,
         }
     }
 }
@@ -66,7 +70,13 @@ pub fn compile_model(model: &Model, setup: &Setup) -> Result<Compilation> {
         .iter()
         .enumerate()
         .map(|(i, &kind)| (gemma2::layer_name(kind).to_owned(), gemma2::layer_prefix(i)))
-        .collect();
+        .collect::<Vec<(String, String)>>();
+    let machine = if setup.target_prices {
+        let machine = Target::new(setup.cpu, Placement::Object)?.machine(setup.rounded);
+        Machine { weight_bytes: weight_bytes(&module, &layers), ..machine }
+    } else {
+        Machine::GENERIC
+    };
     let parts = lapidary_codegen::Model { hidden: config.hidden_size, vocab: config.vocab_size, layers };
     let options = Options {
         selection: setup.selection.clone(),
@@ -74,10 +84,19 @@ pub fn compile_model(model: &Model, setup: &Setup) -> Result<Compilation> {
         context: setup.context.min(config.max_position_embeddings),
         chunk: setup.chunk,
         rounded: setup.rounded,
-        machine: lapidary_passes::Machine::GENERIC,
+        machine,
         listings: false,
     };
     Ok(compile(&module, &parts, &options)?)
+}
+
+/// Bytes of weights that a token reads: those of each layer and of the prediction.
+fn weight_bytes(module: &Module, layers: &[(String, String)]) -> f64 {
+    let functions = layers.iter().map(|(name, _)| name.as_str()).chain(["head_argmax"]);
+    let inputs = functions.filter_map(|name| module.function(name)).flat_map(|f| &f.inputs);
+    let weights = inputs.filter(|i| i.kind == InputKind::Weight);
+    let elements = |ty: &TensorType| ty.shape.iter().filter_map(|d| d.fixed()).product();
+    weights.map(|i| i.ty.dtype.row_bytes(elements(&i.ty)) as f64).sum()
 }
 
 /// A session on a model.
