@@ -598,6 +598,23 @@ impl<'a> Emitter<'a> {
         self.b.ins().store(flags, value, address, byte_offset as i32);
     }
 
+    /// I32X4 times a number.
+    pub fn scale_int(&mut self, value: Value, by: i64) -> Value {
+        let by = self.b.ins().iconst(I32, by);
+        let by = self.b.ins().splat(I32X4, by);
+        self.b.ins().imul(value, by)
+    }
+
+    /// Stores the four words of I8X16 `stride` bytes apart.
+    pub fn store_words(&mut self, value: Value, address: Value, byte_offset: i64, stride: i64) {
+        let words = self.bitcast(I32X4, value);
+        for lane in 0..4u8 {
+            let word = self.b.ins().extractlane(words, lane);
+            let at = byte_offset + i64::from(lane) * stride;
+            self.b.ins().store(MemFlagsData::new().with_notrap(), word, address, at as i32);
+        }
+    }
+
     /// F32X4 of small magnitude to the nearest I32X4. (A magic number: CLIF's own conversion saturates and is slow.)
     pub fn round_to_int(&mut self, value: Value) -> Value {
         let magic = self.splat(12_582_912.0);
@@ -616,14 +633,14 @@ impl<'a> Emitter<'a> {
         self.b.ins().splat(I32X4, sum)
     }
 
-    /// Stores a block of I32X4, saturated to 8 bits.
-    pub fn store_int8(&mut self, quants: &[Value; BLOCK / 4], address: Value) {
-        for (half, four) in quants.chunks(4).enumerate() {
+    /// A block of I32X4 as two I8X16, saturated.
+    pub fn narrow_int8(&mut self, quants: &[Value; BLOCK / 4]) -> [Value; 2] {
+        std::array::from_fn(|half| {
+            let four = &quants[4 * half..4 * half + 4];
             let low = self.b.ins().snarrow(four[0], four[1]);
             let high = self.b.ins().snarrow(four[2], four[3]);
-            let bytes = self.b.ins().snarrow(low, high);
-            self.b.ins().store(MemFlagsData::new().with_notrap(), bytes, address, half as i32 * 16);
-        }
+            self.b.ins().snarrow(low, high)
+        })
     }
 
     /// Copies `bytes`, a multiple of 16.

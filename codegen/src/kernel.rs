@@ -123,16 +123,20 @@ pub enum Body {
         prologue: Option<f32>,
         /// What happens to the accumulators.
         epilogue: Epilogue,
-        /// How x is held for the products: f32, bf16 (packed only) or q8 (rounded by the kernel itself).
+        /// How x is held for the products: f32, bf16 or q8 (not packed: rounded by the kernel itself).
         operands: DType,
         /// If x comes packed (and without a prologue): rows of a panel.
         panel: Option<usize>,
     },
     /// x (T, K), \[norm weight (K) if there is a prologue\]; output panels f32 (T / panel, K, panel), or bf16 in pairs
-    /// (T / panel, K / 2, 2 panel), K rounded up to even with a 0.
+    /// (T / panel, K / 2, 2 panel), K rounded up to even with a 0, or q8 in blocks, words (T / panel, K / 32, 10 panel).
     Pack {
         /// eps of an RMSNorm applied to x as it is read.
         prologue: Option<f32>,
+        /// How x is held: f32, bf16 or q8.
+        operands: DType,
+        /// Rows of a panel.
+        panel: usize,
     },
     /// x (H, T, D), pos i32 (T), inverse frequencies (D/2); output (H, T, D).
     Rope,

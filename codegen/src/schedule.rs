@@ -725,8 +725,8 @@ impl Scheduler<'_> {
         let mut body = Body::Linear { prologue, epilogue, operands, panel: None };
         if micro.is_packed() {
             let panel = pack::packed(Base::Number(0.0), row_dim, k, capacity, micro);
-            let panel = self.temporary(operands, &panel.dims(), &[0, 1, 2]);
-            let pack = Body::Pack { prologue };
+            let panel = self.temporary(panel.dtype, &panel.dims(), &[0, 1, 2]);
+            let pack = Body::Pack { prologue, operands, panel: micro.mr };
             self.push(id, pack, inputs, vec![panel.clone()], pack::tiles(row_dim, capacity, micro.mr));
             inputs = vec![panel];
             body = Body::Linear { prologue: None, epilogue, operands, panel: Some(micro.mr) };

@@ -190,7 +190,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let read = all(&|m| &m.read);
         let peaks: [f64; UNITS.len()] = std::array::from_fn(|unit| all(&|m| &m.multiply[unit]));
         let features = Target::new(&args.compile.cpu, Placement::Object)?.features;
-        let unit = features.matrix_unit(args.compile.activations == Activations::Auto);
+        let rounded = args.compile.activations == Activations::Auto;
+        let unit = features.matrix_unit(rounded, engine.format.is_quantised());
         let multiply = peaks[index(unit)];
         let units = UNITS.iter().zip(&peaks).filter(|(_, peak)| peak.is_finite());
         let units: serde_json::Map<String, Value> =

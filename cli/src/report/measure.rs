@@ -36,7 +36,8 @@ pub(crate) fn measure(
     let mut engine = Engine::new(args)?;
     let mut machine = Machine::new(&args.compile.cpu, engine.session.threads())?;
     let features = Target::new(&args.compile.cpu, Placement::Object)?.features;
-    let unit = features.matrix_unit(args.compile.activations == Activations::Auto);
+    let rounded = args.compile.activations == Activations::Auto;
+    let unit = features.matrix_unit(rounded, engine.format.is_quantised());
     let rows = regimes(engine.session.program().plan.chunk);
     let shrunk: Vec<&Without> = without.iter().filter(|w| w.matters).collect();
     let bar = output::bar((rows.len() + shrunk.len()) as u64, "measuring", output::Unit::Tokens);

@@ -72,7 +72,9 @@ fn round_row(e: &mut Emitter<'_>, rows: &View, row: Value, k: usize, out: Value)
             e.round_to_int(v)
         });
         let to = e.b.ins().iadd(out, first);
-        e.store_int8(&quants, to);
+        for (half, quants) in (0..).zip(e.narrow_int8(&quants)) {
+            e.store_int(quants, to, half * 16, 4);
+        }
         vec![]
     });
 }

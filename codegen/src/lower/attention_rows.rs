@@ -143,6 +143,7 @@ fn parts(sums: &Microkernel, repeat: usize, head_dim: usize) -> Vec<Part> {
             let Some(columns) = columns else { unreachable!("rows are whole narrowest shapes") };
             let tile = Tile {
                 operands: DType::F32,
+                weights: DType::F32,
                 columns,
                 nr,
                 panel: row,

@@ -45,7 +45,7 @@ pub(super) fn raw_code(
     let raw: Vec<Raw> = match micro.emit {
         Emit::RawTile(_) | Emit::ConfiguredTile(_) => {
             let widen = weights.iter().filter_map(|w| widening(w, micro, features));
-            let tiles = tiling(micro).raw_code().into_iter();
+            let tiles = weights.iter().flat_map(|w| tiling(micro, w.dtype).raw_code());
             return widen.chain(tiles.map(|raw| (micro, raw))).collect();
         }
         Emit::RawRows(_) => {
@@ -90,20 +90,22 @@ fn widened_row(k: usize) -> usize {
 
 /// The raw code that widens a weight to the operands' type, if there is one and there is something to do.
 fn widening(weight: &View, micro: &Microkernel, features: &Features) -> Option<(&'static Microkernel, Raw)> {
-    if weight.dtype == micro.operands {
+    if weight.dtype == micro.operands && !weight.dtype.is_quantised() {
         return None;
     }
     let widen = micro::widening(features)?;
     Some((widen, Raw::Widen(Widen { from: weight.dtype, to: micro.operands })))
 }
 
-fn tiling(micro: &'static Microkernel) -> Tiling {
-    Tiling { micro, weight_stride: weight_row(micro) * micro.operands.bytes(), c_stride: micro.mr * 4 }
+/// Tiles of weights stored so, as they are held in scratch.
+fn tiling(micro: &'static Microkernel, stored: DType) -> Tiling {
+    let weights = if micro.operands.is_quantised() { stored } else { micro.operands };
+    Tiling { micro, weights, weight_stride: weight_row(micro, stored), c_stride: micro.mr * 4 }
 }
 
-/// Elements from one weight row in scratch to the next: not a power of two, lest rows share cache sets.
-fn weight_row(micro: &Microkernel) -> usize {
-    micro.part() + 64 / micro.operands.bytes()
+/// Bytes from one weight row in scratch to the next: not a power of two, lest rows share cache sets.
+fn weight_row(micro: &Microkernel, stored: DType) -> usize {
+    micro.held_bytes(stored, micro.part()) + 64
 }
 
 /// Bytes of the results of a block with one panel: f32 (nr, mr), contiguous.
@@ -141,7 +143,8 @@ pub(super) fn lower(
         Some(_) => {
             let most = micro.part();
             let part = k.div_ceil(k.div_ceil(most)).next_multiple_of(32).min(most);
-            let held = e.take_scratch(micro.block_rows() * weight_row(micro) * operands.bytes());
+            let row = weights.iter().map(|w| weight_row(micro, w.dtype)).max().unwrap_or(0);
+            let held = e.take_scratch(micro.block_rows() * row);
             let x = Operand::Packed { held, part };
             let bytes = rows.div_ceil(micro.mr) * block_bytes(micro);
             let results = (0..results).map(|_| e.take_scratch(bytes)).collect();
@@ -450,10 +453,9 @@ impl Job<'_> {
         let rows = self.rows(e);
         let x = e.base(&self.kernel.inputs[0]);
         let mr = self.micro.mr as i64;
-        let tiling = tiling(self.micro);
-        let operands = self.micro.operands;
-        // bf16 goes in pairs.
-        let per_step = 4 / operands.bytes();
+        let tiling = tiling(self.micro, weight.dtype);
+        // Bytes that a block of k takes, of one row of x.
+        let block_bytes = self.micro.panel_bytes(BLOCK) as i64;
         let (zero, k) = (e.i64(0), e.i64(self.k as i64));
         e.for_range(zero, k, part as i64, &[], |e, from, _| {
             let left = e.b.ins().isub(k, from);
@@ -462,10 +464,10 @@ impl Job<'_> {
             hold(e, weight, first, from, length, held, self.micro);
             let steps = self.steps(e, length);
             e.for_range(zero, rows, mr, &[], |e, t, _| {
-                // Panel t / mr starts at step t K (of bf16 at t times half of that); a step is mr words.
-                let panel = e.scale(t, self.k.div_ceil(per_step) as i64 * 4);
+                let panel = e.scale(t, self.micro.panel_bytes(self.k) as i64);
                 let panel = e.b.ins().iadd(x, panel);
-                let at = e.scale(from, mr * 4 / per_step as i64);
+                // Parts start at whole blocks.
+                let at = e.scale(from, mr * block_bytes / BLOCK as i64);
                 let panel = e.b.ins().iadd(panel, at);
                 // Block t / mr, of block_rows rows of mr words.
                 let at = e.scale(t, self.micro.block_rows() as i64 * 4);
@@ -486,6 +488,7 @@ impl Job<'_> {
                 let up = e.offset(length, 1);
                 e.b.ins().ushr_imm_u(up, 1)
             }
+            DType::Q8 => e.b.ins().ushr_imm_u(length, i64::from(BLOCK.trailing_zeros())),
             _ => length,
         }
     }
@@ -562,7 +565,7 @@ fn store_some(e: &mut Emitter<'_>, output: &View, value: Value, row: Value, i: V
     );
 }
 
-/// Holds `length` elements from `from` of the block's weight rows as f32 or bf16; rows past the end are the last row again.
+/// Holds `length` elements from `from` of the block's weight rows as tiles read them; rows past the end are the last row again.
 /// An odd length of bf16 is filled up with a 0.
 fn hold(
     e: &mut Emitter<'_>,
@@ -573,23 +576,21 @@ fn hold(
     to: Value,
     micro: &Microkernel,
 ) {
-    let operands = micro.operands;
     let last = e.i64(fixed(weight, 0) as i64 - 1);
     let (zero, rows) = (e.i64(0), e.i64(micro.block_rows() as i64));
-    let size = operands.bytes() as i64;
     e.for_range(zero, rows, 1, &[], |e, n, _| {
         let row = e.b.ins().iadd(first, n);
         let row = e.min(row, last);
         let base = e.base(weight);
         let row = e.step(weight, 0, base, row);
-        let at = e.scale(n, weight_row(micro) as i64 * size);
+        let at = e.scale(n, weight_row(micro, weight.dtype) as i64);
         let to = e.b.ins().iadd(to, at);
         hold_row(e, weight, row, (from, length), to, micro);
         vec![]
     });
 }
 
-/// `length` elements from `from` of one weight row, as f32 or bf16.
+/// `length` elements from `from` of one weight row, as f32, bf16 or, by raw code alone, blocks of integers.
 fn hold_row(
     e: &mut Emitter<'_>,
     weight: &View,
@@ -718,34 +719,52 @@ fn round_rows(e: &mut Emitter<'_>, x: Value, stride: i64, rows: Value, k: usize,
         e.for_range(zero, blocks, 1, &[], |e, b, _| {
             let at = e.scale(b, BLOCK as i64 * 4);
             let x = e.b.ins().iadd(x, at);
-            let values: [Value; BLOCK / 4] = std::array::from_fn(|v| e.load(DType::F32, x, v as i64 * 16, 4));
-            let none = e.splat(0.0);
-            let largest = values.iter().fold(none, |most, &v| {
-                let size = e.b.ins().fabs(v);
-                e.fmax(size, most)
-            });
-            let largest = e.max_lanes(largest);
-            let largest = e.b.ins().splat(F32X4, largest);
-            let top = e.splat(127.0);
-            let scale = e.b.ins().fdiv(largest, top);
-            let inverse = e.b.ins().fdiv(top, largest);
-            let some = e.b.ins().fcmp(FloatCC::GreaterThan, largest, none);
-            let inverse = e.choose(some, inverse, none);
-            let quants = values.map(|v| {
-                let v = e.b.ins().fmul(v, inverse);
-                e.round_to_int(v)
-            });
-            let sum = quants[1..].iter().fold(quants[0], |sum, &q| e.b.ins().iadd(sum, q));
+            let values = std::array::from_fn(|v| e.load(DType::F32, x, v as i64 * 16, 4));
+            let Rounded { quants, scale, sum } = round_block(e, values);
             let at = e.scale(b, BLOCK as i64);
             let at = e.b.ins().iadd(to, at);
-            e.store_int8(&quants, at);
+            for (half, quants) in quants.into_iter().enumerate() {
+                e.store_int(quants, at, half as i64 * 16, 4);
+            }
             let at = e.scale(b, 4);
             let at = e.b.ins().iadd(to, at);
             e.store(DType::F32, scale, at, k as i64, 1);
-            let total = e.sum_int_lanes(sum);
-            e.store_int(total, at, (k + k / BLOCK * 4) as i64, 1);
+            e.store_int(sum, at, (k + k / BLOCK * 4) as i64, 1);
             vec![]
         });
         vec![]
     });
+}
+
+/// A block of x rounded to 8 bits.
+pub(super) struct Rounded {
+    /// The quants, two vectors of 16 (I8X16).
+    pub(super) quants: [Value; 2],
+    /// Their scale, in every lane.
+    pub(super) scale: Value,
+    /// Their sum (I32X4), in every lane.
+    pub(super) sum: Value,
+}
+
+/// Rounds a block to 8 bits: its largest magnitude is 127.
+pub(super) fn round_block(e: &mut Emitter<'_>, values: [Value; BLOCK / 4]) -> Rounded {
+    let none = e.splat(0.0);
+    let largest = values.iter().fold(none, |most, &v| {
+        let size = e.b.ins().fabs(v);
+        e.fmax(size, most)
+    });
+    let largest = e.max_lanes(largest);
+    let largest = e.b.ins().splat(F32X4, largest);
+    let top = e.splat(127.0);
+    let scale = e.b.ins().fdiv(largest, top);
+    let inverse = e.b.ins().fdiv(top, largest);
+    let some = e.b.ins().fcmp(FloatCC::GreaterThan, largest, none);
+    let inverse = e.choose(some, inverse, none);
+    let quants = values.map(|v| {
+        let v = e.b.ins().fmul(v, inverse);
+        e.round_to_int(v)
+    });
+    let sum = quants[1..].iter().fold(quants[0], |sum, &q| e.b.ins().iadd(sum, q));
+    let sum = e.sum_int_lanes(sum);
+    Rounded { quants: e.narrow_int8(&quants), scale, sum }
 }

@@ -80,7 +80,7 @@ pub fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
         Body::Linear { prologue, epilogue, operands, panel } => {
             linear::lower(e, kernel, *prologue, *epilogue, *operands, *panel);
         }
-        Body::Pack { prologue } => pack::lower(e, kernel, *prologue),
+        Body::Pack { prologue, operands, panel } => pack::lower(e, kernel, *prologue, *operands, *panel),
         Body::Rope => rope::lower(e, kernel),
         Body::WindowMask { window } => softmax::lower_mask(e, kernel, *window),
         Body::Softmax { ranged, window, maximum } => softmax::lower(e, kernel, *ranged, *window, *maximum),

@@ -1,14 +1,15 @@
-//! Packing: rows of x (T, K) to panels `[T / mr][K][mr]` f32 for tile microkernels, normed on the way if asked.
+//! Packing: rows of x (T, K) to panels for tile microkernels, `[T / mr][K][mr]` f32, the same in pairs of bf16, or rounded to
+//! 8 bits in blocks; normed on the way if asked.
 //!
-//! A tile is a panel. Rows go in fours, transposed; past the last row the last row comes again, and the lanes it makes
-//! are never stored by anyone.
+//! A tile is a panel. Floats go in fours of rows, transposed; past the last row the last row comes again, or nothing, and
+//! what such lanes make is never stored by anyone.
 
 use cranelift_codegen::ir::{InstBuilder, Value};
-use lapidary_ir::{DType, Dim};
+use lapidary_ir::{BLOCK, DType, Dim};
 use lapidary_runtime::program::Tiles;
 
 use super::elementwise::load_along_row;
-use super::linear::norm_row_into;
+use super::linear::{Rounded, norm_row_into, round_block};
 use super::transpose;
 use crate::emit::Emitter;
 use crate::kernel::Kernel;
@@ -29,31 +30,32 @@ pub fn tiles(rows: Dim, capacity: Capacity, panel: usize) -> Tiles {
 /// The packed form of (rows, k) in a buffer.
 pub fn packed(base: Base, rows: Dim, k: usize, capacity: Capacity, micro: &Microkernel) -> View {
     let panels = capacity.of(rows).div_ceil(micro.mr);
-    let (steps, width) = match micro.operands {
-        DType::BF16 => (k.div_ceil(2), 2 * micro.mr),
-        _ => (k, micro.mr),
+    let (dtype, steps, width) = match micro.operands {
+        DType::BF16 => (DType::BF16, k.div_ceil(2), 2 * micro.mr),
+        // Blocks of integers, counted in words.
+        DType::Q8 => (DType::F32, k / BLOCK, micro.panel_bytes(BLOCK) / 4 * micro.mr),
+        _ => (DType::F32, k, micro.mr),
     };
     let dims = [panels, steps, width].map(Dim::Fixed);
-    View::contiguous(base, micro.operands, &dims, capacity)
+    View::contiguous(base, dtype, &dims, capacity)
 }
 
 /// Emits the kernel.
-pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, prologue: Option<f32>) {
+pub(super) fn lower(
+    e: &mut Emitter<'_>,
+    kernel: &Kernel,
+    prologue: Option<f32>,
+    operands: DType,
+    panel: usize,
+) {
     let (x, output) = (&kernel.inputs[0], &kernel.outputs[0]);
-    let (Some(Dim::Fixed(k)), Some(Dim::Fixed(width))) =
-        (x.axes.last().map(|a| a.dim), output.axes.last().map(|a| a.dim))
-    else {
-        unreachable!("rows and panels have fixed lengths")
-    };
-    let pairs = output.dtype == DType::BF16;
-    let panel = if pairs { width / 2 } else { width };
+    let Some(Dim::Fixed(k)) = x.axes.last().map(|a| a.dim) else { unreachable!("rows have fixed lengths") };
     let normed = prologue.map(|eps| (eps, e.take_scratch(panel * k * 4)));
     e.for_tiles(|e, tile| {
         let rows = e.length(x.axes[0].dim);
         let first = e.scale(tile, panel as i64);
         let end = e.offset(first, panel as i64);
         let end = e.min(end, rows);
-        let zero = e.i64(0);
         if let Some((eps, scratch)) = normed {
             e.for_range(first, end, 1, &[], |e, t, _| {
                 let base = e.base(x);
@@ -66,7 +68,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, prologue: Option<f32>)
             });
         }
         // Rows to read: the normed ones, or x itself.
-        let read = match normed {
+        let view = match normed {
             Some(_) => View::contiguous(x.base, DType::F32, &[x.axes[0].dim, Dim::Fixed(k)], kernel.capacity),
             None => x.clone(),
         };
@@ -79,16 +81,41 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, prologue: Option<f32>)
         };
         let out = e.base(output);
         let out = e.step(output, 0, out, tile);
-        let all = e.i64(k as i64);
+        let read = Read { view: &view, base, rows: (first, end), k, out, panel };
+        match operands {
+            DType::Q8 => read.blocks(e),
+            _ => read.floats(e, operands == DType::BF16),
+        }
+    });
+}
+
+/// A panel's rows, and where they go.
+struct Read<'a> {
+    view: &'a View,
+    /// Address of row 0.
+    base: Value,
+    /// The panel's first row and its end.
+    rows: (Value, Value),
+    k: usize,
+    /// Address of the panel, of so many rows.
+    out: Value,
+    panel: usize,
+}
+
+impl Read<'_> {
+    /// As f32, or as pairs of bf16.
+    fn floats(&self, e: &mut Emitter<'_>, pairs: bool) {
+        let Read { base, rows: (first, end), out, panel, .. } = *self;
+        let (zero, all) = (e.i64(0), e.i64(self.k as i64));
         e.for_range(zero, all, PART, &[], |e, from, _| {
             let to = e.offset(from, PART);
             let to = e.min(to, all);
             e.for_range(first, end, 4, &[], |e, t, _| {
-                let last = e.offset(rows, -1);
+                let last = e.offset(end, -1);
                 let addresses: [Value; 4] = std::array::from_fn(|i| {
                     let row = e.offset(t, i as i64);
                     let row = e.min(row, last);
-                    e.step(&read, 0, base, row)
+                    e.step(self.view, 0, base, row)
                 });
                 let lane = e.b.ins().isub(t, first);
                 let lane = e.scale(lane, 4);
@@ -96,7 +123,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, prologue: Option<f32>)
                 let length = e.b.ins().isub(to, from);
                 e.for_lanes(length, &[], |e, i, lanes, _| {
                     let i = e.b.ins().iadd(from, i);
-                    let values = addresses.map(|row| load_along_row(e, &read, Some(row), i, lanes));
+                    let values = addresses.map(|row| load_along_row(e, self.view, Some(row), i, lanes));
                     let columns = transpose(e, values);
                     if pairs {
                         // A single element k (one at a time, at the end) is a pair's first, its second 0, or its second.
@@ -123,5 +150,36 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, prologue: Option<f32>)
             });
             vec![]
         });
-    });
+    }
+
+    /// Rounded to 8 bits in blocks, row by row: for each block scales, -8 times sums, and quants, four of a row a word.
+    fn blocks(&self, e: &mut Emitter<'_>) {
+        let Read { base, rows: (first, end), out, panel, .. } = *self;
+        let words = panel as i64 * 4;
+        let (zero, blocks) = (e.i64(0), e.i64((self.k / BLOCK) as i64));
+        e.for_range(first, end, 1, &[], |e, t, _| {
+            let row = e.step(self.view, 0, base, t);
+            let lane = e.b.ins().isub(t, first);
+            let lane = e.scale(lane, 4);
+            let out = e.b.ins().iadd(out, lane);
+            e.for_range(zero, blocks, 1, &[], |e, b, _| {
+                let from = e.scale(b, BLOCK as i64);
+                let values = std::array::from_fn(|v| {
+                    let i = e.offset(from, 4 * v as i64);
+                    load_along_row(e, self.view, Some(row), i, 4)
+                });
+                let Rounded { quants, scale, sum } = round_block(e, values);
+                let at = e.scale(b, words * (2 + BLOCK as i64 / 4));
+                let out = e.b.ins().iadd(out, at);
+                e.store(DType::F32, scale, out, 0, 1);
+                let sum = e.scale_int(sum, -8);
+                e.store_int(sum, out, words, 1);
+                for (i, half) in (0..).zip(quants) {
+                    e.store_words(half, out, (2 + 4 * i) * words, words);
+                }
+                vec![]
+            });
+            vec![]
+        });
+    }
 }

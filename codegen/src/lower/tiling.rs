@@ -3,6 +3,8 @@
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 
+use lapidary_ir::DType;
+
 use crate::emit::Emitter;
 use crate::micro::{Emit, Microkernel, Raw, Tile, TileOperands};
 
@@ -11,6 +13,8 @@ use crate::micro::{Emit, Microkernel, Raw, Tile, TileOperands};
 pub(super) struct Tiling {
     /// The microkernel, one with packed x.
     pub(super) micro: &'static Microkernel,
+    /// How weights are held.
+    pub(super) weights: DType,
     /// Bytes from one weight row to the next.
     pub(super) weight_stride: usize,
     /// Bytes from one row of results to the next.
@@ -22,6 +26,7 @@ impl Tiling {
         let (columns, nr) = self.micro.shapes[shape];
         Tile {
             operands: self.micro.operands,
+            weights: self.weights,
             columns,
             nr,
             panel: self.micro.mr,

@@ -25,9 +25,9 @@ const ZMM: [AsmRegisterZmm; 24] = [
     zmm0, zmm1, zmm2, zmm3, zmm4, zmm5, zmm6, zmm7, zmm8, zmm9, zmm10, zmm11, zmm12, zmm13, zmm14, zmm15,
     zmm16, zmm17, zmm18, zmm19, zmm20, zmm21, zmm22, zmm23,
 ];
-const YMM: [AsmRegisterYmm; 16] =
+pub(super) const YMM: [AsmRegisterYmm; 16] =
     [ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15];
-const XMM: [AsmRegisterXmm; 16] =
+pub(super) const XMM: [AsmRegisterXmm; 16] =
     [xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15];
 
 impl Dot {

@@ -18,6 +18,7 @@ pub mod probe;
 mod rows;
 mod scores;
 mod tile;
+mod tile_int8;
 mod widen;
 
 use cranelift_codegen::ir::Value;
@@ -47,8 +48,10 @@ pub struct Block {
 /// A tile's fixed measures: what the code of a [`Emit::RawTile`] or [`Emit::Inline`] is specialised to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tile {
-    /// How x and the weights are held: f32 or bf16.
+    /// How x is held: f32, bf16 or q8.
     pub operands: DType,
+    /// How the weights are held: as x, or with q8 in halves of q8 or q4.
+    pub weights: DType,
     /// Rows of x, in lanes: at most the panel's.
     pub columns: usize,
     /// Weight rows.
@@ -132,7 +135,7 @@ pub struct Mix {
 pub struct Widen {
     /// Weights' element type.
     pub from: DType,
-    /// f32 or bf16.
+    /// f32, bf16, or q8 for blocks as integer tiles read them.
     pub to: DType,
 }
 
@@ -174,13 +177,15 @@ impl Raw {
 /// A tile's operands in one call.
 #[derive(Clone, Copy)]
 pub struct TileOperands {
-    /// Address of the panel of x, f32 `[k][panel]` or bf16 `[k / 2][panel][2]`.
+    /// Address of the panel of x, f32 `[k][panel]`, bf16 `[k / 2][panel][2]`, or q8 in blocks: for each scales f32
+    /// `[panel]`, -8 times the sums of quants i32 `[panel]`, quants `[8][panel][4]`.
     pub x: Value,
-    /// Address of the first weight row, f32 or bf16 `[nr][k]`, rows `weight_stride` apart.
+    /// Address of the first weight row, f32 or bf16 `[nr][k]`, or integers as [`Microkernel::held_bytes`] counts them, rows
+    /// `weight_stride` apart.
     pub weights: Value,
     /// Address of the results, f32 `[nr][columns]`, rows `c_stride` apart.
     pub c: Value,
-    /// Length of the sums, of bf16 in pairs (i64).
+    /// Length of the sums, of bf16 in pairs, of q8 in blocks (i64).
     pub k: Value,
     /// 0 to start the sums, else they are added to what `c` holds (i64).
     pub accumulate: Value,
@@ -343,6 +348,17 @@ pub const MICROKERNELS: &[Microkernel] = &[
         emit: Emit::RawTile(tile::tile_512),
     },
     Microkernel {
+        name: "avx2_int8_tile",
+        operands: DType::Q8,
+        mr: 16,
+        shapes: &[(16, 6), (8, 12)],
+        kr: BLOCK,
+        max_rows: usize::MAX,
+        // With AVX-512 wider tiles of bf16 or f32 are as fast.
+        runs_on: |f| f.avx2 && f.fma && !f.avx512,
+        emit: Emit::RawTile(tile_int8::tile_256),
+    },
+    Microkernel {
         name: "avx2_tile",
         operands: DType::F32,
         mr: 16,
@@ -371,6 +387,16 @@ pub const MICROKERNELS: &[Microkernel] = &[
         max_rows: 0,
         runs_on: |f| f.avx512,
         emit: Emit::RawScores(scores::scores_512),
+    },
+    Microkernel {
+        name: "avx2_scores",
+        operands: DType::F32,
+        mr: 2,
+        shapes: &[(2, 4), (2, 1)],
+        kr: 1,
+        max_rows: 0,
+        runs_on: |f| f.avx2 && f.fma,
+        emit: Emit::RawScores(scores::scores_256),
     },
     Microkernel {
         name: "avx512_mix",
@@ -442,6 +468,23 @@ impl Microkernel {
             (Emit::RawMix(emit), Raw::Mix(mix)) => emit(mix),
             (Emit::RawWiden(emit), Raw::Widen(widen)) => emit(widen),
             (emit, raw) => unreachable!("{}: {raw:?} of {}", self.name, matches!(emit, Emit::Dot(_))),
+        }
+    }
+
+    /// Bytes that `n` elements of k of one row of x take in a panel.
+    pub fn panel_bytes(&self, n: usize) -> usize {
+        match self.operands {
+            DType::Q8 => n / BLOCK * tile_int8::PANEL_BLOCK,
+            DType::BF16 => n.div_ceil(2) * 4,
+            _ => n * 4,
+        }
+    }
+
+    /// Bytes that `n` elements of a row of weights take as tiles read them.
+    pub fn held_bytes(&self, weights: DType, n: usize) -> usize {
+        match self.operands {
+            DType::Q8 => n / BLOCK * tile_int8::held_block(weights),
+            operands => n * operands.bytes(),
         }
     }
 

@@ -4,10 +4,10 @@
 
 use cranelift_codegen::ir::InstBuilder;
 use iced_x86::code_asm::{registers::gpr64, *};
-use lapidary_ir::DType;
+use lapidary_ir::{BLOCK, DType};
 use lapidary_runtime::program::FRAME_SLOTS;
 
-use super::{Code, amx};
+use super::{Code, amx, tile_int8};
 use crate::emit::{Emitter, Features};
 
 /// Bytes that a tile of [`Probe::Read`] loads, from slot 0.
@@ -29,19 +29,20 @@ pub enum Probe {
 }
 
 impl Features {
-    /// What operands held so are multiplied in: the tile unit or dot products of bf16 or of 8-bit integers where the CPU has
-    /// them for such operands, else f32.
+    /// What operands held so are multiplied in: the tile unit or dot products of bf16, dot products of 8-bit integers, or
+    /// AVX2's 8-bit products, where the CPU has them for such operands, else f32.
     pub fn unit(&self, operands: DType) -> DType {
         match operands {
             DType::BF16 if self.avx512 && (self.amx || self.bf16) => DType::BF16,
-            DType::Q8 if self.avx512 && self.vnni => DType::Q8,
+            DType::Q8 if self.avx2 && self.fma && (!self.avx512 || self.vnni) => DType::Q8,
             _ => DType::F32,
         }
     }
 
-    /// What products of many rows multiply in; `rounded` says whether they may round their activations.
-    pub fn matrix_unit(&self, rounded: bool) -> DType {
-        self.unit(if rounded { DType::BF16 } else { DType::F32 })
+    /// What products of many rows multiply in; `rounded` says whether they may round their activations, `quantised` whether
+    /// weights are.
+    pub fn matrix_unit(&self, rounded: bool, quantised: bool) -> DType {
+        self.unit(super::choose(usize::MAX, BLOCK, rounded, quantised, self).operands)
     }
 }
 
@@ -50,7 +51,8 @@ fn shape(features: &Features, unit: DType) -> (usize, usize) {
     match (features.unit(unit), features.avx512, features.avx2 && features.fma) {
         (DType::BF16, ..) if features.amx => (amx::ROUND, 1),
         (DType::BF16, ..) => (32, 24),
-        (DType::Q8, ..) => (64, 24),
+        (DType::Q8, true, _) => (64, 24),
+        (DType::Q8, ..) => (32, 12),
         (_, true, _) => (16, 24),
         (_, false, true) => (8, 12),
         (_, false, false) => (4, 8),
@@ -144,6 +146,8 @@ fn multiply(wide: bool, unit: DType) -> Code {
                 _ => a.vfmadd231ps(sum, zmm30, zmm30)?,
             }
         }
+    } else if unit == DType::Q8 {
+        tile_int8::multiply_256(a)?;
     } else {
         for sum in ymm {
             a.vfmadd231ps(sum, ymm12, ymm12)?;

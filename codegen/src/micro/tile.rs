@@ -4,6 +4,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr64, *};
 use lapidary_ir::DType;
 
+use super::dot::YMM;
 use super::{Code, Tile};
 
 /// How many steps of k the loop is unrolled by.
@@ -14,9 +15,6 @@ const ZMM: [AsmRegisterZmm; 32] = [
     zmm16, zmm17, zmm18, zmm19, zmm20, zmm21, zmm22, zmm23, zmm24, zmm25, zmm26, zmm27, zmm28, zmm29, zmm30,
     zmm31,
 ];
-
-const YMM: [AsmRegisterYmm; 16] =
-    [ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15];
 
 /// What differs between the two widths.
 trait Vector: Copy + 'static {

@@ -4,7 +4,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::{BLOCK, DType};
 
-use super::{Code, Widen};
+use super::{Code, Widen, tile_int8};
 
 const FROM: AsmRegister64 = gpr64::rdi;
 const SCALES: AsmRegister64 = gpr64::rsi;
@@ -101,8 +101,11 @@ pub(super) fn widen_512(widen: Widen) -> Code {
     a.assemble(0)
 }
 
-/// AVX2 with F16C, to f32.
+/// AVX2 with F16C, to f32 or for integer tiles.
 pub(super) fn widen_256(widen: Widen) -> Code {
+    if widen.to == DType::Q8 {
+        return tile_int8::hold_256(widen);
+    }
     let a = &mut CodeAssembler::new(64)?;
     let (scale, mask, nibble, eight) = (ymm4, ymm5, ymm6, ymm7);
     let eights = [ymm0, ymm1, ymm2, ymm3];

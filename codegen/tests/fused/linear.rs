@@ -43,9 +43,10 @@ pub(crate) fn steps(linear: &Kernel, cpu: &str, slots: &mut Vec<Slot>) -> Vec<Ke
         return vec![linear.clone()];
     }
     let panels = pack::packed(Base::Slot(slots.len()), rows, k, capacity, micro);
-    slots.push(Slot::unwritten(operands, capacity.elements(&panels.dims())));
+    slots.push(Slot::unwritten(panels.dtype, capacity.elements(&panels.dims())));
     let tiles = pack::tiles(rows, capacity, micro.mr);
-    let pack = kernel(Body::Pack { prologue }, x.to_vec(), vec![panels.clone()], tiles, capacity);
+    let body = Body::Pack { prologue, operands, panel: micro.mr };
+    let pack = kernel(body, x.to_vec(), vec![panels.clone()], tiles, capacity);
     let mut product = linear.clone();
     product.body = Body::Linear { prologue: None, epilogue, operands, panel: Some(micro.mr) };
     product.inputs = std::iter::once(panels).chain(weights.iter().cloned()).collect();
