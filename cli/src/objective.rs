@@ -104,9 +104,12 @@ pub(crate) fn machine(base: Machine, text: &str) -> Result<Machine> {
             "cores" => machine = machine.on(value),
             "bandwidth" => machine.memory = value,
             "flops" => {
-                let times = value / machine.flops;
+                let times = value / machine.flops.bf16;
                 for rate in [
-                    &mut machine.flops,
+                    &mut machine.flops.f32,
+                    &mut machine.flops.bf16,
+                    &mut machine.flops.q8,
+                    &mut machine.flops.q4,
                     &mut machine.few_flops,
                     &mut machine.loose_flops,
                     &mut machine.attention_flops,

@@ -100,14 +100,15 @@ pub fn calibrate(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Erro
     };
     let n = 768;
     let ((deep, of_bf16), (flat, _)) = (many(n, long, "bf16")?, many(2 * n, short, "bf16")?);
-    m.flops = 2.0 * (long - short) as f64 / (deep - flat).max(LEAST);
-    m.store = (flat - 2.0 * short as f64 / m.flops).max(LEAST);
-    m.widen = Formats {
-        f32: many(n, long, "f32")?.1,
-        bf16: of_bf16,
-        q8: many(n, long, "q8")?.1,
-        q4: many(n, long, "q4")?.1,
+    let rate = 2.0 * (long - short) as f64 / (deep - flat).max(LEAST);
+    m.store = (flat - 2.0 * short as f64 / rate).max(LEAST);
+    let other = |dtype: &str| -> Result<(f64, f64), Error> {
+        let (each, widen) = many(n, long, dtype)?;
+        Ok((2.0 * long as f64 / (each - m.store).max(LEAST), widen))
     };
+    let (of_f32, of_q8, of_q4) = (other("f32")?, other("q8")?, other("q4")?);
+    m.flops = Formats { f32: of_f32.0, bf16: rate, q8: of_q8.0, q4: of_q4.0 };
+    m.widen = Formats { f32: of_f32.1, bf16: of_bf16, q8: of_q8.1, q4: of_q4.1 };
     let weights = (n * long) as f64;
     let few = bench.ns(&linear(n, long, "bf16"), FEW, "linear")? - m.launch - weights * m.widen.bf16;
     m.few_flops = 2.0 * weights * FEW as f64 / few.max(LEAST);

@@ -173,13 +173,16 @@ impl Target {
         let formats = |f32, bf16, q8, q4| Formats { f32, bf16, q8, q4 };
         // Measured by `lapidary calibrate --cpu` on two cores of a Zen 4 server, but for AMX: two cores' peak, of which its kernels are
         // taken to reach a third, and Arm, taken for a CPU of 128-bit vectors.
-        let wide = Machine { gelu: 4.3, flops: 228.0, few_flops: 228.0, ..Machine::GENERIC };
+        let wide = Machine { gelu: 4.3, flops: Formats::all(228.0), few_flops: 228.0, ..Machine::GENERIC };
         let dot =
             |rounded| if rounded { formats(35.0, 60.0, 71.0, 63.0) } else { formats(35.0, 60.0, 50.0, 48.0) };
         match (f.avx512, f.avx2 && f.fma) {
-            (true, _) if rounded && f.amx => {
-                Machine { gelu: 3.4, flops: 2000.0, dot: formats(35.0, 60.0, 80.0, 75.0), ..wide }
-            }
+            (true, _) if rounded && f.amx => Machine {
+                gelu: 3.4,
+                flops: Formats::all(2000.0),
+                dot: formats(35.0, 60.0, 80.0, 75.0),
+                ..wide
+            },
             (true, _) if rounded && f.bf16 => Machine { gelu: 3.4, ..Machine::GENERIC },
             (true, _) => Machine { dot: dot(rounded), attention_tile_flops: 160.0, ..wide },
             (false, true) => {
@@ -189,7 +192,7 @@ impl Target {
             (false, false) => Machine {
                 dot: formats(19.0, 16.0, 8.3, 6.1),
                 few_flops: 52.0,
-                flops: 52.0,
+                flops: Formats::all(52.0),
                 widen: formats(0.04, 0.05, 0.14, 0.23),
                 transcendental: 1.2,
                 gelu: 5.7,

@@ -30,3 +30,5 @@ mod reduce;
 mod rope;
 #[path = "fused/softmax.rs"]
 mod softmax;
+#[path = "fused/vnni.rs"]
+mod vnni;

@@ -86,12 +86,13 @@ impl CostModel {
         let data = |id: Id| &graph[id].data;
         let rows = self.rows(data(x));
         let k = head_dim(data(x)) as f64;
-        let (mut products, mut widening, mut dots) = (0.0, 0.0, 0.0);
+        let (mut products, mut tiled, mut widening, mut dots) = (0.0, 0.0, 0.0, 0.0);
         let mut weight_rows = 0.0;
         for &w in weights_of(graph, weights) {
             let n = self.elements(data(w));
             let dtype = data(w).stored.unwrap_or(DType::F32);
             products += 2.0 * rows * n;
+            tiled += 2.0 * rows * n / m.flops.of(dtype);
             widening += n * m.widen.of(dtype);
             dots += rows * n / m.dot.of(dtype);
             weight_rows += n / k;
@@ -113,8 +114,7 @@ impl CostModel {
         // Rows are brought into the form that products take first.
         work.before = t * rows * k * m.element;
         let few = rows <= FEW_ROWS;
-        let summing =
-            if few { products / m.few_flops } else { products / m.flops + rows * weight_rows * m.store };
+        let summing = if few { products / m.few_flops } else { tiled + rows * weight_rows * m.store };
         work.tiles = (results / BLOCKS.1).ceil().max(1.0);
         work.busy = t * (widening + summing + epilogue(m.gelu));
     }

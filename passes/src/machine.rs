@@ -22,6 +22,11 @@ pub struct Formats {
 }
 
 impl Formats {
+    /// The same of all.
+    pub const fn all(figure: f64) -> Formats {
+        Formats { f32: figure, bf16: figure, q8: figure, q4: figure }
+    }
+
     /// The figure of an element type in memory.
     pub fn of(&self, dtype: DType) -> f64 {
         match dtype {
@@ -51,7 +56,7 @@ pub struct Machine {
     /// Products of 5 to 32 rows, FLOP a nanosecond (GFLOP/s).
     pub few_flops: f64,
     /// Products of more rows, FLOP a nanosecond.
-    pub flops: f64,
+    pub flops: Formats,
     /// Bringing weights into the form that products of more than 4 rows take, nanoseconds a weight.
     pub widen: Formats,
     /// What a result takes beside its sum in products of more than 32 rows, nanoseconds.
@@ -136,7 +141,10 @@ pub const FIGURES: &[Figure] = &[
     Figure { name: "dot_q4", unit: "weights/ns", scaling: Rate, of: |m| &mut m.dot.q4 },
     Figure { name: "dot_row", unit: "ns/row", scaling: Time, of: |m| &mut m.dot_row },
     Figure { name: "few_flops", unit: "GFLOP/s", scaling: Rate, of: |m| &mut m.few_flops },
-    Figure { name: "flops", unit: "GFLOP/s", scaling: Rate, of: |m| &mut m.flops },
+    Figure { name: "flops_f32", unit: "GFLOP/s", scaling: Rate, of: |m| &mut m.flops.f32 },
+    Figure { name: "flops_bf16", unit: "GFLOP/s", scaling: Rate, of: |m| &mut m.flops.bf16 },
+    Figure { name: "flops_q8", unit: "GFLOP/s", scaling: Rate, of: |m| &mut m.flops.q8 },
+    Figure { name: "flops_q4", unit: "GFLOP/s", scaling: Rate, of: |m| &mut m.flops.q4 },
     Figure { name: "widen_f32", unit: "ns/weight", scaling: Time, of: |m| &mut m.widen.f32 },
     Figure { name: "widen_bf16", unit: "ns/weight", scaling: Time, of: |m| &mut m.widen.bf16 },
     Figure { name: "widen_q8", unit: "ns/weight", scaling: Time, of: |m| &mut m.widen.q8 },
@@ -173,7 +181,7 @@ impl Machine {
         dot: Formats { f32: 35.0, bf16: 60.0, q8: 80.0, q4: 75.0 },
         dot_row: 0.7,
         few_flops: 450.0,
-        flops: 430.0,
+        flops: Formats::all(430.0),
         widen: Formats { f32: 0.04, bf16: 0.04, q8: 0.03, q4: 0.03 },
         store: 0.3,
         loose_flops: 15.0,
@@ -234,7 +242,7 @@ mod tests {
     #[test]
     fn threads_scale_rates_and_times_but_no_memory() {
         let four = Machine::GENERIC.on(4.0);
-        assert_eq!(four.flops, 2.0 * Machine::GENERIC.flops);
+        assert_eq!(four.flops.q4, 2.0 * Machine::GENERIC.flops.q4);
         assert_eq!(four.norm, Machine::GENERIC.norm / 2.0);
         assert_eq!((four.memory, four.launch), (Machine::GENERIC.memory, Machine::GENERIC.launch));
         assert_eq!(four.on(2.0), Machine::GENERIC);

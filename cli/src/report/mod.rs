@@ -133,7 +133,7 @@ fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
         "context": context,
         "calls": calls(&source.module, &source.layers),
         "machine": {
-            "memory": m.memory, "cache": m.cache, "flops": m.flops, "loose_flops": m.loose_flops,
+            "memory": m.memory, "cache": m.cache, "flops": m.flops.bf16, "loose_flops": m.loose_flops,
             "transcendental": m.transcendental, "launch": m.launch,
         },
         "rules": rules,

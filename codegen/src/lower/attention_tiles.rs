@@ -99,11 +99,21 @@ fn padded(n: usize, operands: DType) -> usize {
 }
 
 fn score_tiling(micro: &'static Microkernel, head_dim: usize) -> Tiling {
-    Tiling { micro, weights: micro.operands, weight_stride: padded(head_dim, micro.operands), c_stride: micro.mr * 4 }
+    Tiling {
+        micro,
+        weights: micro.operands,
+        weight_stride: padded(head_dim, micro.operands),
+        c_stride: micro.mr * 4,
+    }
 }
 
 fn value_tiling(micro: &'static Microkernel) -> Tiling {
-    Tiling { micro, weights: micro.operands, weight_stride: padded(BLOCK, micro.operands), c_stride: micro.mr * 4 }
+    Tiling {
+        micro,
+        weights: micro.operands,
+        weight_stride: padded(BLOCK, micro.operands),
+        c_stride: micro.mr * 4,
+    }
 }
 
 /// The raw code that the kernel calls.

@@ -43,7 +43,7 @@ pub(super) fn raw_code(
     let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
     let micro = micro::select(rows, fixed(&weights[0], 1), operands, features);
     let raw: Vec<Raw> = match micro.emit {
-        Emit::RawTile(_) | Emit::ConfiguredTile(_) => {
+        Emit::RawTile(_) | Emit::IntegerTile(..) | Emit::ConfiguredTile(_) => {
             let widen = weights.iter().filter_map(|w| widening(w, micro, features));
             let tiles = weights.iter().flat_map(|w| tiling(micro, w.dtype).raw_code());
             return widen.chain(tiles.map(|raw| (micro, raw))).collect();

@@ -38,7 +38,7 @@ impl Tiling {
     /// The raw code that tiles of these strides call.
     pub(super) fn raw_code(&self) -> Vec<Raw> {
         match self.micro.emit {
-            Emit::RawTile(_) | Emit::ConfiguredTile(_) => {
+            Emit::RawTile(_) | Emit::IntegerTile(..) | Emit::ConfiguredTile(_) => {
                 let tiles = (0..self.micro.shapes.len()).map(|i| Raw::Tile(self.tile(i)));
                 let around =
                     [Raw::Configure, Raw::Release].into_iter().filter(|_| self.micro.is_configured());
@@ -89,7 +89,7 @@ impl Tiling {
             let c = e.b.ins().iadd(operands.c, at);
             let TileOperands { x, k, accumulate, .. } = *operands;
             match self.micro.emit {
-                Emit::RawTile(_) | Emit::ConfiguredTile(_) => {
+                Emit::RawTile(_) | Emit::IntegerTile(..) | Emit::ConfiguredTile(_) => {
                     e.call_raw(Raw::Tile(tile), &[x, weights, c, k, accumulate])
                 }
                 Emit::Inline(emit) => emit(e, tile, &TileOperands { weights, c, ..*operands }),

@@ -204,7 +204,9 @@ pub enum Emit {
     Inline(fn(&mut Emitter<'_>, Tile, &TileOperands)),
     /// A tile, as machine code for the System V x86-64 convention: see [`Raw::Tile`].
     RawTile(fn(Tile) -> Code),
-    /// The same, in tile registers: between [`Raw::Configure`] and [`Raw::Release`].
+    /// The same, of integers, and bytes of a block of a weight row as it reads it.
+    IntegerTile(fn(Tile) -> Code, fn(DType) -> usize),
+    /// The same as [`Emit::RawTile`], in tile registers: between [`Raw::Configure`] and [`Raw::Release`].
     ConfiguredTile(fn(Tile) -> Code),
     /// Scores of a few keys, as machine code so too: see [`Raw::Scores`].
     RawScores(fn(Scores) -> Code),
@@ -328,6 +330,16 @@ pub const MICROKERNELS: &[Microkernel] = &[
         emit: Emit::RawRows(rows::rows_bf16),
     },
     Microkernel {
+        name: "avx512_vnni_tile",
+        operands: DType::Q8,
+        mr: 48,
+        shapes: &[(48, 8), (32, 12), (16, 24)],
+        kr: BLOCK,
+        max_rows: usize::MAX,
+        runs_on: |f| f.avx512 && f.vnni,
+        emit: Emit::IntegerTile(tile_int8::tile_vnni, tile_int8::whole_block),
+    },
+    Microkernel {
         name: "avx512_bf16_tile",
         operands: DType::BF16,
         mr: 48,
@@ -354,9 +366,9 @@ pub const MICROKERNELS: &[Microkernel] = &[
         shapes: &[(16, 6), (8, 12)],
         kr: BLOCK,
         max_rows: usize::MAX,
-        // With AVX-512 wider tiles of bf16 or f32 are as fast.
+        // With AVX-512 wider tiles of f32 are as fast.
         runs_on: |f| f.avx2 && f.fma && !f.avx512,
-        emit: Emit::RawTile(tile_int8::tile_256),
+        emit: Emit::IntegerTile(tile_int8::tile_256, tile_int8::halved_block),
     },
     Microkernel {
         name: "avx2_tile",
@@ -446,7 +458,7 @@ impl Microkernel {
         match self.emit {
             Emit::Dot(_) | Emit::RawDot(_) => self.shapes[0].1,
             Emit::RawRows(_) => ROWS_BLOCK,
-            Emit::Inline(_) | Emit::RawTile(_) => TILE_BLOCK,
+            Emit::Inline(_) | Emit::RawTile(_) | Emit::IntegerTile(..) => TILE_BLOCK,
             // What is held of one block's rows stays in the first cache.
             Emit::ConfiguredTile(_) => self.shapes[0].1,
             Emit::RawScores(_) | Emit::RawMix(_) | Emit::RawWiden(_) => 1,
@@ -460,7 +472,10 @@ impl Microkernel {
     pub fn assemble(&self, raw: Raw) -> Code {
         match (self.emit, raw) {
             (Emit::RawDot(emit), Raw::Dot(dot)) => emit(dot),
-            (Emit::RawTile(emit) | Emit::ConfiguredTile(emit), Raw::Tile(tile)) => emit(tile),
+            (
+                Emit::RawTile(emit) | Emit::IntegerTile(emit, _) | Emit::ConfiguredTile(emit),
+                Raw::Tile(tile),
+            ) => emit(tile),
             (Emit::ConfiguredTile(_), Raw::Configure) => amx::configure(),
             (Emit::ConfiguredTile(_), Raw::Release) => amx::release(),
             (Emit::RawRows(emit), Raw::Rows(rows)) => emit(rows),
@@ -482,9 +497,9 @@ impl Microkernel {
 
     /// Bytes that `n` elements of a row of weights take as tiles read them.
     pub fn held_bytes(&self, weights: DType, n: usize) -> usize {
-        match self.operands {
-            DType::Q8 => n / BLOCK * tile_int8::held_block(weights),
-            operands => n * operands.bytes(),
+        match self.emit {
+            Emit::IntegerTile(_, block) => n / BLOCK * block(weights),
+            _ => n * self.operands.bytes(),
         }
     }
 
@@ -508,7 +523,8 @@ impl Microkernel {
 
     /// Whether x comes packed in panels.
     pub fn is_packed(&self) -> bool {
-        matches!(self.emit, Emit::Inline(_) | Emit::RawTile(_) | Emit::ConfiguredTile(_))
+        use Emit::{ConfiguredTile, Inline, IntegerTile, RawTile};
+        matches!(self.emit, Inline(_) | RawTile(_) | IntegerTile(..) | ConfiguredTile(_))
     }
 }
 

@@ -1,15 +1,18 @@
 //! Tiles in integers, assembled: x rounded to 8 bits in blocks, against quantised weight rows.
 //!
 //! A block's products are summed exactly, then scaled by both blocks' scales and added to f32 results in memory. Weights are
-//! held unsigned, of 4 bits a half: one of 8 bits is 16 times its upper half and its lower half, two rows to multiply by. A
-//! whole block of such products fits sums of 16 bits (32 / 2 of at most 15 * 127), so that a step is `vpmaddubsw` and `vpaddw`.
-//! What the shift to unsigned adds is taken off again: x's panel holds -8 times the sum of each block.
+//! held unsigned; what the shift adds is taken off again: x's panel holds -8 times the sum of each block.
+//!
+//! With AVX2 weights are held in halves of 4 bits: one of 8 bits is 16 times its upper half and its lower half, two rows to
+//! multiply by. A whole block of such products fits sums of 16 bits (32 / 2 of at most 15 * 127), so that a step is
+//! `vpmaddubsw` and `vpaddw`. With AVX-512 VNNI a step is `vpdpbusd`, of weights of either width.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::{BLOCK, DType};
 
 use super::dot::YMM;
+use super::tile::ZMM;
 use super::{Code, Tile, Widen};
 
 type Done = Result<(), IcedError>;
@@ -21,9 +24,14 @@ const STEP: usize = 4;
 /// A panel holds, block by block, each of the three for all rows; the quants four of a row at a time.
 pub(super) const PANEL_BLOCK: usize = 4 + 4 + BLOCK;
 
-/// Bytes of a block of a weight row as it is held: each half of its quants, unsigned, then its scale (f32).
-pub(super) fn held_block(weights: DType) -> usize {
+/// Bytes of a block of a weight row as AVX2's tiles read it: each half of its quants, unsigned, then its scale (f32).
+pub(super) fn halved_block(weights: DType) -> usize {
     halves(weights) * BLOCK + 4
+}
+
+/// The same of VNNI's: its quants, unsigned, then its scale (f32).
+pub(super) fn whole_block(_: DType) -> usize {
+    BLOCK + 4
 }
 
 /// Halves of 4 bits that a weight has.
@@ -31,13 +39,24 @@ fn halves(weights: DType) -> usize {
     if weights == DType::Q4 { 1 } else { 2 }
 }
 
-/// Holds blocks of a weight row, with AVX2: see [`held_block`].
-pub(super) fn hold_256(widen: Widen) -> Code {
+/// Holds blocks of a weight row for tiles with AVX2: see [`halved_block`].
+pub(super) fn hold_halves(widen: Widen) -> Code {
+    hold(widen, halves(widen.from) == 2)
+}
+
+/// Holds blocks of a weight row for tiles with VNNI: see [`whole_block`].
+pub(super) fn hold_whole(widen: Widen) -> Code {
+    hold(widen, false)
+}
+
+/// Code for AVX2.
+fn hold(widen: Widen, halved: bool) -> Code {
     let (from, scales, to, count) = (gpr64::rdi, gpr64::rsi, gpr64::rdx, gpr64::rcx);
     /// How far ahead weights are fetched, in bytes.
     const AHEAD: i32 = 1024;
     let a = &mut CodeAssembler::new(64)?;
     let (upper, lower, nibble, sign) = (ymm0, ymm1, ymm2, ymm3);
+    let bytes = if halved { 2 * BLOCK as i32 } else { BLOCK as i32 };
     let mut again = a.create_label();
     a.mov(gpr32::eax, 0x0f0f_0f0fu32)?;
     a.vmovd(xmm2, gpr32::eax)?;
@@ -52,20 +71,23 @@ pub(super) fn hold_256(widen: Widen) -> Code {
         a.vmovdqu(xmm0, xmmword_ptr(from))?;
         a.vpsrlw(xmm1, xmm0, 4)?;
         a.vinserti128(upper, upper, xmm1, 1)?;
+        a.vpand(upper, upper, nibble)?;
     } else {
-        a.vpxor(lower, sign, ymmword_ptr(from))?;
-        a.vpsrlw(upper, lower, 4)?;
-        a.vpand(lower, lower, nibble)?;
-        a.vmovdqu(ymmword_ptr(to + BLOCK as i32), lower)?;
+        a.vpxor(upper, sign, ymmword_ptr(from))?;
+        if halved {
+            a.vpand(lower, upper, nibble)?;
+            a.vmovdqu(ymmword_ptr(to + BLOCK as i32), lower)?;
+            a.vpsrlw(upper, upper, 4)?;
+            a.vpand(upper, upper, nibble)?;
+        }
     }
-    a.vpand(upper, upper, nibble)?;
     a.vmovdqu(ymmword_ptr(to), upper)?;
     a.movzx(gpr32::eax, word_ptr(scales))?;
     a.shl(gpr32::eax, 16)?;
-    a.mov(dword_ptr(to + (held_block(widen.from) as i32 - 4)), gpr32::eax)?;
+    a.mov(dword_ptr(to + bytes), gpr32::eax)?;
     a.add(from, if widen.from == DType::Q4 { BLOCK as i32 / 2 } else { BLOCK as i32 })?;
     a.add(scales, 2)?;
-    a.add(to, held_block(widen.from) as i32)?;
+    a.add(to, bytes + 4)?;
     a.dec(count)?;
     a.jnz(again)?;
     a.vzeroupper()?;
@@ -144,7 +166,7 @@ fn blocks(
     a.vpsrlw(ones, ones, 15)?;
     let result = xs[0];
     for n in 0..rows {
-        let scale = n as i32 * tile.weight_stride + held_block(tile.weights) as i32 - 4;
+        let scale = n as i32 * tile.weight_stride + halved_block(tile.weights) as i32 - 4;
         a.vbroadcastss(w, dword_ptr(weights + scale))?;
         for v in 0..vectors {
             let (total, lanes) = (sum(n, 0, v), v as i32 * 32);
@@ -167,9 +189,71 @@ fn blocks(
         }
     }
     a.add(x, tile.panel as i32 * PANEL_BLOCK as i32)?;
-    a.add(weights, held_block(tile.weights) as i32)?;
+    a.add(weights, halved_block(tile.weights) as i32)?;
     a.dec(count)?;
     a.jnz(again)
+}
+
+/// AVX-512 VNNI: 16 lanes, at most 24 sums; k is counted in blocks, not 0.
+pub(super) fn tile_vnni(tile: Tile) -> Code {
+    let (x, weights, c, k, accumulate) = (gpr64::rdi, gpr64::rsi, gpr64::rdx, gpr64::rcx, gpr64::r8);
+    let a = &mut CodeAssembler::new(64)?;
+    let vectors = tile.columns / 16;
+    let lane_bytes = tile.panel as i32 * 4;
+    let sum = |n: usize, v: usize| ZMM[n * vectors + v];
+    let at = |n: usize, v: usize| c + (n as i32 * tile.c_stride + v as i32 * 64);
+    let xs = &ZMM[24..24 + vectors];
+    let (w, result) = (zmm30, zmm31);
+    let mut again = a.create_label();
+    a.test(accumulate, accumulate)?;
+    a.jnz(again)?;
+    a.vpxord(result, result, result)?;
+    for n in 0..tile.nr {
+        for v in 0..vectors {
+            a.vmovups(zmmword_ptr(at(n, v)), result)?;
+        }
+    }
+    a.set_label(&mut again)?;
+    for v in 0..vectors {
+        let first = sum(0, v);
+        a.vmovdqu32(first, zmmword_ptr(x + (lane_bytes + v as i32 * 64)))?;
+        if tile.weights == DType::Q8 {
+            // Shifted by 128, which is 16 times 8.
+            a.vpslld(first, first, 4)?;
+        }
+        for n in 1..tile.nr {
+            a.vmovdqa32(sum(n, v), first)?;
+        }
+    }
+    for step in 0..BLOCK / STEP {
+        for (v, &register) in xs.iter().enumerate() {
+            a.vmovdqu32(register, zmmword_ptr(x + ((2 + step as i32) * lane_bytes + v as i32 * 64)))?;
+        }
+        for n in 0..tile.nr {
+            a.vpbroadcastd(w, dword_ptr(weights + (n as i32 * tile.weight_stride + (step * STEP) as i32)))?;
+            for (v, &register) in xs.iter().enumerate() {
+                a.evex().vpdpbusd(sum(n, v), w, register)?;
+            }
+        }
+    }
+    for n in 0..tile.nr {
+        a.vbroadcastss(w, dword_ptr(weights + (n as i32 * tile.weight_stride + BLOCK as i32)))?;
+        for v in 0..vectors {
+            let total = sum(n, v);
+            a.vcvtdq2ps(total, total)?;
+            a.vmulps(total, total, zmmword_ptr(x + v as i32 * 64))?;
+            a.vmovups(result, zmmword_ptr(at(n, v)))?;
+            a.vfmadd231ps(result, total, w)?;
+            a.vmovups(zmmword_ptr(at(n, v)), result)?;
+        }
+    }
+    a.add(x, tile.panel as i32 * PANEL_BLOCK as i32)?;
+    a.add(weights, whole_block(tile.weights) as i32)?;
+    a.dec(k)?;
+    a.jnz(again)?;
+    a.vzeroupper()?;
+    a.ret()?;
+    a.assemble(0)
 }
 
 /// As many multiply-adds as registers alone allow: rounds of twelve sums of a step each.

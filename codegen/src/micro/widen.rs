@@ -37,8 +37,11 @@ fn block_bytes(dtype: DType) -> i32 {
     }
 }
 
-/// AVX-512; to bf16 with AVX-512 BF16.
+/// AVX-512; to bf16 with AVX-512 BF16; for integer tiles.
 pub(super) fn widen_512(widen: Widen) -> Code {
+    if widen.to == DType::Q8 {
+        return tile_int8::hold_whole(widen);
+    }
     let a = &mut CodeAssembler::new(64)?;
     let (low, high, scale, q, values, mask) = (zmm0, zmm1, zmm2, zmm3, zmm4, zmm5);
     let (mut again, mut table) = (a.create_label(), a.create_label());
@@ -104,7 +107,7 @@ pub(super) fn widen_512(widen: Widen) -> Code {
 /// AVX2 with F16C, to f32 or for integer tiles.
 pub(super) fn widen_256(widen: Widen) -> Code {
     if widen.to == DType::Q8 {
-        return tile_int8::hold_256(widen);
+        return tile_int8::hold_halves(widen);
     }
     let a = &mut CodeAssembler::new(64)?;
     let (scale, mask, nibble, eight) = (ymm4, ymm5, ymm6, ymm7);
