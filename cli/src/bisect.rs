@@ -77,14 +77,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         output::print(&text)?;
     }
-    let distance = if worst.is_finite() { format!("{worst:.1e}") } else { "no number".into() };
-    bail!(
-        "{} {} the logits {distance} away from those without rules, expected {:.1e} at most ({} trials)",
-        guilty.join(", "),
-        if guilty.len() == 1 { "takes" } else { "together take" },
-        args.tolerance,
-        trials.done
-    )
+    let one = guilty.len() == 1;
+    let effect = if worst.is_finite() {
+        format!(
+            "{} the logits {worst:.1e} away from those without rules, expected {:.1e} at most",
+            if one { "takes" } else { "together take" },
+            args.tolerance
+        )
+    } else {
+        let verb = if one { "leads" } else { "together lead" };
+        format!("{verb} to logits that are no numbers, or to none at all")
+    };
+    bail!("{} {effect} ({} trials)", guilty.join(", "), trials.done)
 }
 
 struct Trials<'a> {

@@ -119,7 +119,7 @@ fn interpret(function: &Function, options: &Options, seed: u64) -> Result<usize>
     if let [rule] = enabled[..]
         && let Some(rule) = options.selection.rules().find(rule)
     {
-        check::differences(&saturated, rule, seed).map_err(|e| failed(e.0))?;
+        check::differences(&saturated, rule, seed).map_err(|e| failed(e.reason))?;
     } else {
         // Several rules: constants may be rounded to f32 on the way.
         for extent in check::EXTENTS {

@@ -66,17 +66,38 @@ pub struct Size {
     pub longest: usize,
 }
 
+/// Left sides that functions can be made of: a rule's own, or the examples of a native search.
+pub fn sides(rule: &Rule) -> usize {
+    match &rule.search {
+        Search::Patterns { lhs, .. } => lhs.len(),
+        Search::Native(native) => native.examples.len(),
+    }
+}
+
 /// An attempt at a function on which a left side matches; most attempts fail.
-pub fn attempt(rule: &Rule, lhs: usize, size: Size, random: &mut Random) -> Option<Function> {
-    let Search::Patterns { lhs: sides, when, .. } = &rule.search else { return None };
-    let mut root = term(sides.get(lhs)?);
+///
+/// # Errors
+/// What inference refused first, if it was that.
+pub fn attempt(
+    rule: &Rule,
+    side: usize,
+    size: Size,
+    random: &mut Random,
+) -> Result<Function, Option<String>> {
+    let (mut roots, when): (Vec<Term>, &[Predicate]) = match &rule.search {
+        Search::Patterns { lhs, when, .. } => (lhs.get(side).map(|p| term(p)).into_iter().collect(), when),
+        Search::Native(native) => {
+            (native.examples.get(side).into_iter().flat_map(|e| e.iter().map(|p| term(p))).collect(), &[])
+        }
+    };
     for predicate in when {
         if let Predicate::Matches { var, pattern } = predicate {
-            root = root.with(*var, &term(pattern));
+            let pattern = term(pattern);
+            roots = roots.iter().map(|root| root.with(*var, &pattern)).collect();
         }
     }
     let mut kinds = HashMap::new();
-    root.kinds(&mut kinds);
+    roots.iter().for_each(|root| root.kinds(&mut kinds));
     let builder = Builder::new(&rule.name.replace('-', "_"));
     let mut attempt = Attempt {
         builder,
@@ -88,9 +109,11 @@ pub fn attempt(rule: &Rule, lhs: usize, size: Size, random: &mut Random) -> Opti
         caches: vec![],
         size,
         random,
+        refused: None,
     };
-    let root = attempt.build(&root, None)?;
-    attempt.finish(root)
+    let built: Option<Vec<Id>> = roots.iter().map(|root| attempt.build(root, None)).collect();
+    let refused = attempt.refused.take();
+    built.and_then(|roots| attempt.finish(&roots)).ok_or(refused)
 }
 
 struct Attempt<'a> {
@@ -105,23 +128,31 @@ struct Attempt<'a> {
     caches: Vec<(String, Id)>,
     size: Size,
     random: &'a mut Random,
+    /// What inference refused first.
+    refused: Option<String>,
 }
 
 impl Attempt<'_> {
-    fn finish(mut self, root: Id) -> Option<Function> {
-        let root = match &self.types[usize::from(root)] {
-            Type::Tensor(_) => root,
-            Type::Tuple(_) => {
-                let index = self.add(Op::Int(0))?;
-                self.add(Op::Output([index, root]))?
-            }
-            _ => return None,
-        };
+    fn finish(mut self, roots: &[Id]) -> Option<Function> {
+        let mut results = vec![];
+        for &root in roots {
+            results.push(match &self.types[usize::from(root)] {
+                Type::Tensor(_) => root,
+                Type::Tuple(_) => {
+                    let index = self.add(Op::Int(0))?;
+                    self.add(Op::Output([index, root]))?
+                }
+                _ => return None,
+            });
+        }
         for (name, append) in std::mem::take(&mut self.caches) {
             self.builder.output(&name, append);
         }
-        if self.builder.function().outputs.iter().all(|(_, id)| *id != root) {
-            self.builder.output("y", root);
+        for (at, &result) in results.iter().enumerate() {
+            if self.builder.function().outputs.iter().all(|(_, id)| *id != result) {
+                let name = if roots.len() > 1 { format!("y{at}") } else { "y".into() };
+                self.builder.output(&name, result);
+            }
         }
         let function = self.builder.finish();
         verify::verify(&function).is_ok().then_some(function)
@@ -130,13 +161,18 @@ impl Attempt<'_> {
     /// Adds a node, if it is well-typed.
     fn add(&mut self, op: Op) -> Option<Id> {
         let body = &self.builder.function().body;
-        let ty = infer::infer(
+        let ty = match infer::infer(
             &op,
             &self.builder.function().inputs,
             |id| self.types[usize::from(id)].clone(),
             |id| body[id].clone(),
-        )
-        .ok()?;
+        ) {
+            Ok(ty) => ty,
+            Err(reason) => {
+                self.refused.get_or_insert(format!("`{op}`: {reason}"));
+                return None;
+            }
+        };
         let id = self.builder.add(op);
         if usize::from(id) == self.types.len() {
             self.types.push(ty);
@@ -209,18 +245,26 @@ impl Attempt<'_> {
             (Op::Add(_) | Op::Sub(_) | Op::Mul(_) | Op::Div(_) | Op::Pow(_) | Op::Lt(_) | Op::Le(_), 1) => {
                 let mut t =
                     whole.cloned().filter(|_| first.as_ref().is_none_or(|f| f.rank() < 2)).or(first)?;
+                // A number goes with anything.
+                if t.rank() == 0 {
+                    return None;
+                }
                 let drop = self.random.below(2 * t.rank().max(1));
                 t.shape.0.drain(..drop.min(t.rank()));
                 Some(t)
             }
             (Op::Select(_), 1 | 2) => whole.cloned().or(first.and_then(|t| f32s(t.shape.0))),
-            (Op::Matmul(_), 0) => whole.cloned().map(|mut t| {
+            (Op::Matmul(_), 0) => {
                 let inner = self.length();
+                let mut t = match whole.filter(|t| t.rank() >= 2) {
+                    Some(t) => t.clone(),
+                    None => TensorType::new(DType::F32, vec![Dim::Rows, inner]),
+                };
                 if let Some(k) = t.shape.0.last_mut() {
                     *k = inner;
                 }
-                t
-            }),
+                Some(t)
+            }
             (Op::Matmul(_), 1) => {
                 let mut shape = first?.shape.0;
                 let n = shape.len();
@@ -228,7 +272,7 @@ impl Attempt<'_> {
                     return None;
                 }
                 shape[n - 2] = shape[n - 1];
-                shape[n - 1] = match whole.and_then(last) {
+                shape[n - 1] = match whole.filter(|t| t.rank() == n).and_then(last) {
                     Some(d) => d,
                     None => self.length(),
                 };

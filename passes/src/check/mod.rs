@@ -2,26 +2,30 @@
 //!
 //! In: rules, a number of cases. Out: for each rule what was tried, and a small counterexample if it is unsound. A case is
 //! a function on which a left side matches ([`instance`]); the rule alone saturates it; every form that it made is
-//! evaluated on ordinary and edge values ([`values`], [`forms`]) and, where its operators are arithmetic, exactly
-//! over rational numbers ([`mod@rational`]); merges are typed; and prices must not rise.
+//! evaluated on ordinary, edge and large values ([`values`], [`forms`], `hold`) and, where its operators are arithmetic,
+//! exactly over rational numbers ([`mod@rational`]); merges are typed; and extraction never chooses what is dearer. A rule
+//! that is true and never pays is told apart from one that is not true ([`Verdict`]).
 
 pub mod forms;
+mod hold;
 pub mod instance;
 mod price;
 pub mod rational;
 pub mod values;
 
-use egg::Id;
-use lapidary_ir::interp::{Precision, Tensor, Value, evaluate, evaluate_all};
-use lapidary_ir::{Extent, Function, Op};
+use std::collections::HashMap;
 
-use crate::rules::{Class, Predicate, Rule, RuleSet, Search};
+use lapidary_ir::{Extent, Function};
+
+use crate::rules::{Class, Rule, RuleSet};
+use crate::why_not::why_not;
 use crate::{Error, Limits, Saturated, saturate};
-use forms::{Difference, check_call, check_outputs, compare, compare_where, flatten, new_forms};
-use instance::Size;
+use forms::{Difference, flatten, new_forms};
+pub use hold::{Counter, differences, tolerance};
+use instance::{Size, sides};
 pub use price::Loss;
-use price::{Prices, prices, wider};
-use values::{Random, Values, draw};
+use price::{Prices, prices, smaller, wider};
+use values::Random;
 
 /// Rows and keys of the calls: one row, a few, all of the keys.
 pub const EXTENTS: [Extent; 4] = [
@@ -54,15 +58,72 @@ pub struct Outcome {
     pub shared_price: Option<(f64, f64)>,
     /// The smallest function on which fusing despite other users would be worse.
     pub loss: Option<Loss>,
+    /// Of a rule that never pays, the smallest function.
+    pub dear: Option<Loss>,
     /// Why it was not checked, if it was not.
     pub skipped: Option<String>,
     /// What is wrong.
     pub failure: Option<Failure>,
 }
 
+/// What the check of a rule says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing was found against it.
+    Sound,
+    /// As sound, but what it makes is dearer than what it replaces wherever it fires: by itself nothing would choose it.
+    DoesNotPay,
+    /// Nothing was tried.
+    NotChecked,
+    /// It breaks a law.
+    Fails(Fault),
+}
+
+impl Verdict {
+    /// In a word or three.
+    pub fn word(self) -> &'static str {
+        match self {
+            Verdict::Sound => "sound",
+            Verdict::DoesNotPay => "sound, does not pay",
+            Verdict::NotChecked => "not checked",
+            Verdict::Fails(Fault::Value) => "UNSOUND",
+            Verdict::Fails(Fault::Types) => "ILL-TYPED",
+            Verdict::Fails(Fault::Overflow) => "OVERFLOWS",
+            Verdict::Fails(Fault::Price) => "MISPRICED",
+        }
+    }
+}
+
+/// The law that a counterexample breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Both sides have the same value.
+    Value,
+    /// Both sides have one type, and what is made has one at all.
+    Types,
+    /// What is made is finite where what was written is.
+    Overflow,
+    /// Extraction chooses nothing dearer than what was written.
+    Price,
+}
+
+impl Outcome {
+    /// What it says.
+    pub fn verdict(&self) -> Verdict {
+        match (&self.failure, &self.skipped, &self.dear) {
+            (Some(failure), ..) => Verdict::Fails(failure.fault),
+            (None, Some(_), _) => Verdict::NotChecked,
+            (None, None, Some(_)) => Verdict::DoesNotPay,
+            (None, None, None) => Verdict::Sound,
+        }
+    }
+}
+
 /// A counterexample.
 #[derive(Clone, Debug)]
 pub struct Failure {
+    /// The law.
+    pub fault: Fault,
     /// What law is broken, and where.
     pub reason: String,
     /// The function, on which the rule fires.
@@ -87,22 +148,24 @@ pub fn check_rule(rules: &RuleSet, rule: &Rule, cases: usize, seed: u64) -> Outc
         price: None,
         shared_price: None,
         loss: None,
+        dear: None,
         skipped: None,
         failure: None,
     };
-    let Search::Patterns { lhs, .. } = &rule.search else {
-        outcome.skipped = Some("a native search has no left side to make functions of".into());
-        return outcome;
-    };
+    let sides = sides(rule);
+    let mut dear = None;
+    let mut missing = Missing::default();
     let mut random = Random(seed ^ 0x6c61_7069_6461_7279);
     let mut missed = vec![];
-    for case in 0..cases.max(lhs.len()) {
-        let side = case % lhs.len();
+    for case in 0..cases.max(sides) {
+        let side = case % sides;
         if missed.contains(&side) {
             continue;
         }
         let size = Size { longest: 1 + case % 4 };
-        let Some((function, checked)) = find(rules, rule, side, size, seed + case as u64, &mut random) else {
+        let Some((function, checked)) =
+            find(rules, rule, side, size, seed + case as u64, &mut random, &mut missing)
+        else {
             // Nothing small fits, or nothing at all.
             if size.longest == 4 || cases < 4 {
                 missed.push(side);
@@ -115,41 +178,45 @@ pub fn check_rule(rules: &RuleSet, rule: &Rule, cases: usize, seed: u64) -> Outc
                 outcome.rational += usize::from(rational);
                 outcome.price = wider(outcome.price, prices.alone);
                 outcome.shared_price = wider(outcome.shared_price, prices.shared);
-                let size = |l: &Loss| l.function.body.as_ref().len();
-                if let Some(loss) = prices.loss
-                    && outcome.loss.as_ref().is_none_or(|l| size(&loss) < size(l))
-                {
-                    outcome.loss = Some(loss);
-                }
+                outcome.loss = smaller(outcome.loss, prices.loss);
+                dear = smaller(dear, prices.dear);
             }
-            Checked::Fails(reason) => {
+            Checked::Fails(Counter { fault, reason }) => {
                 let seed = seed + case as u64;
-                let failure = Failure { reason, function, seed };
-                outcome.failure = Some(shrink(rules, rule, lhs.len(), failure, &mut random));
+                let failure = Failure { fault, reason, function, seed };
+                outcome.failure = Some(shrink(rules, rule, sides, failure, &mut random));
                 return outcome;
             }
             Checked::Silent => unreachable!("`find` gives what fired"),
         }
     }
     if outcome.cases == 0 {
-        outcome.skipped = Some("no function was found on which it fires".into());
-    } else if let Some((least, _)) = outcome.price
-        && least > 1.0 + 1e-9
-    {
-        // Dearer in every case and every regime: nothing would ever choose it.
-        let mut random = Random(seed);
-        let found =
-            (0..lhs.len()).find_map(|side| find(rules, rule, side, Size { longest: 4 }, seed, &mut random));
-        if let Some((function, _)) = found {
-            let reason = format!(
-                "cost law: what it makes is dearer than what it replaces in every case, by {:.2}% at best",
-                (least - 1.0) * 100.0
-            );
-            outcome.failure = Some(Failure { reason, function, seed });
-        }
+        outcome.skipped = Some(format!("no function was found on which it fires{}", missing.most()));
+    } else if outcome.price.is_some_and(|(least, _)| least > 1.0 + 1e-9) {
+        // Dearer in every case and every regime: by itself nothing would choose it.
+        outcome.dear = dear;
     }
     outcome
 }
+
+/// Why attempts came to nothing, and how often.
+#[derive(Default)]
+struct Missing(HashMap<String, usize>);
+
+impl Missing {
+    fn note(&mut self, reason: String) {
+        *self.0.entry(reason).or_default() += 1;
+    }
+
+    /// The most frequent, to be added to a sentence.
+    fn most(&self) -> String {
+        let most = self.0.iter().max_by(|a, b| a.1.cmp(b.1).then(b.0.cmp(a.0)));
+        most.map_or_else(String::new, |(reason, _)| format!("; most often, {reason}"))
+    }
+}
+
+/// Attempts whose condition is asked why it refused.
+const ASKED: usize = 40;
 
 /// A function of this left side on which the rule fires, checked.
 fn find(
@@ -159,15 +226,42 @@ fn find(
     size: Size,
     seed: u64,
     random: &mut Random,
+    missing: &mut Missing,
 ) -> Option<(Function, Checked)> {
+    let mut asked = 0;
     for _ in 0..ATTEMPTS {
-        let Some(function) = instance::attempt(rule, side, size, random) else { continue };
+        let function = match instance::attempt(rule, side, size, random) {
+            Ok(function) => function,
+            Err(reason) => {
+                reason.into_iter().for_each(|r| missing.note(r));
+                continue;
+            }
+        };
         match check_function(rules, rule, &function, seed) {
+            Checked::Silent if asked < ASKED => {
+                asked += 1;
+                if let Some(reason) = refusal(rules, rule, &function) {
+                    // It came further than those of no type.
+                    missing.0.retain(|r, _| r.starts_with(CONDITION));
+                    missing.note(reason);
+                }
+            }
             Checked::Silent => {}
             checked => return Some((function, checked)),
         }
     }
     None
+}
+
+/// How what [`refusal`] gives begins.
+const CONDITION: &str = "its condition";
+
+/// What the rule's condition refuses on a function that its left side matches.
+fn refusal(rules: &RuleSet, rule: &Rule, function: &Function) -> Option<String> {
+    let prepared = rules.prepared().iter().find(|p| p.rule.name == rule.name)?;
+    let mut saturated = saturate(function, rules, &|_| false, Limits::default()).ok()?;
+    let refused = why_not(&mut saturated, prepared).refused.into_iter().next()?;
+    Some(format!("{CONDITION} `{}` fails: {}", refused.predicate, refused.seen))
 }
 
 /// What became of one function.
@@ -178,7 +272,7 @@ enum Checked {
         rational: bool,
         prices: Prices,
     },
-    Fails(String),
+    Fails(Counter),
 }
 
 fn alone(rules: &RuleSet, rule: &Rule, function: &Function) -> Result<Saturated, Error> {
@@ -186,25 +280,16 @@ fn alone(rules: &RuleSet, rule: &Rule, function: &Function) -> Result<Saturated,
     saturate(function, rules, &|r| r.name == rule.name, limits)
 }
 
-/// The relative difference that a class allows where nothing is rounded to f32.
-pub fn tolerance(rule: &Rule) -> f64 {
-    let near = match &rule.search {
-        Search::Patterns { when, .. } => when.iter().any(|p| matches!(p, Predicate::Near { .. })),
-        Search::Native(_) => false,
-    };
-    match rule.class {
-        Class::Exact => 1e-12,
-        // A constant that need only be near another is itself rounded to f32.
-        Class::Reassociating if near => 1e-6,
-        Class::Reassociating => 1e-9,
-        Class::Approximate(bound) => bound.into(),
-    }
-}
-
 fn check_function(rules: &RuleSet, rule: &Rule, function: &Function, seed: u64) -> Checked {
     let saturated = match alone(rules, rule, function) {
         Ok(saturated) => saturated,
-        Err(error) => return Checked::Fails(format!("typed merge: {error}")),
+        Err(error) => {
+            let reason = match error {
+                Error::Unsound { reason, .. } => reason,
+                other => other.to_string(),
+            };
+            return Checked::Fails(Counter { fault: Fault::Types, reason: format!("typed merge: {reason}") });
+        }
     };
     if saturated.report.fired.is_empty() {
         return Checked::Silent;
@@ -212,83 +297,16 @@ fn check_function(rules: &RuleSet, rule: &Rule, function: &Function, seed: u64) 
     match differences(&saturated, rule, seed) {
         Ok(true) => {}
         Ok(false) => return Checked::Silent,
-        Err(Difference(reason)) => return Checked::Fails(reason),
+        Err(counter) => return Checked::Fails(counter),
     }
     let rational = match rational_forms(&saturated, rule, seed) {
         Ok(rational) => rational,
-        Err(Difference(reason)) => return Checked::Fails(reason),
+        Err(Difference(reason)) => return Checked::Fails(Counter { fault: Fault::Value, reason }),
     };
     match prices(rules, rule, &saturated) {
         Ok(prices) => Checked::Agrees { rational, prices },
-        Err(reason) => Checked::Fails(reason),
+        Err(reason) => Checked::Fails(Counter { fault: Fault::Price, reason }),
     }
-}
-
-/// Holds every form that a rule made on a function against the interpreter; `false` if the function has no value.
-///
-/// # Errors
-/// The first difference.
-pub fn differences(saturated: &Saturated, rule: &Rule, seed: u64) -> Result<bool, Difference> {
-    let flat = flatten(saturated);
-    let new = new_forms(&flat, saturated);
-    let source = &saturated.source;
-    let (exact, tolerance) = (rule.class == Class::Exact, tolerance(rule));
-    let indices: Vec<Id> = source
-        .body
-        .as_ref()
-        .iter()
-        .filter_map(|op| match op {
-            Op::Argmax([x, _]) => Some(*x),
-            _ => None,
-        })
-        .collect();
-    for extent in EXTENTS {
-        for values in [Values::Ordinary, Values::Edge] {
-            let inputs = draw(source, extent, seed, values);
-            let precisions: &[(Precision, f64)] = match (exact, values) {
-                (true, _) => &[(Precision::F32, 0.0), (Precision::F64, 1e-12)],
-                (false, _) => &[(Precision::F64, 0.0)],
-            };
-            for &(precision, bound) in precisions {
-                let Ok(expected) = evaluate(source, &inputs, extent, precision) else { return Ok(false) };
-                let bound = if exact { bound } else { tolerance };
-                // Of two values that round to the same, a rule that reassociates may take either's index.
-                if !exact && indices.iter().any(|&x| has_ties(source, x, &inputs, extent)) {
-                    continue;
-                }
-                let judge = |found: &Tensor, expected: &Tensor| match values {
-                    Values::Ordinary => compare(found, expected, bound),
-                    Values::Edge if !exact && !expected.dtype.is_float() => Ok(()),
-                    Values::Edge if exact => compare_where(found, expected, bound, |_, b| b.is_finite()),
-                    Values::Edge => compare_where(found, expected, bound, |at, b| {
-                        // No real number has overflowed to NaN: a row that has one was lost as it was written.
-                        let row = at / expected.shape.last().copied().unwrap_or(1).max(1);
-                        let width = expected.shape.last().copied().unwrap_or(1);
-                        b.is_finite()
-                            && !expected.data[row * width..(row + 1) * width].iter().any(|x| x.is_nan())
-                    }),
-                };
-                let named = |Difference(reason): Difference| {
-                    let kind = if values == Values::Edge { "edge" } else { "ordinary" };
-                    Difference(format!("{} rule, {kind} values: {reason}", rule.class))
-                };
-                check_outputs(&flat, &new, &expected, &inputs, extent, precision, &judge).map_err(named)?;
-                if values == Values::Ordinary {
-                    check_call(&flat, &inputs, extent, precision, &judge).map_err(named)?;
-                }
-            }
-        }
-    }
-    Ok(true)
-}
-
-/// Whether two elements of a node are nearly equal.
-fn has_ties(function: &Function, id: Id, inputs: &[Tensor], extent: Extent) -> bool {
-    let Ok(all) = evaluate_all(function, inputs, extent, Precision::F64) else { return false };
-    let Value::Tensor(x) = &all[usize::from(id)] else { return false };
-    let mut sorted = x.data.clone();
-    sorted.sort_by(f64::total_cmp);
-    sorted.windows(2).any(|w| forms::near(w[0], w[1], 1e-9))
 }
 
 /// The same over rational numbers, exactly; `false` where that proves nothing: some operator is beyond them, or the sides
@@ -341,15 +359,20 @@ fn shrink(rules: &RuleSet, rule: &Rule, sides: usize, first: Failure, random: &m
     for step in 0..SHRINKING {
         let size = Size { longest: if step < SHRINKING / 2 { 1 } else { 2 } };
         for side in 0..sides {
-            let Some(function) = (0..20).find_map(|_| instance::attempt(rule, side, size, random)) else {
+            let Some(function) = (0..20).find_map(|_| instance::attempt(rule, side, size, random).ok())
+            else {
                 continue;
             };
             if weight(&function) >= weight(&best.function) {
                 continue;
             }
             for seed in 0..4 {
-                if let Checked::Fails(reason) = check_function(rules, rule, &function, seed) {
-                    best = Failure { reason, function, seed };
+                // A smaller function that breaks another law would tell another story.
+                if let Checked::Fails(Counter { fault, reason }) =
+                    check_function(rules, rule, &function, seed)
+                    && fault == best.fault
+                {
+                    best = Failure { fault, reason, function, seed };
                     break;
                 }
             }

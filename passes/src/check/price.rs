@@ -7,7 +7,7 @@ use egg::Id;
 use lapidary_ir::{Extent, Function, Op};
 
 use super::forms::{flatten, new_forms};
-use crate::rules::{Rule, RuleSet};
+use crate::rules::{Rule, RuleSet, Search};
 use crate::{CostModel, Limits, Machine, Saturated, extract, saturate};
 
 /// Calls that prices are taken for: decoding and prefill.
@@ -16,11 +16,14 @@ const REGIMES: [Extent; 2] = [Extent { rows: 1, keys: 512 }, Extent { rows: 512,
 /// What a rule makes dearer than what it replaces is worth a word from here on: less is below what prices tell apart.
 const LOSS: f64 = 1.05;
 
-/// Where a rule does not pay: a function whose inner values have other users, so that what the rule makes computes them again.
-/// It is no failure, for extraction declines it there.
+/// Time from which on it is, in nanoseconds: views cost next to nothing, whatever their number.
+const LOSS_NS: f64 = 50.0;
+
+/// Where a rule does not pay: a function that is dearer with what it makes, be it that inner values have other users, so that
+/// they are computed again. It is no failure, for extraction declines it there.
 #[derive(Clone, Debug)]
 pub struct Loss {
-    /// The function, its inner values among its outputs.
+    /// The function, with its inner values among its outputs if they have other users.
     pub function: Function,
     /// The call that is priced.
     pub extent: Extent,
@@ -39,6 +42,8 @@ pub(super) struct Prices {
     pub(super) shared: Option<(f64, f64)>,
     /// Where that does not pay.
     pub(super) loss: Option<Loss>,
+    /// Where it does not pay alone.
+    pub(super) dear: Option<Loss>,
 }
 
 /// What the rule makes, priced as a share of what it replaces: alone, and where inner values have other users. Extraction
@@ -50,6 +55,15 @@ pub(super) fn prices(rules: &RuleSet, rule: &Rule, saturated: &Saturated) -> Res
     let source = &saturated.source;
     let flat = flatten(saturated);
     let new = new_forms(&flat, saturated);
+    // A native search merges what several outputs are: one without the others is no saving.
+    let choices: Vec<Vec<(usize, Id)>> = match &rule.search {
+        Search::Patterns { .. } => new.iter().map(|&form| vec![form]).collect(),
+        Search::Native(_) => {
+            let mut first = new;
+            first.dedup_by_key(|(at, _)| *at);
+            vec![first]
+        }
+    };
     let mut shared = source.clone();
     let types = source.types().unwrap_or_default();
     for (at, op) in source.body.as_ref().iter().enumerate() {
@@ -70,11 +84,12 @@ pub(super) fn prices(rules: &RuleSet, rule: &Rule, saturated: &Saturated) -> Res
         else {
             return Ok(all);
         };
-        for &(at, id) in &new {
+        for forms in &choices {
+            let replaced = |name: &str| forms.iter().any(|&(at, _)| source.outputs[at].0 == name);
             let made = |outputs: &[(String, Id)]| {
                 // The flat function's terms include the source's own, by other ids: outputs are added one by one.
                 let mut function = Function { outputs: vec![], ..flat.function.clone() };
-                function.outputs.push((source.outputs[at].0.clone(), id));
+                function.outputs.extend(forms.iter().map(|&(at, id)| (source.outputs[at].0.clone(), id)));
                 let mut placed: Vec<Id> = vec![];
                 for op in source.body.as_ref() {
                     let op = egg::Language::map_children(op.clone(), |c| placed[usize::from(c)]);
@@ -82,22 +97,27 @@ pub(super) fn prices(rules: &RuleSet, rule: &Rule, saturated: &Saturated) -> Res
                     let id = known.map_or_else(|| function.body.add(op), Id::from);
                     placed.push(id);
                 }
-                let others = outputs.iter().filter(|(name, _)| *name != source.outputs[at].0);
+                let others = outputs.iter().filter(|(name, _)| !replaced(name));
                 function.outputs.extend(others.map(|(n, id)| (n.clone(), placed[usize::from(*id)])));
                 function
+            };
+            let loss = |function: &Function, written_ns: f64, made_ns: f64| {
+                Some(Loss { function: function.clone(), extent, written_ns, made_ns })
             };
             if let Some(cost) = price(&made(&source.outputs), false, extent) {
                 let share = cost / written;
                 all.alone = wider(all.alone, Some((share, share)));
+                if share > 1.0 + 1e-9 {
+                    all.dear = clearer(all.dear.take(), loss(source, written, cost));
+                }
             }
             if shared.outputs.len() > source.outputs.len()
                 && let Some(cost) = price(&made(&shared.outputs), false, extent)
             {
                 let share = cost / shared_written;
                 all.shared = wider(all.shared, Some((share, share)));
-                if share > LOSS && all.loss.is_none() {
-                    let (function, written_ns, made_ns) = (shared.clone(), shared_written, cost);
-                    all.loss = Some(Loss { function, extent, written_ns, made_ns });
+                if share > LOSS && cost - shared_written > LOSS_NS && all.loss.is_none() {
+                    all.loss = loss(&shared, shared_written, cost);
                 }
             }
         }
@@ -106,7 +126,7 @@ pub(super) fn prices(rules: &RuleSet, rule: &Rule, saturated: &Saturated) -> Res
                 && chosen > written * (1.0 + 1e-9)
             {
                 return Err(format!(
-                    "cost law: extraction chooses {chosen:.0} ns where {written:.0} ns is there, {} rows",
+                    "extraction chooses {chosen:.0} ns where {written:.0} ns is there, {} rows",
                     extent.rows
                 ));
             }
@@ -120,5 +140,23 @@ pub(super) fn wider(a: Option<(f64, f64)>, b: Option<(f64, f64)>) -> Option<(f64
     match (a, b) {
         (Some(a), Some(b)) => Some((a.0.min(b.0), a.1.max(b.1))),
         _ => a.or(b),
+    }
+}
+
+/// The smaller function of both.
+pub(super) fn smaller(a: Option<Loss>, b: Option<Loss>) -> Option<Loss> {
+    let size = |l: &Loss| l.function.body.as_ref().len();
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if size(&b) < size(&a) { b } else { a }),
+        (a, b) => a.or(b),
+    }
+}
+
+/// The one that costs more of both, by the share.
+fn clearer(a: Option<Loss>, b: Option<Loss>) -> Option<Loss> {
+    let share = |l: &Loss| l.made_ns / l.written_ns;
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if share(&b) > share(&a) { b } else { a }),
+        (a, b) => a.or(b),
     }
 }

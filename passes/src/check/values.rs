@@ -2,7 +2,7 @@
 //!
 //! Floats are roughly normal (a matrix of weights is scaled by the root of its width) and rounded to their dtype; `pos` is
 //! the last positions of the keys; other integers lie within the tables that they index. Edge values are zeros, infinities,
-//! NaN, denormals and the largest numbers, among ordinary ones.
+//! NaN, denormals and the largest numbers, among ordinary ones; large values are thousands of times as large as ordinary ones.
 
 use lapidary_ir::interp::Tensor;
 use lapidary_ir::{DType, Extent, Function, InputId, InputKind, Op};
@@ -41,9 +41,28 @@ pub enum Values {
     Ordinary,
     /// Every other one is an edge value.
     Edge,
+    /// The same without the largest numbers.
+    Special,
+    /// Thousands of times as large as ordinary ones.
+    Large,
 }
 
-/// Zeros, infinities, NaN, denormals, the smallest normal number, and the largest.
+impl Values {
+    /// In a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Values::Ordinary => "ordinary",
+            Values::Edge => "edge",
+            Values::Special => "special",
+            Values::Large => "large",
+        }
+    }
+}
+
+/// How many times.
+const LARGE: f64 = 3000.0;
+
+/// Zeros, infinities, NaN, denormals, the smallest normal number, and, last, the two largest.
 const EDGES: [f32; 12] = [
     0.0,
     -0.0,
@@ -92,8 +111,14 @@ pub fn draw(function: &Function, extent: Extent, seed: u64, values: Values) -> V
                     let matrix = input.kind == InputKind::Weight && shape.len() > 1;
                     let scale = if matrix { width.sqrt().recip() } else { 1.0 };
                     let number = |random: &mut Random| {
-                        if values == Values::Edge && random.below(2) == 0 {
-                            EDGES[random.below(EDGES.len())].into()
+                        let edges = match values {
+                            Values::Edge => EDGES.len(),
+                            Values::Special => EDGES.len() - 2,
+                            Values::Ordinary => 0,
+                            Values::Large => return random.normal() * scale * LARGE,
+                        };
+                        if edges > 0 && random.below(2) == 0 {
+                            EDGES[random.below(edges)].into()
                         } else {
                             random.normal() * scale
                         }

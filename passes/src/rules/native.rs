@@ -14,6 +14,8 @@ pub struct Native {
     pub name: &'static str,
     /// The classes to merge, pairwise.
     pub search: fn(&mut Graph) -> Vec<(Id, Id)>,
+    /// Functions to check it on, each by the terms of its outputs.
+    pub examples: &'static [&'static [&'static str]],
     /// What it did to a graph, as pattern rules: what `explain` shows and replays.
     pub instances: fn(&Graph) -> Vec<Instance>,
 }
@@ -37,7 +39,19 @@ impl PartialEq for Native {
 
 /// Every search.
 pub const NATIVE: &[Native] =
-    &[Native { name: "merge-linears", search: merge_linears, instances: merged_linears }];
+    &[Native { name: "merge-linears", search: merge_linears, examples: LINEARS, instances: merged_linears }];
+
+/// Two linears of one x; three; two beside one of another x and one that ends in a cap.
+const LINEARS: &[&[&str]] = &[
+    &["(linear ?x (weights ?a) store)", "(linear ?x (weights ?b) store)"],
+    &["(linear ?x (weights ?a) store)", "(linear ?x (weights ?b) store)", "(linear ?x (weights ?c) store)"],
+    &[
+        "(linear ?x (weights ?a) store)",
+        "(linear ?z (weights ?b) store)",
+        "(linear ?x (weights ?c) (cap 2.0))",
+        "(linear ?x (weights ?d) store)",
+    ],
+];
 
 /// All linears of one weight, without epilogue, on the same x: one linear with all the weights.
 ///
