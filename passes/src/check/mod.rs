@@ -208,9 +208,10 @@ impl Missing {
         *self.0.entry(reason).or_default() += 1;
     }
 
-    /// The most frequent, to be added to a sentence.
+    /// The most frequent, to be added to a sentence; conditions first, for what they refuse came further than what has no type.
     fn most(&self) -> String {
-        let most = self.0.iter().max_by(|a, b| a.1.cmp(b.1).then(b.0.cmp(a.0)));
+        let weight = |(reason, n): (&String, &usize)| (reason.starts_with(CONDITION), *n);
+        let most = self.0.iter().max_by(|a, b| weight(*a).cmp(&weight(*b)).then(b.0.cmp(a.0)));
         most.map_or_else(String::new, |(reason, _)| format!("; most often, {reason}"))
     }
 }
@@ -241,8 +242,6 @@ fn find(
             Checked::Silent if asked < ASKED => {
                 asked += 1;
                 if let Some(reason) = refusal(rules, rule, &function) {
-                    // It came further than those of no type.
-                    missing.0.retain(|r, _| r.starts_with(CONDITION));
                     missing.note(reason);
                 }
             }

@@ -136,7 +136,7 @@ function rules(view) {
   $("rules").replaceChildren(h("table", { class: "rules" },
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "without"), h("th", { scope: "col", title: "how often it changed this function's e-graph" }, "fired"), h("th", { scope: "col" }, view.fn.name), several ? h("th", { scope: "col" }, "model") : null, measured.size ? h("th", { scope: "col" }, "measured") : null)),
     h("tbody", {}, ...rows.map((r) => h("tr", { class: r.fired ? null : "idle" },
-      h("th", { scope: "row" }, h("details", {}, h("summary", {}, r.rule, h("small", {}, ` ${r.about ? r.about.class : ""}`)), ruleText(r.about))),
+      h("th", { scope: "row" }, h("details", { ontoggle: (e) => { if (e.target.open && e.target.childElementCount === 1) e.target.append(ruleText(r.about) || ""); } }, h("summary", {}, r.rule, h("small", {}, ` ${r.about ? r.about.class : ""}`)))),
       h("td", {}, r.fired ? String(r.fired) : "–"), share(r.here), several ? share(r.all) : null, measured.size ? times(r.measured) : null)))));
   $("rules-hint").textContent = `Predicted time with one rule disabled, calls of ${plural(view.variant.rows, "row")}${measured.size ? "; measured beside it" : ""}. Where a rule buys nothing, others reach as cheap a form.`;
 }

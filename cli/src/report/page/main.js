@@ -33,6 +33,10 @@ function groupsBy(rows) {
 
 /** Settled once listings and rewrites can be shown. */
 let allReady;
+/** Settled once the charts of what was chosen last are drawn. */
+let chartsDrawn;
+/** When there is nothing else to do, and soon all the same. */
+const idle = (act) => (window.requestIdleCallback ? requestIdleCallback(act, { timeout: 300 }) : setTimeout(act, 50));
 
 async function main() {
   const data = await unpack("data");
@@ -52,23 +56,29 @@ async function main() {
   const before = new GraphView($("before"), "Graph before fusion", pick((w) => w.variant.source_groups));
   const after = new GraphView($("after"), "Graph after fusion", pick((w) => w.variant.fused_groups));
 
-  function choose(k, from) {
-    state.k = k;
-    const kernel = view.kernels[k];
+  /** Marks the chosen kernel wherever kernels are shown. */
+  function mark() {
+    const k = state.k, kernel = view.kernels[k];
     for (const e of document.querySelectorAll("[data-k]")) {
       const on = Number(e.dataset.k) === k;
       e.classList.toggle("on", on);
       if (e.getAttribute("role") === "radio") { e.setAttribute("aria-checked", String(on)); e.tabIndex = on ? 0 : -1; }
     }
+    if (view.memoryX && $("memory-now") && kernel) {
+      $("memory-now").setAttribute("x", view.memoryX(k).toFixed(1));
+      for (const e of document.querySelectorAll("[data-b]")) e.classList.toggle("on", kernel.reads.includes(Number(e.dataset.b)) || kernel.writes.includes(Number(e.dataset.b)));
+    }
+  }
+
+  function choose(k, from) {
+    state.k = k;
+    const kernel = view.kernels[k];
+    mark();
     const group = kernel ? kernel.group : null;
     before.light(group);
     after.light(group);
     if (kernel && from !== "start") { before.show(group, true); if (from !== "graph") after.show(group, true); }
     panel.show(view, k);
-    if (view.memoryX && $("memory-now") && kernel) {
-      $("memory-now").setAttribute("x", view.memoryX(k).toFixed(1));
-      for (const e of document.querySelectorAll("[data-b]")) e.classList.toggle("on", kernel.reads.includes(Number(e.dataset.b)) || kernel.writes.includes(Number(e.dataset.b)));
-    }
     keep();
   }
 
@@ -77,9 +87,27 @@ async function main() {
     if (hash !== location.hash) history.replaceState(null, "", hash);
   }
 
-  function charts() { timeline(view, choose); roofline(view, choose); memory(view, choose); growth(view); rules(view); }
+  /** The time line at once; what lies below once the graphs have been shown, one by one, or all at once. */
+  function charts(atOnce) {
+    timeline(view, choose);
+    const of = view, rest = [roofline, memory, growth, rules];
+    if (atOnce) {
+      for (const draw of rest) draw(view, choose);
+      chartsDrawn = Promise.resolve();
+      return;
+    }
+    chartsDrawn = new Promise((done) => {
+      const next = () => {
+        // Another choice has been made since, which draws its own.
+        if (view !== of || !rest.length) { mark(); return done(); }
+        rest.shift()(view, choose);
+        idle(next);
+      };
+      idle(next);
+    });
+  }
 
-  function show(f, v, k) {
+  function show(f, v, k, atOnce) {
     Object.assign(state, { f, v: Math.min(v, data.functions[f].variants.length - 1) });
     view = viewOf(data, state.f, state.v);
     const { fn, variant } = view;
@@ -104,7 +132,7 @@ async function main() {
     after.draw(drawing(variant.graph), fused);
     $("before-n").textContent = plural(ops, "op");
     $("after-n").textContent = plural(variant.groups.length, "fused node");
-    charts();
+    charts(atOnce);
     const named = k && view.kernels.findIndex((kernel) => kernel.name === k);
     const busiest = view.kernels.reduce((best, kernel, i) => ((kernel.shown || 0) > (view.kernels[best].shown || 0) ? i : best), 0);
     choose(named >= 0 ? named : busiest, "start");
@@ -132,18 +160,17 @@ async function main() {
   addEventListener("resize", () => {
     if (innerWidth === drawn) return;
     drawn = innerWidth;
-    charts(); before.fit(false); after.fit(false); choose(state.k, "start");
+    charts(true); before.fit(false); after.fit(false); choose(state.k, "start");
   });
   const go = () => {
     const [name, rows, kernel] = location.hash.slice(1).split("/").map(decodeURIComponent);
     const f = data.functions.findIndex((g) => g.name === name);
     const v = f < 0 ? -1 : data.functions[f].variants.findIndex((w) => String(w.rows) === rows);
-    show(f < 0 ? state.f : f, v < 0 ? state.v : v, kernel);
+    show(f < 0 ? state.f : f, v < 0 ? state.v : v, kernel, true);
   };
   addEventListener("hashchange", go);
   // The other graphs are laid out while there is nothing else to do.
   const graphs = data.functions.flatMap((g) => [g.source, ...g.variants.map((w) => w.graph)]);
-  const idle = window.requestIdleCallback || ((act) => setTimeout(act, 50));
   const next = () => { const graph = graphs.shift(); if (graph) { drawing(graph); idle(next); } };
 
   $("title").textContent = data.title;
