@@ -269,7 +269,7 @@ enum Checked {
     Silent,
     Agrees {
         rational: bool,
-        prices: Prices,
+        prices: Box<Prices>,
     },
     Fails(Counter),
 }
@@ -303,7 +303,7 @@ fn check_function(rules: &RuleSet, rule: &Rule, function: &Function, seed: u64) 
         Err(Difference(reason)) => return Checked::Fails(Counter { fault: Fault::Value, reason }),
     };
     match prices(rules, rule, &saturated) {
-        Ok(prices) => Checked::Agrees { rational, prices },
+        Ok(prices) => Checked::Agrees { rational, prices: Box::new(prices) },
         Err(reason) => Checked::Fails(Counter { fault: Fault::Price, reason }),
     }
 }

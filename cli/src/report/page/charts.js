@@ -20,7 +20,7 @@ const axis = (x, y, text, anchor, extra) => s("text", { x, y, "text-anchor": anc
 /** Operations a second against operations a byte, on two logarithmic scales, under the machine's ceilings. */
 function roofline(view, choose) {
   const host = $("roofline"), W = Math.max(280, host.clientWidth), H = 320;
-  const pad = { l: 52, r: 14, t: 14, b: 40 };
+  const pad = { l: 52, r: 22, t: 14, b: 40 };
   const m = view.data.machine, measured = view.measured && view.data.measured;
   const roofs = measured
     ? { memory: measured.read, flops: measured.multiply, name: "measured" }

@@ -101,7 +101,7 @@ async function main() {
         // Another choice has been made since, which draws its own.
         if (view !== of || !rest.length) { mark(); return done(); }
         rest.shift()(view, choose);
-        idle(next);
+        setTimeout(next);
       };
       idle(next);
     });
