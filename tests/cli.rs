@@ -19,6 +19,9 @@ mod interrupt;
 mod lab;
 #[path = "cli/pricing.rs"]
 mod pricing;
+#[cfg(unix)]
+#[path = "cli/writing.rs"]
+mod writing;
 
 use std::fs;
 use std::path::{Path, PathBuf};

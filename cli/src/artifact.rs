@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use lapidary_codegen::compile::{ImageCompilation, compile_image};
 use lapidary_codegen::target::{self, Placement, TARGETS, Target};
 use lapidary_models::{Tokenizer, gemma2};
 use lapidary_runtime::Artifact;
 use lapidary_runtime::artifact::Listing;
-use lapidary_runtime::artifact::write::{About, Part, write as write_artifact};
+use lapidary_runtime::artifact::write::{About, Part, probe, write as write_artifact};
 use lapidary_runtime::artifact::{
     CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_TABLES,
 };
@@ -45,6 +45,7 @@ pub(crate) fn write(request: &Request<'_>) -> Result<()> {
     if request.output.is_dir() {
         bail!("-o {}: expected a file NAME.lap, found a folder", request.output.display());
     }
+    probe(request.output).with_context(|| format!("cannot write {}", request.output.display()))?;
     interrupt::install(Again::Exit)?;
     let mut model = model::open(request.model)?;
     compile.adjust(&mut model.config);

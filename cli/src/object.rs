@@ -114,7 +114,7 @@ impl Files<'_> {
     /// Writes all, then gives each its name.
     pub(crate) fn write(self, object: &Object, weights: &Weights) -> Result<()> {
         let Files { paths, object: mut elf, mut header, weights: mut tensors } = self;
-        let failed = |path: &Path, bytes: usize| format!("cannot write {}, {bytes} bytes", path.display());
+        let failed = |path: &Path, bytes: usize| format!("cannot write {} ({bytes} bytes)", path.display());
         let written = elf.write_all(&object.elf);
         written.with_context(|| failed(&paths.object, object.elf.len()))?;
         let written = header.write_all(object.header.as_bytes());

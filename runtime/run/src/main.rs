@@ -61,8 +61,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let causes: Vec<String> = error.chain().map(|c| c.to_string().replace('\n', " ")).collect();
-            let _ = writeln!(io::stderr().lock(), "error: {}", causes.join(": "));
+            let _ = writeln!(io::stderr().lock(), "error: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
@@ -134,6 +133,17 @@ fn run(args: &Args) -> Result<()> {
     let broken = session.has_logits() && session.logits().iter().all(|x| x.is_nan());
     ensure!(!broken, "{path}: the logits are NaN: its weights hold NaN or infinity");
     Ok(())
+}
+
+/// An error and its causes on one line. A cause that the error already spells out is not repeated.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(|cause| cause.to_string().replace('\n', " ")) {
+        if !line.ends_with(&cause) {
+            line = if line.is_empty() { cause } else { format!("{line}: {cause}") };
+        }
+    }
+    line
 }
 
 /// Resident memory of the process in MB, mapped files included; `?` where the system does not say.

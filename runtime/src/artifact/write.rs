@@ -79,9 +79,7 @@ pub fn write(
 ) -> Result<u64, Error> {
     let layout = Layout::new(about, parts);
     let failed = |source| Error::Write { path: path.into(), needed: layout.bytes(), source };
-    if fs::symlink_metadata(path).is_ok_and(|data| !data.is_file() && !data.is_symlink()) {
-        return Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, "it is there, and no file")));
-    }
+    refuse_others(path).map_err(failed)?;
     let mut file = Nameless::create(path).map_err(failed)?;
     let hashes = std::thread::scope(|scope| {
         let hashes = scope.spawn(|| hash_all(parts));
@@ -94,6 +92,24 @@ pub fn write(
     let whole = file.file.seek(SeekFrom::Start(0)).and_then(|_| file.file.write_all(&header));
     whole.and_then(|()| file.file.sync_all()).and_then(|()| file.name(path)).map_err(failed)?;
     Ok(layout.bytes())
+}
+
+/// Fails if no file can be made at `path`, and leaves none: for a caller that has hours of work to do before it writes.
+///
+/// # Errors
+/// The system's answer.
+pub fn probe(path: &Path) -> io::Result<()> {
+    refuse_others(path)?;
+    Nameless::create(path).map(drop)
+}
+
+/// Whatever has the name must be a file.
+fn refuse_others(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(data) if data.is_dir() => Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")),
+        Ok(data) if !data.is_file() => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file")),
+        _ => Ok(()),
+    }
 }
 
 /// Where everything lies.
@@ -237,6 +253,8 @@ impl Nameless {
         match anonymous(dir) {
             Some(file) => Ok(Nameless { file, partial, named: false }),
             None => {
+                // What is left of a process of this number that was killed.
+                let _ = fs::remove_file(&partial);
                 let file = File::create_new(&partial)?;
                 Ok(Nameless { file, partial, named: true })
             }
@@ -246,6 +264,7 @@ impl Nameless {
     /// Gives the file its name, in the place of what has it.
     fn name(&mut self, path: &Path) -> io::Result<()> {
         if !self.named {
+            let _ = fs::remove_file(&self.partial);
             link(&self.file, &self.partial)?;
             self.named = true;
         }
