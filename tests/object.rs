@@ -125,6 +125,26 @@ fn an_object_refers_to_nothing_outside() {
     }
 }
 
+/// The program in the documentation, as it stands there, prints what the example prints.
+#[test]
+fn the_documented_program_works() {
+    if !have(&["gcc"]) {
+        return;
+    }
+    let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/object.md"));
+    let docs = docs.expect("the documentation");
+    let (_, source) = docs.split_once("```c\n").expect("a C program");
+    let (source, _) = source.split_once("```").expect("its end");
+    let dir = folder(&[]);
+    let example = link_example(dir.path(), "gcc", &[]);
+    let weights = example.with_file_name("model.weights");
+    let greedy = run(Command::new(&example).arg(weights).args(["-n", "16", "2", "17", "5"]));
+    let main = dir.path().join("main.c");
+    fs::write(&main, source).expect("written");
+    let program = link(dir.path(), "gcc", &[], &[main]);
+    assert_eq!(run(Command::new(program).current_dir(dir.path())).trim(), greedy.trim());
+}
+
 #[test]
 fn objects_and_sessions_agree_to_the_bit() {
     if !have(&["gcc"]) {

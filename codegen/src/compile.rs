@@ -21,6 +21,7 @@ use crate::micro::FEW_ROWS;
 use crate::schedule::{self, Schedule, Setting};
 use crate::target::{Placement, Target};
 use crate::view::{Base, Capacity};
+use crate::work;
 
 /// How to compile.
 #[derive(Clone, Debug)]
@@ -329,6 +330,7 @@ impl<'a> Compiler<'a> {
 
     fn finish(self) -> Finished {
         let code = self.image.finish();
+        let features = self.target.features;
         let mut entries = code.entries.iter().copied();
         let functions = self
             .functions
@@ -351,6 +353,7 @@ impl<'a> Compiler<'a> {
                                 kernel: entry,
                                 tiles: kernel.tiles,
                                 tile_ns: schedule::tile_nanoseconds(kernel),
+                                demand: work::demand(kernel, &features),
                             })
                             .collect(),
                     })

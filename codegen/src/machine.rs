@@ -54,6 +54,7 @@ impl Machine {
             kernel,
             tiles: Tiles { fixed: tiles, rows: 0 },
             tile_ns: 50_000,
+            demand: Default::default(),
         };
         let refuse = |reason: String| Error::Kernel { kernel: "probe".into(), reason };
         let mut buffer = MmapMut::map_anon(READ_BYTES + 4096).map_err(|e| refuse(e.to_string()))?;

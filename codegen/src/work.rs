@@ -1,6 +1,7 @@
 //! What a kernel moves and computes in a call: the figures that times are held against.
 
 use lapidary_ir::{DType, Dim};
+use lapidary_runtime::demand::{Attention, Demand, Terms, Unit};
 
 use crate::emit::Features;
 use crate::kernel::{Body, Kernel};
@@ -72,6 +73,23 @@ pub fn work(kernel: &Kernel, extent: Capacity) -> Work {
             Work { memory_bytes: memory, cache_bytes: everything - memory, flops: elements }
         }
     }
+}
+
+/// The same by rows and keys, as a program holds it.
+pub fn demand(kernel: &Kernel, features: &Features) -> Demand {
+    let unit = match features.unit(operands(kernel, features)) {
+        DType::BF16 => Unit::Bf16,
+        DType::Q8 => Unit::Int8,
+        _ => Unit::F32,
+    };
+    let of = |rows: usize, keys: usize| work(kernel, Capacity { rows, keys });
+    if let Body::Attention { window, .. } = &kernel.body {
+        let Work { memory_bytes, flops, .. } = of(1, 1);
+        let attention = Some(Attention { bytes: memory_bytes, flops, window: *window });
+        return Demand { attention, unit, ..Demand::default() };
+    }
+    let bytes = Terms::of(|rows, keys| of(rows, keys).memory_bytes);
+    Demand { bytes, flops: Terms::of(|rows, keys| of(rows, keys).flops), attention: None, unit }
 }
 
 /// How a kernel's products hold their operands: f32, bf16 or q8.

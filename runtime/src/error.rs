@@ -46,7 +46,7 @@ pub enum Error {
     /// The program's parts do not fit together: a broken artifact, or a bug of the compiler.
     #[error("the program is malformed: {0}")]
     Program(String),
-    /// Memory for a cache could not be had.
+    /// Memory could not be had.
     #[error("cannot allocate {bytes} bytes for {what}")]
     Memory {
         /// What it was for.
@@ -126,4 +126,12 @@ pub enum Error {
     /// A row of logits has no number above negative infinity to choose.
     #[error("no token can be chosen: every logit is NaN or negative infinity")]
     NoCandidate,
+}
+
+/// Room for `n` elements of `what`.
+pub(crate) fn room<T>(what: &str, n: usize) -> Result<Vec<T>, Error> {
+    let mut list = Vec::new();
+    let bytes = n.saturating_mul(size_of::<T>());
+    list.try_reserve_exact(n).map_err(|_| Error::Memory { what: what.into(), bytes })?;
+    Ok(list)
 }

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use crate::error::Error;
+use crate::error::{Error, room};
 use crate::sampler::Sampler;
 use crate::session::Session;
 
@@ -65,13 +65,11 @@ pub fn generate(
     let start = Instant::now();
     // One more than there is room for: the last token emitted need not be appended.
     let most = max_new.min(session.context() - session.position() + 1);
-    let mut tokens = Vec::with_capacity(most);
+    let mut tokens = room("the tokens of an answer", most)?;
     let greedy = sampler.is_plain_greedy();
-    let mut history = Vec::new();
-    if !greedy {
-        history.reserve_exact(prompt.len() + most);
-        history.extend_from_slice(prompt);
-    }
+    let seen = if greedy { &[] } else { prompt };
+    let mut history = room("the tokens so far", if greedy { 0 } else { prompt.len() + most })?;
+    history.extend_from_slice(seen);
     let stop = loop {
         if !complete {
             break StopReason::Interrupted;

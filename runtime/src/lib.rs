@@ -3,6 +3,7 @@
 pub mod artifact;
 mod bind;
 pub mod cpu;
+pub mod demand;
 mod error;
 pub mod file;
 pub mod generate;

@@ -14,6 +14,8 @@ use std::ptr::NonNull;
 
 use serde::{Deserialize, Serialize};
 
+use crate::demand::Demand;
+
 /// A kernel: computes tiles `tile_begin..tile_end` of its tile space.
 ///
 /// `frame` is laid out as the `FRAME_*` constants say. `scratch` is this thread's own, at least the variant's
@@ -159,6 +161,8 @@ pub struct Step<E = KernelFn> {
     pub tiles: Tiles,
     /// Predicted time of one tile in nanoseconds: small launches stay on the calling thread.
     pub tile_ns: u32,
+    /// What a launch reads and computes: for reports, nothing depends on it.
+    pub demand: Demand,
 }
 
 /// A tile space: `fixed * ceil(T / rows)` tiles.
@@ -220,7 +224,7 @@ impl Function<u64> {
             let address = base.wrapping_add(s.kernel as usize);
             // SAFETY: the caller's promise.
             let kernel = unsafe { std::mem::transmute::<*const u8, KernelFn>(address) };
-            Step { name: s.name, kernel, tiles: s.tiles, tile_ns: s.tile_ns }
+            Step { name: s.name, kernel, tiles: s.tiles, tile_ns: s.tile_ns, demand: s.demand }
         };
         let variant = |v: Variant<u64>| Variant {
             rows: v.rows,
@@ -306,10 +310,18 @@ impl Aligned {
     }
 
     /// A copy of `bytes`.
+    ///
+    /// # Panics
+    /// If there is no memory for it.
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        let mut aligned = Self::zeroed(bytes.len());
+        Self::try_from_bytes(bytes).unwrap_or_else(|| panic!("there is no memory for {} bytes", bytes.len()))
+    }
+
+    /// A copy of `bytes`, or nothing if there is no memory for it.
+    pub(crate) fn try_from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut aligned = Self::try_zeroed(bytes.len())?;
         aligned.as_mut_slice().copy_from_slice(bytes);
-        aligned
+        Some(aligned)
     }
 
     /// Length in bytes.

@@ -6,7 +6,7 @@
 
 use std::cmp::Ordering;
 
-use crate::error::Error;
+use crate::error::{Error, room};
 use crate::rng::Rng;
 
 /// How to choose.
@@ -100,12 +100,15 @@ impl Sampler {
     pub fn new(options: SamplerOptions, vocab: usize) -> Result<Self, Error> {
         options.validate()?;
         let plain = options.is_plain_greedy();
+        let words = if options.penalises() { vocab.div_ceil(64) } else { 0 };
+        let mut repeated = room("the tokens seen lately", words)?;
+        repeated.resize(words, 0);
         Ok(Self {
             options,
             vocab,
             rng: Rng::new(options.seed),
-            candidates: Vec::with_capacity(if plain { 0 } else { vocab }),
-            repeated: if options.penalises() { vec![0; vocab.div_ceil(64)] } else { Vec::new() },
+            candidates: room("the tokens to choose from", if plain { 0 } else { vocab })?,
+            repeated,
         })
     }
 

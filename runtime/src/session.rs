@@ -182,7 +182,9 @@ impl Session {
         let (chunk, hidden, vocab) = (plan.chunk, plan.hidden, plan.vocab);
         let most = SCORE_ROWS.min(chunk);
         if self.buffers.score.is_empty() {
-            self.buffers.score = Aligned::zeroed(most * vocab * size_of::<f32>());
+            let bytes = most.saturating_mul(vocab).saturating_mul(size_of::<f32>());
+            let none = || Error::Memory { what: "the logits of a chunk".into(), bytes };
+            self.buffers.score = Aligned::try_zeroed(bytes).ok_or_else(none)?;
             let function = &self.program.functions[self.head_all.function];
             if let Some(slot) = function.slot("logits") {
                 self.head_all.frame[FRAME_SLOTS + slot] = address(&mut self.buffers.score);

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use lapidary_runtime::Pool;
+use lapidary_runtime::demand::Demand;
 use lapidary_runtime::program::{FRAME_SLOTS, Step, Tiles};
 
 extern "C" fn count(frame: *const u64, begin: u64, end: u64, scratch: *mut u8) {
@@ -25,7 +26,7 @@ fn launch(pool: &mut Pool, fixed: u32, rows: u32, call_rows: usize, tile_ns: u32
     let counters: Vec<AtomicU32> = (0..tiles.count(call_rows)).map(|_| AtomicU32::new(0)).collect();
     let mut frame = [0; FRAME_SLOTS + 1];
     frame[FRAME_SLOTS] = counters.as_ptr().expose_provenance() as u64;
-    let step: Step = Step { name: "count".into(), kernel: count, tiles, tile_ns };
+    let step: Step = Step { name: "count".into(), kernel: count, tiles, tile_ns, demand: Demand::default() };
     // SAFETY: the frame is what `count` reads, and lives until the launch returns.
     unsafe { pool.launch(&step, frame.as_ptr(), call_rows) };
     assert!(counters.iter().all(|c| c.load(Ordering::Relaxed) == 1));

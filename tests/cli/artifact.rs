@@ -36,6 +36,28 @@ fn both_commands_print_what_the_compiler_in_memory_prints() {
     assert!(shown["cpus"][0]["kv_bytes"].as_u64() > Some(0));
     lapidary(&["run", "-m", name(&file), "--context", "8", "hi"]).fails(&["--context", "compiled already"]);
 
+    // What kernels read and compute is as known as from a folder.
+    let short = ["--repeat", "1", "--prompt-tokens", "8", "--gen-tokens", "1", "--depth", "1"];
+    let context = shown["cpus"][0]["context"].to_string();
+    let same = ["--json", "--kernels", "--calibration", "none", "--context", &context];
+    let options = [&same, &short[..]].concat();
+    let folder = lapidary(&[&["bench"], &options[..]].concat()).json();
+    let options = [&["--json", "--kernels", "-m", name(&file)], &short[..]].concat();
+    let stored = lapidary(&[&["bench"], &options[..]].concat()).json();
+    for (a, b) in folder["results"].as_array().unwrap().iter().zip(stored["results"].as_array().unwrap()) {
+        for field in ["phase", "bytes_per_token", "flops_per_token"] {
+            assert_eq!(a[field], b[field], "{field}");
+        }
+        assert!(b["bytes_per_token"].as_f64() > Some(0.0) && b["bandwidth_share"].as_f64() > Some(0.0));
+        let names = |result: &serde_json::Value| {
+            let kernels = result["kernels"].as_array().unwrap().iter();
+            kernels.map(|k| k["kernel"].to_string()).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(names(a), names(b));
+    }
+    let refused = lapidary(&["bench", "-m", name(&file), "--ablation"]);
+    assert!(refused.code == Some(2) && refused.err.contains("--ablation"), "{}", refused.err);
+
     let again = dir.path().join("again.lap");
     lapidary(&["compile", "-o", name(&again)]).ok();
     let mut bytes = fs::read(&file).unwrap();
@@ -59,7 +81,7 @@ fn targets_and_places_that_do_not_fit() {
     lapidary(&["run", "-m", name(&file), "hi"]).fails(&["other.lap", other]);
     lapidary(&["compile", "-o", name(dir.path())]).fails(&["expected a file"]);
     let nowhere = dir.path().join("no/such/folder.lap");
-    lapidary(&["compile", "-o", name(&nowhere)]).fails(&["folder.lap", "bytes"]);
+    lapidary(&["compile", "-o", name(&nowhere)]).fails(&["folder.lap", "No such file"]);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left over");
 }
 

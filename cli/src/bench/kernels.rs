@@ -5,12 +5,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use lapidary_codegen::compile::FunctionReport;
-use lapidary_codegen::emit::Features;
 use lapidary_codegen::view::Capacity;
-use lapidary_codegen::work::{Work, operands, work};
 use lapidary_ir::DType;
 use lapidary_runtime::Profile;
+use lapidary_runtime::demand::Unit;
 use serde_json::{Value, json};
 
 use super::predict::Predictor;
@@ -23,8 +21,12 @@ pub(super) type Place = (usize, usize, usize);
 /// Every launch of a kernel in a phase.
 pub(super) struct Launches {
     pub(super) place: Place,
-    /// Of all launches together.
-    pub(super) work: Work,
+    /// Bytes of weights and cached keys and values, of all launches together.
+    pub(super) bytes: f64,
+    /// Operations likewise.
+    pub(super) flops: f64,
+    /// What it multiplies in: its place among [`UNITS`].
+    pub(super) unit: usize,
     /// Extents that it is called with, and how often.
     extents: BTreeMap<(usize, usize), u64>,
 }
@@ -38,17 +40,15 @@ pub(super) fn launches(engine: &Engine, phase: Phase) -> Vec<Launches> {
         let head = predicts.then_some((plan.head_argmax, one));
         let layers = plan.layers.iter().map(|l| (l.function, extent));
         for (function, extent) in std::iter::once((plan.embed, extent)).chain(layers).chain(head) {
-            // An artifact holds code, not how it came about.
-            let Some(report): Option<&FunctionReport> = engine.functions.get(function) else { continue };
-            let variant = engine.session.program().functions[function].variant_index(extent.rows);
-            for (step, kernel) in report.variants[variant].schedule.kernels.iter().enumerate() {
-                let w = work(kernel, extent);
+            let code = &engine.session.program().functions[function];
+            let variant = code.variant_index(extent.rows);
+            for (step, kernel) in code.variants[variant].steps.iter().enumerate() {
                 let place = (function, variant, step);
-                let new = || Launches { place, work: Work::default(), extents: BTreeMap::new() };
+                let unit = index(dtype(kernel.demand.unit));
+                let new = || Launches { place, bytes: 0.0, flops: 0.0, unit, extents: BTreeMap::new() };
                 let launches = all.entry(place).or_insert_with(new);
-                launches.work.memory_bytes += w.memory_bytes;
-                launches.work.cache_bytes += w.cache_bytes;
-                launches.work.flops += w.flops;
+                launches.bytes += kernel.demand.bytes(extent.rows, extent.keys);
+                launches.flops += kernel.demand.flops(extent.rows, extent.keys);
                 *launches.extents.entry((extent.rows, extent.keys)).or_default() += 1;
             }
         }
@@ -56,10 +56,13 @@ pub(super) fn launches(engine: &Engine, phase: Phase) -> Vec<Launches> {
     all.into_values().collect()
 }
 
-/// What a kernel multiplies in.
-pub(super) fn unit(engine: &Engine, (function, variant, step): Place, features: &Features) -> DType {
-    let kernel = &engine.functions[function].variants[variant].schedule.kernels[step];
-    features.unit(operands(kernel, features))
+/// The type of a unit's operands.
+fn dtype(unit: Unit) -> DType {
+    match unit {
+        Unit::F32 => DType::F32,
+        Unit::Bf16 => DType::BF16,
+        Unit::Int8 => DType::Q8,
+    }
 }
 
 /// What the machine does at most.
@@ -68,8 +71,6 @@ pub(super) struct Ceilings {
     pub(super) read: f64,
     /// Operations a second of each unit.
     pub(super) peaks: [f64; UNITS.len()],
-    /// What the CPU has.
-    pub(super) features: Features,
 }
 
 /// A kernel's line of the table.
@@ -77,7 +78,8 @@ pub(super) struct Line {
     name: String,
     launches: u64,
     seconds: f64,
-    work: Work,
+    bytes: f64,
+    flops: f64,
     share: f64,
     roofline: f64,
     unit: DType,
@@ -98,8 +100,8 @@ impl Line {
             "kernel": self.name,
             "launches": self.launches,
             "ms": self.seconds * 1e3,
-            "gbps": self.work.memory_bytes / self.seconds / 1e9,
-            "gflops": self.work.flops / self.seconds / 1e9,
+            "gbps": self.bytes / self.seconds / 1e9,
+            "gflops": self.flops / self.seconds / 1e9,
             "share": self.share,
             "roofline": self.roofline,
             "unit": super::unit_name(self.unit),
@@ -126,24 +128,25 @@ pub(super) fn table(
         let (function, variant, step) = launch.place;
         let of = |p: &Profile| p.steps[function][variant][step].1.as_secs_f64();
         let seconds = median(&profiles.iter().map(of).collect::<Vec<_>>());
-        let report = &engine.functions[function];
-        let kernel = &report.variants[variant].schedule.kernels[step];
-        let unit = unit(engine, launch.place, &ceilings.features);
-        let (work, peak) = (launch.work, ceilings.peaks[index(unit)]);
-        let least = (work.memory_bytes / ceilings.read).max(work.flops / peak);
+        let code = &engine.session.program().functions[function];
+        let kernel = &code.variants[variant].steps[step];
+        let (bytes, flops) = (launch.bytes, launch.flops);
+        // Nothing is multiplied in a unit that the CPU lacks; a peak that was not measured is no limit.
+        let least = (bytes / ceilings.read).max(flops / ceilings.peaks[launch.unit]);
         let mut predicted = predictor.map(|_| 0.0);
         for (&(rows, keys), &count) in &launch.extents {
             let ns = predictor.and_then(|p| p.nanoseconds(launch.place, rows, keys));
             predicted = predicted.zip(ns).map(|(sum, ns)| sum + ns * 1e-9 * count as f64);
         }
         lines.push(Line {
-            name: format!("{}.{}", report.source.name, kernel.name),
+            name: format!("{}.{}", code.name, kernel.name),
             launches: launch.extents.values().sum(),
             seconds,
-            work,
+            bytes,
+            flops,
             share: 0.0,
             roofline: least / seconds,
-            unit,
+            unit: UNITS[launch.unit],
             predicted,
         });
     }
@@ -190,8 +193,8 @@ pub(super) fn text(phase: Phase, lines: &[Line], predicted: bool) -> String {
             l.name,
             l.launches,
             l.seconds * 1e3,
-            l.work.memory_bytes / l.seconds / 1e9,
-            l.work.flops / l.seconds / 1e9,
+            l.bytes / l.seconds / 1e9,
+            l.flops / l.seconds / 1e9,
             l.share * 100.0,
             l.roofline * 100.0
         ));

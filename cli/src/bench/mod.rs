@@ -12,11 +12,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
-use lapidary_codegen::emit::Features;
 use lapidary_codegen::machine::{Machine, READ_BYTES};
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::view::Capacity;
-use lapidary_codegen::work::Work;
 use lapidary_ir::DType;
 use lapidary_runtime::{Artifact, Session};
 use serde_json::{Value, json};
@@ -33,7 +31,7 @@ use crate::weights::{Format, WeightArgs};
     lapidary bench -m gemma-2-2b --kernels --predicted --json\n  \
     lapidary bench --ablation")]
 pub(crate) struct Args {
-    /// Hugging Face folder of a Gemma 2 [default: the built-in tiny model]
+    /// Hugging Face folder of a Gemma 2, or an artifact NAME.lap [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Lengths of prompts to prefill
@@ -110,6 +108,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if needed as u64 > MAX_CONTEXT {
         return Err(Usage::new(anyhow!("{needed} positions: expected at most {MAX_CONTEXT}")).into());
     }
+    let stored = args.model.as_deref().filter(|path| Artifact::is_named_so(path));
+    let of_graphs = [("--predicted", args.predicted), ("--ablation", args.ablation)];
+    if let (Some(path), Some((option, _))) = (stored, of_graphs.iter().find(|(_, given)| *given)) {
+        let path = path.display();
+        return Err(Usage::new(anyhow!(
+            "{option}: {path} holds code, not its graph; give the model's folder"
+        ))
+        .into());
+    }
+    let stored = stored.is_some();
     let threads = match &args.threads[..] {
         [] => vec![std::thread::available_parallelism().map_or(1, usize::from) as u64],
         given => given.to_vec(),
@@ -128,7 +136,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let runs = formats.iter().flat_map(|f| threads.iter().map(move |&t| (f, t)));
     for (weights, count) in runs {
         let mut compile = args.compile.clone();
-        let stored = args.model.as_deref().is_some_and(Artifact::is_named_so);
         // An artifact has the context that it was compiled for.
         if !stored {
             compile.context = Some(compile.context.unwrap_or(0).max(needed as u64));
@@ -147,12 +154,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "{}: {needed} positions are needed, its context is {context}",
             engine.name()
         );
-        if stored {
-            output::note(
-                "note",
-                "an artifact does not say what its kernels read and compute: MB, GFLOP and shares are 0",
-            );
-        }
         let mut machine = Machine::new(&args.compile.cpu, count as usize)?;
         times = (ms(engine.compile), ms(engine.load));
         let bar = output::bar(args.repeat * phases.len() as u64, "measuring", output::Unit::Tokens);
@@ -165,7 +166,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         // Phase by phase, so that the cache is filled to a depth once; the ceilings beside each repetition. Reads beside
         // each token too, since shared bandwidth changes within a second, unless they would push the weights out of cache.
         for m in &mut measured {
-            let bytes: f64 = kernels::launches(&engine, m.phase).iter().map(|l| l.work.memory_bytes).sum();
+            let bytes: f64 = kernels::launches(&engine, m.phase).iter().map(|l| l.bytes).sum();
             let streams = bytes / m.phase.tokens() as f64 >= READ_BYTES as f64;
             for _ in 0..args.repeat {
                 for (unit, peaks) in UNITS.iter().zip(&mut m.multiply) {
@@ -208,12 +209,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             engine.format, read / 1e9, multiply / 1e9, unit_name(unit), "phase", "tokens", "depth", "tok/s", "MB/tok", "GFLOP/tok", "of read", "of mult."
         ));
         for m in &measured {
-            let row = Row::new(m, &engine, &features);
+            let row = Row::new(m, &engine);
             text.push_str(&row.text(m.phase));
             results.push(row.json(m.phase, &engine, count));
         }
         if args.kernels {
-            let predictor = match args.predicted && !stored {
+            let predictor = match args.predicted {
                 true => {
                     Some(predict::Predictor::new(&model_args.compile, &engine, read / 1e9, count as usize)?)
                 }
@@ -226,7 +227,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                     Ok(engine.session.take_profile().unwrap_or_default())
                 });
                 let profiles = profiles.collect::<Result<Vec<_>>>()?;
-                let ceilings = kernels::Ceilings { read, peaks, features };
+                let ceilings = kernels::Ceilings { read, peaks };
                 let table = kernels::table(&engine, phase, &profiles, &ceilings, predictor.as_ref())?;
                 text.push_str(&kernels::text(phase, &table, args.predicted));
                 if let Some(Value::Object(result)) = results.iter_mut().rev().find(|r| phase.is(r, count)) {
@@ -352,14 +353,13 @@ struct Row {
 }
 
 impl Row {
-    fn new(m: &Measured, engine: &Engine, features: &Features) -> Row {
+    fn new(m: &Measured, engine: &Engine) -> Row {
         let tokens = m.phase.tokens() as f64;
-        let mut total = Work::default();
+        let mut bytes = 0.0;
         let mut flops = [0.0; UNITS.len()];
         for launch in kernels::launches(engine, m.phase) {
-            total.memory_bytes += launch.work.memory_bytes;
-            total.flops += launch.work.flops;
-            flops[index(kernels::unit(engine, launch.place, features))] += launch.work.flops;
+            bytes += launch.bytes;
+            flops[launch.unit] += launch.flops;
         }
         let share = |amount: f64, ceiling: &[f64]| {
             median(&m.seconds.iter().zip(ceiling).map(|(s, c)| amount / s / c).collect::<Vec<_>>())
@@ -368,9 +368,9 @@ impl Row {
         let of_matrix = (0..UNITS.len()).filter(|&u| flops[u] > 0.0).map(|u| share(flops[u], &m.multiply[u]));
         Row {
             tokens_per_s: tokens / median(&m.seconds),
-            bytes: total.memory_bytes / tokens,
-            flops: total.flops / tokens,
-            bandwidth_share: share(total.memory_bytes, &m.read),
+            bytes: bytes / tokens,
+            flops: flops.iter().sum::<f64>() / tokens,
+            bandwidth_share: share(bytes, &m.read),
             matrix_share: of_matrix.sum(),
         }
     }

@@ -33,13 +33,17 @@ use crate::program::{Aligned, Program, WeightSource};
 /// What the metadata's `format` says.
 pub const FORMAT: &str = "lapidary-artifact";
 /// The version that is written and read: changes whenever a file of before would be misread.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Sections start at multiples of this, in bytes.
 pub const ALIGN: usize = 64;
 /// Code and weights start at multiples of this, in bytes: a page of every target.
 pub const PAGE: usize = 4096;
-/// The most bytes of header that are believed: many times what the largest model's takes.
-const MAX_HEADER: u64 = 16 << 20;
+/// The most bytes of header that are believed: many times what the largest model's takes (Gemma 2 27B: 0.2 MB).
+const MAX_HEADER: u64 = 4 << 20;
+/// The most bytes of a `program` section, many times what a model's takes: parsed, it takes several times as many.
+const MAX_PROGRAM: usize = 4 << 20;
+/// The most bytes of a configuration or a template: parsed, it takes up to 36 times as many.
+pub(crate) const MAX_TEXT: usize = 1 << 20;
 
 /// Section: the model's configuration, as a folder's `config.json`.
 pub const CONFIG: &str = "config.json";
@@ -80,6 +84,16 @@ pub struct Section {
 }
 
 impl Section {
+    /// The most bytes that it may have: sections that are parsed take more memory than their bytes.
+    fn most(&self) -> usize {
+        match self.name.as_str() {
+            CONFIG | TOKENIZER_CONFIG | GENERATION_CONFIG | CHAT_TEMPLATE => MAX_TEXT,
+            TOKENIZER => file::LIMIT as usize,
+            name if name.starts_with(PROGRAM) => MAX_PROGRAM,
+            _ => usize::MAX,
+        }
+    }
+
     /// Whether it is a tensor of the model.
     pub fn is_weight(&self) -> bool {
         let texts = [CONFIG, TOKENIZER, TOKENIZER_TABLES, TOKENIZER_CONFIG, GENERATION_CONFIG, CHAT_TEMPLATE];
@@ -149,7 +163,12 @@ impl Artifact {
             })?;
             let hash = hash.to_string();
             let safetensors::Entry { name, dtype, shape, bytes } = entry;
-            sections.push(Section { name, dtype, shape, bytes, hash });
+            let section = Section { name, dtype, shape, bytes, hash };
+            if section.bytes.len() > section.most() {
+                let expected = format!("at most {} bytes", section.most());
+                return Err(refuse(path, &section.name, &expected, format!("{}", section.bytes.len())));
+            }
+            sections.push(section);
         }
         let by_name = sections.iter().enumerate().map(|(i, s)| (s.name.clone(), i)).collect();
         Ok(Artifact { path: path.into(), map: Arc::new(map), sections, by_name, target, cpus, weights })
@@ -222,7 +241,7 @@ impl Artifact {
         first.map_or(Ok(()), |(_, error)| Err(error))
     }
 
-    /// The description of a CPU's code, its hash checked.
+    /// The description of a CPU's code, its hash checked, and itself against the code's length.
     ///
     /// # Errors
     /// [`Error::File`] if it is damaged or malformed, [`Error::Machine`] for a CPU that the file has no code for.
@@ -236,6 +255,8 @@ impl Artifact {
         if listing.cpu != cpu {
             return Err(refuse(&self.path, &name, &format!("CPU {cpu}"), quote(&listing.cpu)));
         }
+        let bytes = |part: &str| Ok::<_, Error>(self.named(&format!("{part}{cpu}"))?.bytes.len());
+        listing.check(&self.path, bytes(CODE)?, bytes(CONSTANTS)?)?;
         Ok(listing)
     }
 
@@ -252,9 +273,10 @@ impl Artifact {
         }
         if let Some(cpu) = cpu {
             let listing = self.listing(cpu)?;
-            if let Some(name) = cpu::lacking(&listing.features).first() {
+            let lacks = cpu::lacking(&listing.features).join(", ");
+            if !lacks.is_empty() {
                 return Err(machine(format!(
-                    "its code for {cpu} needs {}, this machine ({}) lacks {name}",
+                    "its code for {cpu} needs {}, this machine ({}) lacks {lacks}",
                     listing.features.join(", "),
                     cpu::description()
                 )));
@@ -269,17 +291,27 @@ impl Artifact {
             }
             lowest = Some(listing);
         }
-        let needs = lowest.map_or("a CPU".into(), |l| format!("{} ({})", l.cpu, l.features.join(", ")));
-        Err(machine(format!("its code needs at least {needs}, this machine is {}", cpu::description())))
+        let Some(Listing { cpu, features, .. }) = lowest else {
+            return Err(refuse(&self.path, "__metadata__.cpus", "a CPU", "none".into()));
+        };
+        let (needs, lacks) = (features.join(", "), cpu::lacking(&features).join(", "));
+        let here = cpu::description();
+        Err(machine(format!("its code needs at least {cpu} ({needs}), this machine ({here}) lacks {lacks}")))
     }
 
     /// Puts a CPU's code in place.
     fn link(&self, listing: Listing) -> Result<Program, Error> {
         let name = format!("{CODE}{}", listing.cpu);
-        let code = self.checked(&name)?;
-        listing.check(&self.path, code.len())?;
-        let constants = Aligned::from_bytes(self.checked(&format!("{CONSTANTS}{}", listing.cpu))?);
-        let code = code::Executable::new(code).map_err(|source| file::Error::read(&self.path, source))?;
+        let code = code::Executable::new(self.checked(&name)?).map_err(|e| Error::Machine {
+            path: self.path.clone(),
+            reason: format!("section {}: the system gives no memory that code can run in: {e}", quote(&name)),
+        })?;
+        let name = format!("{CONSTANTS}{}", listing.cpu);
+        let bytes = self.checked(&name)?;
+        let constants = Aligned::try_from_bytes(bytes).ok_or_else(|| Error::Memory {
+            what: format!("section {} of {}", quote(&name), self.path.display()),
+            bytes: bytes.len(),
+        })?;
         let base = code.base();
         // SAFETY: the code is what a compiler wrote, as its hash says, for instructions that this machine has; the offsets,
         // hashed too, are its entries; the program owns it.
@@ -290,11 +322,15 @@ impl Artifact {
 
     /// The bytes of a section that must be there, their hash checked.
     fn checked(&self, name: &str) -> Result<&[u8], Error> {
-        let Some(&index) = self.by_name.get(name) else {
-            return Err(refuse(&self.path, name, "a section of this name", "none".into()));
-        };
-        self.check(&self.sections[index])?;
-        Ok(&self.map[self.sections[index].bytes.clone()])
+        let section = self.named(name)?;
+        self.check(section)?;
+        Ok(&self.map[section.bytes.clone()])
+    }
+
+    /// A section that must be there.
+    fn named(&self, name: &str) -> Result<&Section, Error> {
+        let section = self.by_name.get(name).map(|&index| &self.sections[index]);
+        section.ok_or_else(|| refuse(&self.path, name, "a section of this name", "none".into()))
     }
 
     fn check(&self, section: &Section) -> Result<(), Error> {
@@ -335,7 +371,7 @@ fn check_format(path: &Path, bytes: &[u8]) -> Result<safetensors::Header, Error>
     let version = field("version").unwrap_or_default();
     if version != VERSION.to_string() {
         let newer = version.parse::<u32>().is_ok_and(|v| v > VERSION);
-        let hint = if newer { " (a newer lapidary wrote it)" } else { "" };
+        let hint = if newer { " (a newer lapidary wrote it)" } else { " (compile it again)" };
         let expected = format!("artifact version {VERSION}");
         return Err(file::Error::file(path, expected, format!("version {}{hint}", quote(version))).into());
     }

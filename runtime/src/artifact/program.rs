@@ -15,6 +15,10 @@ use crate::program::{CODE_ALIGN, Function, Image, Plan, SlotKind, Symbol};
 
 /// The most of anything that is counted in rows, columns, layers or heads.
 const MOST: usize = 1 << 28;
+/// The most layers: many times the largest model's 46.
+const MOST_LAYERS: usize = 1 << 10;
+/// The most slots of a function, many times a layer's 18: each layer has a word of each.
+const MOST_SLOTS: usize = 1 << 8;
 /// The most bytes of anything that is allocated at once, and of any product of a slot: 2^46, more than machines address.
 const MOST_BYTES: usize = 1 << 46;
 
@@ -32,6 +36,8 @@ pub struct Listing {
     pub functions: Vec<Function<u64>>,
     /// What lies where in the code.
     pub symbols: Vec<Symbol>,
+    /// Bytes of folded tables that the code reads.
+    pub constants: usize,
 }
 
 impl Listing {
@@ -43,6 +49,7 @@ impl Listing {
             plan: image.plan.clone(),
             functions: image.functions.clone(),
             symbols: image.symbols.clone(),
+            constants: image.constants.len(),
         }
     }
 
@@ -57,9 +64,13 @@ impl Listing {
         serde_json::from_slice(bytes).map_err(|e| refuse(path, section, "a program", line(e)))
     }
 
-    /// Holds it against `code` bytes of code.
-    pub(super) fn check(&self, path: &Path, code: usize) -> Result<(), Error> {
-        self.fault(code as u64).map_or(Ok(()), |(expected, found)| {
+    /// Holds it against `code` bytes of code and `constants` of tables.
+    pub(super) fn check(&self, path: &Path, code: usize, constants: usize) -> Result<(), Error> {
+        let tables = || {
+            let expected = format!("{constants} bytes of constants, as there are");
+            (self.constants != constants).then(|| (expected, self.constants.to_string()))
+        };
+        self.fault(code as u64).or_else(tables).map_or(Ok(()), |(expected, found)| {
             Err(refuse(path, &format!("{}{}", super::PROGRAM, self.cpu), &expected, found))
         })
     }
@@ -74,6 +85,9 @@ impl Listing {
             if n == 0 || n > MOST {
                 return wrong(&format!("{name} from 1 to {MOST}"), n.to_string());
             }
+        }
+        if plan.layers.len() > MOST_LAYERS {
+            return wrong(&format!("at most {MOST_LAYERS} layers"), plan.layers.len().to_string());
         }
         if product(&[plan.chunk, plan.hidden, 4]).is_none() {
             return wrong("a residual stream that can be had", format!("{} x {}", plan.chunk, plan.hidden));
@@ -94,6 +108,9 @@ impl Listing {
         let wrong = |expected: &str, found: String| {
             Some((format!("function `{}`: {expected}", line(&function.name)), found))
         };
+        if function.slots.len() > MOST_SLOTS {
+            return wrong(&format!("at most {MOST_SLOTS} slots"), function.slots.len().to_string());
+        }
         for slot in &function.slots {
             let bytes = match slot.kind {
                 SlotKind::Input { bytes_per_row } => product(&[bytes_per_row, self.plan.chunk]),

@@ -13,7 +13,6 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
-use serde_json::Value;
 
 use crate::file::error::{self, Error, Result, quote};
 
@@ -60,21 +59,28 @@ pub fn read(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
 /// As [`read`]; [`Error::Field`] for metadata that is not text.
 pub fn header(path: &Path, file: &[u8]) -> Result<Header> {
     let (header, data) = split(path, file)?;
-    let raw: RawHeader = serde_json::from_slice(header)
-        .map_err(|e| Error::file(path, "a JSON object as header", error::line(e)))?;
-    let mut names = HashSet::new();
-    let mut entries = Vec::with_capacity(raw.0.len());
-    let mut metadata = Vec::new();
-    for (name, value) in raw.0 {
-        if !names.insert(name.clone()) {
-            return Err(Error::tensor(path, &name, "one entry", "a second of the same name"));
+    let mut raw = RawHeader::default();
+    raw.read(header).map_err(|e| match raw.at.take() {
+        Some(name) if e.is_data() && name == METADATA => Error::Field {
+            path: path.into(),
+            field: METADATA.into(),
+            expected: "an object of texts".into(),
+            found: error::line(e),
+        },
+        Some(name) if e.is_data() => {
+            Error::tensor(path, &name, "dtype, shape and data_offsets", error::line(e))
         }
-        if name == METADATA {
-            metadata = texts(path, value)?;
-        } else {
-            entries.push(entry(path, name, value, data.start)?);
-        }
+        _ => Error::file(path, "a JSON object as header", error::line(e)),
+    })?;
+    let RawHeader { tensors, metadata, second, .. } = raw;
+    let mut names: HashSet<&str> = HashSet::new();
+    let twice = tensors.iter().map(|(name, _)| name.as_str()).find(|name| !names.insert(name));
+    if let Some(name) = twice.or(second.then_some(METADATA)) {
+        return Err(Error::tensor(path, name, "one entry", "a second of the same name"));
     }
+    drop(names);
+    let entry = |(name, raw)| entry(path, name, raw, data.start);
+    let mut entries = tensors.into_iter().map(entry).collect::<Result<Vec<_>>>()?;
     entries.sort_by_key(|e| (e.bytes.start, e.bytes.end));
     let mut end = data.start;
     for e in &entries {
@@ -93,22 +99,6 @@ pub fn header(path: &Path, file: &[u8]) -> Result<Header> {
         return Err(Error::file(path, format!("{end} bytes"), format!("{} bytes", data.end)));
     }
     Ok(Header { entries, metadata })
-}
-
-/// The metadata's pairs.
-fn texts(path: &Path, metadata: Value) -> Result<Vec<(String, String)>> {
-    let refuse = |found: &Value| Error::Field {
-        path: path.into(),
-        field: METADATA.into(),
-        expected: "an object of texts".into(),
-        found: error::json(found),
-    };
-    let Value::Object(map) = metadata else { return Err(refuse(&metadata)) };
-    let text = |(name, value)| match value {
-        Value::String(text) => Ok((name, text)),
-        other => Err(refuse(&other)),
-    };
-    map.into_iter().map(text).collect()
 }
 
 /// The header's bytes, and where the data lies.
@@ -135,9 +125,7 @@ struct RawEntry {
     data_offsets: [u64; 2],
 }
 
-fn entry(path: &Path, name: String, value: Value, data: usize) -> Result<Entry> {
-    let raw: RawEntry = serde_json::from_value(value)
-        .map_err(|e| Error::tensor(path, &name, "dtype, shape and data_offsets", error::line(e)))?;
+fn entry(path: &Path, name: String, raw: RawEntry, data: usize) -> Result<Entry> {
     let wrong = |expected: String, found: String| Error::tensor(path, &name, expected, found);
     let elements = raw.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
     let size = element_bytes(&raw.dtype);
@@ -178,25 +166,69 @@ fn element_bytes(dtype: &str) -> Option<u64> {
     }
 }
 
-/// A header in its own order, equal names kept apart.
-struct RawHeader(Vec<(String, Value)>);
+/// A header in its own order, equal names kept apart. Nothing is kept that is not asked for, so that it takes no more than a few
+/// times the text's memory.
+#[derive(Default)]
+struct RawHeader {
+    tensors: Vec<(String, RawEntry)>,
+    metadata: Vec<(String, String)>,
+    /// Whether there were metadata twice.
+    second: bool,
+    /// The name whose value is being read.
+    at: Option<String>,
+}
 
-impl<'de> Deserialize<'de> for RawHeader {
+impl RawHeader {
+    fn read(&mut self, text: &[u8]) -> serde_json::Result<()> {
+        let mut deserializer = serde_json::Deserializer::from_slice(text);
+        deserializer.deserialize_map(&mut *self)?;
+        deserializer.end()
+    }
+}
+
+impl<'de> Visitor<'de> for &mut RawHeader {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        let mut seen = false;
+        while let Some(name) = map.next_key::<String>()? {
+            let name = self.at.insert(name);
+            if name == METADATA {
+                self.second |= std::mem::replace(&mut seen, true);
+                self.metadata = map.next_value::<Texts>()?.0;
+            } else {
+                let entry = map.next_value()?;
+                self.tensors.push((std::mem::take(name), entry));
+            }
+        }
+        self.at = None;
+        Ok(())
+    }
+}
+
+/// An object of texts, in its own order.
+struct Texts(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Texts {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         struct Pairs;
         impl<'de> Visitor<'de> for Pairs {
-            type Value = RawHeader;
+            type Value = Texts;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
+                f.write_str("an object of texts")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<RawHeader, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Texts, A::Error> {
                 let mut pairs = Vec::new();
                 while let Some(pair) = map.next_entry()? {
                     pairs.push(pair);
                 }
-                Ok(RawHeader(pairs))
+                Ok(Texts(pairs))
             }
         }
         deserializer.deserialize_map(Pairs)

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokenizers::models::bpe::BpeTrainer;
 use tokenizers::{Model, Token};
 
-use crate::artifact::Shared;
+use crate::artifact::{MAX_TEXT, Shared};
 
 /// The version of the layout.
 const VERSION: u32 = 1;
@@ -66,6 +66,9 @@ impl Bpe {
         let (json, text) = (word(6)? as usize, word(7)? as usize);
         if ids as u64 > MAX_ID + 1 {
             return Err(format!("{ids} ids"));
+        }
+        if json > MAX_TEXT {
+            return Err(format!("{json} bytes of JSON, more than {MAX_TEXT}"));
         }
         let mut at = HEADER * WORD;
         // No sum overflows: each of a few terms is below 2^36.

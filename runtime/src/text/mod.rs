@@ -46,9 +46,12 @@ impl Text {
         };
         let chat_template = match (&tokenizer, artifact.section(CHAT_TEMPLATE)) {
             (Some(t), Some(bytes)) => {
-                let source = String::from_utf8(bytes.to_vec())
-                    .map_err(|_| file::Error::file(path.join(CHAT_TEMPLATE), "UTF-8", "other bytes"))?;
-                Some(ChatTemplate::new(source, t.bos_token(), t.eos_token())?)
+                let refuse = |found: String| {
+                    file::Error::file(path.join(CHAT_TEMPLATE), "a chat template in UTF-8", found)
+                };
+                let source = String::from_utf8(bytes.to_vec()).map_err(|_| refuse("other bytes".into()))?;
+                let template = ChatTemplate::new(source, t.bos_token(), t.eos_token());
+                Some(template.map_err(|e| refuse(e.to_string()))?)
             }
             _ => None,
         };

@@ -135,7 +135,8 @@ fn slot(name: &str, kind: SlotKind) -> Slot {
 }
 
 fn step(name: &str, kernel: KernelFn, fixed: u32, rows: u32) -> Step {
-    Step { name: name.into(), kernel, tiles: Tiles { fixed, rows }, tile_ns: 10_000 }
+    let (name, tiles, demand) = (name.into(), Tiles { fixed, rows }, Default::default());
+    Step { name, kernel, tiles, tile_ns: 10_000, demand }
 }
 
 fn function(name: &str, slots: Vec<Slot>, steps: Vec<Step>) -> Function {
