@@ -38,7 +38,7 @@ pub const VERSION: u32 = 2;
 pub const ALIGN: usize = 64;
 /// Code and weights start at multiples of this, in bytes: a page of every target.
 pub const PAGE: usize = 4096;
-/// The most bytes of header that are believed: many times what the largest model's takes (Gemma 2 27B: 0.2 MB).
+/// The most bytes of header that are believed: many times what a model's takes (Gemma 2 2B: 78 KB).
 const MAX_HEADER: u64 = 4 << 20;
 /// The most bytes of a `program` section, many times what a model's takes: parsed, it takes several times as many.
 const MAX_PROGRAM: usize = 4 << 20;
