@@ -20,6 +20,10 @@ const MANY: usize = 512;
 const FEWER: usize = 48;
 /// Rows of a call of few.
 const FEW: usize = 32;
+/// Weight rows of the products that drive other kernels' code out of the caches.
+const AFTER: usize = 512;
+/// Weight rows of products that are just long enough to be shared.
+const SHORT: usize = 512;
 /// Repetitions of bandwidth.
 const READS: usize = 9;
 /// Times that a kernel's median is taken, the least of which counts.
@@ -41,7 +45,7 @@ pub struct Subject<'a> {
 }
 
 /// Measurements that [`calibrate`] makes, for progress.
-pub const STEPS: usize = 35;
+pub const STEPS: usize = 40;
 
 /// Measures. `step` is called [`STEPS`] times.
 ///
@@ -64,7 +68,22 @@ pub fn calibrate(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Erro
     // A call alone, and what it takes longer when nothing is near.
     let small = "function f(%x: f32[T,16] rows) { return y=(add %x %x) }";
     m.call = bench.ns(small, 1, "elementwise")?;
-    m.cold = (bench.cold(small, 1, "elementwise")? - m.call).max(0.0);
+    // After weights, by which its code is out of reach and what it reads is not.
+    let after = |k: usize| -> Result<f64, Error> {
+        let ir = format!(
+            "function f(%x: f32[T,{k}] rows, %w: bf16[{AFTER},{k}] weight) {{
+            y = (linear %x (weights (cast %w f32)) store)
+            return y=(mul y y) }}"
+        );
+        bench.ns(&ir, 1, "elementwise")
+    };
+    let alone = bench.ns(
+        &format!("function f(%x: f32[T,{AFTER}] rows) {{ return y=(mul %x %x) }}"),
+        1,
+        "elementwise",
+    )?;
+    m.cold = (after(subject.last_cache / AFTER)? - alone).max(LEAST);
+    m.cool = (after(subject.last_cache / (16 * AFTER))? - alone).max(LEAST).min(m.cold);
 
     // Dot products: of two numbers of rows the slope, and where it starts; of two lengths, what a row takes beside its weights.
     let linear = |n: usize, k: usize, dtype: &str| {
@@ -74,18 +93,18 @@ pub fn calibrate(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Erro
         )
     };
     let dot = |n: usize, k: usize, dtype: &str| -> Result<(f64, f64), Error> {
-        let small = bench.ns(&linear(256, k, dtype), 1, "linear")?;
+        let small = bench.ns(&linear(SHORT, k, dtype), 1, "linear")?;
         let large = bench.ns(&linear(n, k, dtype), 1, "linear")?;
-        let row = (large - small).max(LEAST) / (n - 256) as f64;
-        Ok((row, small - 256.0 * row))
+        let row = (large - small).max(LEAST) / (n - SHORT) as f64;
+        Ok((row, small - SHORT as f64 * row))
     };
     let (short, long) = (256, 2048);
-    let ((short_row, launch), (long_row, _)) = (dot(4096, short, "bf16")?, dot(1024, long, "bf16")?);
+    let ((short_row, launch), (long_row, _)) = (dot(4096, short, "bf16")?, dot(2048, long, "bf16")?);
     let each = ((long_row - short_row) / (long - short) as f64).max(LEAST * LEAST);
     m.launch = launch.max(m.call);
     m.dot_row = (short_row - short as f64 * each).max(LEAST);
     let weight = |dtype: &str| -> Result<f64, Error> {
-        Ok(long as f64 / (dot(1024, long, dtype)?.0 - m.dot_row).max(LEAST))
+        Ok(long as f64 / (dot(2048, long, dtype)?.0 - m.dot_row).max(LEAST))
     };
     m.dot = Formats { f32: weight("f32")?, bf16: 1.0 / each, q8: weight("q8")?, q4: weight("q4")? };
 
@@ -125,41 +144,43 @@ pub fn calibrate(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Erro
     let (gate, store) =
         (bench.ns(&gated("gate"), MANY, "linear")?, bench.ns(&gated("store"), MANY, "linear")?);
     m.gelu = ((gate - store) / (MANY * 1024) as f64).max(LEAST);
-    // A model's weights drive them out of the caches before they are read.
-    let each = |ir: &str, kernel: &str, width: usize| -> Result<f64, Error> {
+    // Of few rows, which the near caches hold: arithmetic. Of many, which come from far: what they move.
+    let near = |ir: &str, kernel: &str, width: usize| -> Result<f64, Error> {
+        Ok(((bench.ns(ir, FEW, kernel)? - m.launch) / (FEW * width) as f64).max(LEAST))
+    };
+    let far = |ir: &str, kernel: &str, width: usize| -> Result<f64, Error> {
         Ok(((bench.cold(ir, MANY, kernel)? - m.launch) / (MANY * width) as f64).max(LEAST))
     };
     let norm = "function f(%x: f32[T,2304] rows, %r: f32[T,2304] rows, %w: f32[2304] weight) {
         return y=(add_rms_norm %r %x %w 1e-6) }";
-    m.norm = each(norm, "norm", 2304)?;
+    m.norm = near(norm, "norm", 2304)?;
     let sum = "function f(%x: f32[T,2304] rows, %r: f32[T,2304] rows) { return y=(add %x %r) }";
-    m.cache = 12.0 / each(sum, "elementwise", 2304)?;
-    let append = "function f(%x: f32[4,T,256] rows, %c: bf16[4,S,256] cache) { return c=(append %c %x) }";
-    m.element = each(append, "append", 1024)?;
+    m.cache = 12.0 / far(sum, "elementwise", 2304)?;
+    m.element = near(sum, "elementwise", 2304)?;
     let rope = "function f(%x: f32[T,2048] rows, %pos: i32[T] rows, %f: f32[128] weight) {
         x = (transpose (reshape %x [T,8,256]) [1,0,2])
         return y=(rope x %pos %f) }";
-    m.rope = each(rope, "rope", 2048)?;
+    m.rope = near(rope, "rope", 2048)?;
     let cap = "function f(%x: f32[T,1024] rows) { return y=(softcap 30.0 %x) }";
-    m.transcendental = (each(cap, "softcap", 1024)? - m.element).max(LEAST);
+    m.transcendental = (near(cap, "softcap", 1024)? - m.element).max(LEAST);
     let most = "function f(%x: f32[T,4096] rows) { return y=(argmax %x 1) }";
-    m.reduce = each(most, "reduce", 4096)?;
+    m.reduce = far(most, "reduce", 4096)?;
     let matmul = "function f(%x: f32[T,256] rows, %w: f32[256,256] weight) { return y=(matmul %x %w) }";
     m.loose_flops =
         (2 * FEWER * 256 * 256) as f64 / (bench.ns(matmul, FEWER, "matmul")? - m.launch).max(LEAST);
 
     // Attention: two widths of heads tell products from what is done to scores.
-    let attention = |width: usize, rows: usize| {
-        let ir = format!(
+    let attend = |width: usize| {
+        format!(
             "function f(%q: f32[8,T,{width}] rows, %kn: f32[4,T,{width}] rows, %vn: f32[4,T,{width}] rows,
                 %k: bf16[4,S,{width}] cache, %v: bf16[4,S,{width}] cache, %pos: i32[T] rows) {{
                 k = (append %k %kn)
                 v = (append %v %vn)
                 y = (attention %q (cast k f32) (cast v f32) %pos 0.0625 50.0 none bounded)
                 return k=k, v=v, y=y }}"
-        );
-        bench.ns(&ir, rows, "attention")
+        )
     };
+    let attention = |width: usize, rows: usize| bench.ns(&attend(width), rows, "attention");
     let machine = m;
     let fit = |rows: usize| -> Result<(f64, f64), Error> {
         let model = lapidary_passes::CostModel { machine, extent: Extent { rows, keys: MANY } };
@@ -170,6 +191,9 @@ pub fn calibrate(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Erro
     };
     (m.attention_flops, m.score) = fit(1)?;
     (m.attention_tile_flops, m.score_tile) = fit(MANY)?;
+    // Keys and values of 4 heads, 512 of each, 2 bytes an element.
+    let bytes = (2 * 4 * MANY * 256 * 2) as f64;
+    m.keys = (bytes / (bench.cold(&attend(256), 1, "attention")? - m.launch).max(LEAST)).min(m.memory);
     Ok(m)
 }
 

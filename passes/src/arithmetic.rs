@@ -142,6 +142,8 @@ impl CostModel {
         let width = head_dim(data(q)) as f64;
         let pairs = heads as f64 * self.seen(rows, window, rows as f64 > FEW_ROWS);
         if rows as f64 > FEW_ROWS {
+            // Blocks of keys serve many rows: their streams hide behind products.
+            work.key_bytes = 0.0;
             work.tiles = (groups * rows.div_ceil(QUERY_BLOCK)) as f64;
             work.busy = t * pairs * (4.0 * width / m.attention_tile_flops + online * m.score_tile);
             return;

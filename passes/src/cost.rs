@@ -42,6 +42,8 @@ pub struct CostModel {
 pub struct Work {
     /// Bytes of weights and caches read.
     pub memory_bytes: f64,
+    /// Of these, what attention of few rows reads of keys and values.
+    pub key_bytes: f64,
     /// Bytes of activations read and written.
     pub cache_bytes: f64,
     /// f32 operations.
@@ -111,7 +113,10 @@ impl CostModel {
     /// Predicted time in nanoseconds, launch by launch.
     pub fn parts(&self, w: Work) -> Parts {
         let m = &self.machine;
-        let memory = if m.is_resident() { 0.0 } else { w.memory_bytes / m.memory };
+        let memory = match m.is_resident() {
+            true => 0.0,
+            false => (w.memory_bytes - w.key_bytes) / m.memory + w.key_bytes / m.keys,
+        };
         let moving = memory + w.cache_bytes / m.cache;
         let launch = |busy: f64, tiles: f64, moving: f64, launches: f64| {
             let share = (tiles / m.threads).ceil() / tiles;
@@ -125,7 +130,7 @@ impl CostModel {
                 (m.launch, busy * share)
             };
             debug_assert!(start + computing <= alone.max(together) + TIE * busy);
-            let start = if m.is_resident() { start } else { start + m.cold };
+            let start = start + if m.is_resident() { m.cool } else { m.cold };
             // What overlaps costs the longer of the two; a little of the shorter settles ties.
             launches * start + moving.max(computing) + OVERLAP * moving.min(computing)
         };
@@ -297,6 +302,7 @@ impl CostModel {
                 for x in [k, v] {
                     let (_, bytes) = self.operand(graph, data(*x), *x);
                     work.memory_bytes += bytes * share;
+                    work.key_bytes += bytes * share;
                 }
                 let (rows, heads) = match &data(*q).ty {
                     Type::Tensor(t) => (t.shape[1].at(self.extent), t.shape[0].at(self.extent)),

@@ -43,8 +43,10 @@ impl Formats {
 pub struct Machine {
     /// Threads.
     pub threads: f64,
-    /// Reads of weights and caches from memory, bytes a nanosecond (GB/s).
+    /// Reads of weights from memory, bytes a nanosecond (GB/s).
     pub memory: f64,
+    /// Reads of keys and values from memory by attention of few rows, bytes a nanosecond: many short streams.
+    pub keys: f64,
     /// Bytes that the last cache holds.
     pub last_cache: f64,
     /// Reads and writes of activations, bytes a nanosecond.
@@ -87,8 +89,10 @@ pub struct Machine {
     pub launch: f64,
     /// Calling a kernel on one thread, nanoseconds.
     pub call: f64,
-    /// What a kernel takes longer where weights have driven its code and operands out of the near caches, nanoseconds.
+    /// What a kernel takes longer where weights that come from memory have driven its code out of every cache, nanoseconds.
     pub cold: f64,
+    /// The same where those weights come from the last cache, and its code stays there, nanoseconds.
+    pub cool: f64,
 
     /// Bytes of weights that a token reads: in cache from one token to the next if that holds as many.
     pub weight_bytes: f64,
@@ -133,6 +137,7 @@ use Scaling::{Fixed, Rate, Time};
 /// Every constant that a calibration measures.
 pub const FIGURES: &[Figure] = &[
     Figure { name: "memory", unit: "GB/s", scaling: Fixed, of: |m| &mut m.memory },
+    Figure { name: "keys", unit: "GB/s", scaling: Fixed, of: |m| &mut m.keys },
     Figure { name: "last_cache", unit: "bytes", scaling: Fixed, of: |m| &mut m.last_cache },
     Figure { name: "cache", unit: "GB/s", scaling: Rate, of: |m| &mut m.cache },
     Figure { name: "dot_f32", unit: "weights/ns", scaling: Rate, of: |m| &mut m.dot.f32 },
@@ -169,6 +174,7 @@ pub const FIGURES: &[Figure] = &[
     Figure { name: "launch", unit: "ns", scaling: Fixed, of: |m| &mut m.launch },
     Figure { name: "call", unit: "ns", scaling: Fixed, of: |m| &mut m.call },
     Figure { name: "cold", unit: "ns", scaling: Fixed, of: |m| &mut m.cold },
+    Figure { name: "cool", unit: "ns", scaling: Fixed, of: |m| &mut m.cool },
 ];
 
 impl Machine {
@@ -176,6 +182,8 @@ impl Machine {
     pub const GENERIC: Machine = Machine {
         threads: 2.0,
         memory: 32.0,
+        // No machine with these vectors was at hand to measure this and `cool` on.
+        keys: 32.0,
         last_cache: 32e6,
         cache: 60.0,
         dot: Formats { f32: 35.0, bf16: 60.0, q8: 80.0, q4: 75.0 },
@@ -198,6 +206,7 @@ impl Machine {
         launch: 650.0,
         call: 100.0,
         cold: 1000.0,
+        cool: 1e-3,
         weight_bytes: f64::INFINITY,
         objective: Objective::Roofline,
         measured: None,

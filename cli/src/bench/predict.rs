@@ -58,8 +58,9 @@ impl Predictor {
             _ => options.machine.on(threads as f64),
         };
         let weight_bytes = options.machine.weight_bytes;
-        let machine =
-            Machine { memory, weight_bytes, objective: Objective::Roofline, measured: None, ..base };
+        let keys = base.keys * memory / base.memory;
+        let objective = Objective::Roofline;
+        let machine = Machine { memory, keys, weight_bytes, objective, measured: None, ..base };
         let mut functions = vec![];
         for report in &engine.functions {
             let saturated = prepare(&report.source, &options.selection, Limits::default())?;
