@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     fn calibration() -> Calibration {
-        let auto = Machine { few_flops: 123.5, threads: 3.0, ..Machine::GENERIC };
+        let auto = Machine { few_flops: 123.5, threads: 3.0, cool: 90.0, ..Machine::GENERIC };
         let (cpu, code) = ("a CPU".into(), "native".into());
         Calibration { cpu, threads: 3, code, auto, f32: Machine { few_flops: 50.0, ..auto } }
     }

@@ -102,7 +102,10 @@ pub(crate) fn machine(base: Machine, text: &str) -> Result<Machine> {
     for (name, value) in pairs {
         match name {
             "cores" => machine = machine.on(value),
-            "bandwidth" => machine.memory = value,
+            "bandwidth" => {
+                machine.keys *= value / machine.memory;
+                machine.memory = value;
+            }
             "flops" => {
                 let times = value / machine.flops.bf16;
                 for rate in [

@@ -115,7 +115,8 @@ impl CostModel {
         let m = &self.machine;
         let memory = match m.is_resident() {
             true => 0.0,
-            false => (w.memory_bytes - w.key_bytes) / m.memory + w.key_bytes / m.keys,
+            // What keys take longer than weights.
+            false => w.memory_bytes / m.memory + w.key_bytes * (1.0 / m.keys - 1.0 / m.memory),
         };
         let moving = memory + w.cache_bytes / m.cache;
         let launch = |busy: f64, tiles: f64, moving: f64, launches: f64| {

@@ -206,7 +206,7 @@ impl Machine {
         launch: 650.0,
         call: 100.0,
         cold: 1000.0,
-        cool: 1e-3,
+        cool: 0.0,
         weight_bytes: f64::INFINITY,
         objective: Objective::Roofline,
         measured: None,

@@ -58,7 +58,7 @@ impl Predictor {
             _ => options.machine.on(threads as f64),
         };
         let weight_bytes = options.machine.weight_bytes;
-        let keys = base.keys * memory / base.memory;
+        let keys = base.keys.min(memory);
         let objective = Objective::Roofline;
         let machine = Machine { memory, keys, weight_bytes, objective, measured: None, ..base };
         let mut functions = vec![];
