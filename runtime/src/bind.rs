@@ -172,7 +172,7 @@ fn check_function(program: &Program, function: &Function, rows: usize) -> Result
             ("x", true) | ("y", false) => per_row == plan.hidden * word && fixed == 0,
             ("token", false) => (per_row, fixed) == (0, word),
             ("logits", false) => {
-                let all = std::ptr::eq(function, &program.functions[plan.head_all]);
+                let all = program.functions.get(plan.head_all).is_some_and(|f| std::ptr::eq(function, f));
                 (per_row, fixed) == if all { (logits, 0) } else { (0, logits) }
             }
             _ => false,

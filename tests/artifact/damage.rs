@@ -330,6 +330,8 @@ fn in_processes() {
     let child = |shard: usize| {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["damage::damage", "--exact", "--nocapture"]).env(SHARD, shard.to_string());
+        // What prints a trace allocates, which may be what failed.
+        command.env("RUST_BACKTRACE", "0");
         command.output().unwrap()
     };
     let outputs: Vec<_> = std::thread::scope(|scope| {
@@ -356,6 +358,12 @@ fn in_processes() {
 
 /// Every so many cases.
 fn cases(shard: usize) {
+    // A panic says what it is about without a limit.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        MOST.store(usize::MAX, Ordering::Relaxed);
+        hook(info);
+    }));
     let model = Arc::new(Model::built_in().unwrap());
     let weights = Arc::new(Weights(model.clone()));
     let (_dir, path) = place();
