@@ -3,11 +3,11 @@
 //! To a cache of 8 bits a block of 32 elements goes as quants and a scale: the largest magnitude over 127, rounded to bf16.
 
 use cranelift_codegen::ir::condcodes::FloatCC;
-use cranelift_codegen::ir::types::F32X4;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{BLOCK, DType, Dim};
 
 use super::elementwise::{load_along_row, store_along_row};
+use super::linear::largest_of_block;
 use crate::emit::Emitter;
 use crate::kernel::Kernel;
 use crate::view::View;
@@ -51,12 +51,7 @@ fn round_row(e: &mut Emitter<'_>, rows: &View, row: Value, k: usize, out: Value)
             load_along_row(e, rows, Some(row), i, 4)
         });
         let none = e.splat(0.0);
-        let largest = values.iter().fold(none, |most, &v| {
-            let size = e.b.ins().fabs(v);
-            e.fmax(size, most)
-        });
-        let largest = e.max_lanes(largest);
-        let largest = e.b.ins().splat(F32X4, largest);
+        let largest = largest_of_block(e, &values);
         let top = e.splat(127.0);
         let scale = e.b.ins().fdiv(largest, top);
         let at = e.scale(block, 2);

@@ -746,15 +746,21 @@ pub(super) struct Rounded {
     pub(super) sum: Value,
 }
 
-/// Rounds a block to 8 bits: its largest magnitude is 127.
-pub(super) fn round_block(e: &mut Emitter<'_>, values: [Value; BLOCK / 4]) -> Rounded {
+/// The largest magnitude of a block, in every lane.
+pub(super) fn largest_of_block(e: &mut Emitter<'_>, values: &[Value; BLOCK / 4]) -> Value {
     let none = e.splat(0.0);
     let largest = values.iter().fold(none, |most, &v| {
         let size = e.b.ins().fabs(v);
         e.fmax(size, most)
     });
     let largest = e.max_lanes(largest);
-    let largest = e.b.ins().splat(F32X4, largest);
+    e.b.ins().splat(F32X4, largest)
+}
+
+/// Rounds a block to 8 bits: its largest magnitude is 127.
+pub(super) fn round_block(e: &mut Emitter<'_>, values: [Value; BLOCK / 4]) -> Rounded {
+    let none = e.splat(0.0);
+    let largest = largest_of_block(e, &values);
     let top = e.splat(127.0);
     let scale = e.b.ins().fdiv(largest, top);
     let inverse = e.b.ins().fdiv(top, largest);

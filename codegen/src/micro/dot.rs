@@ -9,16 +9,19 @@ use lapidary_ir::{BLOCK, DType};
 
 use super::{Code, Dot};
 
-type Done = Result<(), IcedError>;
+pub(super) type Done = Result<(), IcedError>;
 
-const X: AsmRegister64 = gpr64::rdi;
+pub(super) const X: AsmRegister64 = gpr64::rdi;
 const W: AsmRegister64 = gpr64::rsi;
 const C: AsmRegister64 = gpr64::rdx;
 const COUNT: AsmRegister64 = gpr64::rcx;
 const SCALES: AsmRegister64 = gpr64::r9;
+/// Of x rounded to 8 bits: its blocks' scales, and the sums of their quants.
+pub(super) const X_SCALES: AsmRegister64 = gpr64::r10;
+pub(super) const X_SUMS: AsmRegister64 = gpr64::r11;
 
 /// How many calls' rows ahead of a call the second cache is filled: far enough for the shortest rows, of 4 bits.
-pub(super) const AHEAD: i32 = 2;
+const AHEAD: i32 = 2;
 
 /// Registers above those that hold sums, the same at both widths.
 const ZMM: [AsmRegisterZmm; 24] = [
@@ -45,18 +48,18 @@ impl Dot {
     }
 
     /// The weights of row `r`, `n` elements on.
-    fn weight(self, r: usize, n: usize) -> CodeAsmResult {
+    pub(super) fn weight(self, r: usize, n: usize) -> CodeAsmResult {
         W + (r as i32 * self.row_bytes() + self.bytes(n))
     }
 
     /// A dword whose upper half is the scale of row `r`'s block `block` blocks on.
-    fn scale(self, r: usize, block: usize) -> CodeAsmResult {
+    pub(super) fn scale(self, r: usize, block: usize) -> CodeAsmResult {
         SCALES + (r as i32 * self.row_bytes() + 2 * block as i32 - 2)
     }
 
     /// Walks k in steps of `step` elements: the body is told how many of them it is to do, `step` in a loop and once
     /// what is left.
-    fn walk(
+    pub(super) fn walk(
         self,
         a: &mut CodeAssembler,
         step: usize,
@@ -80,7 +83,13 @@ impl Dot {
                 }
             }
             body(a, step)?;
-            a.add(X, step as i32 * 4)?;
+            if self.operands == DType::Q8 {
+                a.add(X, step as i32)?;
+                a.add(X_SCALES, (step / BLOCK) as i32 * 4)?;
+                a.add(X_SUMS, (step / BLOCK) as i32 * 4)?;
+            } else {
+                a.add(X, step as i32 * 4)?;
+            }
             a.add(W, self.bytes(step))?;
             if self.dtype.is_quantised() {
                 a.add(SCALES, (step / BLOCK) as i32 * 2)?;
@@ -194,6 +203,22 @@ pub(super) fn reduce(a: &mut CodeAssembler, i: usize) -> Done {
     a.vhaddps(XMM[i], XMM[i], XMM[i])
 }
 
+/// Stores the sums of the first `rows` registers' lanes.
+pub(super) fn store_sums(a: &mut CodeAssembler, rows: usize) -> Done {
+    for (r, &sum) in XMM.iter().enumerate().take(rows) {
+        reduce(a, r)?;
+        a.vmovss(dword_ptr(C + r as i32 * 4), sum)?;
+    }
+    Ok(())
+}
+
+/// Fills register `i` with a dword. Clobbers eax.
+pub(super) fn fill(a: &mut CodeAssembler, i: usize, bits: u32) -> Done {
+    a.mov(gpr32::eax, bits)?;
+    a.vmovd(XMM[i], gpr32::eax)?;
+    a.vpbroadcastd(YMM[i], XMM[i])
+}
+
 /// AVX2 with FMA and F16C: 8 lanes.
 pub(super) fn dot_256(dot: Dot) -> Code {
     let a = &mut CodeAssembler::new(64)?;
@@ -274,9 +299,7 @@ fn quantised_256(a: &mut CodeAssembler, dot: Dot) -> Done {
     a.vpcmpeqd(mask, mask, mask)?;
     a.vpsrld(nibble, mask, 28)?;
     a.vpslld(mask, mask, 16)?;
-    a.mov(gpr32::eax, (-8f32).to_bits())?;
-    a.vmovd(xmm9, gpr32::eax)?;
-    a.vbroadcastss(minus_eight, xmm9)?;
+    fill(a, 9, (-8f32).to_bits())?;
     let step = if dot.dtype == DType::Q4 { 4 * BLOCK } else { 2 * BLOCK };
     dot.walk(a, step, &mut |a, n| {
         for block in 0..n / BLOCK {
@@ -321,9 +344,5 @@ fn quantised_256(a: &mut CodeAssembler, dot: Dot) -> Done {
         }
         Ok(())
     })?;
-    for (r, &sum) in XMM.iter().enumerate().take(rows) {
-        reduce(a, r)?;
-        a.vmovss(dword_ptr(C + r as i32 * 4), sum)?;
-    }
-    Ok(())
+    store_sums(a, rows)
 }

@@ -7,15 +7,12 @@
 //! multiply by. A whole block of such products fits sums of 16 bits (32 / 2 of at most 15 * 127), so that a step is
 //! `vpmaddubsw` and `vpaddw`. With AVX-512 VNNI a step is `vpdpbusd`, of weights of either width.
 
-use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::{BLOCK, DType};
 
-use super::dot::YMM;
+use super::dot::{Done, YMM, fill};
 use super::tile::ZMM;
 use super::{Code, Tile, Widen};
-
-type Done = Result<(), IcedError>;
 
 /// Elements of k whose products one 32-bit lane adds up.
 const STEP: usize = 4;
@@ -58,12 +55,8 @@ fn hold(widen: Widen, halved: bool) -> Code {
     let (upper, lower, nibble, sign) = (ymm0, ymm1, ymm2, ymm3);
     let bytes = if halved { 2 * BLOCK as i32 } else { BLOCK as i32 };
     let mut again = a.create_label();
-    a.mov(gpr32::eax, 0x0f0f_0f0fu32)?;
-    a.vmovd(xmm2, gpr32::eax)?;
-    a.vpbroadcastd(nibble, xmm2)?;
-    a.mov(gpr32::eax, 0x8080_8080u32)?;
-    a.vmovd(xmm3, gpr32::eax)?;
-    a.vpbroadcastd(sign, xmm3)?;
+    fill(a, 2, 0x0f0f_0f0f)?;
+    fill(a, 3, 0x8080_8080)?;
     a.set_label(&mut again)?;
     a.prefetcht0(byte_ptr(from + AHEAD))?;
     if widen.from == DType::Q4 {

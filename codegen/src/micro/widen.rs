@@ -4,6 +4,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::{BLOCK, DType};
 
+use super::dot::fill;
 use super::{Code, Widen, tile_int8};
 
 const FROM: AsmRegister64 = gpr64::rdi;
@@ -116,9 +117,7 @@ pub(super) fn widen_256(widen: Widen) -> Code {
     a.vpcmpeqd(mask, mask, mask)?;
     a.vpsrld(nibble, mask, 28)?;
     a.vpslld(mask, mask, 16)?;
-    a.mov(gpr32::eax, 8)?;
-    a.vmovd(xmm7, gpr32::eax)?;
-    a.vpbroadcastd(eight, xmm7)?;
+    fill(a, 7, 8)?;
     a.set_label(&mut again)?;
     a.prefetcht0(byte_ptr(FROM + AHEAD))?;
     if widen.from.is_quantised() {
