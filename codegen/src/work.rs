@@ -40,18 +40,11 @@ pub fn work(kernel: &Kernel, extent: Capacity) -> Work {
             }
         }
         Body::Attention { window, .. } => {
-            let (q, k) = (&kernel.inputs[0], &kernel.inputs[1]);
-            let (heads, head_dim) = (rows(q) as f64, last(q) as f64);
-            let (queries, keys) = (extent.rows as f64, extent.keys as f64);
-            // Row t of the call sees its window of the keys before it.
-            let seen = |t: f64| (keys - queries + t + 1.0).min(window.map_or(f64::INFINITY, |w| w as f64));
-            let pairs: f64 = (0..extent.rows).map(|t| seen(t as f64)).sum();
-            let groups = rows(k) as f64;
-            let read = keys.min(window.map_or(keys, |w| w as f64 + queries));
+            let attention = attention(kernel, *window);
             Work {
-                memory_bytes: 2.0 * groups * read * k.dtype.row_bytes(head_dim as usize) as f64,
-                cache_bytes: 2.0 * bytes(q, extent),
-                flops: heads * pairs * (4.0 * head_dim + 3.0),
+                memory_bytes: attention.bytes(extent.rows, extent.keys),
+                cache_bytes: 2.0 * bytes(&kernel.inputs[0], extent),
+                flops: attention.flops(extent.rows, extent.keys),
             }
         }
         Body::Matmul => Work {
@@ -82,14 +75,27 @@ pub fn demand(kernel: &Kernel, features: &Features) -> Demand {
         DType::Q8 => Unit::Int8,
         _ => Unit::F32,
     };
-    let of = |rows: usize, keys: usize| work(kernel, Capacity { rows, keys });
     if let Body::Attention { window, .. } = &kernel.body {
-        let Work { memory_bytes, flops, .. } = of(1, 1);
-        let attention = Some(Attention { bytes: memory_bytes, flops, window: *window });
-        return Demand { attention, unit, ..Demand::default() };
+        return Demand { attention: Some(attention(kernel, *window)), unit, ..Demand::default() };
     }
+    let of = |rows: usize, keys: usize| work(kernel, Capacity { rows, keys });
     let bytes = Terms::of(|rows, keys| of(rows, keys).memory_bytes);
     Demand { bytes, flops: Terms::of(|rows, keys| of(rows, keys).flops), attention: None, unit }
+}
+
+/// What attention's keys cost.
+fn attention(kernel: &Kernel, window: Option<usize>) -> Attention {
+    let (q, k) = (&kernel.inputs[0], &kernel.inputs[1]);
+    let fixed = |view: &View, axis: usize| match view.axes[axis].dim {
+        Dim::Fixed(n) => n,
+        Dim::Rows | Dim::Keys => unreachable!("heads and head_dim are fixed"),
+    };
+    let (heads, groups, head_dim) = (fixed(q, 0), fixed(k, 0), fixed(q, 2));
+    Attention {
+        bytes: 2.0 * groups as f64 * k.dtype.row_bytes(head_dim) as f64,
+        flops: heads as f64 * (4.0 * head_dim as f64 + 3.0),
+        window,
+    }
 }
 
 /// How a kernel's products hold their operands: f32, bf16 or q8.

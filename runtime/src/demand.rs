@@ -61,20 +61,46 @@ pub struct Attention {
     pub window: Option<usize>,
 }
 
-impl Demand {
-    /// Bytes of weights and cached keys and values that a call of `rows` rows and, with them, `keys` keys reads.
+impl Attention {
+    /// Bytes that a call of `rows` rows and, with them, `keys` keys reads.
     pub fn bytes(&self, rows: usize, keys: usize) -> f64 {
-        let seen = |a: Attention| a.window.map_or(keys, |w| keys.min(w.saturating_add(rows))) as f64;
-        self.bytes.at(rows, keys) + self.attention.map_or(0.0, |a| a.bytes * seen(a))
+        self.bytes * self.window.map_or(keys, |w| keys.min(w.saturating_add(rows))) as f64
     }
 
     /// Operations of such a call.
     pub fn flops(&self, rows: usize, keys: usize) -> f64 {
         let before = keys.saturating_sub(rows);
-        let pairs = |a: Attention| -> f64 {
-            let seen = |row: usize| (before + row + 1).min(a.window.unwrap_or(usize::MAX)) as f64;
-            (0..rows).map(seen).sum()
-        };
-        self.flops.at(rows, keys) + self.attention.map_or(0.0, |a| a.flops * pairs(a))
+        let seen = |row: usize| (before + row + 1).min(self.window.unwrap_or(usize::MAX)) as f64;
+        self.flops * (0..rows).map(seen).sum::<f64>()
+    }
+}
+
+impl Demand {
+    /// Bytes of weights and cached keys and values that a call of `rows` rows and, with them, `keys` keys reads.
+    pub fn bytes(&self, rows: usize, keys: usize) -> f64 {
+        self.bytes.at(rows, keys) + self.attention.map_or(0.0, |a| a.bytes(rows, keys))
+    }
+
+    /// Operations of such a call.
+    pub fn flops(&self, rows: usize, keys: usize) -> f64 {
+        self.flops.at(rows, keys) + self.attention.map_or(0.0, |a| a.flops(rows, keys))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_see_the_keys_before_them_and_themselves() {
+        let all = Attention { bytes: 10.0, flops: 100.0, window: None };
+        // The last two of five keys are the rows' own: they see 4 and 5.
+        assert_eq!((all.bytes(2, 5), all.flops(2, 5)), (50.0, 900.0));
+        // With a window of 3 each sees 3; of the keys, two rows and a window are read.
+        let local = Attention { window: Some(3), ..all };
+        assert_eq!((local.bytes(2, 5), local.flops(2, 5)), (50.0, 600.0));
+        assert_eq!((local.bytes(2, 9), local.flops(2, 9)), (50.0, 600.0));
+        // Before the window is full: 1, 2, 3, 3.
+        assert_eq!((local.bytes(4, 4), local.flops(4, 4)), (40.0, 900.0));
     }
 }
