@@ -127,7 +127,7 @@ fn interpret(function: &Function, options: &Options, seed: u64) -> Result<usize>
             forms::check_call(&flat, &inputs, extent, Precision::F64, &|found, expected| {
                 forms::compare(found, expected, 1e-6)
             })
-            .map_err(|e| failed(e.0))?;
+            .map_err(|e| failed(e.reason))?;
         }
     }
     Ok(flat.pairs.len() + flat.terms.len())

@@ -13,10 +13,27 @@ use super::values;
 use crate::Saturated;
 use crate::analysis::Graph;
 
-/// A difference, in words: where, what was found, what was expected.
+/// A difference.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Difference(pub String);
+#[error("{reason}")]
+pub struct Difference {
+    /// In words: where, what was found, what was expected.
+    pub reason: String,
+    /// Whether what was found is no finite number.
+    pub lost: bool,
+}
+
+impl Difference {
+    /// One of which nothing more is known.
+    pub fn new(reason: String) -> Difference {
+        Difference { reason, lost: false }
+    }
+
+    /// The same, said in a larger context.
+    pub fn within(self, say: impl FnOnce(&str) -> String) -> Difference {
+        Difference { reason: say(&self.reason), ..self }
+    }
+}
 
 /// Whether two numbers agree: relative to them, or to 1 if they are smaller.
 pub fn near(a: f64, b: f64, tolerance: f64) -> bool {
@@ -42,7 +59,7 @@ pub fn compare_where(
     judged: impl Fn(usize, f64) -> bool,
 ) -> Result<(), Difference> {
     if found.dtype != expected.dtype || found.shape != expected.shape {
-        return Err(Difference(format!(
+        return Err(Difference::new(format!(
             "{} {:?} is not {} {:?}",
             found.dtype, found.shape, expected.dtype, expected.shape
         )));
@@ -50,9 +67,8 @@ pub fn compare_where(
     for (at, (&a, &b)) in found.data.iter().zip(&expected.data).enumerate() {
         if judged(at, b) && !near(a, b, tolerance) {
             let shape = &found.shape;
-            return Err(Difference(format!(
-                "element {at} of {shape:?} is {a:e}, expected {b:e} within {tolerance:e}"
-            )));
+            let reason = format!("element {at} of {shape:?} is {a:e}, expected {b:e} within {tolerance:e}");
+            return Err(Difference { reason, lost: !a.is_finite() });
         }
     }
     Ok(())
@@ -139,7 +155,7 @@ pub fn check_call(
     precision: Precision,
     judge: Judge<'_>,
 ) -> Result<(), Difference> {
-    let fail = |e: lapidary_ir::Error| Difference(e.to_string());
+    let fail = |e: lapidary_ir::Error| Difference::new(e.to_string());
     let all = evaluate_all(&flat.function, inputs, extent, precision).map_err(fail)?;
     for &(node, term) in &flat.pairs {
         let same = match (&all[usize::from(node)], &all[usize::from(term)]) {
@@ -148,16 +164,14 @@ pub fn check_call(
             (Value::Tuple(found), Value::Tuple(expected)) => {
                 found.iter().zip(expected).try_for_each(|(f, e)| judge(f, e))
             }
-            (found, expected) => Err(Difference(format!("{found:?} is not {expected:?}"))),
+            (found, expected) => Err(Difference::new(format!("{found:?} is not {expected:?}"))),
         };
         let line = |id| text::statement(&flat.function, id);
-        same.map_err(|Difference(reason)| {
-            let function = &flat.function;
-            Difference(format!(
-                "`{}` is not `{}` in a call of {extent:?} of\n{function}: {reason}",
-                line(node),
-                line(term)
-            ))
+        same.map_err(|d| {
+            let (function, node, term) = (&flat.function, line(node), line(term));
+            d.within(|reason| {
+                format!("`{node}` is not `{term}` in a call of {extent:?} of\n{function}: {reason}")
+            })
         })?;
     }
     Ok(())
@@ -196,16 +210,14 @@ pub fn check_outputs(
     precision: Precision,
     judge: Judge<'_>,
 ) -> Result<(), Difference> {
-    let all =
-        evaluate_all(&flat.function, inputs, extent, precision).map_err(|e| Difference(e.to_string()))?;
+    let all = evaluate_all(&flat.function, inputs, extent, precision)
+        .map_err(|e| Difference::new(e.to_string()))?;
     for &(at, id) in forms {
         let Value::Tensor(found) = &all[usize::from(id)] else { continue };
-        judge(found, &expected[at]).map_err(|Difference(reason)| {
+        judge(found, &expected[at]).map_err(|d| {
             let line = text::statement(&flat.function, id);
-            Difference(format!(
-                "`{line}`: {reason}, in a call of {} rows and {} keys",
-                extent.rows, extent.keys
-            ))
+            let Extent { rows, keys } = extent;
+            d.within(|reason| format!("`{line}`: {reason}, in a call of {rows} rows and {keys} keys"))
         })?;
     }
     Ok(())

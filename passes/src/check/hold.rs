@@ -121,12 +121,9 @@ pub fn differences(saturated: &Saturated, rule: &Rule, seed: u64) -> Result<bool
                     compare_where(found, expected, bound, |at, b| b.is_finite() && !lost(expected, at))
                 }
             };
-            let named = |Difference(reason): Difference| {
-                let fault = if asked == Asked::Finite || !ordinary && overflows(&reason) {
-                    Fault::Overflow
-                } else {
-                    Fault::Value
-                };
+            let named = |Difference { reason, lost }: Difference| {
+                let overflows = asked == Asked::Finite || !ordinary && lost;
+                let fault = if overflows { Fault::Overflow } else { Fault::Value };
                 Counter { fault, reason: format!("{} rule, {} values: {reason}", rule.class, values.word()) }
             };
             check_outputs(&flat, &new, &expected, &inputs, extent, precision, &judge).map_err(named)?;
@@ -145,11 +142,6 @@ pub fn differences(saturated: &Saturated, rule: &Rule, seed: u64) -> Result<bool
     Ok(has_value)
 }
 
-/// Whether a difference is one between a finite number and none.
-fn overflows(reason: &str) -> bool {
-    ["is NaN, expected", "is inf, expected", "is -inf, expected"].iter().any(|what| reason.contains(what))
-}
-
 /// Whether the row of an element, along the last axis, has a NaN.
 fn lost(expected: &Tensor, at: usize) -> bool {
     let width = expected.shape.last().copied().unwrap_or(1).max(1);
@@ -165,31 +157,31 @@ fn stays_finite(found: &Tensor, expected: &Tensor) -> Result<(), Difference> {
         None => Ok(()),
         Some(at) => {
             let (f, e) = (found.data[at], expected.data[at]);
-            Err(Difference(format!(
-                "element {at} of {:?} is {f:e}, expected a finite one ({e:e})",
-                found.shape
-            )))
+            let reason = format!("element {at} of {:?} is {f:e}, expected a finite one ({e:e})", found.shape);
+            Err(Difference { reason, lost: true })
         }
     }
 }
 
 /// A difference so small that the rule may be true by another class, with that said.
-fn with_class(Difference(reason): Difference, class: Class, found: &Tensor, expected: &Tensor) -> Difference {
+fn with_class(difference: Difference, class: Class, found: &Tensor, expected: &Tensor) -> Difference {
     if found.data.len() != expected.data.len() {
-        return Difference(reason);
+        return difference;
     }
     let pairs = found.data.iter().zip(&expected.data).filter(|(_, e)| !e.is_nan());
     let off = pairs.map(|(f, e)| (f - e).abs() / f.abs().max(e.abs()).max(1.0));
     let most = off.fold(0.0f64, |m, d| if d.is_nan() { f64::INFINITY } else { m.max(d) });
     match class {
-        Class::Exact if most < 1e-5 => Difference(format!(
-            "{reason} (if it only rounds otherwise, in another order for one, its class is `reassociating`)"
-        )),
+        Class::Exact if most < 1e-5 => difference.within(|reason| {
+            format!("{reason} (if it only rounds otherwise, in another order for one, its class is `reassociating`)")
+        }),
         Class::Reassociating if most < 1e-4 => {
             let bound = 10f64.powi((2.0 * most).log10().ceil() as i32);
-            Difference(format!("{reason} (if a constant is rounded, its class is `approximate({bound:e})`)"))
+            difference.within(|reason| {
+                format!("{reason} (if a constant is rounded, its class is `approximate({bound:e})`)")
+            })
         }
-        Class::Exact | Class::Reassociating | Class::Approximate(_) => Difference(reason),
+        Class::Exact | Class::Reassociating | Class::Approximate(_) => difference,
     }
 }
 

@@ -201,18 +201,29 @@ pub fn check_rule(rules: &RuleSet, rule: &Rule, cases: usize, seed: u64) -> Outc
 
 /// Why attempts came to nothing, and how often.
 #[derive(Default)]
-struct Missing(HashMap<String, usize>);
+struct Missing(HashMap<Reason, usize>);
+
+/// What an attempt came to nothing by.
+#[derive(PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Reason {
+    /// It has no type.
+    Type(String),
+    /// The rule's condition refused it.
+    Condition(String),
+}
 
 impl Missing {
-    fn note(&mut self, reason: String) {
+    fn note(&mut self, reason: Reason) {
         *self.0.entry(reason).or_default() += 1;
     }
 
     /// The most frequent, to be added to a sentence; conditions first, for what they refuse came further than what has no type.
     fn most(&self) -> String {
-        let weight = |(reason, n): (&String, &usize)| (reason.starts_with(CONDITION), *n);
+        let weight = |(reason, n): (&Reason, &usize)| (matches!(reason, Reason::Condition(_)), *n);
         let most = self.0.iter().max_by(|a, b| weight(*a).cmp(&weight(*b)).then(b.0.cmp(a.0)));
-        most.map_or_else(String::new, |(reason, _)| format!("; most often, {reason}"))
+        most.map_or_else(String::new, |(Reason::Type(reason) | Reason::Condition(reason), _)| {
+            format!("; most often, {reason}")
+        })
     }
 }
 
@@ -234,7 +245,7 @@ fn find(
         let function = match instance::attempt(rule, side, size, random) {
             Ok(function) => function,
             Err(reason) => {
-                reason.into_iter().for_each(|r| missing.note(r));
+                reason.into_iter().for_each(|r| missing.note(Reason::Type(r)));
                 continue;
             }
         };
@@ -242,7 +253,7 @@ fn find(
             Checked::Silent if asked < ASKED => {
                 asked += 1;
                 if let Some(reason) = refusal(rules, rule, &function) {
-                    missing.note(reason);
+                    missing.note(Reason::Condition(reason));
                 }
             }
             Checked::Silent => {}
@@ -252,15 +263,12 @@ fn find(
     None
 }
 
-/// How what [`refusal`] gives begins.
-const CONDITION: &str = "its condition";
-
 /// What the rule's condition refuses on a function that its left side matches.
 fn refusal(rules: &RuleSet, rule: &Rule, function: &Function) -> Option<String> {
     let prepared = rules.prepared().iter().find(|p| p.rule.name == rule.name)?;
     let mut saturated = saturate(function, rules, &|_| false, Limits::default()).ok()?;
     let refused = why_not(&mut saturated, prepared).refused.into_iter().next()?;
-    Some(format!("{CONDITION} `{}` fails: {}", refused.predicate, refused.seen))
+    Some(format!("its condition `{}` fails: {}", refused.predicate, refused.seen))
 }
 
 /// What became of one function.
@@ -300,7 +308,9 @@ fn check_function(rules: &RuleSet, rule: &Rule, function: &Function, seed: u64) 
     }
     let rational = match rational_forms(&saturated, rule, seed) {
         Ok(rational) => rational,
-        Err(Difference(reason)) => return Checked::Fails(Counter { fault: Fault::Value, reason }),
+        Err(Difference { reason, .. }) => {
+            return Checked::Fails(Counter { fault: Fault::Value, reason });
+        }
     };
     match prices(rules, rule, &saturated) {
         Ok(prices) => Checked::Agrees { rational, prices: Box::new(prices) },
@@ -337,7 +347,7 @@ fn rational_forms(saturated: &Saturated, rule: &Rule, seed: u64) -> Result<bool,
                 None => proved = true,
                 Some(_) if unknown => return Ok(false),
                 Some((at, e, f)) => {
-                    return Err(Difference(format!(
+                    return Err(Difference::new(format!(
                         "exact rational evaluation: element {at} is {f}, expected {e}, in a call of {} rows and {} keys",
                         extent.rows, extent.keys
                     )));
