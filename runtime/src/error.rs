@@ -128,6 +128,22 @@ pub enum Error {
     NoCandidate,
 }
 
+/// An error and its causes on one line. A cause that the error already spells out is not repeated.
+pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut line = String::new();
+    for cause in std::iter::successors(Some(error), |e| e.source()) {
+        let text = cause.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        if line.ends_with(&text) {
+            continue;
+        }
+        if !line.is_empty() {
+            line.push_str(": ");
+        }
+        line.push_str(&text);
+    }
+    line
+}
+
 /// Room for `n` elements of `what`.
 pub(crate) fn room<T>(what: &str, n: usize) -> Result<Vec<T>, Error> {
     let mut list = Vec::new();

@@ -17,7 +17,7 @@ pub mod session;
 pub mod text;
 
 pub use artifact::Artifact;
-pub use error::Error;
+pub use error::{Error, one_line};
 pub use generate::{Generation, StopReason, generate};
 pub use pool::Pool;
 pub use rng::Rng;

@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
 use lapidary_runtime::text::{Message, Text};
-use lapidary_runtime::{Artifact, Sampler, Session, generate};
+use lapidary_runtime::{Artifact, Sampler, Session, generate, one_line};
 
 use sampling::SamplingArgs;
 
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr().lock(), "error: {}", one_line(&error));
+            let _ = writeln!(io::stderr().lock(), "error: {}", one_line(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -133,17 +133,6 @@ fn run(args: &Args) -> Result<()> {
     let broken = session.has_logits() && session.logits().iter().all(|x| x.is_nan());
     ensure!(!broken, "{path}: the logits are NaN: its weights hold NaN or infinity");
     Ok(())
-}
-
-/// An error and its causes on one line. A cause that the error already spells out is not repeated.
-fn one_line(error: &anyhow::Error) -> String {
-    let mut line = String::new();
-    for cause in error.chain().map(|cause| cause.to_string().replace('\n', " ")) {
-        if !line.ends_with(&cause) {
-            line = if line.is_empty() { cause } else { format!("{line}: {cause}") };
-        }
-    }
-    line
 }
 
 /// Resident memory of the process in MB, mapped files included; `?` where the system does not say.
