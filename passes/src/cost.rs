@@ -113,12 +113,14 @@ impl CostModel {
     /// Predicted time in nanoseconds, launch by launch.
     pub fn parts(&self, w: Work) -> Parts {
         let m = &self.machine;
-        let memory = match m.is_resident() {
-            true => 0.0,
+        let moving = match m.is_resident() {
+            true => (w.memory_bytes + w.cache_bytes) / m.near,
             // What keys take longer than weights.
-            false => w.memory_bytes / m.memory + w.key_bytes * (1.0 / m.keys - 1.0 / m.memory),
+            false => {
+                let keys = w.key_bytes * (1.0 / m.keys - 1.0 / m.memory);
+                w.memory_bytes / m.memory + keys + w.cache_bytes / m.cache
+            }
         };
-        let moving = memory + w.cache_bytes / m.cache;
         let launch = |busy: f64, tiles: f64, moving: f64, launches: f64| {
             let share = (tiles / m.threads).ceil() / tiles;
             let (alone, together) = (m.call + busy, m.launch + busy * share);

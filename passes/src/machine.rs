@@ -49,8 +49,10 @@ pub struct Machine {
     pub keys: f64,
     /// Bytes that the last cache holds.
     pub last_cache: f64,
-    /// Reads and writes of activations, bytes a nanosecond.
+    /// Reads and writes of activations, where weights from memory have driven them out of the caches, bytes a nanosecond.
     pub cache: f64,
+    /// Reads and writes of what the last cache holds, bytes a nanosecond: activations and weights, where it holds all weights.
+    pub near: f64,
     /// Weights that dot products take a nanosecond, with one row of x and the weights in cache.
     pub dot: Formats,
     /// What a weight row takes beside its weights in dot products, nanoseconds.
@@ -140,6 +142,7 @@ pub const FIGURES: &[Figure] = &[
     Figure { name: "keys", unit: "GB/s", scaling: Fixed, of: |m| &mut m.keys },
     Figure { name: "last_cache", unit: "bytes", scaling: Fixed, of: |m| &mut m.last_cache },
     Figure { name: "cache", unit: "GB/s", scaling: Rate, of: |m| &mut m.cache },
+    Figure { name: "near", unit: "GB/s", scaling: Rate, of: |m| &mut m.near },
     Figure { name: "dot_f32", unit: "weights/ns", scaling: Rate, of: |m| &mut m.dot.f32 },
     Figure { name: "dot_bf16", unit: "weights/ns", scaling: Rate, of: |m| &mut m.dot.bf16 },
     Figure { name: "dot_q8", unit: "weights/ns", scaling: Rate, of: |m| &mut m.dot.q8 },
@@ -182,10 +185,11 @@ impl Machine {
     pub const GENERIC: Machine = Machine {
         threads: 2.0,
         memory: 32.0,
-        // No machine with these vectors was at hand to measure this and `cool` on.
+        // No machine with these vectors was at hand to measure this, `near` and `cool` on.
         keys: 32.0,
         last_cache: 32e6,
         cache: 60.0,
+        near: 60.0,
         dot: Formats { f32: 35.0, bf16: 60.0, q8: 80.0, q4: 75.0 },
         dot_row: 0.7,
         few_flops: 450.0,
