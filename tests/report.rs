@@ -130,6 +130,7 @@ fn a_click_in_a_graph_chooses_its_kernel_everywhere() {
     b.open(&path);
     b.wait(READY);
     b.photograph("dark");
+    b.value("graphsDrawn.then(() => true)");
     // The source's softmax division belongs to the attention kernel.
     let found = b.value(
         "(() => {
@@ -206,7 +207,7 @@ fn the_keyboard_reaches_everything() {
     assert_ne!(before, next);
     b.press("[");
     assert_eq!(b.value(title), before);
-    b.value("document.querySelector('#after svg').focus()");
+    b.value("document.querySelector('#after .canvas').focus()");
     b.press("ArrowUp");
     b.press("ArrowUp");
     let heard = b.value("document.querySelector('#after [aria-live]').textContent");
@@ -218,6 +219,85 @@ fn the_keyboard_reaches_everything() {
         id.as_str().unwrap()
     ));
     assert_eq!(lit, true);
+    assert!(b.complaints.is_empty(), "{:#?}", b.complaints);
+}
+
+/// Watches what a click does to both graphs, and whether it asks for the page's measures, which would lay it out at once.
+const WATCH: &str = "window.watched = async (act) => {
+    const records = [], graphs = ['before', 'after'].map((id) => document.getElementById(id));
+    const observer = new MutationObserver((seen) => records.push(...seen));
+    for (const graph of graphs) observer.observe(graph, { subtree: true, childList: true, attributes: true });
+    let measured = 0;
+    const kept = [], count = (prototype, name) => {
+        const own = Object.getOwnPropertyDescriptor(prototype, name), key = own.get ? 'get' : 'value';
+        kept.push([prototype, name, own]);
+        Object.defineProperty(prototype, name, { ...own, [key](...args) { measured++; return own[key].apply(this, args); } });
+    };
+    count(Element.prototype, 'getBoundingClientRect');
+    for (const name of ['clientWidth', 'clientHeight', 'scrollWidth', 'scrollHeight']) count(Element.prototype, name);
+    for (const name of ['offsetLeft', 'offsetTop', 'offsetWidth', 'offsetHeight']) count(HTMLElement.prototype, name);
+    act();
+    for (const [prototype, name, own] of kept) Object.defineProperty(prototype, name, own);
+    records.push(...observer.takeRecords());
+    observer.disconnect();
+    const touched = new Set();
+    for (const r of records) {
+        for (const n of r.type === 'childList' ? [...r.addedNodes, ...r.removedNodes] : [r.target]) touched.add(n);
+    }
+    return { measured, nodes: [...touched].filter((n) => n.matches?.('.node')) };
+}; true";
+
+/// A click costs what it changes: it touches the nodes of two kernels, makes those in sight, and measures nothing.
+#[test]
+fn a_click_touches_what_it_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = page(folder.path(), &["--preset", "2b"]);
+    let Some((_alone, mut b)) = browser() else { return };
+    b.window(1500, 1000, false, false);
+    b.open(&path);
+    b.wait(READY);
+    b.value("Promise.all([allReady, graphsDrawn]).then(() => true)");
+    b.value(WATCH);
+    // Every kernel after every other.
+    let kernels = b.value(
+        "(async () => {
+            const lit = () => [...document.querySelectorAll('.graph .node.on')], all = document.querySelectorAll('.graph .node').length;
+            const seen = [];
+            for (let k = 0; k < document.querySelectorAll('#kernels button').length; k++) {
+                const before = lit();
+                const { measured, nodes } = await watched(() => document.querySelectorAll('#kernels button')[k].click());
+                const may = new Set([...before, ...lit()]);
+                seen.push({ k, all, measured, touched: nodes.length, others: nodes.filter((n) => !may.has(n)).length, lit: lit().length });
+            }
+            return seen;
+        })()",
+    );
+    let kernels = kernels.as_array().unwrap();
+    assert!(kernels.len() > 8, "{kernels:?}");
+    for kernel in kernels {
+        assert_eq!(kernel["measured"], 0, "{kernel}");
+        assert_eq!(kernel["others"], 0, "{kernel}");
+    }
+    let sum = |name: &str| kernels.iter().map(|k| k[name].as_u64().unwrap()).sum::<u64>();
+    assert!(sum("lit") > 100 && sum("touched") > 50 && sum("touched") < sum("all") / 2, "{kernels:?}");
+    // Another function: what is in sight at once, the others soon, so that all can be found and walked to.
+    let other = b.value(
+        "(async () => {
+            const drawn = (id) => document.querySelectorAll(`#${id} .node`).length;
+            const { measured } = await watched(() => document.querySelector('#functions [data-key=layer_global]').click());
+            const at_once = drawn('before');
+            await graphsDrawn;
+            const all = drawn('before');
+            // Another regime has the same source: no node is made.
+            const { nodes } = await watched(() => document.querySelector('#regimes [data-key=\"4\"]').click());
+            const old = new Set(document.querySelectorAll('#before .node'));
+            return { measured, at_once, all, same: all === old.size, made: nodes.filter((n) => n.closest('#before') && !old.has(n)).length };
+        })()",
+    );
+    assert_eq!(other["measured"], 0, "{other}");
+    let (at_once, all) = (other["at_once"].as_u64().unwrap(), other["all"].as_u64().unwrap());
+    assert!(at_once > 10 && at_once < all && all > 120, "{other}");
+    assert!(other["same"] == true && other["made"] == 0, "{other}");
     assert!(b.complaints.is_empty(), "{:#?}", b.complaints);
 }
 

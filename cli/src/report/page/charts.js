@@ -2,6 +2,8 @@
 //
 // In: `view`, what is chosen (see main.js). Each chart replaces what is in its element; clicks choose a kernel.
 
+const percent = (x) => (x < 0.005 ? "<1%" : `${Math.round(x * 100)}%`);
+
 /** The bar of kernels by time, for the eye; the list below it is for every hand. */
 function timeline(view, choose) {
   const total = view.kernels.reduce((t, k) => t + (k.shown || 0), 0);
@@ -12,14 +14,21 @@ function timeline(view, choose) {
   list.setAttribute("aria-label", "Kernels, in the order of their launches");
   list.replaceChildren(...view.kernels.map((k, i) =>
     h("button", { type: "button", role: "radio", class: "kernel", style: hued(k.group), "data-key": i, "data-k": i, "aria-checked": "false", tabindex: -1, onclick: () => choose(i) },
-      h("span", { class: "dot", "aria-hidden": "true" }), h("span", {}, k.name), h("small", {}, k.shown ? `${time(k.shown)} · ${Math.round((k.shown / total) * 100)}%` : k.counted))));
+      h("span", { class: "dot", "aria-hidden": "true" }), h("span", {}, k.name), h("small", {}, k.shown ? `${time(k.shown)} · ${percent(k.shown / total)}` : k.counted))));
+}
+
+/** The width that a chart has, read once for a width of the window. */
+const rooms = new Map();
+function room(host) {
+  if (!rooms.has(host)) rooms.set(host, Math.max(280, host.clientWidth));
+  return rooms.get(host);
 }
 
 const axis = (x, y, text, anchor, extra) => s("text", { x, y, "text-anchor": anchor || "middle", class: "axis", ...extra }, text);
 
 /** Operations a second against operations a byte, on two logarithmic scales, under the machine's ceilings. */
 function roofline(view, choose) {
-  const host = $("roofline"), W = Math.max(280, host.clientWidth), H = 320;
+  const host = $("roofline"), W = room(host), H = 320;
   const pad = { l: 52, r: 22, t: 14, b: 40 };
   const m = view.data.machine, measured = view.measured && view.data.measured;
   const roofs = measured
@@ -59,7 +68,7 @@ function roofline(view, choose) {
 
 /** Buffers of the arena: when each lives, and where. */
 function memory(view, choose) {
-  const host = $("memory"), v = view.variant, W = Math.max(280, host.clientWidth), H = 320, n = v.kernels.length;
+  const host = $("memory"), v = view.variant, W = room(host), H = 320, n = v.kernels.length;
   const pad = { l: 64, r: 10, t: 12, b: 40 };
   if (!v.buffers.length || !v.arena) {
     host.replaceChildren(h("p", { class: "empty" }, "No temporaries: every result goes straight to its caller."));

@@ -65,6 +65,11 @@ function roving(container, selector) {
 
 /** A row of choices of which one holds; `choices` are [key, label, title]. */
 function segments(container, label, choices, chosen, choose) {
+  const there = [...container.children];
+  if (there.length === choices.length && there.every((e, i) => e.dataset.key === choices[i][0])) {
+    for (const e of there) { e.setAttribute("aria-checked", String(e.dataset.key === chosen)); e.tabIndex = e.dataset.key === chosen ? 0 : -1; }
+    return;
+  }
   container.replaceChildren(...choices.map(([key, text, title]) =>
     h("button", {
       type: "button", role: "radio", "data-key": key, "aria-checked": String(key === chosen), title,

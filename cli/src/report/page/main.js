@@ -35,6 +35,8 @@ function groupsBy(rows) {
 let allReady;
 /** Settled once the charts of what was chosen last are drawn. */
 let chartsDrawn;
+/** Settled once all nodes of both graphs are there, also those out of sight. */
+let graphsDrawn;
 /** When there is nothing else to do, and soon all the same. */
 const idle = (act) => (window.requestIdleCallback ? requestIdleCallback(act, { timeout: 300 }) : setTimeout(act, 50));
 
@@ -61,6 +63,7 @@ async function main() {
     const k = state.k, kernel = view.kernels[k];
     for (const e of document.querySelectorAll("[data-k]")) {
       const on = Number(e.dataset.k) === k;
+      if (on === e.classList.contains("on")) continue;
       e.classList.toggle("on", on);
       if (e.getAttribute("role") === "radio") { e.setAttribute("aria-checked", String(on)); e.tabIndex = on ? 0 : -1; }
     }
@@ -80,6 +83,11 @@ async function main() {
     if (kernel && from !== "start") { before.show(group, true); if (from !== "graph") after.show(group, true); }
     panel.show(view, k);
     keep();
+    // With the frame's own layout, where the list of kernels is one long row.
+    requestAnimationFrame(() => {
+      const list = $("kernels"), chip = list.children[k];
+      if (chip && list.scrollWidth > list.clientWidth) list.scrollTo({ left: chip.offsetLeft - list.offsetLeft - (list.clientWidth - chip.offsetWidth) / 2 });
+    });
   }
 
   function keep() {
@@ -128,14 +136,16 @@ async function main() {
     ].filter(Boolean));
     $("time-hint").textContent = view.measured ? "Measured, one call." : "Predicted, one call.";
     const source = groupsBy(variant.source_groups), fused = groupsBy(variant.fused_groups);
-    before.draw(drawing(fn.source), source);
-    after.draw(drawing(variant.graph), fused);
+    const named = k ? view.kernels.findIndex((kernel) => kernel.name === k) : -1;
+    const busiest = view.kernels.reduce((best, kernel, i) => ((kernel.shown || 0) > (view.kernels[best].shown || 0) ? i : best), 0);
+    const chosen = named >= 0 ? named : busiest, group = view.kernels[chosen]?.group;
+    before.draw(drawing(fn.source), source, group);
+    after.draw(drawing(variant.graph), fused, group);
+    graphsDrawn = Promise.all([before.whole, after.whole]);
     $("before-n").textContent = plural(ops, "op");
     $("after-n").textContent = plural(variant.groups.length, "fused node");
     charts(atOnce);
-    const named = k && view.kernels.findIndex((kernel) => kernel.name === k);
-    const busiest = view.kernels.reduce((best, kernel, i) => ((kernel.shown || 0) > (view.kernels[best].shown || 0) ? i : best), 0);
-    choose(named >= 0 ? named : busiest, "start");
+    choose(chosen, "start");
   }
 
   roving($("functions"), "button");
@@ -145,9 +155,8 @@ async function main() {
     side.addEventListener("click", () => {
       document.querySelector(".graphs").dataset.side = side.dataset.side;
       for (const b of document.querySelectorAll(".sides button")) b.setAttribute("aria-pressed", String(b === side));
-      before.fit(false); after.fit(false);
-      const k = view.kernels[state.k];
-      if (k) { before.show(k.group); after.show(k.group); }
+      const kernel = view.kernels[state.k];
+      for (const graph of [before, after]) { graph.measure(); graph.fit(false, kernel?.group); }
     });
   }
   document.addEventListener("keydown", (e) => {
@@ -160,7 +169,10 @@ async function main() {
   addEventListener("resize", () => {
     if (innerWidth === drawn) return;
     drawn = innerWidth;
-    charts(true); before.fit(false); after.fit(false); choose(state.k, "start");
+    rooms.clear();
+    charts(true);
+    for (const graph of [before, after]) { graph.measure(); graph.fit(false, view.kernels[state.k]?.group); }
+    choose(state.k, "start");
   });
   const go = () => {
     const [name, rows, kernel] = location.hash.slice(1).split("/").map(decodeURIComponent);

@@ -61,8 +61,8 @@ class Rewrites {
     const { nodes, plan } = drawing(step ? step.graph : proof.start);
     const marked = nodes.map((node) => ({ ...node, mark: [step && node.id === step.to && "new", next && node.id === next.at && "next"].filter(Boolean).join(" ") }));
     const before = this.spots;
-    this.graph.draw({ nodes: marked, plan }, (id) => (step && id === step.to) || !next && at === n && id === proof.steps[n - 1]?.to ? [this.group] : []);
-    this.graph.fit(true);
+    const changed = step && step.to, last = !next && at === n ? proof.steps[n - 1]?.to : undefined;
+    this.graph.draw({ nodes: marked, plan }, (id) => (step && id === changed || id === last ? [this.group] : []), null, true);
     const names = identities(marked);
     this.spots = new Map();
     for (const [id, [whole, flat]] of names) {
@@ -74,13 +74,17 @@ class Rewrites {
     [...this.list.querySelectorAll("button")].forEach((b, i) => (i === at ? b.setAttribute("aria-current", "step") : b.removeAttribute("aria-current")));
   }
 
-  /** What was there before moves to its new place; what is new appears. */
+  /** What was there before moves to its new place; what is new appears. What stays is left alone. */
   morph(before, names, plan) {
+    const still = new Set();
     for (const [id, drawn] of this.graph.drawn) {
       const [whole, flat] = names.get(id), old = before.get(whole) || before.get(flat), p = plan.at.get(id);
-      if (old) drawn.animate([{ translate: `${old.x - p.x}px ${old.y - p.y}px` }, { translate: "0px 0px" }], { duration: 260, easing: "ease-out" });
+      if (old && Math.hypot(old.x - p.x, old.y - p.y) < 1) still.add(id);
+      else if (old) drawn.animate([{ translate: `${old.x - p.x}px ${old.y - p.y}px` }, { translate: "0px 0px" }], { duration: 260, easing: "ease-out" });
       else drawn.animate([{ opacity: 0 }, { opacity: 1 }], { duration: 420 });
     }
-    for (const e of this.graph.edges) e.drawn.animate([{ opacity: 0 }, { opacity: 0, offset: 0.4 }, { opacity: 1 }], { duration: 420 });
+    for (const e of this.graph.edges) {
+      if (!still.has(e.from) || !still.has(e.to)) e.drawn?.animate([{ opacity: 0 }, { opacity: 0, offset: 0.4 }, { opacity: 1 }], { duration: 420 });
+    }
   }
 }
