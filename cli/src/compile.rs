@@ -58,7 +58,7 @@ enum Emit {
 
 /// Compiles and writes.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut compile = args.compile.to_store();
+    let mut compile = args.compile.to_run();
     if let Some(batch) = args.batch {
         compile.chunk = batch;
     }

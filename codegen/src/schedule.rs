@@ -815,6 +815,10 @@ pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
                 / kernel.capacity.of(kernel.inputs[1].axes[0].dim) as f64;
             rows.min(f64::from(kernel.tiles.rows)) * heads * keys * (inner(&kernel.inputs[0]) * 0.2 + 3.0)
         }
+        Body::Pack { prologue, panel, .. } => {
+            let element = if prologue.is_some() { 2.0 } else { 0.5 };
+            *panel as f64 * inner(&kernel.inputs[0]) * element
+        }
         Body::Matmul | Body::Scores { .. } => inner(&kernel.outputs[0]) * inner(&kernel.inputs[0]) * 0.3,
         _ => {
             let keys: f64 =

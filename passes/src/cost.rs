@@ -209,10 +209,15 @@ impl CostModel {
                 read(&mut work, *b);
                 work.flops = size;
             }
-            Op::Pow([a, b]) | Op::GatedGelu([a, b]) => {
+            Op::Pow([a, b]) => {
                 read(&mut work, *a);
                 read(&mut work, *b);
                 work.transcendentals = 2.0 * size;
+            }
+            Op::GatedGelu([a, b]) => {
+                read(&mut work, *a);
+                read(&mut work, *b);
+                work.transcendentals = size;
             }
             Op::Select([c, a, b]) => {
                 read(&mut work, *c);

@@ -76,6 +76,26 @@ fn a_damaged_calibration_of_this_machine_is_a_warning() {
     let (found, said) = run(&opt);
     assert_eq!(said, "");
     assert_ne!(predicted(&found), built_in);
+    // What runs a model goes by it only if asked: an artifact's bits are those of built-in constants.
+    let skewed = serde_json::from_str::<Value>(&text).map(|mut all| {
+        all["auto"]["norm"] = json!(1e6);
+        all["auto"]["launch"] = json!(1e-3);
+        all
+    });
+    fs::write(&file, skewed.unwrap().to_string()).unwrap();
+    let compiled = |calibration: &[&str]| {
+        let out = dir.path().join("m.lap");
+        run(&[&["compile", "-o", name(&out)], calibration].concat());
+        fs::read(out).unwrap()
+    };
+    let logits = |calibration: &[&str]| {
+        let out = dir.path().join("l.safetensors");
+        run(&[&["logits", "--ids", "2,651,576", "-o", name(&out)], calibration].concat());
+        fs::read(out).unwrap()
+    };
+    assert!(compiled(&[]) == compiled(&["--calibration", "none"]));
+    assert!(compiled(&[]) != compiled(&["--calibration", "auto"]));
+    assert!(logits(&[]) == logits(&["--calibration", "none"]));
     for other in
         [text.replace("\"f32\"", "\"f64\""), text.replace("\"cpu\": \"", "\"cpu\": \"not "), String::new()]
     {

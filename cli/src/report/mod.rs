@@ -105,7 +105,7 @@ fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
             model: args.model.clone(),
             threads: args.threads,
             weights: Default::default(),
-            compile: args.compile.clone(),
+            compile: args.compile.to_show(),
         };
         Some(measure::measure(&model, &reports, &saturated, machine, &without)?)
     } else {

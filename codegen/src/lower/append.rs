@@ -7,7 +7,7 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{BLOCK, DType, Dim};
 
 use super::elementwise::{load_along_row, store_along_row};
-use super::linear::largest_of_block;
+use super::round::largest_of_block;
 use crate::emit::Emitter;
 use crate::kernel::Kernel;
 use crate::view::View;

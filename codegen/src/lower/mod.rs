@@ -9,12 +9,16 @@ mod attention_rows;
 mod attention_tiles;
 mod elementwise;
 mod gather;
+mod hold;
 pub mod linear;
+mod linear_dots;
+mod linear_tiles;
 mod matmul;
 mod norm;
 pub mod pack;
 mod reduce;
 mod rope;
+mod round;
 mod softmax;
 mod tiling;
 

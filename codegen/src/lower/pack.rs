@@ -9,7 +9,8 @@ use lapidary_ir::{BLOCK, DType, Dim};
 use lapidary_runtime::program::Tiles;
 
 use super::elementwise::load_along_row;
-use super::linear::{Rounded, norm_row_into, round_block};
+use super::linear::norm_row_into;
+use super::round::{Rounded, round_block};
 use super::transpose;
 use crate::emit::Emitter;
 use crate::kernel::Kernel;

@@ -1,0 +1,176 @@
+//! Weights brought into the form that products take, in this thread's scratch.
+
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{InstBuilder, Value};
+use lapidary_ir::{BLOCK, DType};
+
+use super::linear::fixed;
+use crate::emit::{Emitter, Features};
+use crate::micro::{self, Microkernel, Raw, Widen};
+use crate::view::View;
+
+/// Bytes of a widened weight row of bf16 in scratch, and a little more, lest rows share cache sets.
+pub(super) fn widened_row(k: usize) -> usize {
+    (k.next_multiple_of(32) + 32) * 2
+}
+
+/// The raw code that widens a weight to the operands' type, if there is one and there is something to do.
+pub(super) fn widening(
+    weight: &View,
+    micro: &Microkernel,
+    features: &Features,
+) -> Option<(&'static Microkernel, Raw)> {
+    if weight.dtype == micro.operands && !weight.dtype.is_quantised() {
+        return None;
+    }
+    let widen = micro::widening(features)?;
+    Some((widen, Raw::Widen(Widen { from: weight.dtype, to: micro.operands })))
+}
+
+/// Bytes from one weight row in scratch to the next: not a power of two, lest rows share cache sets.
+pub(super) fn weight_row(micro: &Microkernel, stored: DType) -> usize {
+    micro.held_bytes(stored, micro.part()) + 64
+}
+
+/// Holds `length` elements from `from` of the block's weight rows as tiles read them; rows past the end are the last row again.
+/// An odd length of bf16 is filled up with a 0.
+pub(super) fn hold(
+    e: &mut Emitter<'_>,
+    weight: &View,
+    first: Value,
+    from: Value,
+    length: Value,
+    to: Value,
+    micro: &Microkernel,
+) {
+    let last = e.i64(fixed(weight, 0) as i64 - 1);
+    let (zero, rows) = (e.i64(0), e.i64(micro.block_rows() as i64));
+    e.for_range(zero, rows, 1, &[], |e, n, _| {
+        let row = e.b.ins().iadd(first, n);
+        let row = e.min(row, last);
+        let base = e.base(weight);
+        let row = e.step(weight, 0, base, row);
+        let at = e.scale(n, weight_row(micro, weight.dtype) as i64);
+        let to = e.b.ins().iadd(to, at);
+        hold_row(e, weight, row, (from, length), to, micro);
+        vec![]
+    });
+}
+
+/// `length` elements from `from` of one weight row, as f32, bf16 or, by raw code alone, blocks of integers.
+pub(super) fn hold_row(
+    e: &mut Emitter<'_>,
+    weight: &View,
+    row: Value,
+    (from, length): (Value, Value),
+    to: Value,
+    micro: &Microkernel,
+) {
+    let operands = micro.operands;
+    if let Some((_, raw)) = widening(weight, micro, &e.features) {
+        widen_row(e, weight, raw, row, (from, length), to, operands);
+    } else if weight.dtype.is_quantised() {
+        dequantise(e, weight, row, from, length, to, operands);
+    } else {
+        let row = e.step(weight, 1, row, from);
+        hold_floats(e, weight, row, length, to, operands);
+    }
+}
+
+/// Elements of a quantised or plain row by raw code, whole blocks; of a plain one the rest too.
+fn widen_row(
+    e: &mut Emitter<'_>,
+    weight: &View,
+    raw: Raw,
+    row: Value,
+    (from, length): (Value, Value),
+    to: Value,
+    operands: DType,
+) {
+    let k = fixed(weight, 1);
+    let blocks = e.b.ins().ushr_imm_u(length, i64::from(BLOCK.trailing_zeros()));
+    let none = e.i64(0);
+    let some = e.b.ins().icmp(IntCC::SignedGreaterThan, blocks, none);
+    if weight.dtype.is_quantised() {
+        let block = e.b.ins().ushr_imm_u(from, i64::from(BLOCK.trailing_zeros()));
+        let quants = weight.dtype.row_bytes(BLOCK) as i64 - 2;
+        let at = e.scale(block, quants);
+        let elements = e.b.ins().iadd(row, at);
+        let scales = e.offset(row, (weight.dtype.row_bytes(k) - k / BLOCK * 2) as i64);
+        let at = e.scale(block, 2);
+        let scales = e.b.ins().iadd(scales, at);
+        e.when(some, |e| e.call_raw(raw, &[elements, scales, to, blocks]));
+        return;
+    }
+    let row = e.step(weight, 1, row, from);
+    e.when(some, |e| e.call_raw(raw, &[row, row, to, blocks]));
+    let done = e.scale(blocks, BLOCK as i64);
+    let left = e.b.ins().isub(length, done);
+    let row = e.step(weight, 1, row, done);
+    let at = e.scale(done, operands.bytes() as i64);
+    let to = e.b.ins().iadd(to, at);
+    hold_floats(e, weight, row, left, to, operands);
+}
+
+/// `length` floats as f32 or bf16. An odd length of bf16 is filled up with a 0.
+fn hold_floats(e: &mut Emitter<'_>, weight: &View, row: Value, length: Value, to: Value, operands: DType) {
+    let size = operands.bytes() as i64;
+    let zero = e.i64(0);
+    let bytes = weight.dtype.bytes() as i64;
+    let mask = e.i64(!15);
+    let whole = e.b.ins().band(length, mask);
+    e.for_range(zero, whole, 16, &[], |e, i, _| {
+        let at = e.scale(i, bytes);
+        let row = e.b.ins().iadd(row, at);
+        let at = e.scale(i, size);
+        let to = e.b.ins().iadd(to, at);
+        if weight.dtype == operands {
+            e.copy(row, to, 16 * size);
+            return vec![];
+        }
+        let values: [Value; 4] =
+            std::array::from_fn(|v| e.load_readonly(weight.dtype, row, v as i64 * 4 * bytes, 4));
+        for (v, value) in values.into_iter().enumerate() {
+            e.store(operands, value, to, v as i64 * 4 * size, 4);
+        }
+        vec![]
+    });
+    e.for_range(whole, length, 1, &[], |e, i, _| {
+        let at = e.scale(i, bytes);
+        let row = e.b.ins().iadd(row, at);
+        let at = e.scale(i, size);
+        let to = e.b.ins().iadd(to, at);
+        let value = e.load_readonly(weight.dtype, row, 0, 1);
+        e.store(operands, value, to, 0, 1);
+        vec![]
+    });
+    if operands == DType::BF16 {
+        let at = e.scale(length, size);
+        let to = e.b.ins().iadd(to, at);
+        let none = e.splat(0.0);
+        e.store(operands, none, to, 0, 1);
+    }
+}
+
+/// Elements `from..from + length` of one quantised row; both are multiples of four.
+fn dequantise(
+    e: &mut Emitter<'_>,
+    weight: &View,
+    row: Value,
+    from: Value,
+    length: Value,
+    to: Value,
+    operands: DType,
+) {
+    let k = fixed(weight, 1);
+    let zero = e.i64(0);
+    e.for_range(zero, length, 4, &[], |e, i, _| {
+        let element = e.b.ins().iadd(from, i);
+        let (values, scale) = e.load_quantised(weight.dtype, row, k, element);
+        let value = e.b.ins().fmul(values, scale);
+        let at = e.scale(i, operands.bytes() as i64);
+        let to = e.b.ins().iadd(to, at);
+        e.store(operands, value, to, 0, 4);
+        vec![]
+    });
+}

@@ -1,0 +1,171 @@
+//! Linear kernels over one row or few: dot products of weight rows with rows of x as they lie.
+
+use cranelift_codegen::ir::{InstBuilder, Value};
+use lapidary_ir::DType;
+
+use super::elementwise::store_along_row;
+use super::hold::{hold_row, widened_row};
+use super::linear::{Job, Operand, fixed};
+use crate::emit::Emitter;
+use crate::micro::{self, Block, DOT_ROWS, Dot, Emit, Microkernel, Raw, Rows};
+use crate::view::View;
+
+pub(super) fn raw_dot(weight: &View, operands: DType, rows: usize) -> Raw {
+    Raw::Dot(Dot { operands, dtype: weight.dtype, k: fixed(weight, 1), rows })
+}
+
+/// Dot products of rows of x with weight rows as they lie, or widened in scratch.
+pub(super) fn row_dots(x: &View, weight: &View, micro: &Microkernel, (rows, nr): (usize, usize)) -> Rows {
+    let k = fixed(weight, 1);
+    let weight_stride =
+        if weight.dtype == micro.operands { weight.step_bytes(0) } else { widened_row(k) as i64 };
+    Rows {
+        k,
+        rows,
+        nr,
+        x_stride: x.step_bytes(0) as i32,
+        weight_stride: weight_stride as i32,
+        c_stride: micro.block_rows() as i32 * 4,
+    }
+}
+
+impl Job<'_> {
+    /// Dot products of `width` weight rows from `first`, for each of the tile's weights; then the epilogue.
+    pub(super) fn dot_block(&self, e: &mut Emitter<'_>, weights: &[View], first: Value, width: Value) {
+        let nr = self.micro.block_rows() as i64;
+        let n = fixed(&weights[0], 0) as i64;
+        let rows = self.rows(e);
+        let (x, x_stride) = match self.x {
+            Operand::Rows { int8: Some(scratch), .. } => (scratch, micro::int8_row_bytes(self.k) as i64),
+            _ => self.plain_rows(e),
+        };
+        for (weight, &c) in weights.iter().zip(&self.results) {
+            let base = e.base(weight);
+            if let Emit::RawRows(_) = self.micro.emit {
+                self.row_dots(e, weight, first, width, x, c);
+                continue;
+            }
+            if let Emit::RawDot(_) = self.micro.emit {
+                let base = e.step(weight, 0, base, first);
+                self.raw_dots(e, weight, base, width, (x, x_stride), c);
+                continue;
+            }
+            let last = e.i64(n - 1);
+            let weights = (0..nr)
+                .map(|i| {
+                    let row = e.offset(first, i);
+                    let row = e.min(row, last);
+                    e.step(weight, 0, base, row)
+                })
+                .collect();
+            let block = Block { dtype: weight.dtype, weights, k: self.k, x, x_stride, rows, c };
+            match self.micro.emit {
+                Emit::Dot(emit) => emit(e, &block),
+                _ => unreachable!("dot products alone read rows"),
+            }
+        }
+        let output = &self.kernel.outputs[self.output];
+        let zero = e.i64(0);
+        e.for_range(zero, rows, 1, &[], |e, t, _| {
+            let out = e.base(output);
+            let out = e.at(output, out, &[(0, t), (1, first)]);
+            let at = e.scale(t, nr * 4);
+            let c: Vec<Value> = self.results.iter().map(|&c| e.b.ins().iadd(c, at)).collect();
+            e.for_lanes(width, &[], |e, i, lanes, _| {
+                let at = e.scale(i, 4);
+                let values: Vec<Value> = c
+                    .iter()
+                    .map(|&c| {
+                        let at = e.b.ins().iadd(c, at);
+                        e.load(DType::F32, at, 0, lanes)
+                    })
+                    .collect();
+                let value = self.finish(e, &values);
+                store_along_row(e, output, value, out, i, lanes);
+                vec![]
+            });
+            vec![]
+        });
+    }
+
+    /// Dot products of `width` weight rows from `first` with all rows of x, some weight rows at a time: those of another
+    /// type are widened first.
+    fn row_dots(&self, e: &mut Emitter<'_>, weight: &View, first: Value, width: Value, x: Value, c: Value) {
+        let rows = self.rows(e);
+        let base = e.base(weight);
+        let (zero, k) = (e.i64(0), e.i64(self.k as i64));
+        let most = self.micro.shapes[0].1;
+        let n_groups = e.i64(most as i64);
+        let whole = e.b.ins().udiv(width, n_groups);
+        let whole = e.b.ins().imul(whole, n_groups);
+        for (from, to, nr) in [(zero, whole, most), (whole, width, 1)] {
+            e.for_range(from, to, nr as i64, &[], |e, n, _| {
+                let row = e.b.ins().iadd(first, n);
+                let weights = match self.x {
+                    Operand::Rows { widened: Some(scratch), .. } if weight.dtype != self.micro.operands => {
+                        for i in 0..nr {
+                            let row = e.offset(row, i as i64);
+                            let row = e.step(weight, 0, base, row);
+                            let to = e.offset(scratch, (i * widened_row(self.k)) as i64);
+                            hold_row(e, weight, row, (zero, k), to, self.micro);
+                        }
+                        scratch
+                    }
+                    _ => e.step(weight, 0, base, row),
+                };
+                let at = e.scale(n, 4);
+                let c = e.b.ins().iadd(c, at);
+                // The widest shape as often as it fits, then each narrower one at most once.
+                let mut done = zero;
+                let shapes = self.micro.shapes.iter().filter(|s| s.1 == nr);
+                for &(count, _) in shapes {
+                    let raw = Raw::Rows(row_dots(&self.kernel.inputs[0], weight, self.micro, (count, nr)));
+                    let mask = e.i64(!(count as i64 - 1));
+                    let end = e.b.ins().band(rows, mask);
+                    e.for_range(done, end, count as i64, &[], |e, t, _| {
+                        let at = e.scale(t, self.kernel.inputs[0].step_bytes(0));
+                        let x = e.b.ins().iadd(x, at);
+                        let at = e.scale(t, self.micro.block_rows() as i64 * 4);
+                        let c = e.b.ins().iadd(c, at);
+                        e.call_raw(raw, &[x, weights, c]);
+                        vec![]
+                    });
+                    done = end;
+                }
+                vec![]
+            });
+        }
+    }
+
+    /// Dot products of `width` weight rows from `base` by raw code, four at a time; each four meets every row of x.
+    fn raw_dots(
+        &self,
+        e: &mut Emitter<'_>,
+        weight: &View,
+        base: Value,
+        width: Value,
+        x: (Value, i64),
+        c: Value,
+    ) {
+        let nr = self.micro.block_rows() as i64;
+        let rows = self.rows(e);
+        let (zero, mask) = (e.i64(0), e.i64(!(DOT_ROWS as i64 - 1)));
+        let whole = e.b.ins().band(width, mask);
+        for (from, to, count) in [(zero, whole, DOT_ROWS), (whole, width, 1)] {
+            e.for_range(from, to, count as i64, &[], |e, n, _| {
+                let weights = e.step(weight, 0, base, n);
+                let at = e.scale(n, 4);
+                let c = e.b.ins().iadd(c, at);
+                e.for_range(zero, rows, 1, &[], |e, t, _| {
+                    let at = e.scale(t, x.1);
+                    let x = e.b.ins().iadd(x.0, at);
+                    let at = e.scale(t, nr * 4);
+                    let c = e.b.ins().iadd(c, at);
+                    e.call_raw(raw_dot(weight, self.micro.operands, count), &[x, weights, c]);
+                    vec![]
+                });
+                vec![]
+            });
+        }
+    }
+}

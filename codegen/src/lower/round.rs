@@ -1,0 +1,76 @@
+//! Rows of x rounded to 8 bits in blocks of 32: a scale, 8 times the sum less, and quants a block.
+
+use cranelift_codegen::ir::condcodes::FloatCC;
+use cranelift_codegen::ir::types::F32X4;
+use cranelift_codegen::ir::{InstBuilder, Value};
+use lapidary_ir::{BLOCK, DType};
+
+use crate::emit::Emitter;
+use crate::micro;
+
+/// Rounds rows of x to 8 bits in blocks, as [`micro::int8_row_bytes`] lays them out: a block's largest magnitude is 127.
+pub(super) fn round_rows(e: &mut Emitter<'_>, x: Value, stride: i64, rows: Value, k: usize, to: Value) {
+    let (zero, blocks) = (e.i64(0), e.i64((k / BLOCK) as i64));
+    e.for_range(zero, rows, 1, &[], |e, t, _| {
+        let at = e.scale(t, stride);
+        let x = e.b.ins().iadd(x, at);
+        let at = e.scale(t, micro::int8_row_bytes(k) as i64);
+        let to = e.b.ins().iadd(to, at);
+        e.for_range(zero, blocks, 1, &[], |e, b, _| {
+            let at = e.scale(b, BLOCK as i64 * 4);
+            let x = e.b.ins().iadd(x, at);
+            let values = std::array::from_fn(|v| e.load(DType::F32, x, v as i64 * 16, 4));
+            let Rounded { quants, scale, sum } = round_block(e, values);
+            let at = e.scale(b, BLOCK as i64);
+            let at = e.b.ins().iadd(to, at);
+            for (half, quants) in quants.into_iter().enumerate() {
+                e.store_int(quants, at, half as i64 * 16, 4);
+            }
+            let at = e.scale(b, 4);
+            let at = e.b.ins().iadd(to, at);
+            e.store(DType::F32, scale, at, k as i64, 1);
+            e.store_int(sum, at, (k + k / BLOCK * 4) as i64, 1);
+            vec![]
+        });
+        vec![]
+    });
+}
+
+/// A block of x rounded to 8 bits.
+pub(super) struct Rounded {
+    /// The quants, two vectors of 16 (I8X16).
+    pub(super) quants: [Value; 2],
+    /// Their scale, in every lane.
+    pub(super) scale: Value,
+    /// Their sum (I32X4), in every lane.
+    pub(super) sum: Value,
+}
+
+/// The largest magnitude of a block, in every lane.
+pub(super) fn largest_of_block(e: &mut Emitter<'_>, values: &[Value; BLOCK / 4]) -> Value {
+    let none = e.splat(0.0);
+    let largest = values.iter().fold(none, |most, &v| {
+        let size = e.b.ins().fabs(v);
+        e.fmax(size, most)
+    });
+    let largest = e.max_lanes(largest);
+    e.b.ins().splat(F32X4, largest)
+}
+
+/// Rounds a block to 8 bits: its largest magnitude is 127.
+pub(super) fn round_block(e: &mut Emitter<'_>, values: [Value; BLOCK / 4]) -> Rounded {
+    let none = e.splat(0.0);
+    let largest = largest_of_block(e, &values);
+    let top = e.splat(127.0);
+    let scale = e.b.ins().fdiv(largest, top);
+    let inverse = e.b.ins().fdiv(top, largest);
+    let some = e.b.ins().fcmp(FloatCC::GreaterThan, largest, none);
+    let inverse = e.choose(some, inverse, none);
+    let quants = values.map(|v| {
+        let v = e.b.ins().fmul(v, inverse);
+        e.round_to_int(v)
+    });
+    let sum = quants[1..].iter().fold(quants[0], |sum, &q| e.b.ins().iadd(sum, q));
+    let sum = e.sum_int_lanes(sum);
+    Rounded { quants: e.narrow_int8(&quants), scale, sum }
+}
