@@ -113,7 +113,7 @@ fn an_object_refers_to_nothing_outside() {
     if !have(&["nm"]) {
         return;
     }
-    for cpu in ["native", "aarch64"] {
+    for cpu in ["native", AARCH64.cpu, RISCV64.cpu] {
         let dir = folder(&options(cpu));
         let object = dir.path().join("model.o");
         assert_eq!(run(Command::new("nm").arg("--undefined-only").arg(&object)), "");
@@ -164,25 +164,110 @@ fn objects_and_sessions_agree_to_the_bit() {
     }
 }
 
+/// A machine that is emulated: its CPU and target by name, its linker, its emulator.
+struct Emulated {
+    cpu: &'static str,
+    target: &'static str,
+    cc: &'static str,
+    qemu: &'static [&'static str],
+}
+
+const AARCH64: Emulated = Emulated {
+    cpu: "aarch64",
+    target: "aarch64-unknown-linux-gnu",
+    cc: "aarch64-linux-gnu-gcc",
+    qemu: &["qemu-aarch64"],
+};
+/// With the shortest vectors that code for it may rely on.
+const RISCV64: Emulated = Emulated {
+    cpu: "rv64gcv",
+    // Rust's name for it.
+    target: "riscv64gc-unknown-linux-gnu",
+    cc: "riscv64-linux-gnu-gcc",
+    qemu: &["qemu-riscv64", "-cpu", "rv64,v=true,vlen=128"],
+};
+/// Vectors twice as long, of which half is used.
+const RISCV64_LONG: &[&str] = &["qemu-riscv64", "-cpu", "rv64,v=true,vlen=256"];
+
+impl Emulated {
+    fn is_there(&self) -> bool {
+        have(&[self.cc, self.qemu[0]])
+    }
+
+    /// A folder with an object for it, of [`options`], and the example linked with it.
+    fn example(&self) -> (TempDir, PathBuf) {
+        let mut args = options(self.cpu);
+        args.extend(["--target", self.target].map(String::from));
+        let dir = folder(&args);
+        let program = link_example(dir.path(), self.cc, &["-static"]);
+        (dir, program)
+    }
+
+    /// Holds an object to its header.
+    fn check(&self) {
+        let dir = tempfile::tempdir().expect("a folder");
+        compile(dir.path(), &[&["--target", self.target, "--activations", "f32"], &SMALL[..]].concat());
+        let check = link(dir.path(), self.cc, &["-static"], &[check_source()]);
+        run(Command::new(self.qemu[0])
+            .args(&self.qemu[1..])
+            .arg(check)
+            .arg(dir.path().join("model.weights")));
+    }
+}
+
 #[test]
 fn aarch64_agrees_under_qemu() {
-    if !have(&["aarch64-linux-gnu-gcc", "qemu-aarch64"]) {
+    if !AARCH64.is_there() {
         return;
     }
-    let mut args = options("aarch64");
-    args.extend(["--target", "aarch64-unknown-linux-gnu"].map(String::from));
-    let dir = folder(&args);
-    let program = link_example(dir.path(), "aarch64-linux-gnu-gcc", &["-static"]);
+    let (_dir, program) = AARCH64.example();
     let prompt = prompt(PROMPT);
     let session = expected("native", &prompt);
     for threads in [1, 2] {
-        let difference = worst(&found(&["qemu-aarch64"], &program, &prompt, threads), &session);
+        let difference = worst(&found(AARCH64.qemu, &program, &prompt, threads), &session);
         assert!(difference <= TOLERANCE, "{threads} threads: {difference}");
     }
-    let target = ["--target", "aarch64-unknown-linux-gnu", "--activations", "f32"];
-    compile(dir.path(), &[&target[..], &SMALL].concat());
-    let check = link(dir.path(), "aarch64-linux-gnu-gcc", &["-static"], &[check_source()]);
-    run(Command::new("qemu-aarch64").arg(check).arg(dir.path().join("model.weights")));
+    AARCH64.check();
+}
+
+/// Longer vectors give the same bits: kernels use 128 of theirs.
+#[test]
+fn riscv64_agrees_under_qemu() {
+    if !RISCV64.is_there() {
+        return;
+    }
+    let (_dir, program) = RISCV64.example();
+    let prompt = prompt(PROMPT);
+    let logits = found(RISCV64.qemu, &program, &prompt, 2);
+    let difference = worst(&logits, &expected("native", &prompt));
+    assert!(difference <= TOLERANCE, "{difference}");
+    let short = &prompt[..SHORT_PROMPT];
+    assert_eq!(
+        found(RISCV64.qemu, &program, short, 1),
+        found(RISCV64_LONG, &program, short, 2),
+        "vectors of 256 bits"
+    );
+    RISCV64.check();
+}
+
+#[test]
+fn every_format_of_weights_agrees_on_riscv64() {
+    if !have(&["gcc"]) || !RISCV64.is_there() {
+        return;
+    }
+    for format in ["f32", "f16", "q8", "q4"] {
+        let logits = |cpu: &str, cc: &str, flags: &[&str], runner: &[&str]| {
+            let dir = tempfile::tempdir().expect("a folder");
+            let exact = ["--activations", "f32", "--context", "64", "--chunk", "16", "--cpu", cpu];
+            compile(dir.path(), &[&["--weights", format, "--no-cache"], &exact[..]].concat());
+            let program = link_example(dir.path(), cc, flags);
+            found(runner, &program, &prompt(SHORT_PROMPT), 1)
+        };
+        let there =
+            logits(RISCV64.cpu, RISCV64.cc, &[], &[RISCV64.qemu, &["-L", "/usr/riscv64-linux-gnu"]].concat());
+        let difference = worst(&there, &logits("native", "gcc", &[], &[]));
+        assert!(difference <= TOLERANCE, "{format}: {difference}");
+    }
 }
 
 /// Products of 8-bit integers: both architectures round x alike, so what differs is the order of sums, and now and then a
@@ -301,7 +386,8 @@ fn what_cannot_be_written_is_said_and_leaves_nothing() {
     fails(&format!("{compile} -o missing/model.o"), 1, &["missing/model.o"]);
     fails(&format!("{compile} -o model.elf"), 2, &["model.elf", "NAME.o"]);
     fails(&format!("{compile} -o 2b.o"), 2, &["2b.o", "letter"]);
-    fails(&format!("{compile} --target riscv -o model.o"), 2, &["riscv", "aarch64-unknown-linux-gnu"]);
+    let known = ["sparc", "aarch64-unknown-linux-gnu", "riscv64-unknown-linux-gnu"];
+    fails(&format!("{compile} --target sparc -o model.o"), 2, &known);
     let other = "--target aarch64-unknown-linux-gnu --cpu znver4";
     fails(&format!("{compile} {other} -o model.o"), 2, &["znver4", "aarch64"]);
 }

@@ -132,7 +132,7 @@ fn targets(triple: Option<&str>, names: &str) -> Result<Vec<Target>> {
         make(name)?;
     }
     let triple = match (triple, names.first()) {
-        (Some(triple), _) => triple,
+        (Some(triple), _) => target::triple_of(triple),
         (None, first) => {
             let row = TARGETS.iter().find(|t| Some(&t.name) == first);
             row.map_or("", |t| t.triple)

@@ -28,7 +28,8 @@ pub(crate) struct Args {
     /// Hugging Face folder of a Gemma 2 [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// Target to make code for [default: this machine's]; --cpu names CPUs of it, for an artifact several, separated by
+    /// Target to make code for: x86_64-unknown-linux-gnu, aarch64-unknown-linux-gnu or riscv64-unknown-linux-gnu
+    /// [default: this machine's]; --cpu names CPUs of it, for an artifact several, separated by
     /// commas [default without --target: this machine's CPU; with it: an artifact's are all, an object's the oldest]
     #[arg(long, value_name = "TRIPLE")]
     target: Option<String>,

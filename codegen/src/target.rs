@@ -32,6 +32,7 @@ const SAPPHIRE_RAPIDS: Features = Features { vnni: true, amx: true, ..AVX512 };
 const ZEN4: Features = Features { bf16: true, vnni: true, ..AVX512 };
 const ARM: Features = Features { fma: true, ..PORTABLE };
 const NEOVERSE_N1: Features = Features { dotprod: true, ..ARM };
+const RISCV: Features = Features { fma: true, ..PORTABLE };
 
 const V2: &[&str] = &["has_cmpxchg16b", "has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt"];
 const V3: &[&str] = &[
@@ -66,6 +67,9 @@ const V4: &[&str] = &[
     "has_avx512dq",
 ];
 
+/// Compressed instructions, and vectors of 128 bits or more. Cranelift takes RV64G for granted.
+const RV64GCV: &[&str] = &["has_zca", "has_zcd", "has_v", "has_zvl128b", "has_zvl64b", "has_zvl32b"];
+
 /// Every named CPU, oldest first; add a target here.
 pub const TARGETS: &[Cpu] = &[
     Cpu { name: "x86-64-v2", triple: "x86_64-unknown-linux-gnu", settings: V2, features: PORTABLE },
@@ -85,7 +89,16 @@ pub const TARGETS: &[Cpu] = &[
         settings: &["has_lse"],
         features: NEOVERSE_N1,
     },
+    Cpu { name: "rv64gcv", triple: "riscv64-unknown-linux-gnu", settings: RV64GCV, features: RISCV },
 ];
+
+/// Other names of the table's triples: Rust's.
+const ALIASES: &[(&str, &str)] = &[("riscv64gc-unknown-linux-gnu", "riscv64-unknown-linux-gnu")];
+
+/// A triple as the table names it.
+pub fn triple_of(name: &str) -> &str {
+    ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, triple)| triple)
+}
 
 /// The CPU that code for a triple is made for: `cpu`, if it is one of that target's; its oldest, if none is named.
 ///
@@ -97,6 +110,7 @@ pub fn cpu_of_target<'a>(triple: &str, cpu: Option<&'a str>) -> Result<&'a str, 
         names.dedup();
         names.join(", ")
     };
+    let triple = triple_of(triple);
     let of_target = || TARGETS.iter().filter(|t| t.triple == triple).map(|t| t.name);
     let Some(oldest) = of_target().next() else {
         let known = list(&mut TARGETS.iter().map(|t| t.triple));
@@ -140,7 +154,11 @@ impl Target {
     pub fn new(name: &str, placement: Placement) -> Result<Target, Error> {
         let refuse = |reason: String| Error::Target { cpu: name.into(), reason };
         let mut flags = settings::builder();
-        let pic = if placement == Placement::Object { "true" } else { "false" };
+        let row = TARGETS.iter().find(|t| t.name == name);
+        // Where RISC-V code is to be independent of its place, Cranelift reaches all through a global offset table; else what is
+        // colocated, as everything is here, from the program counter, which is as independent.
+        let has_table = row.is_some_and(|t| t.triple.starts_with("riscv64"));
+        let pic = if placement == Placement::Object && !has_table { "true" } else { "false" };
         for (key, value) in [
             ("opt_level", "speed"),
             ("is_pic", pic),
@@ -153,7 +171,7 @@ impl Target {
         let (builder, features) = if name == "native" {
             (cranelift_native::builder().map_err(|e| refuse(e.into()))?, host())
         } else {
-            let cpu = TARGETS.iter().find(|t| t.name == name).ok_or_else(|| Error::UnknownCpu {
+            let cpu = row.ok_or_else(|| Error::UnknownCpu {
                 name: name.into(),
                 known: TARGETS.iter().map(|t| t.name).collect::<Vec<_>>().join(", "),
             })?;
@@ -214,8 +232,11 @@ impl Target {
             (f.bf16, &["avx512bf16", "amd"]),
             (f.amx, &["amx"]),
         ];
-        if self.isa.triple().architecture.to_string() != "x86_64" {
-            return vec!["neon".into()];
+        match self.isa.triple().architecture.to_string().as_str() {
+            "x86_64" => {}
+            "riscv64" => return vec!["v".into()],
+            _ if f.dotprod => return vec!["dotprod".into(), "lse".into(), "neon".into()],
+            _ => return vec!["neon".into()],
         }
         let flags = self.isa.isa_flags().into_iter().filter(|f| f.as_bool() == Some(true));
         let names = flags.filter_map(|f| f.name.strip_prefix("has_")).map(|name| match name {

@@ -1,9 +1,9 @@
 //! What the CPU of this machine has, by the names that artifacts and messages use.
 //!
 //! [`FEATURES`] is the list: a row a name, and how it is found out. x86-64 answers by CPUID and, for the wide registers,
-//! by what the system saves of them. AMX needs more: Linux gives a process its tile registers on request only
-//! (`arch_prctl(ARCH_REQ_XCOMP_PERM)`, Linux' `Documentation/arch/x86/xstate.rst`), which must come before the threads that
-//! use them. [`amx`] asks once; the first to look for the feature does.
+//! by what the system saves of them; AArch64 and RISC-V by what the system says. AMX needs more: Linux gives a process its
+//! tile registers on request only (`arch_prctl(ARCH_REQ_XCOMP_PERM)`, Linux' `Documentation/arch/x86/xstate.rst`), which must
+//! come before the threads that use them. [`amx`] asks once; the first to look for the feature does.
 
 use std::sync::OnceLock;
 
@@ -64,7 +64,12 @@ pub const FEATURES: &[Feature] = &[
 ];
 
 /// Every feature that code may ask for.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[cfg(target_arch = "riscv64")]
+pub const FEATURES: &[Feature] =
+    &[Feature { name: "v", present: || std::arch::is_riscv_feature_detected!("v") }];
+
+/// Every feature that code may ask for.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
 pub const FEATURES: &[Feature] = &[];
 
 /// Whether this machine has a feature; a name that is not in [`FEATURES`] it does not have.

@@ -77,8 +77,15 @@ fn targets_and_places_that_do_not_fit() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("other.lap");
     let other = if cfg!(target_arch = "x86_64") { "aarch64" } else { "x86_64" };
-    lapidary(&["compile", "--target", &format!("{other}-unknown-linux-gnu"), "-o", name(&file)]).ok();
-    lapidary(&["run", "-m", name(&file), "hi"]).fails(&["other.lap", other]);
+    for other in [other, "riscv64"] {
+        lapidary(&["compile", "--target", &format!("{other}-unknown-linux-gnu"), "-o", name(&file)]).ok();
+        lapidary(&["run", "-m", name(&file), "hi"]).fails(&["other.lap", other]);
+    }
+    for (cpu, needs) in [("neoverse-n1", "dotprod, lse, neon"), ("rv64gcv", "v")] {
+        lapidary(&["compile", "--cpu", cpu, "-o", name(&file)]).ok();
+        let shown = lapidary(&["inspect", "-m", name(&file)]).ok();
+        assert!(shown.contains(&format!("\n{cpu}: needs {needs}\n")), "{shown}");
+    }
     lapidary(&["compile", "-o", name(dir.path())]).fails(&["expected a file"]);
     let nowhere = dir.path().join("no/such/folder.lap");
     lapidary(&["compile", "-o", name(&nowhere)]).fails(&["folder.lap", "No such file"]);

@@ -34,6 +34,8 @@ pub enum Referent {
     Function(u32),
     /// An offset of the read-only tables.
     Table(u32),
+    /// The instruction at this offset of the same function, which holds the upper half of an address (RISC-V).
+    Instruction(u32),
 }
 
 /// A place of the code that a linker fills in.
@@ -146,7 +148,8 @@ impl Maker<'_> {
         self.context.clear();
         let mut signature = Signature::new(isa.default_call_conv());
         signature.params = vec![AbiParam::new(I64); parameters];
-        signature.returns.extend(result.map(AbiParam::new));
+        // RISC-V's convention has an i32 fill its register; others do not mind.
+        signature.returns.extend(result.map(|ty| AbiParam::new(ty).sext()));
         self.context.func.signature = signature;
         let mut builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
         let entry = builder.create_block();
@@ -165,14 +168,17 @@ impl Maker<'_> {
         let names = self.context.func.params.user_named_funcs();
         let mut references = vec![];
         for reloc in code.buffer.relocs() {
-            let FinalizedRelocTarget::ExternalName(ExternalName::User(to)) = &reloc.target else {
-                return Err(failed(format!("it refers outside: {reloc:?}")));
-            };
-            let to = match names.get(*to) {
-                Some(&UserExternalName { namespace: KERNELS, index }) => Referent::Kernel(index),
-                Some(&UserExternalName { namespace: FUNCTIONS, index }) => Referent::Function(index),
-                Some(&UserExternalName { namespace: TABLES, index }) => Referent::Table(index),
-                other => return Err(failed(format!("it refers outside: {other:?}"))),
+            let to = match &reloc.target {
+                FinalizedRelocTarget::Func(at) => Referent::Instruction(*at),
+                FinalizedRelocTarget::ExternalName(ExternalName::User(to)) => match names.get(*to) {
+                    Some(&UserExternalName { namespace: KERNELS, index }) => Referent::Kernel(index),
+                    Some(&UserExternalName { namespace: FUNCTIONS, index }) => Referent::Function(index),
+                    Some(&UserExternalName { namespace: TABLES, index }) => Referent::Table(index),
+                    other => return Err(failed(format!("it refers outside: {other:?}"))),
+                },
+                FinalizedRelocTarget::ExternalName(_) => {
+                    return Err(failed(format!("it refers outside: {reloc:?}")));
+                }
             };
             references.push(Reference { at: reloc.offset, kind: reloc.kind, to, addend: reloc.addend });
         }

@@ -8,7 +8,7 @@ use cranelift_codegen::binemit::Reloc;
 use lapidary_runtime::program::{CODE_ALIGN, Image};
 use object::write::{Object, Relocation, StandardSection, Symbol, SymbolSection};
 use object::{
-    Architecture, BinaryFormat, Endianness, RelocationFlags, SectionKind, SymbolFlags, SymbolKind,
+    Architecture, BinaryFormat, Endianness, FileFlags, RelocationFlags, SectionKind, SymbolFlags, SymbolKind,
     SymbolScope, elf,
 };
 
@@ -26,9 +26,15 @@ pub fn write(target: &Target, prefix: &str, image: &Image, driver: &Driver) -> R
     let architecture = match target.isa.triple().architecture.to_string().as_str() {
         "x86_64" => Architecture::X86_64,
         "aarch64" => Architecture::Aarch64,
+        "riscv64" => Architecture::Riscv64,
         other => return Err(refuse(format!("objects for {other} are not served"))),
     };
     let mut file = Object::new(BinaryFormat::Elf, architecture, Endianness::Little);
+    if architecture == Architecture::Riscv64 {
+        // Linkers refuse files whose conventions differ: ours passes floats, had it any, in registers.
+        let e_flags = elf::EF_RISCV_FLOAT_ABI_DOUBLE | elf::EF_RISCV_RVC;
+        file.flags = FileFlags::Elf { os_abi: elf::ELFOSABI_NONE, abi_version: 0, e_flags };
+    }
     let text = file.section_id(StandardSection::Text);
     let tables = file.section_id(StandardSection::ReadOnlyData);
     let align = CODE_ALIGN as u64;
@@ -68,12 +74,23 @@ pub fn write(target: &Target, prefix: &str, image: &Image, driver: &Driver) -> R
                 Referent::Kernel(at) => (in_text, u64::from(at)),
                 Referent::Function(index) => (in_text, starts[index as usize]),
                 Referent::Table(at) => (in_tables, u64::from(at)),
+                // Linkers look for the other half by a symbol of its own.
+                Referent::Instruction(at) => {
+                    let label = Symbol {
+                        kind: SymbolKind::Label,
+                        ..symbol(".L0".into(), start + u64::from(at), 0, SymbolScope::Compilation)
+                    };
+                    (file.add_symbol(label), 0)
+                }
             };
             let r_type = match (architecture, reference.kind) {
                 (Architecture::X86_64, Reloc::X86PCRel4 | Reloc::X86CallPCRel4) => elf::R_X86_64_PC32,
                 (Architecture::Aarch64, Reloc::Arm64Call) => elf::R_AARCH64_CALL26,
                 (Architecture::Aarch64, Reloc::Aarch64AdrPrelPgHi21) => elf::R_AARCH64_ADR_PREL_PG_HI21,
                 (Architecture::Aarch64, Reloc::Aarch64AddAbsLo12Nc) => elf::R_AARCH64_ADD_ABS_LO12_NC,
+                (Architecture::Riscv64, Reloc::RiscvCallPlt) => elf::R_RISCV_CALL_PLT,
+                (Architecture::Riscv64, Reloc::RiscvPCRelHi20) => elf::R_RISCV_PCREL_HI20,
+                (Architecture::Riscv64, Reloc::RiscvPCRelLo12I) => elf::R_RISCV_PCREL_LO12_I,
                 (_, other) => return Err(refuse(format!("a relocation of kind {other}"))),
             };
             let relocation = Relocation {

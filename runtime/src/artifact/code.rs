@@ -27,7 +27,7 @@ impl Executable {
 }
 
 /// Makes instruction fetches see what was written: caches of instructions are coherent here.
-#[cfg(not(target_arch = "aarch64"))]
+#[cfg(not(any(target_arch = "aarch64", target_arch = "riscv64")))]
 fn flush(_code: &[u8]) {}
 
 /// Makes instruction fetches see what was written.
@@ -49,4 +49,16 @@ fn flush(code: &[u8]) {
     }
     // SAFETY: barriers change no memory.
     unsafe { asm!("dsb ish", "isb", options(nostack, preserves_flags)) };
+}
+
+/// Makes instruction fetches of every thread see what was written.
+#[cfg(target_arch = "riscv64")]
+fn flush(code: &[u8]) {
+    /// The number of Linux' `riscv_flush_icache`: it runs `fence.i` on every hart, which a process cannot. The kernel always
+    /// has it, and fails for unknown flags alone.
+    const RISCV_FLUSH_ICACHE: libc::c_long = 259;
+    const EVERY_THREAD: usize = 0;
+    let range = code.as_ptr_range();
+    // SAFETY: a system call that reads and writes no memory of the process.
+    unsafe { libc::syscall(RISCV_FLUSH_ICACHE, range.start, range.end, EVERY_THREAD) };
 }
