@@ -17,6 +17,13 @@ function drawing(graph) {
   return drawings.get(graph);
 }
 
+/** Lays a graph out in small steps, unless somebody needed it before. */
+function* preparing(graph) {
+  if (drawings.has(graph)) return;
+  const nodes = drawable(graph), plan = yield* planning(nodes);
+  if (!drawings.has(graph)) drawings.set(graph, { nodes, plan });
+}
+
 /** Rows of data as nodes to draw. */
 function drawable(graph) {
   const outputs = new Map();

@@ -7,6 +7,15 @@
 const GAP_X = 18, GAP_Y = 30, BEND = 10;
 
 function layout(nodes) {
+  const steps = planning(nodes);
+  for (;;) {
+    const { done, value } = steps.next();
+    if (done) return value;
+  }
+}
+
+/** The same in small steps, so that whoever has something more urgent can go first. */
+function* planning(nodes) {
   const cells = new Map();
   for (const n of nodes) cells.set(n.id, { id: n.id, w: n.w, h: n.h, node: n, up: [], down: [], layer: 0 });
   const operands = (n) => [...new Set(n.in)].filter((o) => cells.has(o)).map((o) => cells.get(o));
@@ -40,8 +49,8 @@ function layout(nodes) {
     }
   }
   for (let i = 0; i < layers.length; i++) layers[i] ||= [];
-  order(layers);
-  place(layers);
+  yield* order(layers);
+  yield* place(layers);
   const heights = layers.map((l) => Math.max(0, ...l.map((c) => c.h)));
   let y = 0;
   layers.forEach((l, i) => { l.forEach((c) => (c.y = y + heights[i] / 2)); y += heights[i] + GAP_Y; });
@@ -63,7 +72,7 @@ function layout(nodes) {
 }
 
 /** Orders each layer so that few edges cross: barycentres, down and up, the best kept. */
-function order(layers) {
+function* order(layers) {
   // First by depth-first search from the results, so that subgraphs lie together.
   const seen = new Set(), first = new Map();
   const visit = (c) => {
@@ -82,6 +91,7 @@ function order(layers) {
   number();
   let best = layers.map((l) => l.slice()), fewest = crossings(layers);
   for (let sweep = 0; sweep < 24 && fewest > 0; sweep++) {
+    yield;
     const down = sweep % 2 === 0;
     const sequence = down ? layers.slice(1) : layers.slice(0, -1).reverse();
     for (const l of sequence) {
@@ -116,7 +126,7 @@ function crossings(layers) {
 }
 
 /** Places each layer where its neighbours pull it, without changing its order. */
-function place(layers) {
+function* place(layers) {
   for (const l of layers) { let x = 0; for (const c of l) { c.x = x + c.w / 2; x += c.w + GAP_X; } }
   // Edges between bends are to be straight, then edges of a chain.
   const pull = (a, b) => (a.bend && b.bend ? 8 : a.bend || b.bend ? 3 : a.down.length === 1 && b.up.length === 1 ? 4 : 1);
@@ -132,6 +142,7 @@ function place(layers) {
   const up = (c) => c.up.map((o) => [o, pull(o, c)]);
   const down = (c) => c.down.map((o) => [o, pull(c, o)]);
   for (let sweep = 0; sweep < 20; sweep++) {
+    yield;
     for (const l of layers) settle(l, up);
     for (const l of layers.slice().reverse()) settle(l, down);
     for (const l of layers) settle(l, (c) => [...up(c), ...down(c)]);

@@ -183,7 +183,12 @@ async function main() {
   addEventListener("hashchange", go);
   // The other graphs are laid out while there is nothing else to do.
   const graphs = data.functions.flatMap((g) => [g.source, ...g.variants.map((w) => w.graph)]);
-  const next = () => { const graph = graphs.shift(); if (graph) { drawing(graph); idle(next); } };
+  const prepare = (function* () { for (const graph of graphs) yield* preparing(graph); })();
+  const next = (deadline) => {
+    let done;
+    do ({ done } = prepare.next()); while (!done && deadline?.timeRemaining?.() > 2);
+    if (!done) idle(next);
+  };
 
   $("title").textContent = data.title;
   $("made").textContent = `Made by lapidary ${data.version} for ${data.cpu}, a context of ${count(data.context)} tokens.`;
