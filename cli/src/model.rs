@@ -44,9 +44,10 @@ impl RuleArgs {
     /// The built-in rules and the file's.
     pub(crate) fn load(&self) -> Result<Arc<RuleSet>> {
         let Some(path) = &self.rules_file else { return Ok(Arc::clone(RuleSet::builtin())) };
-        let rules = rules::text::parse(&read_text(path)?).with_context(|| path.display().to_string())?;
+        let rules =
+            rules::text::parse_placed(&read_text(path)?).with_context(|| path.display().to_string())?;
         ensure!(!rules.is_empty(), "{}: expected a rule, found none", path.display());
-        Ok(Arc::new(RuleSet::with_user(rules)))
+        Ok(Arc::new(RuleSet::with_file(&path.display().to_string(), rules)))
     }
 
     /// The file, if there is one.

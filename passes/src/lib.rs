@@ -62,12 +62,14 @@ pub const PIPELINE: &[(&str, &str)] = &[
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A rule built an ill-typed node or merged classes of different types.
-    #[error("function `{function}`: rule `{rule}` is unsound: {reason}")]
+    #[error("function `{function}`: rule `{rule}`{} is unsound: {reason}", place.as_ref().map(|p| format!(" ({p})")).unwrap_or_default())]
     Unsound {
         /// The function's name.
         function: String,
         /// The rule's name.
         rule: String,
+        /// The file and the line of the rule, if it came from a file.
+        place: Option<String>,
         /// The node or merge, in words.
         reason: String,
     },

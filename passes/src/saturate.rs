@@ -129,7 +129,7 @@ pub fn saturate(
     }
     graph.analysis.uses.extend(function.outputs.iter().map(|(_, id)| (classes[usize::from(*id)], None)));
     graph.rebuild();
-    check(&graph, function, "the graph itself")?;
+    check(&graph, function, "the graph itself", rules)?;
 
     let prepared: Vec<_> = rules.prepared().iter().filter(|p| enabled(&p.rule)).collect();
     let mut fired = vec![0usize; prepared.len()];
@@ -167,7 +167,7 @@ pub fn saturate(
             if !graph.clean {
                 graph.rebuild();
             }
-            check(&graph, function, &rule.rule.name)?;
+            check(&graph, function, &rule.rule.name, rules)?;
             met_limit = graph.total_number_of_nodes() > limits.nodes;
             if met_limit {
                 break;
@@ -210,11 +210,14 @@ pub fn saturate(
     Ok(Saturated { graph, outputs, classes, source: function.clone(), report })
 }
 
-fn check(graph: &Graph, function: &Function, rule: &str) -> Result<(), Error> {
+fn check(graph: &Graph, function: &Function, rule: &str, rules: &RuleSet) -> Result<(), Error> {
     match &graph.analysis.error {
         None => Ok(()),
-        Some(reason) => {
-            Err(Error::Unsound { function: function.name.clone(), rule: rule.into(), reason: reason.clone() })
-        }
+        Some(reason) => Err(Error::Unsound {
+            function: function.name.clone(),
+            rule: rule.into(),
+            place: rules.place(rule).map(String::from),
+            reason: reason.clone(),
+        }),
     }
 }

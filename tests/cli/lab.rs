@@ -1,6 +1,6 @@
 //! The fusion lab from the command line: rules of a file, checked, tried, bisected.
 
-use crate::command::{lapidary, lapidary_with, name};
+use crate::command::{difference, lapidary, lapidary_with, logits, name};
 
 /// A file of `tests/rule_files`.
 fn file(file: &str) -> String {
@@ -73,6 +73,85 @@ fn mistakes_in_rule_files_are_shown() {
             let caret = lines.nth(1).unwrap();
             assert_eq!(caret.len(), column.parse::<usize>().unwrap(), "{what}");
         }
+    }
+}
+
+/// Every command that takes a file of rules says what is wrong with it, and where, in one line, and leaves nothing behind.
+#[test]
+fn commands_name_the_file_and_the_line_of_a_bad_rule() {
+    let dir = tempfile::tempdir().unwrap();
+    let malformed = dir.path().join("malformed.rules");
+    std::fs::write(&malformed, "; a rule\nrule r exact \"a\" {\n  (mul ?x 1.0) => ?y\n}\n").unwrap();
+    let text = dir.path().join("text.txt");
+    std::fs::write(&text, "It is a truth").unwrap();
+    let output = dir.path().join("output.o");
+    let commands: [&[&str]; 11] = [
+        &["run", "-n", "2", "hello"],
+        &["chat"],
+        &["logits", "--ids", "2,17", "-o", name(&output)],
+        &["eval", "--text", name(&text)],
+        &["bench", "--prompt-tokens", "4", "--gen-tokens", "1", "--depth", "4"],
+        &["compile", "-o", name(&output)],
+        &["compile", "--emit", "object", "-o", name(&output)],
+        &["opt", "--fn", "layer_local"],
+        &["explain", "--fn", "layer_local"],
+        &["why-not", "--fn", "layer_local", "softcap"],
+        &["report", "-o", name(&output)],
+    ];
+    // What does not parse, what merges unlike types, what makes an ill-typed node.
+    let files = [
+        (name(&malformed).to_string(), vec!["malformed.rules: line 3, column 19", "`?y`"], 3),
+        (
+            file("dtype-lie.rules"),
+            vec!["`layer_", "`no-cast`", "dtype-lie.rules, line ", "is unsound: merges f32["],
+            1,
+        ),
+        (
+            file("ill-typed.rules"),
+            vec!["`layer_", "`sub-neg`", "ill-typed.rules, line ", "expected f32, found i32"],
+            1,
+        ),
+    ];
+    for (rules, named, lines) in files {
+        for command in commands {
+            let outcome = lapidary(&[command, &["--rules", &rules]].concat());
+            let what = format!("{command:?} --rules {rules}\n{}", outcome.err);
+            assert_eq!(outcome.code, Some(1), "{what}");
+            let first = outcome.err.lines().next().unwrap_or_default();
+            assert!(first.starts_with("error: ") && named.iter().all(|n| first.contains(n)), "{what}");
+            assert_eq!(outcome.err.lines().count(), lines, "{what}");
+            assert!(outcome.out.is_empty() && std::fs::read_dir(dir.path()).unwrap().count() == 2, "{what}");
+        }
+    }
+    // The line is the one that the rule begins in.
+    let lie = std::fs::read_to_string(file("dtype-lie.rules")).unwrap();
+    let line = lie.lines().position(|l| l.starts_with("rule no-cast ")).unwrap() + 1;
+    lapidary(&["run", "hello", "--rules", &file("dtype-lie.rules")]).fails(&[&format!("line {line})")]);
+}
+
+/// Rules of a file that hold change neither the text nor, beyond rounding, the logits; an artifact takes none.
+#[test]
+fn models_run_with_the_rules_of_a_file() {
+    let run =
+        |args: &[&str]| lapidary(&[&["run", "-n", "8", "--temp", "0", "It is a truth"], args].concat()).ok();
+    let plain = run(&[]);
+    let logits_of = |args: &[&str]| logits("2,17,5", &[&["--activations", "f32"], args].concat());
+    let (.., expected) = logits_of(&[]);
+    for rules in ["honest.rules", "laws.rules", "norm.rules", "dearer.rules"] {
+        let rules = file(rules);
+        assert_eq!(run(&["--rules", &rules]), plain, "{rules}");
+        let (.., found) = logits_of(&["--rules", &rules]);
+        assert!(difference(&expected, &found) < 1e-3, "{rules}");
+    }
+    let quick = ["--prompt-tokens", "4", "--gen-tokens", "2", "--depth", "4", "--json"];
+    let bench = lapidary(&[&["bench", "--rules", &file("honest.rules")], &quick[..]].concat()).json();
+    assert!(!bench.is_null());
+    let dir = tempfile::tempdir().unwrap();
+    let artifact = dir.path().join("tiny.lap");
+    lapidary(&["compile", "-o", name(&artifact), "--rules", &file("honest.rules")]).ok();
+    let given = ["-m", name(&artifact), "--rules", &file("honest.rules")];
+    for command in [&["run", "hello"][..], &["chat"], &["bench"]] {
+        lapidary(&[command, &given].concat()).fails(&["--rules", "tiny.lap is compiled already"]);
     }
 }
 

@@ -13,6 +13,7 @@ mod native;
 pub mod predicate;
 pub mod text;
 
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use egg::{Applier, Id, Pattern, Subst, Symbol, Var};
@@ -101,6 +102,8 @@ pub const USER: &str = "user";
 pub struct RuleSet {
     groups: Vec<Group>,
     prepared: Vec<Prepared>,
+    /// Where a file's rules stand, by name.
+    places: HashMap<String, String>,
 }
 
 impl RuleSet {
@@ -109,7 +112,7 @@ impl RuleSet {
             .iter()
             .flat_map(|g| g.rules.iter().map(|r| Prepared::new(&g.name, Arc::clone(r))))
             .collect();
-        RuleSet { groups, prepared }
+        RuleSet { groups, prepared, places: HashMap::new() }
     }
 
     /// The built-in rules.
@@ -132,6 +135,18 @@ impl RuleSet {
         }
         groups.push(Group { name: USER.into(), rules: rules.into_iter().map(Arc::new).collect() });
         RuleSet::new(groups)
+    }
+
+    /// The same, of a file: what goes wrong with a rule names the file and the line that the rule begins in.
+    pub fn with_file(file: &str, rules: Vec<(Rule, usize)>) -> RuleSet {
+        let places = rules.iter().map(|(r, line)| (r.name.clone(), format!("{file}, line {line}"))).collect();
+        let rules = rules.into_iter().map(|(rule, _)| rule).collect();
+        RuleSet { places, ..RuleSet::with_user(rules) }
+    }
+
+    /// The file and the line of a rule, if it came from a file.
+    pub fn place(&self, name: &str) -> Option<&str> {
+        self.places.get(name).map(String::as_str)
     }
 
     /// Every group, in the order in which rules are tried.

@@ -47,6 +47,14 @@ impl RuleError {
 /// # Errors
 /// The first place that does not fit.
 pub fn parse(source: &str) -> Result<Vec<Rule>, RuleError> {
+    Ok(parser::parse(source)?.into_iter().map(|(rule, _)| rule).collect())
+}
+
+/// Parses a file of rules and says in which line, from 1, each begins.
+///
+/// # Errors
+/// The first place that does not fit.
+pub fn parse_placed(source: &str) -> Result<Vec<(Rule, usize)>, RuleError> {
     parser::parse(source)
 }
 

@@ -24,7 +24,8 @@ const MAX_NESTING: usize = 64;
 const PREDICATES: [&str; 9] =
     ["constant", "integer", "near", "range", "same_type", "last_axis", "single_use", "weight", "let"];
 
-pub(super) fn parse(source: &str) -> Result<Vec<Rule>, RuleError> {
+/// Rules, each with the line of its name.
+pub(super) fn parse(source: &str) -> Result<Vec<(Rule, usize)>, RuleError> {
     let mut parser = Parser { source, tokens: lexer::tokens(source)?, at: 0 };
     let mut rules = Vec::new();
     let mut names = HashSet::new();
@@ -34,7 +35,7 @@ pub(super) fn parse(source: &str) -> Result<Vec<Rule>, RuleError> {
         if !names.insert(name.text) {
             return Err(parser.error(name, format!("duplicate rule `{}`", name.text)));
         }
-        rules.push(parser.rule(name)?);
+        rules.push((parser.rule(name)?, name.line));
     }
     Ok(rules)
 }
