@@ -59,7 +59,7 @@ enum Emit {
 
 /// Compiles and writes.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut compile = args.compile.to_run();
+    let mut compile = args.compile.clone();
     if let Some(batch) = args.batch {
         compile.chunk = batch;
     }

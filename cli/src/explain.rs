@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(names.len() <= 1, Usage::new(anyhow!("expected one KERNEL, found `{}`", names.join("`, `"))));
     let source = args.of.source(file)?;
     let functions = args.of.functions(&source)?;
-    let options = args.of.compile.options_of(source.context, &source.module, source.layers())?;
+    let options = args.of.compile.to_show().options_of(source.context, &source.module, source.layers())?;
     let rows = args.of.rows(options.chunk)?;
     let reports = compile_functions(&functions, &options)?.reports;
     let mut texts = vec![];

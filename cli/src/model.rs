@@ -231,20 +231,15 @@ impl CompileArgs {
         Ok(selection.map_err(Usage::new)?)
     }
 
-    /// The same, by built-in constants unless asked otherwise: what runs has the bits of what is stored, which depend on no machine
-    /// that it does not name.
-    pub(crate) fn to_run(&self) -> CompileArgs {
-        CompileArgs { calibration: self.calibration.clone().or(Some(Which::None)), ..self.clone() }
-    }
-
-    /// The same, by this machine's constants unless asked otherwise.
+    /// The same, by this machine's constants unless asked otherwise: for plans that are shown.
     pub(crate) fn to_show(&self) -> CompileArgs {
         CompileArgs { calibration: self.calibration.clone().or(Some(Which::Auto)), ..self.clone() }
     }
 
-    /// The constants that times are reckoned from.
+    /// The constants that times are reckoned from: the built-in ones unless asked otherwise, so that what runs has the bits of
+    /// what is stored, which depend on no machine that it does not name.
     fn base(&self) -> Result<pricing::Machine> {
-        let which = self.calibration.as_ref().unwrap_or(&Which::Auto);
+        let which = self.calibration.as_ref().unwrap_or(&Which::None);
         if let Some(calibration) = calibration::chosen(which, &self.cpu)? {
             return Ok(calibration.machine(self.activations));
         }
@@ -372,7 +367,7 @@ impl Engine {
             return Engine::with_artifact(args, path);
         }
         // What is wrong whatever the model comes first.
-        args.compile.to_run().options(1)?;
+        args.compile.options(1)?;
         check_cpu(&args.compile.cpu)?;
         let start = Instant::now();
         let mut model = open(args.model.as_deref())?;
@@ -384,7 +379,7 @@ impl Engine {
     /// Loads an artifact: nothing is compiled.
     fn with_artifact(args: &ModelArgs, path: &Path) -> Result<Engine> {
         let start = Instant::now();
-        args.compile.to_run().options(1)?;
+        args.compile.options(1)?;
         if let Some(option) = args.compile.of_compilation().or(args.weights.given()) {
             bail!("{option}: {} is compiled already; `lapidary compile` takes {option}", path.display());
         }
@@ -417,7 +412,7 @@ impl Engine {
         let description = describe(config);
         let layers = description.layers.iter().map(|(name, _)| name.as_str());
         let context = args.compile.context_of(config.max_position_embeddings);
-        let options = args.compile.to_run().options_of(context, &module, layers)?;
+        let options = args.compile.options_of(context, &module, layers)?;
         let Compilation { program, functions, .. } = compile(&module, &description, &options)?;
         for warning in functions.iter().filter_map(|f| f.saturation.warning()) {
             output::note("warning", &warning);
@@ -433,7 +428,7 @@ impl Engine {
     /// The options that it was compiled with.
     pub(crate) fn options(&self, args: &CompileArgs) -> Result<Options> {
         let plan = &self.session.program().plan;
-        let mut options = args.to_run().options(plan.context)?;
+        let mut options = args.options(plan.context)?;
         let layers = plan.layers.iter().filter_map(|l| self.functions.get(l.function));
         let module = Module { functions: self.functions.iter().map(|f| f.source.clone()).collect() };
         options.machine.weight_bytes = weight_bytes(&module, layers.map(|f| f.source.name.as_str()));

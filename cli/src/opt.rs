@@ -102,7 +102,7 @@ enum Stage {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let given = (args.file.as_deref(), args.preset.as_deref(), args.model.as_deref());
     let source = source(given.0, given.1, given.2, &args.compile)?;
-    let mut options = args.compile.options_of(source.context, &source.module, source.layers())?;
+    let mut options = args.compile.to_show().options_of(source.context, &source.module, source.layers())?;
     let Source { module, context, .. } = source;
     let functions: Vec<Function> = match &args.function {
         None => module.functions,

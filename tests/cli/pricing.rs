@@ -77,12 +77,10 @@ fn a_damaged_calibration_of_this_machine_is_a_warning() {
     assert_eq!(said, "");
     assert_ne!(predicted(&found), built_in);
     // What runs a model goes by it only if asked: an artifact's bits are those of built-in constants.
-    let skewed = serde_json::from_str::<Value>(&text).map(|mut all| {
-        all["auto"]["norm"] = json!(1e6);
-        all["auto"]["launch"] = json!(1e-3);
-        all
-    });
-    fs::write(&file, skewed.unwrap().to_string()).unwrap();
+    let mut skewed: Value = serde_json::from_str(&text).unwrap();
+    skewed["auto"]["norm"] = json!(1e6);
+    skewed["auto"]["launch"] = json!(1e-3);
+    fs::write(&file, skewed.to_string()).unwrap();
     let compiled = |calibration: &[&str]| {
         let out = dir.path().join("m.lap");
         run(&[&["compile", "-o", name(&out)], calibration].concat());

@@ -75,7 +75,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Everything that the page shows.
 fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
     let context = source.context;
-    let mut options = args.compile.options_of(context, &source.module, source.layers())?;
+    let compile = args.compile.to_show();
+    let mut options = compile.options_of(context, &source.module, source.layers())?;
     options.listings = true;
     let reports = compile_functions(&source.module.functions, &options)?.reports;
     for warning in reports.iter().filter_map(|r| r.saturation.warning()) {
@@ -105,7 +106,7 @@ fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
             model: args.model.clone(),
             threads: args.threads,
             weights: Default::default(),
-            compile: args.compile.to_show(),
+            compile,
         };
         Some(measure::measure(&model, &reports, &saturated, machine, &without)?)
     } else {

@@ -1,4 +1,8 @@
 //! Weights brought into the form that products take, in this thread's scratch.
+//!
+//! In: rows of a weight as they lie, in any format. Out: the same rows in the microkernel's operands, f32, bf16 or blocks of
+//! integers, at a stride of [`weight_row`] or [`widened_row`]. Raw code does it where there is some ([`widening`]), else CLIF. A
+//! format of weights that is new goes into [`hold_row`].
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
