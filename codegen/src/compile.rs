@@ -353,6 +353,7 @@ impl<'a> Compiler<'a> {
                                 kernel: entry,
                                 tiles: kernel.tiles,
                                 tile_ns: schedule::tile_nanoseconds(kernel),
+                                resumes: kernel.resumes(),
                                 demand: work::demand(kernel, &features),
                             })
                             .collect(),

@@ -236,6 +236,16 @@ impl Body {
 }
 
 impl Kernel {
+    /// Whether calls leave in scratch what later calls of the same launch take up: x normed, or rounded to 8 bits.
+    pub fn resumes(&self) -> bool {
+        match self.body {
+            Body::Linear { prologue, operands, panel, .. } => {
+                panel.is_none() && (prologue.is_some() || operands == DType::Q8)
+            }
+            _ => false,
+        }
+    }
+
     /// The axes of `outputs[0]` that tiles count over, outermost first: every axis but the last, those of keys, and any
     /// second axis of rows.
     ///

@@ -54,6 +54,7 @@ impl Machine {
             kernel,
             tiles: Tiles { fixed: tiles, rows: 0 },
             tile_ns: 50_000,
+            resumes: false,
             demand: Default::default(),
         };
         let refuse = |reason: String| Error::Kernel { kernel: "probe".into(), reason };

@@ -17,7 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::program::{Aligned, KernelFn, Step};
+use crate::program::{Aligned, KernelFn, RESUMED, Step};
 
 /// How long a worker without work spins before it parks: longer than a step's kernels that run on one thread.
 const SPIN: Duration = Duration::from_micros(100);
@@ -49,6 +49,8 @@ struct Job {
     shares: u64,
     /// Tiles of the smallest chunk.
     least: u64,
+    /// What a thread's later chunks say: [`RESUMED`], or nothing.
+    later: u64,
 }
 
 /// On a cache line of its own (two, for the adjacent-line prefetcher).
@@ -149,7 +151,8 @@ impl Pool {
         let shared = &*self.shared;
         let shares = self.threads() as u64 * SHARES_PER_THREAD;
         let least = CHUNK_NS / u64::from(step.tile_ns).max(1) + 1;
-        let job = Job { kernel: step.kernel, frame, tiles, shares, least };
+        let later = if step.resumes { RESUMED } else { 0 };
+        let job = Job { kernel: step.kernel, frame, tiles, shares, least, later };
         // SAFETY: the state is closed with nobody inside, since the launch before ended so, and only this thread
         // (`&mut self`) opens it.
         unsafe { *shared.job.0.get() = Some(job) };
@@ -200,10 +203,12 @@ impl Shared {
             begin + (left / job.shares).max(job.least).min(left)
         };
         let take = |begin: u64| (begin < job.tiles).then(|| end_of(begin));
+        let mut mark = 0;
         while let Ok(begin) = self.next.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
             let end = end_of(begin);
             // SAFETY: the launch's caller vouches for the kernel and its frame; these tiles are nobody else's.
-            unsafe { (job.kernel)(job.frame, begin, end, scratch) };
+            unsafe { (job.kernel)(job.frame, begin | mark, end, scratch) };
+            mark = job.later;
         }
     }
 

@@ -20,7 +20,13 @@ use crate::demand::Demand;
 ///
 /// `frame` is laid out as the `FRAME_*` constants say. `scratch` is this thread's own, at least the variant's
 /// `scratch_bytes` long and 64-byte aligned. No allocation, no libc, no state, no unwinding.
+///
+/// Of a step that [`Step::resumes`], `tile_begin` may have [`RESUMED`] set: this thread ran the same launch's tiles before, and
+/// its scratch is as they left it.
 pub type KernelFn = unsafe extern "C" fn(frame: *const u64, tile_begin: u64, tile_end: u64, scratch: *mut u8);
+
+/// Bit of `tile_begin`: see [`KernelFn`].
+pub const RESUMED: u64 = 1 << 63;
 
 /// Frame word: rows (tokens) of this call, `T`.
 pub const FRAME_ROWS: usize = 0;
@@ -161,6 +167,8 @@ pub struct Step<E = KernelFn> {
     pub tiles: Tiles,
     /// Predicted time of one tile in nanoseconds: small launches stay on the calling thread.
     pub tile_ns: u32,
+    /// Whether a thread's later calls in a launch need not make again what the first one left in scratch: see [`KernelFn`].
+    pub resumes: bool,
     /// What a launch reads and computes: for reports, nothing depends on it.
     pub demand: Demand,
 }
@@ -224,7 +232,14 @@ impl Function<u64> {
             let address = base.wrapping_add(s.kernel as usize);
             // SAFETY: the caller's promise.
             let kernel = unsafe { std::mem::transmute::<*const u8, KernelFn>(address) };
-            Step { name: s.name, kernel, tiles: s.tiles, tile_ns: s.tile_ns, demand: s.demand }
+            Step {
+                name: s.name,
+                kernel,
+                tiles: s.tiles,
+                tile_ns: s.tile_ns,
+                resumes: s.resumes,
+                demand: s.demand,
+            }
         };
         let variant = |v: Variant<u64>| Variant {
             rows: v.rows,

@@ -26,7 +26,14 @@ fn launch(pool: &mut Pool, fixed: u32, rows: u32, call_rows: usize, tile_ns: u32
     let counters: Vec<AtomicU32> = (0..tiles.count(call_rows)).map(|_| AtomicU32::new(0)).collect();
     let mut frame = [0; FRAME_SLOTS + 1];
     frame[FRAME_SLOTS] = counters.as_ptr().expose_provenance() as u64;
-    let step: Step = Step { name: "count".into(), kernel: count, tiles, tile_ns, demand: Demand::default() };
+    let step: Step = Step {
+        name: "count".into(),
+        kernel: count,
+        tiles,
+        tile_ns,
+        resumes: false,
+        demand: Demand::default(),
+    };
     // SAFETY: the frame is what `count` reads, and lives until the launch returns.
     unsafe { pool.launch(&step, frame.as_ptr(), call_rows) };
     assert!(counters.iter().all(|c| c.load(Ordering::Relaxed) == 1));

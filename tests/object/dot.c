@@ -28,8 +28,9 @@ static float from_bf16(const unsigned char *at)
 static int run(int number, dot_function function, int bits, size_t k, size_t rows)
 {
     size_t blocks = k / BLOCK, quant_bytes = k * (size_t)bits / 8, row_bytes = quant_bytes + 2 * blocks;
+    size_t x_bytes = (k + 2 * BLOCK - 1) / (2 * BLOCK) * (2 * BLOCK);
     /* x: quants (i8), scales (f32), sums (i32). To the byte, so that a checker of memory sees what is read beyond. */
-    signed char *x = malloc(k + 8 * blocks);
+    signed char *x = malloc(x_bytes + 8 * blocks);
     unsigned char *w = malloc(rows * row_bytes);
     float c[8], *scales = malloc(4 * blocks);
     if (!x || !w || !scales)
@@ -41,8 +42,8 @@ static int run(int number, dot_function function, int bits, size_t k, size_t row
         for (size_t i = 0; i < BLOCK; i++)
             sum += x[b * BLOCK + i];
         scales[b] = (float)(draw() % 1000 + 1) / 4096.0f;
-        memcpy(x + k + 4 * b, &scales[b], 4);
-        memcpy(x + k + 4 * blocks + 4 * b, &sum, 4);
+        memcpy(x + x_bytes + 4 * b, &scales[b], 4);
+        memcpy(x + x_bytes + 4 * blocks + 4 * b, &sum, 4);
     }
     for (size_t r = 0; r < rows; r++) {
         for (size_t i = 0; i < quant_bytes; i++)

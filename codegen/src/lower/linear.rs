@@ -9,17 +9,17 @@
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{DType, Dim};
-use lapidary_runtime::program::Tiles;
+use lapidary_runtime::program::{RESUMED, Tiles};
 
 use super::hold::{weight_row, widened_row, widening};
 use super::linear_dots::{raw_dot, row_dots};
 use super::linear_tiles::{block_bytes, tiling};
 use super::norm::norm_row;
-use super::round::round_rows;
+use super::round::{Rounding, round_rows};
 use crate::emit::{Emitter, Features};
 use crate::kernel::{Epilogue, Kernel};
 use crate::math;
-use crate::micro::{self, DOT_ROWS, Emit, Microkernel, Raw};
+use crate::micro::{self, Emit, Microkernel, Raw};
 use crate::view::View;
 
 /// The tile space of a linear kernel: blocks of each weight in turn; for the gate, of both at once.
@@ -57,8 +57,9 @@ pub(super) fn raw_code(
             });
             return widen.chain(dots).collect();
         }
-        Emit::RawDot(_) => {
-            weights.iter().flat_map(|w| [DOT_ROWS, 1].map(|n| raw_dot(w, operands, n))).collect()
+        Emit::RawDot(_) | Emit::PairedDot(_) => {
+            let rows = |w: &View| [micro::dot_rows(w.dtype, fixed(w, 1)), 1];
+            weights.iter().flat_map(|w| rows(w).map(|n| raw_dot(w, operands, n))).collect()
         }
         _ => vec![],
     };
@@ -113,21 +114,19 @@ pub(super) fn lower(
         }
     };
 
-    let any = e.b.ins().icmp(IntCC::SignedLessThan, e.tile_begin, e.tile_end);
-    let (begin, end) = (e.tile_begin, e.tile_end);
+    // What is made of x stays in scratch between a launch's calls on one thread.
+    let zero = e.i64(0);
+    let fresh = e.b.ins().icmp(IntCC::SignedGreaterThanOrEqual, e.tile_begin, zero);
+    let number = e.i64(!RESUMED as i64);
+    let begin = e.b.ins().band(e.tile_begin, number);
+    let end = e.tile_end;
+    let any = e.b.ins().icmp(IntCC::SignedLessThan, begin, end);
     e.when(any, |e| {
         if micro.is_configured() {
             e.call_raw(Raw::Configure, &[]);
         }
-        if let Operand::Rows { normed, int8, .. } = job.x {
-            if let Some((eps, scratch)) = normed {
-                norm_rows(e, kernel, eps, scratch, k);
-            }
-            if let Some(scratch) = int8 {
-                let (x, stride) = job.plain_rows(e);
-                let rows = job.rows(e);
-                round_rows(e, x, stride, rows, k, scratch);
-            }
+        if kernel.resumes() {
+            e.when(fresh, |e| job.ready_rows(e, weights[0].dtype));
         }
         let mut first = 0i64;
         let groups: Vec<&[View]> = match epilogue {
@@ -208,6 +207,21 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// Norms and rounds x into scratch.
+    fn ready_rows(&self, e: &mut Emitter<'_>, weights: DType) {
+        let Operand::Rows { normed, int8, .. } = self.x else { return };
+        let k = self.k;
+        if let Some((eps, scratch)) = normed {
+            norm_rows(e, self.kernel, eps, scratch, k);
+        }
+        if let Some(scratch) = int8 {
+            let (x, stride) = self.plain_rows(e);
+            let rows = self.rows(e);
+            let paired = matches!(self.micro.emit, Emit::PairedDot(_)) && weights == DType::Q4;
+            round_rows(e, x, stride, rows, Rounding { k, paired }, scratch);
+        }
+    }
+
     pub(super) fn rows(&self, e: &mut Emitter<'_>) -> Value {
         e.length(self.kernel.outputs[0].axes[0].dim)
     }

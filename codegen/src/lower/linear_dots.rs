@@ -7,7 +7,7 @@ use super::elementwise::store_along_row;
 use super::hold::{hold_row, widened_row};
 use super::linear::{Job, Operand, fixed};
 use crate::emit::Emitter;
-use crate::micro::{self, Block, DOT_ROWS, Dot, Emit, Microkernel, Raw, Rows};
+use crate::micro::{self, Block, Dot, Emit, Microkernel, Raw, Rows};
 use crate::view::View;
 
 pub(super) fn raw_dot(weight: &View, operands: DType, rows: usize) -> Raw {
@@ -45,7 +45,7 @@ impl Job<'_> {
                 self.row_dots(e, weight, first, width, x, c);
                 continue;
             }
-            if let Emit::RawDot(_) = self.micro.emit {
+            if let Emit::RawDot(_) | Emit::PairedDot(_) = self.micro.emit {
                 let base = e.step(weight, 0, base, first);
                 self.raw_dots(e, weight, base, width, (x, x_stride), c);
                 continue;
@@ -137,7 +137,7 @@ impl Job<'_> {
         }
     }
 
-    /// Dot products of `width` weight rows from `base` by raw code, four at a time; each four meets every row of x.
+    /// Dot products of `width` weight rows from `base` by raw code, one or four at a time; each of these meets every row of x.
     fn raw_dots(
         &self,
         e: &mut Emitter<'_>,
@@ -149,9 +149,13 @@ impl Job<'_> {
     ) {
         let nr = self.micro.block_rows() as i64;
         let rows = self.rows(e);
-        let (zero, mask) = (e.i64(0), e.i64(!(DOT_ROWS as i64 - 1)));
+        let at_a_time = micro::dot_rows(weight.dtype, self.k);
+        let (zero, mask) = (e.i64(0), e.i64(!(at_a_time as i64 - 1)));
         let whole = e.b.ins().band(width, mask);
-        for (from, to, count) in [(zero, whole, DOT_ROWS), (whole, width, 1)] {
+        for (from, to, count) in [(zero, whole, at_a_time), (whole, width, 1)] {
+            if from == whole && at_a_time == 1 {
+                break;
+            }
             e.for_range(from, to, count as i64, &[], |e, n, _| {
                 let weights = e.step(weight, 0, base, n);
                 let at = e.scale(n, 4);

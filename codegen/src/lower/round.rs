@@ -8,8 +8,26 @@ use lapidary_ir::{BLOCK, DType};
 use crate::emit::Emitter;
 use crate::micro;
 
+/// How rows of x are rounded to 8 bits.
+#[derive(Clone, Copy)]
+pub(super) struct Rounding {
+    /// Their length.
+    pub(super) k: usize,
+    /// Whether quants lie in pairs of blocks.
+    pub(super) paired: bool,
+}
+
 /// Rounds rows of x to 8 bits in blocks, as [`micro::int8_row_bytes`] lays them out: a block's largest magnitude is 127.
-pub(super) fn round_rows(e: &mut Emitter<'_>, x: Value, stride: i64, rows: Value, k: usize, to: Value) {
+pub(super) fn round_rows(
+    e: &mut Emitter<'_>,
+    x: Value,
+    stride: i64,
+    rows: Value,
+    Rounding { k, paired }: Rounding,
+    to: Value,
+) {
+    let half = BLOCK as i64 / 2;
+    let quant_bytes = micro::int8_quant_bytes(k) as i64;
     let (zero, blocks) = (e.i64(0), e.i64((k / BLOCK) as i64));
     e.for_range(zero, rows, 1, &[], |e, t, _| {
         let at = e.scale(t, stride);
@@ -22,14 +40,21 @@ pub(super) fn round_rows(e: &mut Emitter<'_>, x: Value, stride: i64, rows: Value
             let values = std::array::from_fn(|v| e.load(DType::F32, x, v as i64 * 16, 4));
             let Rounded { quants, scale, sum } = round_block(e, values);
             let at = e.scale(b, BLOCK as i64);
-            let at = e.b.ins().iadd(to, at);
-            for (half, quants) in quants.into_iter().enumerate() {
-                e.store_int(quants, at, half as i64 * 16, 4);
+            let mut at = e.b.ins().iadd(to, at);
+            if paired {
+                // A pair's second block starts after the first one's first half.
+                let one = e.i64(1);
+                let odd = e.b.ins().band(b, one);
+                let back = e.scale(odd, half);
+                at = e.b.ins().isub(at, back);
+            }
+            for (quants, byte) in quants.into_iter().zip([0, if paired { 2 * half } else { half }]) {
+                e.store_int(quants, at, byte, 4);
             }
             let at = e.scale(b, 4);
             let at = e.b.ins().iadd(to, at);
-            e.store(DType::F32, scale, at, k as i64, 1);
-            e.store_int(sum, at, (k + k / BLOCK * 4) as i64, 1);
+            e.store(DType::F32, scale, at, quant_bytes, 1);
+            e.store_int(sum, at, quant_bytes + (k / BLOCK * 4) as i64, 1);
             vec![]
         });
         vec![]

@@ -20,8 +20,8 @@ const SCALES: AsmRegister64 = gpr64::r9;
 pub(super) const X_SCALES: AsmRegister64 = gpr64::r10;
 pub(super) const X_SUMS: AsmRegister64 = gpr64::r11;
 
-/// How many calls' rows ahead of a call the second cache is filled: far enough for the shortest rows, of 4 bits.
-const AHEAD: i32 = 2;
+/// How many bytes ahead of what is summed the second cache is filled, in whole calls' rows.
+const AHEAD: usize = 16 << 10;
 
 /// Registers above those that hold sums, the same at both widths.
 const ZMM: [AsmRegisterZmm; 24] = [
@@ -57,8 +57,14 @@ impl Dot {
         SCALES + (r as i32 * self.row_bytes() + 2 * block as i32 - 2)
     }
 
+    /// Bytes from a call's rows to those that are fetched meanwhile.
+    fn ahead(self) -> i32 {
+        let bytes = self.rows * self.row_bytes() as usize;
+        (bytes * AHEAD.div_ceil(bytes.max(1))) as i32
+    }
+
     /// Walks k in steps of `step` elements: the body is told how many of them it is to do, `step` in a loop and once
-    /// what is left.
+    /// what is left. Later rows are fetched in the same order, their scales last.
     pub(super) fn walk(
         self,
         a: &mut CodeAssembler,
@@ -72,14 +78,9 @@ impl Dot {
             let mut again = a.create_label();
             a.mov(COUNT, (self.k / step) as i64)?;
             a.set_label(&mut again)?;
-            for r in 0..self.rows {
+            for r in 0..self.rows as i32 {
                 for line in (0..self.bytes(step)).step_by(64) {
-                    let next = (r as i32 + AHEAD * self.rows as i32) * self.row_bytes();
-                    a.prefetcht1(byte_ptr(W + (next + line)))?;
-                }
-                if self.dtype.is_quantised() {
-                    let next = (r as i32 + AHEAD * self.rows as i32) * self.row_bytes();
-                    a.prefetcht1(byte_ptr(SCALES + next))?;
+                    a.prefetcht1(byte_ptr(W + (self.ahead() + r * self.row_bytes() + line)))?;
                 }
             }
             body(a, step)?;
@@ -96,6 +97,13 @@ impl Dot {
             }
             a.dec(COUNT)?;
             a.jnz(again)?;
+            // W is at the first row's scales, but for what is left of k.
+            let scales = self.row_bytes() - self.bytes(self.k);
+            for r in 0..self.rows as i32 {
+                for line in (self.bytes(self.k % step)..scales).step_by(64) {
+                    a.prefetcht1(byte_ptr(W + (self.ahead() + r * self.row_bytes() + line)))?;
+                }
+            }
         }
         if !self.k.is_multiple_of(step) { body(a, self.k % step) } else { Ok(()) }
     }

@@ -11,7 +11,8 @@ use iced_x86::code_asm::*;
 use lapidary_ir::{BLOCK, DType};
 
 use super::dot::{Done, X, X_SCALES, X_SUMS, YMM, fill, store_sums};
-use super::{Code, Dot};
+use super::{Code, DOT_ROWS, Dot};
+use crate::micro;
 
 /// With AVX-512 VNNI.
 pub(super) fn dot_vnni(dot: Dot) -> Code {
@@ -25,9 +26,10 @@ pub(super) fn dot_avx2(dot: Dot) -> Code {
 
 fn dot_of(dot: Dot, vnni: bool) -> Code {
     let a = &mut CodeAssembler::new(64)?;
-    a.lea(X_SCALES, ptr(X + dot.k as i32))?;
-    a.lea(X_SUMS, ptr(X + (dot.k + dot.k / BLOCK * 4) as i32))?;
-    for &sum in &YMM[..dot.rows] {
+    let quant_bytes = micro::int8_quant_bytes(dot.k);
+    a.lea(X_SCALES, ptr(X + quant_bytes as i32))?;
+    a.lea(X_SUMS, ptr(X + (quant_bytes + dot.k / BLOCK * 4) as i32))?;
+    for &sum in &YMM[..DOT_ROWS] {
         a.vpxor(sum, sum, sum)?;
     }
     match dot.dtype {
@@ -69,25 +71,34 @@ const GROUP: usize = 8;
 
 fn four_bits(a: &mut CodeAssembler, dot: Dot, vnni: bool) -> Done {
     let scales = [ymm4, ymm5, ymm6, ymm7];
-    let (x_low, x_high, nibble, ones, lanes) = (ymm8, ymm9, ymm10, ymm11, ymm12);
+    let (nibble, ones) = (ymm10, ymm11);
     let (low, high, other) = (ymm13, ymm14, ymm15);
+    // Of one row there is room for two sums, and for each pair's lanes.
+    let alone = dot.rows == 1;
+    let sum = |r: usize, pair: usize| if alone { YMM[pair % 2] } else { YMM[r] };
+    let lanes = |pair: usize| if alone { [ymm6, ymm7, ymm8, ymm9][pair] } else { ymm12 };
     let mut shift_by = a.create_label();
     let mut pairs: [_; GROUP / 2] = std::array::from_fn(|_| a.create_label());
     fill(a, 10, 0x0f0f_0f0f)?;
     fill(a, 11, 0x0001_0001)?;
+    if alone {
+        for (pair, &table) in pairs.iter().enumerate() {
+            a.vpmovzxbd(lanes(pair), qword_ptr(table))?;
+        }
+    }
 
-    // The products of the bytes in `low` with x, in `other`. Clobbers `low` and `high`.
-    let products = |a: &mut CodeAssembler| -> Done {
+    // The products of the bytes in `low` with x's first and second halves, in `other`. Clobbers `low` and `high`.
+    let products = |a: &mut CodeAssembler, x: [AsmMemoryOperand; 2]| -> Done {
         a.vpsrlw(high, low, 4)?;
         a.vpand(low, low, nibble)?;
         a.vpand(high, high, nibble)?;
         if vnni {
             a.vpxor(other, other, other)?;
-            a.evex().vpdpbusd(other, low, x_low)?;
-            a.evex().vpdpbusd(other, high, x_high)
+            a.evex().vpdpbusd(other, low, x[0])?;
+            a.evex().vpdpbusd(other, high, x[1])
         } else {
-            a.vpmaddubsw(low, low, x_low)?;
-            a.vpmaddubsw(high, high, x_high)?;
+            a.vpmaddubsw(low, low, x[0])?;
+            a.vpmaddubsw(high, high, x[1])?;
             // Four products of at most 15 * 127 each: no overflow.
             a.vpaddw(low, low, high)?;
             a.vpmaddwd(other, low, ones)
@@ -103,22 +114,20 @@ fn four_bits(a: &mut CodeAssembler, dot: Dot, vnni: bool) -> Done {
             a.vpmovzxwd(scale, xmmword_ptr(dot.scale(r, 0) + 2))?;
             a.vpslld(scale, scale, 16)?;
             a.vmulps(scale, scale, x_scales)?;
-            a.vfmadd231ps(YMM[r], scale, shift)?;
+            a.vfmadd231ps(sum(r, 1), scale, shift)?;
         }
         for (pair, &table) in pairs.iter().enumerate() {
             let k = pair * 2 * BLOCK;
-            let x = X + k as i32;
-            a.vpmovzxbd(lanes, qword_ptr(table))?;
-            a.vmovdqu(xmm8, xmmword_ptr(x))?;
-            a.vinserti128(x_low, x_low, xmmword_ptr(x + 32), 1)?;
-            a.vmovdqu(xmm9, xmmword_ptr(x + 16))?;
-            a.vinserti128(x_high, x_high, xmmword_ptr(x + 48), 1)?;
+            let x = [ymmword_ptr(X + k as i32), ymmword_ptr(X + k as i32 + 32)];
+            if !alone {
+                a.vpmovzxbd(lanes(pair), qword_ptr(table))?;
+            }
             for (r, &scale) in scales.iter().enumerate().take(dot.rows) {
                 a.vmovdqu(low, ymmword_ptr(dot.weight(r, k)))?;
-                products(a)?;
+                products(a, x)?;
                 a.vcvtdq2ps(other, other)?;
-                a.vpermps(high, lanes, scale)?;
-                a.vfmadd231ps(YMM[r], other, high)?;
+                a.vpermps(high, lanes(pair), scale)?;
+                a.vfmadd231ps(sum(r, pair), other, high)?;
             }
         }
         Ok(())
@@ -132,12 +141,12 @@ fn four_bits(a: &mut CodeAssembler, dot: Dot, vnni: bool) -> Done {
         a.vbroadcastss(scaling.x_scale, dword_ptr(X_SCALES + b as i32 * 4))?;
         a.vmovd(shift, dword_ptr(X_SUMS + b as i32 * 4))?;
         a.vpslld(shift, shift, 3)?;
-        let x = X + (b * BLOCK) as i32;
-        a.vmovdqu(xmm8, xmmword_ptr(x))?;
-        a.vmovdqu(xmm9, xmmword_ptr(x + 16))?;
+        let first = (b / 2 * 2 * BLOCK + b % 2 * 16) as i32;
+        // Where upper halves reach beyond it weights are 0.
+        let x = [ymmword_ptr(X + first), ymmword_ptr(X + (first + 32))];
         for r in 0..dot.rows {
             a.vmovdqu(xmm13, xmmword_ptr(dot.weight(r, b * BLOCK)))?;
-            products(a)?;
+            products(a, x)?;
             a.vpsubd(other, other, ymm5)?;
             scaling.add(a, dot, (r, b), other)?;
         }
@@ -147,6 +156,9 @@ fn four_bits(a: &mut CodeAssembler, dot: Dot, vnni: bool) -> Done {
         GROUP => group(a),
         left => (0..left).try_for_each(|b| single(a, b)),
     })?;
+    if alone {
+        a.vaddps(ymm0, ymm0, ymm1)?;
+    }
     finish(a, dot.rows)?;
     // Minus what weights are shifted by, and each pair's lanes.
     a.set_label(&mut shift_by)?;

@@ -198,6 +198,8 @@ pub enum Emit {
     Dot(fn(&mut Emitter<'_>, &Block)),
     /// Dot products of one row of x, as machine code for the System V convention of its CPU: see [`Raw::Dot`].
     RawDot(fn(Dot) -> Code),
+    /// The same of x rounded to 8 bits; weights of 4 bits meet it in pairs of blocks: see [`int8_row_bytes`].
+    PairedDot(fn(Dot) -> Code),
     /// Dot products of several rows of x, as machine code so too: see [`Raw::Rows`].
     RawRows(fn(Rows) -> Code),
     /// A tile, as instructions in the kernel itself.
@@ -219,8 +221,16 @@ pub enum Emit {
 /// Machine code, or why it could not be assembled.
 pub type Code = Result<Vec<u8>, IcedError>;
 
-/// Weight rows that [`Emit::RawDot`] takes at a time; those left over go one by one.
+/// The most weight rows that [`Emit::RawDot`] takes at a time; those left over go one by one.
 pub const DOT_ROWS: usize = 4;
+
+/// Weight rows of length `k` that [`Emit::RawDot`] takes at a time. Of quantised rows longer than this many bytes one: they
+/// are read as they follow one another, and memory serves one stream better than four. What is left of a shorter
+/// row after its sum's latency is too little.
+pub fn dot_rows(dtype: DType, k: usize) -> usize {
+    const LONG: usize = 1024;
+    if dtype.is_quantised() && dtype.row_bytes(k) >= LONG { 1 } else { DOT_ROWS }
+}
 
 /// A row of the table.
 pub struct Microkernel {
@@ -257,7 +267,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         kr: 1,
         max_rows: 4,
         runs_on: |f| f.avx512 && f.vnni,
-        emit: Emit::RawDot(dot_int8::dot_vnni),
+        emit: Emit::PairedDot(dot_int8::dot_vnni),
     },
     Microkernel {
         name: "avx2_int8_dot",
@@ -267,7 +277,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         kr: 1,
         max_rows: 4,
         runs_on: |f| f.avx2 && f.fma,
-        emit: Emit::RawDot(dot_int8::dot_avx2),
+        emit: Emit::PairedDot(dot_int8::dot_avx2),
     },
     Microkernel {
         name: "neon_sdot",
@@ -456,7 +466,7 @@ impl Microkernel {
     /// Weight rows of a tile of the linear kernel's tile space.
     pub fn block_rows(&self) -> usize {
         match self.emit {
-            Emit::Dot(_) | Emit::RawDot(_) => self.shapes[0].1,
+            Emit::Dot(_) | Emit::RawDot(_) | Emit::PairedDot(_) => self.shapes[0].1,
             Emit::RawRows(_) => ROWS_BLOCK,
             Emit::Inline(_) | Emit::RawTile(_) | Emit::IntegerTile(..) => TILE_BLOCK,
             // What is held of one block's rows stays in the first cache.
@@ -471,7 +481,7 @@ impl Microkernel {
     /// If this microkernel has no such function.
     pub fn assemble(&self, raw: Raw) -> Code {
         match (self.emit, raw) {
-            (Emit::RawDot(emit), Raw::Dot(dot)) => emit(dot),
+            (Emit::RawDot(emit) | Emit::PairedDot(emit), Raw::Dot(dot)) => emit(dot),
             (
                 Emit::RawTile(emit) | Emit::IntegerTile(emit, _) | Emit::ConfiguredTile(emit),
                 Raw::Tile(tile),
@@ -543,10 +553,16 @@ pub fn mixing(features: &Features) -> Option<&'static Microkernel> {
     MICROKERNELS.iter().find(|m| matches!(m.emit, Emit::RawMix(_)) && (m.runs_on)(features))
 }
 
-/// Bytes of a row of x rounded to 8 bits: k quants (i8), then for each block its scale (f32), then for each block the sum
-/// of its quants (i32); a multiple of 64.
+/// Bytes of the quants of a row of x rounded to 8 bits: k (i8), and what is left of a pair of blocks.
+pub fn int8_quant_bytes(k: usize) -> usize {
+    k.next_multiple_of(2 * BLOCK)
+}
+
+/// Bytes of a row of x rounded to 8 bits: quants, then for each block its scale (f32), then for each block the sum of its
+/// quants (i32); a multiple of 64. Quants lie as they follow one another, or in pairs of blocks as [`Emit::PairedDot`] reads
+/// them: the first halves of both, then their second halves.
 pub fn int8_row_bytes(k: usize) -> usize {
-    (k + k / BLOCK * 8).next_multiple_of(64)
+    (int8_quant_bytes(k) + k / BLOCK * 8).next_multiple_of(64)
 }
 
 /// Weight rows that a tile of a linear kernel of [`Emit::RawRows`] covers: a multiple of its shape's.
@@ -572,6 +588,11 @@ pub fn select(rows: usize, k: usize, operands: DType, features: &Features) -> &'
             unreachable!("the portable rows fit everything, and other operands are chosen with their row")
         }
     }
+}
+
+/// Whether weights are quantised, all in one format: only then may their x be rounded to 8 bits, as that format reads it.
+pub fn one_quantised_format(mut weights: impl Iterator<Item = DType>) -> bool {
+    weights.next().is_some_and(|first| first.is_quantised() && weights.all(|w| w == first))
 }
 
 /// The best microkernel for calls of up to `rows` rows of `k` elements: `rounded` says whether it may round activations, `quantised`

@@ -7,7 +7,7 @@ use lapidary_codegen::target::{Placement, TARGETS, Target};
 use lapidary_codegen::view::{Axis, Base, Capacity, View};
 use lapidary_ir::interp::Tensor;
 use lapidary_ir::{BLOCK, DType, Dim, Id};
-use lapidary_runtime::program::{Aligned, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS, KernelFn, Tiles};
+use lapidary_runtime::program::{Aligned, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS, KernelFn, RESUMED, Tiles};
 
 /// The CPUs that tests run on: this one, and one without fma.
 pub(crate) const CPUS: [&str; 2] = ["native", "x86-64-v2"];
@@ -163,6 +163,7 @@ pub(crate) struct Machine {
     entry: KernelFn,
     scratch_bytes: usize,
     tiles: Tiles,
+    resumes: bool,
     _code: Code,
 }
 
@@ -175,7 +176,13 @@ impl Machine {
         let code = jit::map(&image).expect("memory");
         // SAFETY: the image's entry; the code is kept beside it.
         let entry = unsafe { code.entry(image.entries[0]) };
-        Machine { entry, scratch_bytes: compiled.scratch_bytes, tiles: kernel.tiles, _code: code }
+        Machine {
+            entry,
+            scratch_bytes: compiled.scratch_bytes,
+            tiles: kernel.tiles,
+            resumes: kernel.resumes(),
+            _code: code,
+        }
     }
 
     pub(crate) fn tiles(&self, rows: usize) -> u64 {
@@ -194,7 +201,8 @@ impl Machine {
         unsafe { (self.entry)(frame.as_ptr(), begin, end, scratch.as_mut_ptr()) }
     }
 
-    /// Calls the kernel over each range of tiles, each with scratch full of NaN.
+    /// Calls the kernel over each range of tiles, each with scratch full of NaN; but every other one resumes where the kernel
+    /// can, with scratch as the one before left it.
     pub(crate) fn run(&self, rows: usize, keys: usize, slots: &mut [Slot], ranges: &[(u64, u64)]) {
         let mut frame = vec![0u64; FRAME_SLOTS];
         frame[FRAME_ROWS] = rows as u64;
@@ -204,9 +212,16 @@ impl Machine {
             frame.push(slot.bytes[start..].as_mut_ptr() as u64);
         }
         let mut scratch = self.scratch();
-        for &(begin, end) in ranges {
+        let mut made = false;
+        for (i, &(begin, end)) in ranges.iter().enumerate() {
+            if self.resumes && made && i % 2 == 1 {
+                self.call(&frame, begin | RESUMED, end, &mut scratch);
+                continue;
+            }
             scratch.as_mut_slice().fill(0xff);
             self.call(&frame, begin, end, &mut scratch);
+            // Nothing is made for no tiles.
+            made = begin < end;
         }
     }
 }

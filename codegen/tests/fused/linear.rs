@@ -144,7 +144,7 @@ impl Case {
             })
             .collect();
         let called = if self.last_row { 1 } else { capacity };
-        let quantised = weights.iter().all(|w| w.dtype.is_quantised());
+        let quantised = micro::one_quantised_format(weights.iter().map(|w| w.dtype));
         let micro = micro::choose(called, self.k, self.rounded, quantised, &features);
         let tiles = linear::tiles(&weights, self.epilogue, micro);
         inputs.extend(weights);

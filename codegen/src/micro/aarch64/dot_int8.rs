@@ -6,7 +6,7 @@
 use lapidary_ir::{BLOCK, DType};
 
 use super::asm::Assembler;
-use crate::micro::{Code, Dot};
+use crate::micro::{self, Code, Dot};
 
 /// Operands, as the procedure call standard passes them; count and scales of x beside.
 const X: u32 = 0;
@@ -41,7 +41,7 @@ pub(crate) fn dot_sdot(dot: Dot) -> Code {
         a.mov(IMMEDIATE, bytes as u32);
         a.add(d, n, IMMEDIATE);
     };
-    offset(&mut a, X_SCALES, X, k);
+    offset(&mut a, X_SCALES, X, micro::int8_quant_bytes(k));
     for r in 0..rows {
         offset(&mut a, ROWS + r as u32, W, r * row_bytes);
         offset(&mut a, SCALES + r as u32, W, r * row_bytes + quant_bytes);
