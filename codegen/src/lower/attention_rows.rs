@@ -500,6 +500,8 @@ impl Attention<'_> {
                 let next = e.offset(k, BLOCK as i64 * self.k.step_bytes(1));
                 for &(head, mix) in mixes {
                     let (shares, c) = of_head(e, head, mix.column);
+                    // Each sum fetches its part of the next block's keys.
+                    let next = e.offset(next, (BLOCK * mix.dtype.row_bytes(mix.column)) as i64);
                     e.call_raw(Raw::Mix(mix), &[v, shares, c, count, next]);
                 }
             }

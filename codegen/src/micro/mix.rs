@@ -151,15 +151,18 @@ pub(super) fn mix_256(mix: Mix) -> Code {
 fn rows(a: &mut CodeAssembler, mix: Mix, body: &mut dyn FnMut(&mut CodeAssembler) -> Done) -> Done {
     let row_bytes = mix.dtype.row_bytes(mix.k) as i32;
     let (from, to) = (mix.at(0).0, mix.at(mix.columns).0);
+    let fetched = mix.dtype.row_bytes(mix.columns) as i32;
     let mut again = a.create_label();
     a.set_label(&mut again)?;
     for line in (from..to).step_by(64) {
         a.prefetcht0(byte_ptr(VALUES + (AHEAD * row_bytes + line)))?;
+    }
+    for line in (0..fetched).step_by(64) {
         a.prefetcht1(byte_ptr(NEXT + line))?;
     }
     body(a)?;
     a.add(VALUES, row_bytes)?;
-    a.add(NEXT, row_bytes)?;
+    a.add(NEXT, fetched)?;
     a.add(WEIGHTS, 4)?;
     a.dec(COUNT)?;
     a.jnz(again)

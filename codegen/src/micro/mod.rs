@@ -153,10 +153,10 @@ pub enum Raw {
     Release,
     /// Operands: x (bf16), weights (bf16), c (f32, `[rows][nr]`).
     Rows(Rows),
-    /// Operands: queries (f32), keys (the first row), c f32 `[heads][rows]`, rows as long as the keys to fetch meanwhile.
+    /// Operands: queries (f32), keys (the first row), c f32 `[heads][rows]`, as many bytes as the keys to fetch meanwhile.
     Scores(Scores),
-    /// Operands: values (the first row), weights f32 `[heads][rows]`, c f32 `[heads][columns]` (added to), rows (not 0), rows to
-    /// fetch meanwhile.
+    /// Operands: values (the first row), weights f32 `[heads][rows]`, c f32 `[heads][columns]` (added to), rows (not 0), as many
+    /// bytes to fetch meanwhile.
     Mix(Mix),
     /// Operands: elements, the first one's block's scale (if quantised), results, blocks of [`BLOCK`] (not 0).
     Widen(Widen),
