@@ -19,7 +19,7 @@ use crate::model::{Activations, read_text};
 use crate::output;
 
 /// The version of the files.
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
 /// The field that tells a calibration, and its version.
 const MAGIC: &str = "lapidary_calibration";
 
@@ -242,7 +242,7 @@ mod tests {
             let error = Calibration::parse(&value.to_string()).expect_err("it is damaged");
             output::one_line(&error)
         };
-        assert!(with(&|v| v[MAGIC] = json!(9)).contains("is 9: expected 2"));
+        assert!(with(&|v| v[MAGIC] = json!(9)).contains(&format!("is 9: expected {VERSION}")));
         assert!(with(&|v| *v = json!([])).contains(MAGIC));
         assert!(with(&|v| v["threads"] = json!(0)).contains("`threads`"));
         assert!(

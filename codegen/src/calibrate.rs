@@ -1,10 +1,13 @@
 //! The constants of the cost model, measured on this machine by kernels of each kind.
 //!
 //! In: a CPU that code is made for, threads, whether activations may be rounded. Out: a [`Machine`]. Each constant comes from the
-//! medians of one or two kernels of known work, compiled as any other; what a launch takes is taken off first. Takes seconds.
+//! medians of one or two kernels of known work, compiled as any other; what a launch takes is taken off first. All of it
+//! several times: takes most of a minute.
+
+use std::time::Duration;
 
 use lapidary_ir::{Extent, text};
-use lapidary_passes::machine::Formats;
+use lapidary_passes::machine::{FIGURES, Formats};
 use lapidary_passes::{Machine, Selection};
 
 use crate::Error;
@@ -22,12 +25,18 @@ const FEWER: usize = 48;
 const FEW: usize = 32;
 /// Weight rows of the products that drive other kernels' code out of the caches.
 const AFTER: usize = 512;
+/// Half of those: the width of a head.
+const HALF: usize = AFTER / 2;
 /// Weight rows of products that are just long enough to be shared.
 const SHORT: usize = 512;
+/// Memory's latency over the last cache's, on servers of today.
+const LATENCIES: f64 = 12.0;
 /// Repetitions of bandwidth.
 const READS: usize = 9;
-/// Times that a kernel's median is taken, the least of which counts.
-const TURNS: usize = 3;
+/// Times that everything is measured; of each constant the median counts.
+const PASSES: usize = 5;
+/// Time after which a kernel's measurement makes do with few calls: passes are many.
+const ENOUGH: Duration = Duration::from_millis(100);
 /// The least that a rate or a time is taken for, where noise would make it nothing.
 const LEAST: f64 = 1e-3;
 
@@ -45,13 +54,26 @@ pub struct Subject<'a> {
 }
 
 /// Measurements that [`calibrate`] makes, for progress.
-pub const STEPS: usize = 41;
+pub const STEPS: usize = PASSES * 44;
 
 /// Measures. `step` is called [`STEPS`] times.
 ///
 /// # Errors
 /// A CPU that is unknown or not this one, threads that cannot be had.
 pub fn calibrate(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
+    // What disturbs a shared machine for a moment spoils one pass.
+    let mut passes = (0..PASSES).map(|_| measure(subject, step)).collect::<Result<Vec<_>, _>>()?;
+    let mut m = passes[0];
+    for figure in FIGURES {
+        let mut values: Vec<f64> = passes.iter_mut().map(|pass| *(figure.of)(pass)).collect();
+        values.sort_by(f64::total_cmp);
+        *(figure.of)(&mut m) = values[PASSES / 2];
+    }
+    Ok(m)
+}
+
+/// One pass.
+fn measure(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
     let mut probes = Probes::new(subject.cpu, subject.threads)?;
     let mut reads: Vec<f64> = (0..READS).map(|_| probes.read_bandwidth() / 1e9).collect();
     reads.sort_by(f64::total_cmp);
@@ -68,22 +90,27 @@ pub fn calibrate(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Erro
     // A call alone, and what it takes longer when nothing is near.
     let small = "function f(%x: f32[T,16] rows) { return y=(add %x %x) }";
     m.call = bench.ns(small, 1, "elementwise")?;
-    // After weights, by which its code is out of reach and what it reads is not.
-    let after = |k: usize| -> Result<f64, Error> {
-        let ir = format!(
-            "function f(%x: f32[T,{k}] rows, %w: bf16[{AFTER},{k}] weight) {{
-            y = (linear %x (weights (cast %w f32)) store)
-            return y=(mul y y) }}"
-        );
-        bench.ns(&ir, 1, "elementwise")
+    // Kernels of three kinds after weights, by which their code is out of reach and what they read is not.
+    let kinds = |y: &str| {
+        format!(
+            "h = (transpose (reshape {y} [T,2,{HALF}]) [1,0,2])
+            return y=(mul {y} {y}), c=(append %c h), r=(rope h %pos %f) }}"
+        )
     };
-    let alone = bench.ns(
-        &format!("function f(%x: f32[T,{AFTER}] rows) {{ return y=(mul %x %x) }}"),
-        1,
-        "elementwise",
-    )?;
-    m.cold = (after(2 * subject.last_cache / AFTER)? - alone).max(LEAST);
-    m.cool = (after(subject.last_cache / (16 * AFTER))? - alone).max(LEAST).min(m.cold);
+    let beside = format!("%pos: i32[T] rows, %f: f32[{}] weight, %c: bf16[2,S,{HALF}] cache", HALF / 2);
+    let ir = format!(
+        "function f(%x: f32[T,{k}] rows, %w: bf16[{AFTER},{k}] weight, {beside}) {{
+        y = (linear %x (weights (cast %w f32)) store)
+        {}",
+        kinds("y"),
+        k = 2 * subject.last_cache / AFTER,
+    );
+    let after = bench.ns(&ir, 1, "elementwise|append|rope")?;
+    let alone = format!("function f(%x: f32[T,{AFTER}] rows, {beside}) {{ {}", kinds("%x"));
+    let alone = bench.ns(&alone, 1, "elementwise|append|rope")?;
+    m.cold = ((after - alone) / 3.0).max(LEAST);
+    // The difference itself is lost in noise.
+    m.cool = m.cold / LATENCIES;
 
     // Dot products: of two numbers of rows the slope, and where it starts; of two lengths, what a row takes beside its weights.
     let linear = |n: usize, k: usize, dtype: &str| {
@@ -129,8 +156,15 @@ pub fn calibrate(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Erro
     m.flops = Formats { f32: of_f32.0, bf16: rate, q8: of_q8.0, q4: of_q4.0 };
     m.widen = Formats { f32: of_f32.1, bf16: of_bf16, q8: of_q8.1, q4: of_q4.1 };
     let weights = (n * long) as f64;
-    let few = bench.ns(&linear(n, long, "bf16"), FEW, "linear")? - m.launch - weights * m.widen.bf16;
-    m.few_flops = 2.0 * weights * FEW as f64 / few.max(LEAST);
+    let few = bench.ns(&linear(n, long, "bf16"), FEW, "linear")?;
+    // Products take part of it at least, however noise would have it.
+    let products = (few - m.launch - weights * m.widen.bf16).max(few / 4.0);
+    m.few_flops = 2.0 * weights * FEW as f64 / products;
+    let pack = |dtype: &str| -> Result<f64, Error> {
+        let ns = bench.ns(&linear(64, long, dtype), FEWER, "pack")?;
+        Ok(((ns - m.launch) / (FEWER * long) as f64).max(LEAST))
+    };
+    m.pack = Formats { f32: pack("f32")?, bf16: pack("bf16")?, q8: pack("q8")?, q4: pack("q4")? };
 
     // What is done to elements.
     let gated = |epilogue: &str| {
@@ -204,7 +238,8 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Nanoseconds of the kernels of a function whose name ends in `kernel`, with operands in cache.
+    /// Nanoseconds of the kernels of a function whose name ends in `kernel` (or one of several, between bars), with operands in
+    /// cache.
     fn ns(&self, ir: &str, rows: usize, kernel: &str) -> Result<f64, Error> {
         self.time(ir, Extent { rows, keys: MANY }, kernel, 0)
     }
@@ -227,19 +262,14 @@ impl Bench<'_> {
             listings: false,
         };
         let loose = compile_functions(&module.functions, &options)?;
-        let setup = Setup { threads: self.subject.threads, evict };
+        let setup = Setup { evict, enough: ENOUGH, ..Setup::hot(self.subject.threads) };
         let lowered = loose.reports[0].variants.iter().find(|v| v.rows >= extent.rows);
         let own = |at: usize| {
-            lowered.and_then(|l| l.schedule.kernels.get(at)).is_some_and(|k| k.body.name().ends_with(kernel))
+            let name = lowered.and_then(|l| l.schedule.kernels.get(at)).map(|k| k.body.name());
+            name.is_some_and(|name| kernel.split('|').any(|kind| name.ends_with(kind)))
         };
-        // What else the machine does only adds.
-        let mut ns = f64::INFINITY;
-        let turns = if evict == 0 { TURNS } else { 1 };
-        for _ in 0..turns {
-            let timing = timing::time(&loose, 0, CONTEXT, extent, setup)?;
-            let own = timing.kernels.iter().enumerate().filter(|(at, _)| own(*at));
-            ns = ns.min(own.map(|(_, ns)| ns).sum());
-        }
+        let timing = timing::time(&loose, 0, CONTEXT, extent, setup)?;
+        let ns: f64 = timing.kernels.iter().enumerate().filter(|(at, _)| own(*at)).map(|(_, ns)| ns).sum();
         (self.step)();
         if ns > 0.0 { Ok(ns) } else { Err(refuse("it took no time".into())) }
     }

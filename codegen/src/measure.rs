@@ -68,7 +68,7 @@ pub(crate) fn fill(
     // Weights that no cache holds from one token to the next are read from memory.
     let machine = &options.machine;
     let evict = if machine.is_resident() { 0 } else { (EVICT * machine.last_cache) as usize };
-    let setup = Setup { threads: measured.threads, evict };
+    let setup = Setup { evict, ..Setup::hot(measured.threads) };
     let mut found = vec![];
     for candidate in candidates(saturated, options.machine, extent) {
         if measured.prices().contains_key(&candidate.key) {

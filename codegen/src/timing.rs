@@ -17,7 +17,7 @@ use crate::compile::Loose;
 
 /// Calls of which medians are taken.
 const CALLS: usize = 31;
-/// Time after which a measurement makes do with fewer calls, but at least [`FEWEST`].
+/// [`Setup::enough`] where nothing else is said.
 const ENOUGH: Duration = Duration::from_millis(1500);
 /// The fewest calls.
 const FEWEST: usize = 5;
@@ -38,12 +38,14 @@ pub struct Setup {
     pub threads: usize,
     /// Bytes that are read before each kernel, so that it finds its operands in no cache; 0 leaves them where they are.
     pub evict: usize,
+    /// Time after which a measurement makes do with fewer calls, but a handful.
+    pub enough: Duration,
 }
 
 impl Setup {
     /// Operands in cache, where they fit.
     pub fn hot(threads: usize) -> Setup {
-        Setup { threads, evict: 0 }
+        Setup { threads, evict: 0, enough: ENOUGH }
     }
 }
 
@@ -90,7 +92,8 @@ pub fn time(loose: &Loose, at: usize, context: usize, extent: Extent, setup: Set
         // rows and keys as the frame says, and nobody else uses them.
         unsafe { pool.launch(step, frame.as_ptr(), extent.rows) };
     };
-    let mut swept = vec![0u64; setup.evict / size_of::<u64>()];
+    // Pages of zeros that were never written may all be one.
+    let swept = vec![1u64; setup.evict / size_of::<u64>()];
     let mut kernels: Vec<Vec<f64>> = vec![vec![]; variant.steps.len()];
     let mut calls = vec![];
     // One more, the first, which brings code and operands near.
@@ -100,7 +103,7 @@ pub fn time(loose: &Loose, at: usize, context: usize, extent: Extent, setup: Set
         variant.steps.iter().for_each(&mut launch);
         let call = start.elapsed();
         for (step, times) in variant.steps.iter().zip(&mut kernels) {
-            sweep(&mut swept);
+            sweep(&swept);
             let start = Instant::now();
             launch(step);
             if round > 0 {
@@ -110,17 +113,16 @@ pub fn time(loose: &Loose, at: usize, context: usize, extent: Extent, setup: Set
         if round > 0 {
             calls.push(call.as_nanos() as f64);
         }
-        if round >= FEWEST && begin.elapsed() > ENOUGH {
+        if round >= FEWEST && begin.elapsed() > setup.enough {
             break;
         }
     }
     Ok(Timing { kernels: kernels.iter().map(|k| median(k)).collect(), call: median(&calls) })
 }
 
-/// Writes a buffer, which drives what else there is out of the caches.
-fn sweep(buffer: &mut [u64]) {
-    buffer.iter_mut().step_by(8).for_each(|word| *word = word.wrapping_add(1));
-    std::hint::black_box(buffer);
+/// Reads a buffer, as weights are read, which drives what else there is out of the caches.
+fn sweep(buffer: &[u64]) {
+    std::hint::black_box(buffer.iter().step_by(8).fold(0u64, |sum, &word| sum.wrapping_add(word)));
 }
 
 /// What an integer input holds.
@@ -228,8 +230,9 @@ mod tests {
         };
         let loose = compile_functions(&module.functions, &options).expect("it compiles");
         for rows in [1, 3, 16] {
-            let timing = time(&loose, 0, 64, Extent { rows, keys: 40 }, Setup { threads: 2, evict: 1 << 20 })
-                .expect("it runs");
+            let timing =
+                time(&loose, 0, 64, Extent { rows, keys: 40 }, Setup { evict: 1 << 20, ..Setup::hot(2) })
+                    .expect("it runs");
             assert_eq!(timing.kernels.len(), loose.functions[0].variant(rows).steps.len());
             assert!(timing.call > 0.0 && timing.kernels.iter().all(|t| *t > 0.0), "{timing:?}");
         }

@@ -87,13 +87,14 @@ impl CostModel {
         let rows = self.rows(data(x));
         let k = head_dim(data(x)) as f64;
         let (mut products, mut tiled, mut widening, mut dots) = (0.0, 0.0, 0.0, 0.0);
-        let mut weight_rows = 0.0;
+        let (mut weight_rows, mut pack) = (0.0, 0.0f64);
         for &w in weights_of(graph, weights) {
             let n = self.elements(data(w));
             let dtype = data(w).stored.unwrap_or(DType::F32);
             products += 2.0 * rows * n;
             tiled += 2.0 * rows * n / m.flops.of(dtype);
             widening += n * m.widen.of(dtype);
+            pack = pack.max(m.pack.of(dtype));
             dots += rows * n / m.dot.of(dtype);
             weight_rows += n / k;
         }
@@ -112,7 +113,9 @@ impl CostModel {
             return;
         }
         // Rows are brought into the form that products take first.
-        work.before = t * rows * k * m.element;
+        // Packed it is as long as before, more or less; half of it is waited for.
+        let moved = if m.is_resident() { 0.0 } else { size_of::<f32>() as f64 / m.cache };
+        work.before = t * rows * k * (pack + moved);
         let few = rows <= FEW_ROWS;
         let summing = if few { products / m.few_flops } else { tiled + rows * weight_rows * m.store };
         work.tiles = (results / BLOCKS.1).ceil().max(1.0);

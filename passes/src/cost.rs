@@ -113,15 +113,16 @@ impl CostModel {
     /// Predicted time in nanoseconds, launch by launch.
     pub fn parts(&self, w: Work) -> Parts {
         let m = &self.machine;
-        let moving = match m.is_resident() {
-            true => (w.memory_bytes + w.cache_bytes) / m.near,
-            // What keys take longer than weights.
+        let (moving, waiting) = match m.is_resident() {
+            true => ((w.memory_bytes + w.cache_bytes) / m.near, 0.0),
+            // What keys take longer than weights. Half of the activations that weights have driven out of the caches
+            // are waited for, not fetched ahead.
             false => {
                 let keys = w.key_bytes * (1.0 / m.keys - 1.0 / m.memory);
-                w.memory_bytes / m.memory + keys + w.cache_bytes / m.cache
+                (w.memory_bytes / m.memory + keys, 0.5 * w.cache_bytes / m.cache)
             }
         };
-        let launch = |busy: f64, tiles: f64, moving: f64, launches: f64| {
+        let launch = |busy: f64, tiles: f64, (moving, waiting): (f64, f64), launches: f64| {
             let share = (tiles / m.threads).ceil() / tiles;
             let (alone, together) = (m.call + busy, m.launch + busy * share);
             let (start, computing) = if busy < PARALLEL || tiles <= 1.0 {
@@ -135,12 +136,13 @@ impl CostModel {
             debug_assert!(start + computing <= alone.max(together) + TIE * busy);
             let start = start + if m.is_resident() { m.cool } else { m.cold };
             // What overlaps costs the longer of the two; a little of the shorter settles ties.
+            let computing = computing + waiting;
             launches * start + moving.max(computing) + OVERLAP * moving.min(computing)
         };
-        let beside = |busy: f64| if busy == 0.0 { 0.0 } else { launch(busy, MANY_TILES, 0.0, 1.0) };
+        let beside = |busy: f64| if busy == 0.0 { 0.0 } else { launch(busy, MANY_TILES, (0.0, 0.0), 1.0) };
         Parts {
             before: beside(w.before),
-            itself: launch(w.busy, w.tiles, moving, w.launches),
+            itself: launch(w.busy, w.tiles, (moving, waiting), w.launches),
             after: beside(w.after),
         }
     }

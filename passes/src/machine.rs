@@ -63,6 +63,8 @@ pub struct Machine {
     pub flops: Formats,
     /// Bringing weights into the form that products of more than 4 rows take, nanoseconds a weight.
     pub widen: Formats,
+    /// Bringing x into the form that products of more than 4 rows with such weights take, nanoseconds an element.
+    pub pack: Formats,
     /// What a result takes beside its sum in products of more than 32 rows, nanoseconds.
     pub store: f64,
     /// Products over arbitrary strides, FLOP a nanosecond.
@@ -157,6 +159,10 @@ pub const FIGURES: &[Figure] = &[
     Figure { name: "widen_bf16", unit: "ns/weight", scaling: Time, of: |m| &mut m.widen.bf16 },
     Figure { name: "widen_q8", unit: "ns/weight", scaling: Time, of: |m| &mut m.widen.q8 },
     Figure { name: "widen_q4", unit: "ns/weight", scaling: Time, of: |m| &mut m.widen.q4 },
+    Figure { name: "pack_f32", unit: "ns/element", scaling: Time, of: |m| &mut m.pack.f32 },
+    Figure { name: "pack_bf16", unit: "ns/element", scaling: Time, of: |m| &mut m.pack.bf16 },
+    Figure { name: "pack_q8", unit: "ns/element", scaling: Time, of: |m| &mut m.pack.q8 },
+    Figure { name: "pack_q4", unit: "ns/element", scaling: Time, of: |m| &mut m.pack.q4 },
     Figure { name: "store", unit: "ns/element", scaling: Time, of: |m| &mut m.store },
     Figure { name: "loose_flops", unit: "GFLOP/s", scaling: Rate, of: |m| &mut m.loose_flops },
     Figure { name: "element", unit: "ns/element", scaling: Time, of: |m| &mut m.element },
@@ -195,6 +201,7 @@ impl Machine {
         few_flops: 450.0,
         flops: Formats::all(430.0),
         widen: Formats { f32: 0.04, bf16: 0.04, q8: 0.03, q4: 0.03 },
+        pack: Formats::all(0.26),
         store: 0.3,
         loose_flops: 15.0,
         element: 0.26,
