@@ -183,6 +183,8 @@ impl CostModel {
             | Op::Cap(_)
             | Op::Weights(_)
             | Op::Output(_) => return None,
+            // Keys or values repeated for each head of a group are no view of their cache: a copy of it is made.
+            Op::Reshape([x, _]) if has_keys(data(*x)) && repeats(graph, *x) => read(&mut work, *x),
             // Views.
             Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_) => return None,
             // A view, but one that must be copied where the caller wants it: the smaller the better.
@@ -380,6 +382,11 @@ pub(crate) fn from_memory(graph: &Graph, id: Id, depth: usize) -> bool {
             }
             _ => false,
         })
+}
+
+/// Whether a class is an axis repeated.
+fn repeats(graph: &Graph, class: Id) -> bool {
+    graph[class].nodes.iter().any(|node| matches!(node, Op::Broadcast(_)))
 }
 
 fn has_keys(data: &Data) -> bool {
