@@ -224,9 +224,8 @@ pub type Code = Result<Vec<u8>, IcedError>;
 /// The most weight rows that [`Emit::RawDot`] takes at a time; those left over go one by one.
 pub const DOT_ROWS: usize = 4;
 
-/// Weight rows of length `k` that [`Emit::RawDot`] takes at a time. Of quantised rows longer than this many bytes one: they
-/// are read as they follow one another, and memory serves one stream better than four. What is left of a shorter
-/// row after its sum's latency is too little.
+/// Weight rows of length `k` that [`Emit::RawDot`] takes at a time. Of quantised rows of a KiB or more one: memory serves one
+/// stream better than four. Shorter ones end too soon to wait for each one's sum.
 pub fn dot_rows(dtype: DType, k: usize) -> usize {
     const LONG: usize = 1024;
     if dtype.is_quantised() && dtype.row_bytes(k) >= LONG { 1 } else { DOT_ROWS }
