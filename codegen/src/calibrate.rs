@@ -62,12 +62,11 @@ pub const STEPS: usize = PASSES * 44;
 /// A CPU that is unknown or not this one, threads that cannot be had.
 pub fn calibrate(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
     // What disturbs a shared machine for a moment spoils one pass.
-    let mut passes = (0..PASSES).map(|_| measure(subject, step)).collect::<Result<Vec<_>, _>>()?;
+    let passes = (0..PASSES).map(|_| measure(subject, step)).collect::<Result<Vec<_>, _>>()?;
     let mut m = passes[0];
     for figure in FIGURES {
-        let mut values: Vec<f64> = passes.iter_mut().map(|pass| *(figure.of)(pass)).collect();
-        values.sort_by(f64::total_cmp);
-        *(figure.of)(&mut m) = values[PASSES / 2];
+        let values: Vec<f64> = passes.iter().map(|pass| figure.get(pass)).collect();
+        *(figure.of)(&mut m) = timing::median(&values);
     }
     Ok(m)
 }
@@ -75,14 +74,13 @@ pub fn calibrate(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Erro
 /// One pass.
 fn measure(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
     let mut probes = Probes::new(subject.cpu, subject.threads)?;
-    let mut reads: Vec<f64> = (0..READS).map(|_| probes.read_bandwidth() / 1e9).collect();
-    reads.sort_by(f64::total_cmp);
+    let reads: Vec<f64> = (0..READS).map(|_| probes.read_bandwidth() / 1e9).collect();
     drop(probes);
     step();
     let bench = Bench { subject, step };
     let mut m = Machine {
         threads: subject.threads as f64,
-        memory: reads[READS / 2],
+        memory: timing::median(&reads),
         last_cache: subject.last_cache as f64,
         ..Machine::GENERIC
     };

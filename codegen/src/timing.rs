@@ -196,7 +196,7 @@ fn fill(bytes: &mut [u8], dtype: DType, width: usize, integers: &Integers, weigh
     }
 }
 
-fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)

@@ -113,8 +113,8 @@ impl CostModel {
             return;
         }
         // Rows are brought into the form that products take first.
-        // Packed it is as long as before, more or less; half of it is waited for.
-        let moved = if m.is_resident() { 0.0 } else { size_of::<f32>() as f64 / m.cache };
+        // Packed it is as long as before, more or less.
+        let moved = self.waiting((2 * size_of::<f32>()) as f64);
         work.before = t * rows * k * (pack + moved);
         let few = rows <= FEW_ROWS;
         let summing = if few { products / m.few_flops } else { tiled + rows * weight_rows * m.store };

@@ -18,6 +18,8 @@ use crate::objective::Objective;
 const EPSILON: f64 = 1.0;
 /// Share of the shorter of moving and computing that does not hide behind the longer.
 const OVERLAP: f64 = 0.05;
+/// Share of the activations out of cache that is waited for, not fetched ahead.
+const WAITED: f64 = 0.5;
 /// Tiles of kernels that share well.
 const MANY_TILES: f64 = 64.0;
 /// The price of a kernel where kernels are counted: far above that of views.
@@ -110,16 +112,20 @@ impl CostModel {
         }
     }
 
+    /// What a kernel waits for so many bytes of activations, in nanoseconds, where weights have driven them out of the caches.
+    pub(crate) fn waiting(&self, bytes: f64) -> f64 {
+        if self.machine.is_resident() { 0.0 } else { WAITED * bytes / self.machine.cache }
+    }
+
     /// Predicted time in nanoseconds, launch by launch.
     pub fn parts(&self, w: Work) -> Parts {
         let m = &self.machine;
         let (moving, waiting) = match m.is_resident() {
             true => ((w.memory_bytes + w.cache_bytes) / m.near, 0.0),
-            // What keys take longer than weights. Half of the activations that weights have driven out of the caches
-            // are waited for, not fetched ahead.
+            // What keys take longer than weights.
             false => {
                 let keys = w.key_bytes * (1.0 / m.keys - 1.0 / m.memory);
-                (w.memory_bytes / m.memory + keys, 0.5 * w.cache_bytes / m.cache)
+                (w.memory_bytes / m.memory + keys, self.waiting(w.cache_bytes))
             }
         };
         let launch = |busy: f64, tiles: f64, (moving, waiting): (f64, f64), launches: f64| {

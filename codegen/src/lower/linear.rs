@@ -115,17 +115,20 @@ pub(super) fn lower(
     };
 
     // What is made of x stays in scratch between a launch's calls on one thread.
-    let zero = e.i64(0);
-    let fresh = e.b.ins().icmp(IntCC::SignedGreaterThanOrEqual, e.tile_begin, zero);
-    let number = e.i64(!RESUMED as i64);
-    let begin = e.b.ins().band(e.tile_begin, number);
-    let end = e.tile_end;
+    let (mut begin, end) = (e.tile_begin, e.tile_end);
+    let fresh = kernel.resumes().then(|| {
+        let zero = e.i64(0);
+        let fresh = e.b.ins().icmp(IntCC::SignedGreaterThanOrEqual, begin, zero);
+        let number = e.i64(!RESUMED as i64);
+        begin = e.b.ins().band(begin, number);
+        fresh
+    });
     let any = e.b.ins().icmp(IntCC::SignedLessThan, begin, end);
     e.when(any, |e| {
         if micro.is_configured() {
             e.call_raw(Raw::Configure, &[]);
         }
-        if kernel.resumes() {
+        if let Some(fresh) = fresh {
             e.when(fresh, |e| job.ready_rows(e, weights[0].dtype));
         }
         let mut first = 0i64;

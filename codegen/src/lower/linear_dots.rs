@@ -150,12 +150,15 @@ impl Job<'_> {
         let nr = self.micro.block_rows() as i64;
         let rows = self.rows(e);
         let at_a_time = micro::dot_rows(weight.dtype, self.k);
-        let (zero, mask) = (e.i64(0), e.i64(!(at_a_time as i64 - 1)));
-        let whole = e.b.ins().band(width, mask);
-        for (from, to, count) in [(zero, whole, at_a_time), (whole, width, 1)] {
-            if from == whole && at_a_time == 1 {
-                break;
-            }
+        let zero = e.i64(0);
+        let spans = if at_a_time == 1 {
+            vec![(zero, width, 1)]
+        } else {
+            let mask = e.i64(!(at_a_time as i64 - 1));
+            let whole = e.b.ins().band(width, mask);
+            vec![(zero, whole, at_a_time), (whole, width, 1)]
+        };
+        for (from, to, count) in spans {
             e.for_range(from, to, count as i64, &[], |e, n, _| {
                 let weights = e.step(weight, 0, base, n);
                 let at = e.scale(n, 4);

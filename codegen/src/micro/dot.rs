@@ -3,6 +3,8 @@
 //! Weights widen to f32 in registers; of quantised rows a block's sum is taken without its scale, which is the upper
 //! half of a broadcast dword. The rows after these are fetched into the second cache meanwhile.
 
+use std::ops::Range;
+
 use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::{BLOCK, DType};
@@ -57,10 +59,16 @@ impl Dot {
         SCALES + (r as i32 * self.row_bytes() + 2 * block as i32 - 2)
     }
 
-    /// Bytes from a call's rows to those that are fetched meanwhile.
-    fn ahead(self) -> i32 {
-        let bytes = self.rows * self.row_bytes() as usize;
-        (bytes * AHEAD.div_ceil(bytes.max(1))) as i32
+    /// Fetches these bytes from `W` on of the rows ahead.
+    fn fetch(self, a: &mut CodeAssembler, bytes: Range<i32>) -> Done {
+        let call = self.rows * self.row_bytes() as usize;
+        let ahead = (call * AHEAD.div_ceil(call.max(1))) as i32;
+        for r in 0..self.rows as i32 {
+            for line in bytes.clone().step_by(64) {
+                a.prefetcht1(byte_ptr(W + (ahead + r * self.row_bytes() + line)))?;
+            }
+        }
+        Ok(())
     }
 
     /// Walks k in steps of `step` elements: the body is told how many of them it is to do, `step` in a loop and once
@@ -78,11 +86,7 @@ impl Dot {
             let mut again = a.create_label();
             a.mov(COUNT, (self.k / step) as i64)?;
             a.set_label(&mut again)?;
-            for r in 0..self.rows as i32 {
-                for line in (0..self.bytes(step)).step_by(64) {
-                    a.prefetcht1(byte_ptr(W + (self.ahead() + r * self.row_bytes() + line)))?;
-                }
-            }
+            self.fetch(a, 0..self.bytes(step))?;
             body(a, step)?;
             if self.operands == DType::Q8 {
                 a.add(X, step as i32)?;
@@ -98,12 +102,7 @@ impl Dot {
             a.dec(COUNT)?;
             a.jnz(again)?;
             // W is at the first row's scales, but for what is left of k.
-            let scales = self.row_bytes() - self.bytes(self.k);
-            for r in 0..self.rows as i32 {
-                for line in (self.bytes(self.k % step)..scales).step_by(64) {
-                    a.prefetcht1(byte_ptr(W + (self.ahead() + r * self.row_bytes() + line)))?;
-                }
-            }
+            self.fetch(a, self.bytes(self.k % step)..self.row_bytes() - self.bytes(self.k))?;
         }
         if !self.k.is_multiple_of(step) { body(a, self.k % step) } else { Ok(()) }
     }
