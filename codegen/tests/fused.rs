@@ -10,6 +10,8 @@
 mod append;
 #[path = "fused/attention.rs"]
 mod attention;
+#[path = "fused/cpu.rs"]
+mod cpu;
 #[path = "fused/elementwise.rs"]
 mod elementwise;
 #[path = "fused/gather.rs"]

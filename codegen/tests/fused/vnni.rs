@@ -1,143 +1,32 @@
-//! The integer tile of AVX-512 VNNI on any machine: its code carried out instruction by instruction, against sums in f64.
-//!
-//! Instructions are decoded from the bytes. Memory is one array, addresses are places in it; one that is not in it, and an
-//! instruction that is not listed, fail the test.
+//! The integer code of AVX-512 VNNI on any machine, carried out by [`Cpu`], against sums in f64.
 
 use std::ops::Range;
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
-use lapidary_codegen::micro::{MICROKERNELS, Raw, Tile};
+use lapidary_codegen::micro::{DOT_ROWS, Dot, MICROKERNELS, Raw, Tile, int8_quant_bytes, int8_row_bytes};
 use lapidary_ir::{BLOCK, DType};
 
+use super::cpu::Cpu;
 use super::harness::Random;
 
-const LANES: usize = 16;
+/// Memory that begins with code; each part's place in it.
+struct Memory(Vec<u8>);
 
-/// A register's number among its kind.
-fn number(register: Register) -> usize {
-    let first = if register.is_zmm() { Register::ZMM0 } else { Register::RAX };
-    register as usize - first as usize
+impl Memory {
+    fn place(&mut self, bytes: Vec<u8>) -> Range<usize> {
+        let start = self.0.len();
+        self.0.extend(bytes);
+        start..self.0.len()
+    }
 }
 
-struct Cpu {
-    general: [u64; 16],
-    vectors: [[u32; LANES]; 32],
-    zero: bool,
-    memory: Vec<u8>,
-}
-
-impl Cpu {
-    fn word(&self, at: u64) -> u32 {
-        u32::from_le_bytes(self.memory[at as usize..][..4].try_into().unwrap())
-    }
-
-    fn address(&self, i: &Instruction) -> u64 {
-        let of = |r: Register| if r == Register::None { 0 } else { self.general[number(r)] };
-        of(i.memory_base())
-            .wrapping_add(of(i.memory_index()).wrapping_mul(u64::from(i.memory_index_scale())))
-            .wrapping_add(i.memory_displacement64())
-    }
-
-    /// A vector operand, from a register or memory.
-    fn vector(&self, i: &Instruction, operand: u32) -> [u32; LANES] {
-        match i.op_kind(operand) {
-            OpKind::Memory => {
-                let at = self.address(i);
-                std::array::from_fn(|lane| self.word(at + 4 * lane as u64))
-            }
-            _ => self.vectors[number(i.op_register(operand))],
-        }
-    }
-
-    fn set(&mut self, i: &Instruction, value: [u32; LANES]) {
-        match i.op_kind(0) {
-            OpKind::Memory => {
-                let at = self.address(i) as usize;
-                for (to, word) in self.memory[at..at + 4 * LANES].chunks_exact_mut(4).zip(value) {
-                    to.copy_from_slice(&word.to_le_bytes());
-                }
-            }
-            _ => self.vectors[number(i.op_register(0))] = value,
-        }
-    }
-
-    /// Runs a function to its return.
-    fn run(&mut self, code: &[u8]) {
-        let mut at = 0;
-        loop {
-            let i = Decoder::with_ip(64, &code[at..], at as u64, DecoderOptions::NONE).decode();
-            at += i.len();
-            let general = |operand: u32| number(i.op_register(operand));
-            let lanes = |f: &dyn Fn(usize) -> f32| std::array::from_fn(|lane| f(lane).to_bits());
-            match i.mnemonic() {
-                Mnemonic::Ret => return,
-                Mnemonic::Vzeroupper => {}
-                Mnemonic::Test => self.zero = self.general[general(0)] & self.general[general(1)] == 0,
-                Mnemonic::Jne if !self.zero => at = i.near_branch_target() as usize,
-                Mnemonic::Jne => {}
-                Mnemonic::Add => self.general[general(0)] += i.immediate(1),
-                Mnemonic::Dec => {
-                    self.general[general(0)] -= 1;
-                    self.zero = self.general[general(0)] == 0;
-                }
-                Mnemonic::Vpxord => {
-                    let (a, b) = (self.vector(&i, 1), self.vector(&i, 2));
-                    self.set(&i, std::array::from_fn(|lane| a[lane] ^ b[lane]));
-                }
-                Mnemonic::Vmovups | Mnemonic::Vmovdqu32 | Mnemonic::Vmovdqa32 => {
-                    let value = self.vector(&i, 1);
-                    self.set(&i, value);
-                }
-                Mnemonic::Vpslld => {
-                    let value = self.vector(&i, 1);
-                    self.set(&i, value.map(|word| word << i.immediate(2)));
-                }
-                Mnemonic::Vpbroadcastd | Mnemonic::Vbroadcastss => {
-                    let word = self.word(self.address(&i));
-                    self.set(&i, [word; LANES]);
-                }
-                Mnemonic::Vcvtdq2ps => {
-                    let value = self.vector(&i, 1);
-                    self.set(&i, lanes(&|lane| value[lane] as i32 as f32));
-                }
-                Mnemonic::Vmulps => {
-                    let (a, b) =
-                        (self.vector(&i, 1).map(f32::from_bits), self.vector(&i, 2).map(f32::from_bits));
-                    self.set(&i, lanes(&|lane| a[lane] * b[lane]));
-                }
-                Mnemonic::Vfmadd231ps => {
-                    let [c, a, b] = [0, 1, 2].map(|n| self.vector(&i, n).map(f32::from_bits));
-                    self.set(&i, lanes(&|lane| a[lane].mul_add(b[lane], c[lane])));
-                }
-                // Unsigned bytes of the second operand times signed ones of the third.
-                Mnemonic::Vpdpbusd => {
-                    let [sums, a, b] = [0, 1, 2].map(|n| self.vector(&i, n));
-                    let products = |lane: usize| {
-                        let (a, b) = (a[lane].to_le_bytes(), b[lane].to_le_bytes());
-                        a.iter().zip(b).map(|(&a, b)| i32::from(a) * i32::from(b as i8)).sum::<i32>()
-                    };
-                    self.set(
-                        &i,
-                        std::array::from_fn(|lane| (sums[lane] as i32).wrapping_add(products(lane)) as u32),
-                    );
-                }
-                other => panic!("{other:?} is not listed"),
-            }
-        }
-    }
+fn integer(random: &mut Random, low: i64, high: i64) -> i64 {
+    low + random.below((high - low + 1) as usize) as i64
 }
 
 /// One call of a tile: `blocks` blocks of k, added to what is there or not.
 fn check(tile: Tile, code: &[u8], blocks: usize, accumulate: bool, random: &mut Random) {
     let (columns, nr, panel) = (tile.columns, tile.nr, tile.panel);
-    let mut memory = vec![];
-    let mut place = |bytes: Vec<u8>| -> Range<usize> {
-        let start = memory.len();
-        memory.extend(bytes);
-        start..memory.len()
-    };
-    let integer =
-        |random: &mut Random, low: i64, high: i64| low + random.below((high - low + 1) as usize) as i64;
+    let mut memory = Memory(code.to_vec());
     // x: quants, scales; as packing lays them out.
     let quants: Vec<i64> = (0..blocks * BLOCK * panel).map(|_| integer(random, -127, 127)).collect();
     let quant = |k: usize, t: usize| quants[k * panel + t];
@@ -155,7 +44,7 @@ fn check(tile: Tile, code: &[u8], blocks: usize, accumulate: bool, random: &mut 
             }
         }
     }
-    let x = place(bytes);
+    let x = memory.place(bytes);
     // Weights: unsigned by 8 or 128, then the scale.
     let (low, high, shift) = if tile.weights == DType::Q4 { (-8, 7, 8) } else { (-127, 127, 128) };
     let ws: Vec<i64> = (0..nr * blocks * BLOCK).map(|_| integer(random, low, high)).collect();
@@ -169,21 +58,16 @@ fn check(tile: Tile, code: &[u8], blocks: usize, accumulate: bool, random: &mut 
         }
         bytes.resize((n + 1) * tile.weight_stride as usize, 0);
     }
-    let weights = place(bytes);
+    let weights = memory.place(bytes);
     let before: Vec<f32> = (0..nr * tile.c_stride as usize / 4).map(|_| random.float()).collect();
-    let c = place(before.iter().flat_map(|f| f.to_le_bytes()).collect());
+    let c = memory.place(before.iter().flat_map(|f| f.to_le_bytes()).collect());
 
-    let mut cpu = Cpu { general: [0; 16], vectors: [[0x7fc0_0000; LANES]; 32], zero: false, memory };
-    let operands = [x.start, weights.start, c.start, blocks, usize::from(accumulate)];
-    let registers = [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8];
-    for (register, operand) in registers.into_iter().zip(operands) {
-        cpu.general[number(register)] = operand as u64;
-    }
-    cpu.run(code);
+    let mut cpu = Cpu::new(memory.0, &[x.start, weights.start, c.start, blocks, usize::from(accumulate)]);
+    cpu.run();
     for n in 0..nr {
         for t in 0..tile.c_stride as usize / 4 {
             let at = n * tile.c_stride as usize / 4 + t;
-            let found = f64::from(f32::from_bits(cpu.word((c.start + 4 * at) as u64)));
+            let found = f64::from(cpu.float(c.start + 4 * at));
             let old = f64::from(before[at]);
             if t >= columns {
                 assert_eq!(found, old, "{tile:?}: a column beyond the tile's");
@@ -223,6 +107,76 @@ fn the_tile_is_exact_in_integers() {
                 for accumulate in [false, true] {
                     check(tile, &code, blocks, accumulate, &mut random);
                 }
+            }
+        }
+    }
+}
+
+/// Dot products of a row of x with `dot.rows` weight rows.
+fn check_dot(dot: Dot, code: &[u8], random: &mut Random) {
+    let (k, blocks) = (dot.k, dot.k / BLOCK);
+    let mut memory = Memory(code.to_vec());
+    // x: quants, for 4 bits both first halves of a pair of blocks, then both second halves; scales; sums.
+    let quants: Vec<i64> = (0..k).map(|_| integer(random, -127, 127)).collect();
+    let x_scales: Vec<f32> = (0..blocks).map(|_| random.float()).collect();
+    let mut bytes = vec![0; int8_quant_bytes(k)];
+    for (i, &quant) in quants.iter().enumerate() {
+        let (pair, block, half, rest) = (i / 64, i / 32 % 2, i / 16 % 2, i % 16);
+        let at = if dot.dtype == DType::Q4 { 64 * pair + 32 * half + 16 * block + rest } else { i };
+        bytes[at] = quant as i8 as u8;
+    }
+    x_scales.iter().for_each(|s| bytes.extend(s.to_le_bytes()));
+    for block in quants.chunks(BLOCK) {
+        bytes.extend((block.iter().sum::<i64>() as i32).to_le_bytes());
+    }
+    bytes.resize(int8_row_bytes(k), 0);
+    let x = memory.place(bytes);
+    // Weights: quants, of 4 bits plus 8, a block's second half in the upper nibbles; then scales, bf16.
+    let (low, high) = if dot.dtype == DType::Q4 { (-8, 7) } else { (-127, 127) };
+    let ws: Vec<i64> = (0..dot.rows * k).map(|_| integer(random, low, high)).collect();
+    let scale = |random: &mut Random| f32::from_bits(random.float().to_bits() & 0xffff_0000);
+    let w_scales: Vec<f32> = (0..dot.rows * blocks).map(|_| scale(random)).collect();
+    let mut bytes = vec![];
+    for (row, scales) in ws.chunks(k).zip(w_scales.chunks(blocks)) {
+        match dot.dtype {
+            DType::Q4 => row.chunks(BLOCK).for_each(|block| {
+                let (first, second) = block.split_at(BLOCK / 2);
+                bytes.extend(first.iter().zip(second).map(|(a, b)| (a + 8) as u8 | ((b + 8) as u8) << 4));
+            }),
+            _ => bytes.extend(row.iter().map(|&w| w as i8 as u8)),
+        }
+        scales.iter().for_each(|s| bytes.extend(((s.to_bits() >> 16) as u16).to_le_bytes()));
+    }
+    let weights = memory.place(bytes);
+    let c = memory.place(vec![0xa5; 4 * dot.rows]);
+
+    let mut cpu = Cpu::new(memory.0, &[x.start, weights.start, c.start]);
+    cpu.run();
+    for n in 0..dot.rows {
+        let found = f64::from(cpu.float(c.start + 4 * n));
+        let (mut want, mut size) = (0.0, 0.0);
+        for b in 0..blocks {
+            let row = &ws[n * k + b * BLOCK..][..BLOCK];
+            let sum: i64 = row.iter().zip(&quants[b * BLOCK..]).map(|(w, x)| w * x).sum();
+            let scale = f64::from(w_scales[n * blocks + b]) * f64::from(x_scales[b]);
+            want += sum as f64 * scale;
+            size += row.iter().zip(&quants[b * BLOCK..]).map(|(w, x)| (w * x).abs()).sum::<i64>() as f64
+                * scale.abs();
+        }
+        assert!((found - want).abs() <= 1e-6 * size, "{dot:?}, {n}: {found} instead of {want}");
+    }
+}
+
+#[test]
+fn dot_products_are_exact_in_integers() {
+    let micro = MICROKERNELS.iter().find(|m| m.name == "vnni_dot").expect("in the table");
+    let mut random = Random(6);
+    for dtype in [DType::Q8, DType::Q4] {
+        for rows in [1, DOT_ROWS] {
+            for blocks in [1, 2, 3, 7, 8, 9, 16, 21, 36] {
+                let dot = Dot { operands: DType::Q8, dtype, k: blocks * BLOCK, rows };
+                let code = micro.assemble(Raw::Dot(dot)).expect("assembles");
+                check_dot(dot, &code, &mut random);
             }
         }
     }
