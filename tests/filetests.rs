@@ -80,7 +80,7 @@ fn kernels(report: &FunctionReport) -> String {
         };
         let views = |all: &[View]| all.iter().map(view).collect::<Vec<_>>().join(", ");
         let mut out = String::new();
-        for k in &lowered.schedule.kernels {
+        for (k, &joins) in lowered.schedule.kernels.iter().zip(&lowered.schedule.joins) {
             let node = text::node(&lowered.function, k.node);
             let (fixed, rows) = (k.tiles.fixed, k.tiles.rows);
             let tiles = match rows {
@@ -89,7 +89,10 @@ fn kernels(report: &FunctionReport) -> String {
                 _ => format!("{fixed}*ceil(T/{rows})"),
             };
             let (reads, writes) = (views(&k.inputs), views(&k.outputs));
-            writeln!(out, "{}: {tiles} tiles ({reads}) -> ({writes})\n    {node}", k.body.name()).unwrap();
+            // What joins the launch of the kernel above it.
+            let joins = if joins { "+ " } else { "" };
+            writeln!(out, "{joins}{}: {tiles} tiles ({reads}) -> ({writes})\n    {node}", k.body.name())
+                .unwrap();
         }
         out
     })

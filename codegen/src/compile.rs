@@ -347,13 +347,15 @@ impl<'a> Compiler<'a> {
                             .schedule
                             .kernels
                             .iter()
+                            .zip(&v.schedule.joins)
                             .zip(entries.by_ref())
-                            .map(|(kernel, entry)| Step {
+                            .map(|((kernel, &joins), entry)| Step {
                                 name: kernel.name.clone(),
                                 kernel: entry,
                                 tiles: kernel.tiles,
                                 tile_ns: schedule::tile_nanoseconds(kernel),
                                 resumes: kernel.resumes(),
+                                joins,
                                 demand: work::demand(kernel, &features),
                             })
                             .collect(),

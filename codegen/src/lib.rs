@@ -32,6 +32,7 @@ mod error;
 pub mod image;
 pub mod jit;
 pub mod kernel;
+pub mod launch;
 pub mod lower;
 pub mod machine;
 pub mod math;

@@ -55,6 +55,7 @@ impl Machine {
             tiles: Tiles { fixed: tiles, rows: 0 },
             tile_ns: 50_000,
             resumes: false,
+            joins: false,
             demand: Default::default(),
         };
         let refuse = |reason: String| Error::Kernel { kernel: "probe".into(), reason };
@@ -101,7 +102,7 @@ impl Machine {
         };
         let start = Instant::now();
         // SAFETY: the frame's one slot is a buffer of as many bytes as the tiles read; scratch is a page.
-        unsafe { self.pool.launch(step, frame.as_ptr(), 1) };
+        unsafe { self.pool.launch(std::slice::from_ref(step), frame.as_ptr(), 1) };
         start.elapsed().as_secs_f64()
     }
 }

@@ -14,6 +14,7 @@ use lapidary_runtime::program::{Slot, SlotKind, Tiles};
 use crate::Error;
 use crate::emit::Features;
 use crate::kernel::{Body, Elementwise, Epilogue, Kernel, Maximum, Reduction};
+use crate::launch;
 use crate::lower::{self, linear, pack};
 use crate::micro;
 use crate::view::{Base, BufferId, Capacity, View};
@@ -45,8 +46,10 @@ pub struct Buffer {
 /// A scheduled function.
 #[derive(Clone, Debug, Default)]
 pub struct Schedule {
-    /// The launches, in order.
+    /// In the order that they run in.
     pub kernels: Vec<Kernel>,
+    /// For each kernel, whether it runs along with the one before: see [`launch`].
+    pub joins: Vec<bool>,
     /// The temporaries.
     pub buffers: Vec<Buffer>,
     /// The caller's operands.
@@ -794,6 +797,7 @@ impl Scheduler<'_> {
                 }
             }
         }
+        launch::share(&mut self.out);
     }
 }
 
@@ -802,10 +806,11 @@ pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
     let rows = kernel.capacity.rows as f64;
     let inner = |v: &View| v.axes.last().map_or(1, |a| kernel.capacity.of(a.dim)) as f64;
     let ns = match &kernel.body {
-        Body::Linear { prologue, epilogue, panel, .. } => {
-            let w = &kernel.inputs[1 + usize::from(prologue.is_some())];
-            let block = if panel.is_some() { micro::TILE_BLOCK } else { 16 };
-            let products = inner(w) * block as f64 * if *epilogue == Epilogue::Gate { 2.0 } else { 1.0 };
+        Body::Linear { prologue, .. } => {
+            let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
+            let w = &weights[0];
+            let all: usize = weights.iter().map(|w| kernel.capacity.of(w.axes[0].dim)).sum();
+            let products = inner(w) * all as f64 / f64::from(kernel.tiles.fixed.max(1));
             let rows = kernel.capacity.of(kernel.outputs[0].axes[0].dim) as f64;
             w.dtype.row_bytes(products as usize) as f64 / 14.0 + rows * products / 20.0
         }

@@ -4,12 +4,13 @@
 //! call's. Numbers are small and finite, positions are those of the call, other integers index every table: times do not
 //! depend on more than that.
 
+use std::slice;
 use std::time::{Duration, Instant};
 
 use lapidary_ir::{BLOCK, DType, Extent, Function, InputKind, Op};
 use lapidary_runtime::Pool;
 use lapidary_runtime::program::{
-    Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS, SlotKind,
+    Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS, SlotKind, Step,
 };
 
 use crate::Error;
@@ -87,10 +88,10 @@ pub fn time(loose: &Loose, at: usize, context: usize, extent: Extent, setup: Set
     frame[FRAME_ARENA] = arena.as_mut_ptr().expose_provenance() as u64;
     frame[FRAME_CONSTANTS] = loose.constants.as_ptr().expose_provenance() as u64;
     frame.extend(operands.iter_mut().map(|o| o.as_mut_ptr().expose_provenance() as u64));
-    let mut launch = |step| {
+    let mut launch = |steps: &[Step]| {
         // SAFETY: each slot, the arena and the scratch are as long as the function and its variant declare them, for as many
         // rows and keys as the frame says, and nobody else uses them.
-        unsafe { pool.launch(step, frame.as_ptr(), extent.rows) };
+        unsafe { pool.launch(steps, frame.as_ptr(), extent.rows) };
     };
     // Pages of zeros that were never written may all be one.
     let swept = vec![1u64; setup.evict / size_of::<u64>()];
@@ -100,12 +101,12 @@ pub fn time(loose: &Loose, at: usize, context: usize, extent: Extent, setup: Set
     let begin = Instant::now();
     for round in 0..=CALLS {
         let start = Instant::now();
-        variant.steps.iter().for_each(&mut launch);
+        variant.launches().for_each(&mut launch);
         let call = start.elapsed();
         for (step, times) in variant.steps.iter().zip(&mut kernels) {
             sweep(&swept);
             let start = Instant::now();
-            launch(step);
+            launch(slice::from_ref(step));
             if round > 0 {
                 times.push(start.elapsed().as_nanos() as f64);
             }

@@ -1,8 +1,8 @@
-//! Threads that run a kernel's tiles together.
+//! Threads that run the tiles of a launch together: of one kernel, or of several that do not depend on each other.
 //!
 //! The caller of [`Pool::launch`] is worker 0; the others wait for work, spinning for a moment before they park,
-//! since the next launch mostly follows within microseconds. Tiles are taken off one atomic counter in contiguous
-//! chunks, each a share of what is left, so that threads end together. A launch ends when the tiles are done: a worker
+//! since the next launch mostly follows within microseconds. Tiles, of all kernels numbered through, are taken off
+//! one atomic counter in contiguous chunks of one kernel, each a share of what is left of it, so that threads end together. A launch ends when the tiles are done: a worker
 //! that wakes too late to take part is not waited for.
 //!
 //! All of it hangs on one word, `Shared::state`: the launch's number (epoch), whether it is closed to newcomers,
@@ -17,7 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::program::{Aligned, KernelFn, RESUMED, Step};
+use crate::program::{Aligned, RESUMED, Step};
 
 /// How long a worker without work spins before it parks: longer than a step's kernels that run on one thread.
 const SPIN: Duration = Duration::from_micros(100);
@@ -42,15 +42,38 @@ pub const MAX_THREADS: usize = 1024;
 /// A launch, as the workers see it.
 #[derive(Clone, Copy)]
 struct Job {
-    kernel: KernelFn,
+    steps: *const [Step],
     frame: *const u64,
-    tiles: u64,
-    /// What is left over this makes a chunk.
+    /// Rows of the call.
+    rows: usize,
+    /// What is left of a step over this makes a chunk.
     shares: u64,
-    /// Tiles of the smallest chunk.
-    least: u64,
-    /// What a thread's later chunks say: [`RESUMED`], or nothing.
-    later: u64,
+}
+
+/// Tiles `begin..end` of the step of this index.
+#[derive(Clone, Copy)]
+struct Chunk {
+    step: usize,
+    begin: u64,
+    end: u64,
+}
+
+impl Job {
+    /// The chunk that starts at a launch's tile, if there is one.
+    fn chunk(&self, steps: &[Step], tile: u64) -> Option<Chunk> {
+        let mut first = 0;
+        for (index, step) in steps.iter().enumerate() {
+            let tiles = step.tiles.count(self.rows);
+            if tile < first + tiles {
+                let (begin, left) = (tile - first, first + tiles - tile);
+                let least = CHUNK_NS / u64::from(step.tile_ns).max(1) + 1;
+                let end = begin + (left / self.shares).max(least).min(left);
+                return Some(Chunk { step: index, begin, end });
+            }
+            first += tiles;
+        }
+        None
+    }
 }
 
 /// On a cache line of its own (two, for the adjacent-line prefetcher).
@@ -131,28 +154,26 @@ impl Pool {
         self.scratch.len() * self.threads()
     }
 
-    /// Runs the tiles of a step of a call of `rows` rows; returns when all are done. Allocates nothing.
+    /// Runs the tiles of steps of a call of `rows` rows, side by side; returns when all are done. Allocates nothing.
     ///
     /// # Safety
-    /// `frame` must be laid out for the step's kernel, with every address in it valid for what the kernel does
-    /// with it, from any thread, until this returns; and the pool's scratch must be what the kernel's variant asks.
-    pub unsafe fn launch(&mut self, step: &Step, frame: *const u64, rows: usize) {
-        let tiles = step.tiles.count(rows);
-        if tiles == 0 {
-            return;
-        }
-        let small = tiles.saturating_mul(u64::from(step.tile_ns)) < PARALLEL_NS;
-        if small || tiles == 1 || self.workers.is_empty() {
-            // SAFETY: the caller vouches for the kernel and its frame; worker 0's scratch is borrowed with self.
-            unsafe { (step.kernel)(frame, 0, tiles, self.scratch.as_mut_ptr()) };
+    /// `frame` must be laid out for the steps' kernels, with every address in it valid for what they do with it, from any
+    /// thread, until this returns; no step may read or write what another one writes; and the pool's scratch must be what
+    /// the kernels' variant asks.
+    pub unsafe fn launch(&mut self, steps: &[Step], frame: *const u64, rows: usize) {
+        let tiles = |step: &Step| step.tiles.count(rows);
+        let ns = |step: &Step| tiles(step).saturating_mul(u64::from(step.tile_ns));
+        let small = steps.iter().map(ns).fold(0, u64::saturating_add) < PARALLEL_NS;
+        if small || steps.iter().map(tiles).sum::<u64>() <= 1 || self.workers.is_empty() {
+            for step in steps.iter().filter(|step| tiles(step) > 0) {
+                // SAFETY: the caller vouches for the kernel and its frame; worker 0's scratch is borrowed with self.
+                unsafe { (step.kernel)(frame, 0, tiles(step), self.scratch.as_mut_ptr()) };
+            }
             return;
         }
 
         let shared = &*self.shared;
-        let shares = self.threads() as u64 * SHARES_PER_THREAD;
-        let least = CHUNK_NS / u64::from(step.tile_ns).max(1) + 1;
-        let later = if step.resumes { RESUMED } else { 0 };
-        let job = Job { kernel: step.kernel, frame, tiles, shares, least, later };
+        let job = Job { steps, frame, rows, shares: self.threads() as u64 * SHARES_PER_THREAD };
         // SAFETY: the state is closed with nobody inside, since the launch before ended so, and only this thread
         // (`&mut self`) opens it.
         unsafe { *shared.job.0.get() = Some(job) };
@@ -198,17 +219,17 @@ impl Shared {
     /// # Safety
     /// As [`Pool::launch`], for a launch that this thread is counted into or made; `scratch` is this thread's own.
     unsafe fn run(&self, job: Job, scratch: *mut u8) {
-        let end_of = |begin: u64| {
-            let left = job.tiles.saturating_sub(begin);
-            begin + (left / job.shares).max(job.least).min(left)
-        };
-        let take = |begin: u64| (begin < job.tiles).then(|| end_of(begin));
-        let mut mark = 0;
-        while let Ok(begin) = self.next.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-            let end = end_of(begin);
+        // SAFETY: the launch's caller holds the steps until all have left.
+        let steps = unsafe { &*job.steps };
+        let take = |tile: u64| job.chunk(steps, tile).map(|c| tile + (c.end - c.begin));
+        let mut before = None;
+        while let Ok(tile) = self.next.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+            let Some(Chunk { step: index, begin, end }) = job.chunk(steps, tile) else { break };
+            let step = &steps[index];
+            let mark = if step.resumes && before == Some(index) { RESUMED } else { 0 };
             // SAFETY: the launch's caller vouches for the kernel and its frame; these tiles are nobody else's.
-            unsafe { (job.kernel)(job.frame, begin | mark, end, scratch) };
-            mark = job.later;
+            unsafe { (step.kernel)(job.frame, begin | mark, end, scratch) };
+            before = Some(index);
         }
     }
 

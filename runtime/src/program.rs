@@ -3,7 +3,7 @@
 //!
 //! A [`Program`] has a few [`Function`]s (`embed`, one a layer kind, the heads). Each has [`Variant`]s, one a row
 //! regime (the most rows of a call that it serves); a variant is a straight list of [`Step`]s, each one kernel
-//! launched over a tile space. Invariants:
+//! over a tile space; steps that do not depend on each other are launched together. Invariants:
 //! - `variants` are sorted by `rows`, rising; the last one's `rows` is the model's chunk.
 //! - tiles are independent: any split of a step's tiles over threads gives the same bytes.
 //! - a kernel reads the frame, never writes it; it writes only the arena, its outputs, its caches, its scratch.
@@ -151,11 +151,18 @@ pub struct Variant<E = KernelFn> {
     pub arena_bytes: usize,
     /// Bytes of scratch that each thread needs.
     pub scratch_bytes: usize,
-    /// The launches, in order; each sees what those before it wrote.
+    /// In order; each sees what those of earlier launches wrote.
     pub steps: Vec<Step<E>>,
 }
 
-/// One launch of one kernel.
+impl<E> Variant<E> {
+    /// The steps of each launch, in order.
+    pub fn launches(&self) -> impl Iterator<Item = &[Step<E>]> {
+        self.steps.chunk_by(|_, next| next.joins)
+    }
+}
+
+/// One kernel over its tiles.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Step<E = KernelFn> {
@@ -169,6 +176,8 @@ pub struct Step<E = KernelFn> {
     pub tile_ns: u32,
     /// Whether a thread's later calls in a launch need not make again what the first one left in scratch: see [`KernelFn`].
     pub resumes: bool,
+    /// Whether it may run at the same time as the step before, and those that that one joins: it is launched with them.
+    pub joins: bool,
     /// What a launch reads and computes: for reports, nothing depends on it.
     pub demand: Demand,
 }
@@ -238,6 +247,7 @@ impl Function<u64> {
                 tiles: s.tiles,
                 tile_ns: s.tile_ns,
                 resumes: s.resumes,
+                joins: s.joins,
                 demand: s.demand,
             }
         };

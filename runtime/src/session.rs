@@ -399,17 +399,21 @@ fn run(
     call.frame[FRAME_KEYS] = keys as u64;
     let function = &program.functions[call.function];
     let variant = function.variant_index(rows);
-    for (index, step) in function.variants[variant].steps.iter().enumerate() {
+    // What is profiled is launched by itself.
+    let alone = profile.is_some();
+    let mut index = 0;
+    for steps in function.variants[variant].steps.chunk_by(|_, next| next.joins && !alone) {
         let start = profile.as_ref().map(|_| Instant::now());
         // SAFETY: the frame's addresses were bound by `Binder` to memory of the lengths that the slots declare, for
         // `rows` rows, owned by the session (or its program and weights) and untouched by anyone else meanwhile;
         // arena and scratch are the largest that any variant asks for.
-        unsafe { pool.launch(step, call.frame.as_ptr(), rows) };
+        unsafe { pool.launch(steps, call.frame.as_ptr(), rows) };
         if let (Some(profile), Some(start)) = (profile.as_mut(), start) {
             let (launches, time) = &mut profile.steps[call.function][variant][index];
             *launches += 1;
             *time += start.elapsed();
         }
+        index += steps.len();
     }
 }
 

@@ -243,6 +243,9 @@ pub struct Microkernel {
     /// Columns and weight rows of each shape of tile, the widest first: `columns` that are left over at the end of the
     /// rows take a narrower shape. Dot: one shape.
     pub shapes: &'static [(usize, usize)],
+    /// Weight rows of a tile of a linear kernel's tile space, a multiple of every shape's; with packed x also for how many
+    /// elements of k they are held at a time, so that what is held and a panel of x stay in cache.
+    pub block: (usize, usize),
     /// What the length of the sums must be a multiple of.
     pub kr: usize,
     /// The most rows of a call that it is meant for; 0 if it takes no product of x and weights.
@@ -263,6 +266,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::Q8,
         mr: 1,
         shapes: &[(1, 16)],
+        block: (16, 0),
         kr: 1,
         max_rows: 4,
         runs_on: |f| f.avx512 && f.vnni,
@@ -273,6 +277,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::Q8,
         mr: 1,
         shapes: &[(1, 16)],
+        block: (16, 0),
         kr: 1,
         max_rows: 4,
         runs_on: |f| f.avx2 && f.fma,
@@ -283,6 +288,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::Q8,
         mr: 1,
         shapes: &[(1, 16)],
+        block: (16, 0),
         kr: 1,
         max_rows: 4,
         runs_on: |f| f.dotprod,
@@ -293,6 +299,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 1,
         shapes: &[(1, 16)],
+        block: (16, 0),
         kr: 1,
         max_rows: 4,
         runs_on: |f| f.avx512,
@@ -303,6 +310,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 1,
         shapes: &[(1, 16)],
+        block: (16, 0),
         kr: 1,
         max_rows: 4,
         runs_on: |f| f.avx2 && f.fma,
@@ -313,6 +321,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 1,
         shapes: &[(1, 16)],
+        block: (16, 0),
         kr: 1,
         max_rows: 4,
         runs_on: |_| true,
@@ -323,6 +332,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::BF16,
         mr: 32,
         shapes: &[(32, 32), (16, 32)],
+        block: (32, 512),
         kr: 32,
         max_rows: usize::MAX,
         runs_on: |f| f.avx512 && f.amx,
@@ -333,6 +343,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::BF16,
         mr: 8,
         shapes: &[(8, 3), (4, 3), (2, 3), (1, 3), (8, 1), (4, 1), (2, 1), (1, 1)],
+        block: (24, 0),
         kr: 1,
         max_rows: FEW_ROWS,
         runs_on: |f| f.avx512 && f.bf16,
@@ -343,6 +354,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::Q8,
         mr: 48,
         shapes: &[(48, 8), (32, 12), (16, 24)],
+        block: (48, 1024),
         kr: BLOCK,
         max_rows: usize::MAX,
         runs_on: |f| f.avx512 && f.vnni,
@@ -353,6 +365,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::BF16,
         mr: 48,
         shapes: &[(48, 8), (32, 12), (16, 24)],
+        block: (48, 1024),
         kr: 1,
         max_rows: usize::MAX,
         runs_on: |f| f.avx512 && f.bf16,
@@ -363,6 +376,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 48,
         shapes: &[(48, 8), (32, 12), (16, 24)],
+        block: (48, 1024),
         kr: 1,
         max_rows: usize::MAX,
         runs_on: |f| f.avx512,
@@ -373,6 +387,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::Q8,
         mr: 16,
         shapes: &[(16, 6), (8, 12)],
+        block: (48, 1024),
         kr: BLOCK,
         max_rows: usize::MAX,
         // With AVX-512 wider tiles of f32 are as fast.
@@ -384,6 +399,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 16,
         shapes: &[(16, 6), (8, 12)],
+        block: (48, 256),
         kr: 1,
         max_rows: usize::MAX,
         runs_on: |f| f.avx2 && f.fma,
@@ -394,6 +410,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 8,
         shapes: &[(8, 4), (4, 8)],
+        block: (48, 1024),
         kr: 1,
         max_rows: usize::MAX,
         runs_on: |_| true,
@@ -404,6 +421,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 2,
         shapes: &[(2, 4), (2, 1)],
+        block: (1, 0),
         kr: 1,
         max_rows: 0,
         runs_on: |f| f.avx512,
@@ -414,6 +432,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 2,
         shapes: &[(2, 4), (2, 1)],
+        block: (1, 0),
         kr: 1,
         max_rows: 0,
         runs_on: |f| f.avx2 && f.fma,
@@ -424,6 +443,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 1,
         shapes: &[(mix::COLUMNS_512, 2)],
+        block: (1, 0),
         kr: 1,
         max_rows: 0,
         runs_on: |f| f.avx512,
@@ -434,6 +454,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 1,
         shapes: &[(mix::COLUMNS_256, 2)],
+        block: (1, 0),
         kr: 1,
         max_rows: 0,
         runs_on: |f| f.avx2 && f.fma,
@@ -444,6 +465,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 1,
         shapes: &[(BLOCK, 1)],
+        block: (1, 0),
         kr: 1,
         max_rows: 0,
         runs_on: |f| f.avx512,
@@ -454,6 +476,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
         operands: DType::F32,
         mr: 1,
         shapes: &[(BLOCK, 1)],
+        block: (1, 0),
         kr: 1,
         max_rows: 0,
         runs_on: |f| f.avx2 && f.fma,
@@ -462,16 +485,9 @@ pub const MICROKERNELS: &[Microkernel] = &[
 ];
 
 impl Microkernel {
-    /// Weight rows of a tile of the linear kernel's tile space.
+    /// Weight rows of a tile of a linear kernel's tile space.
     pub fn block_rows(&self) -> usize {
-        match self.emit {
-            Emit::Dot(_) | Emit::RawDot(_) | Emit::PairedDot(_) => self.shapes[0].1,
-            Emit::RawRows(_) => ROWS_BLOCK,
-            Emit::Inline(_) | Emit::RawTile(_) | Emit::IntegerTile(..) => TILE_BLOCK,
-            // What is held of one block's rows stays in the first cache.
-            Emit::ConfiguredTile(_) => self.shapes[0].1,
-            Emit::RawScores(_) | Emit::RawMix(_) | Emit::RawWiden(_) => 1,
-        }
+        self.block.0
     }
 
     /// The code of a raw function.
@@ -514,10 +530,7 @@ impl Microkernel {
 
     /// The most elements of k that a block of weight rows is held for at a time.
     pub fn part(&self) -> usize {
-        match self.emit {
-            Emit::ConfiguredTile(_) => PART_BYTES / (self.block_rows() * self.operands.bytes()),
-            _ => TILE_K,
-        }
+        self.block.1
     }
 
     /// Whether its tiles run between [`Raw::Configure`] and [`Raw::Release`].
@@ -563,18 +576,6 @@ pub fn int8_quant_bytes(k: usize) -> usize {
 pub fn int8_row_bytes(k: usize) -> usize {
     (int8_quant_bytes(k) + k / BLOCK * 8).next_multiple_of(64)
 }
-
-/// Weight rows that a tile of a linear kernel of [`Emit::RawRows`] covers: a multiple of its shape's.
-const ROWS_BLOCK: usize = 24;
-
-/// Weight rows that a tile of a linear kernel with packed x covers: a multiple of every shape's.
-pub const TILE_BLOCK: usize = 48;
-
-/// Sums are taken in parts of at most this length, so that their operands stay in cache.
-pub const TILE_K: usize = 1024;
-
-/// Bytes of weights that a block of tile registers' rows is held in at a time: two thirds of a first cache of 48 KiB.
-pub const PART_BYTES: usize = 32 << 10;
 
 /// The microkernel for calls of up to `rows` rows whose x, rows of `k` elements, is held as `operands`.
 pub fn select(rows: usize, k: usize, operands: DType, features: &Features) -> &'static Microkernel {

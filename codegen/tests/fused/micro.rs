@@ -1,7 +1,7 @@
 //! Every row of the table of microkernels over blocks cut at every edge, against sums in f64.
 
 use lapidary_codegen::kernel::Epilogue;
-use lapidary_codegen::micro::{self, MICROKERNELS, Microkernel, TILE_K};
+use lapidary_codegen::micro::{self, MICROKERNELS, Microkernel};
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_ir::BLOCK;
 use lapidary_ir::DType::{self, F32};
@@ -58,7 +58,21 @@ fn every_microkernel() {
                 let edges: Vec<usize> = shapes.flat_map(|nr| [1, nr - 1, nr, nr + 1, 3 * nr - 2]).collect();
                 for _ in 0..5 {
                     let n = random.one_of(&edges);
-                    let k = random.one_of(&[1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 67, 131, TILE_K + 5]);
+                    let k = random.one_of(&[
+                        1,
+                        2,
+                        7,
+                        8,
+                        15,
+                        16,
+                        17,
+                        31,
+                        32,
+                        33,
+                        67,
+                        131,
+                        microkernel.part().max(1024) + 5,
+                    ]);
                     let k = if weight.is_quantised() { k.next_multiple_of(BLOCK) } else { k };
                     let k = k.next_multiple_of(microkernel.kr);
                     let rows = random.one_of(&[1, capacity, capacity, 1 + random.0 as usize % capacity]);

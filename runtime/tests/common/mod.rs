@@ -136,7 +136,7 @@ fn slot(name: &str, kind: SlotKind) -> Slot {
 
 fn step(name: &str, kernel: KernelFn, fixed: u32, rows: u32) -> Step {
     let (name, tiles, demand) = (name.into(), Tiles { fixed, rows }, Default::default());
-    Step { name, kernel, tiles, tile_ns: 10_000, resumes: false, demand }
+    Step { name, kernel, tiles, tile_ns: 10_000, resumes: false, joins: false, demand }
 }
 
 fn function(name: &str, slots: Vec<Slot>, steps: Vec<Step>) -> Function {
