@@ -1,9 +1,9 @@
 //! Threads that run the tiles of a launch together: of one kernel, or of several that do not depend on each other.
 //!
 //! The caller of [`Pool::launch`] is worker 0; the others wait for work, spinning for a moment before they park,
-//! since the next launch mostly follows within microseconds. Tiles, of all kernels numbered through, are taken off
-//! one atomic counter in contiguous chunks of one kernel, each a share of what is left of it, so that threads end together. A launch ends when the tiles are done: a worker
-//! that wakes too late to take part is not waited for.
+//! since the next launch mostly follows within microseconds. Tiles, of all kernels numbered through, are taken off one
+//! atomic counter in contiguous chunks, each a share of what is left of its kernel, so that threads end together. A
+//! launch ends when the tiles are done: a worker that wakes too late to take part is not waited for.
 //!
 //! All of it hangs on one word, `Shared::state`: the launch's number (epoch), whether it is closed to newcomers,
 //! and the workers inside. A worker enters by counting itself in while the launch is open; the caller closes the

@@ -1,0 +1,333 @@
+//! Nodes to kernels: what each operator becomes. An operator that is new goes into [`Scheduler::node`].
+
+use lapidary_ir::{DType, Dim, Id, Op, Type};
+use lapidary_runtime::program::Tiles;
+
+use super::{Done, Scheduler, Setting, Value};
+use crate::kernel::{Body, Elementwise, Epilogue, Reduction};
+use crate::lower::{self, linear, pack};
+use crate::micro;
+use crate::view::{Base, View};
+
+impl Scheduler<'_> {
+    /// Schedules one node.
+    pub(super) fn node(&mut self, id: Id) -> Done {
+        use Elementwise as E;
+        let op = self.op(id).clone();
+        match op {
+            Op::Num(_)
+            | Op::Int(_)
+            | Op::None
+            | Op::DType(_)
+            | Op::Dims(_)
+            | Op::Online
+            | Op::Bounded
+            | Op::Store
+            | Op::Gate
+            | Op::Cap(_)
+            | Op::Weights(_) => Ok(()),
+            Op::Input(input) => {
+                self.set(id, self.input_view(input.0 as usize));
+                Ok(())
+            }
+
+            Op::Neg(x) => self.elementwise(id, E::Neg, &[x]),
+            Op::Recip(x) => self.elementwise(id, E::Recip, &[x]),
+            Op::Sqrt(x) => self.elementwise(id, E::Sqrt, &[x]),
+            Op::Rsqrt(x) => self.elementwise(id, E::Rsqrt, &[x]),
+            Op::Exp(x) => self.elementwise(id, E::Exp, &[x]),
+            Op::Tanh(x) => self.elementwise(id, E::Tanh, &[x]),
+            Op::Cos(x) => self.elementwise(id, E::Cos, &[x]),
+            Op::Sin(x) => self.elementwise(id, E::Sin, &[x]),
+            Op::Cast([x, _]) => {
+                let (to, _) = self.tensor_type(id);
+                let (from, _) = self.tensor_type(x);
+                if to == DType::F32 && from.is_float() && !self.constant[usize::from(x)] {
+                    let view = self.as_held(x)?;
+                    self.set(id, view);
+                    return Ok(());
+                }
+                self.elementwise(id, E::Copy, &[x])
+            }
+            Op::Add([a, b]) => self.elementwise(id, E::Add, &[a, b]),
+            Op::Sub([a, b]) => self.elementwise(id, E::Sub, &[a, b]),
+            Op::Mul([a, b]) => self.elementwise(id, E::Mul, &[a, b]),
+            Op::Div([a, b]) => self.elementwise(id, E::Div, &[a, b]),
+            Op::Pow([a, b]) => self.elementwise(id, E::Pow, &[a, b]),
+            Op::Lt([a, b]) => self.elementwise(id, E::Lt, &[a, b]),
+            Op::Le([a, b]) => self.elementwise(id, E::Le, &[a, b]),
+            Op::And([a, b]) => self.elementwise(id, E::And, &[a, b]),
+            Op::Select([c, a, b]) => self.elementwise(id, E::Select, &[c, a, b]),
+            Op::Softcap([cap, x]) => self.elementwise(id, E::Softcap(self.number(cap)), &[x]),
+            Op::GeluTanh(x) => self.elementwise(id, E::GeluTanh, &[x]),
+            Op::GatedGelu([gate, up]) => self.elementwise(id, E::GatedGelu, &[gate, up]),
+            Op::Iota(_) => self.elementwise(id, E::Iota, &[]),
+
+            Op::Sum([x, axis]) => self.reduce(id, x, axis, Reduction::Sum),
+            Op::Mean([x, axis]) => self.reduce(id, x, axis, Reduction::Mean),
+            Op::Max([x, axis]) => self.reduce(id, x, axis, Reduction::Max),
+            Op::Argmax([x, axis]) => self.reduce(id, x, axis, Reduction::Argmax),
+
+            Op::Matmul([a, b]) => {
+                let (dtype, dims) = self.tensor_type(id);
+                let (a, b) = (self.stored(a)?, self.stored(b)?);
+                if a.ring.is_some() || b.ring.is_some() {
+                    return Err(self.unsupported(id, "only attention may read a cache that wraps"));
+                }
+                let output = self.result(id, dtype, &dims);
+                self.push_rows(id, Body::Matmul, vec![a, b], output.clone());
+                self.set(id, output);
+                Ok(())
+            }
+
+            Op::Reshape([x, to]) => {
+                let (x_view, to) = (self.operand(x)?, self.dims(to));
+                let view = match x_view.reshaped(&to) {
+                    Some(view) => view,
+                    None => {
+                        let dense = self.copy(id, &x_view);
+                        dense.reshaped(&to).ok_or_else(|| {
+                            self.unsupported(id, "a reshape that moves a named axis has no layout")
+                        })?
+                    }
+                };
+                self.set(id, view);
+                Ok(())
+            }
+            Op::Transpose([x, p]) => {
+                let view = self.operand(x)?;
+                let Op::Dims(p) = self.op(p) else { unreachable!("a permutation was inferred") };
+                let Some(order) = p.permutation() else { unreachable!("a permutation was inferred") };
+                self.set(id, view.transposed(&order));
+                Ok(())
+            }
+            Op::Broadcast([x, to]) => {
+                let (view, to) = (self.operand(x)?, self.dims(to));
+                self.set(id, view.stretched(&to));
+                Ok(())
+            }
+            Op::Slice([x, axis, start, len]) => {
+                let view = self.operand(x)?;
+                let axis = self.int(axis) as usize;
+                if view.axes[axis].dim == Dim::Keys {
+                    return Err(self.unsupported(id, "slices of keys have no kernel"));
+                }
+                self.set(id, view.sliced(axis, self.int(start), self.int(len) as usize));
+                Ok(())
+            }
+            Op::Concat([a, b, axis]) => {
+                let (dtype, dims) = self.tensor_type(id);
+                let axis = self.int(axis) as usize;
+                let output = self.result(id, dtype, &dims);
+                let mut start = 0;
+                for part in [a, b] {
+                    let part = self.operand(part)?;
+                    let Dim::Fixed(len) = part.axes[axis].dim else {
+                        unreachable!("concat of fixed lengths")
+                    };
+                    let to = output.sliced(axis, start, len);
+                    self.push_rows(id, Body::Elementwise(E::Copy), vec![part], to);
+                    start += len as i64;
+                }
+                self.set(id, output);
+                Ok(())
+            }
+            Op::Gather([table, ids]) => self.gather(id, table, ids, 1.0),
+            Op::Embedding([table, ids, scale]) => self.gather(id, table, ids, self.number(scale)),
+            Op::Append([cache, rows]) => {
+                let rows = self.stored(rows)?;
+                let Value::Tensor(cache) = &self.values[usize::from(cache)] else {
+                    unreachable!("a cache is an input")
+                };
+                let cache = cache.clone();
+                let Dim::Fixed(heads) = rows.axes[0].dim else { unreachable!("heads are fixed") };
+                let tiles = Tiles { fixed: heads as u32, rows: 1 };
+                self.push(id, Body::Append, vec![rows], vec![cache.clone()], tiles);
+                self.set(id, cache);
+                Ok(())
+            }
+
+            Op::RmsNorm([x, w, eps]) => {
+                let body = Body::RmsNorm { eps: self.number(eps) };
+                self.by_rows(id, body, &[x, w])
+            }
+            Op::AddRmsNorm([r, x, w, eps]) => {
+                let body = Body::AddRmsNorm { eps: self.number(eps) };
+                self.by_rows(id, body, &[r, x, w])
+            }
+            Op::NormPrologue([x, w, eps]) => {
+                let value = Value::Prologue { x: self.rows(x)?, w: self.stored(w)?, eps: self.number(eps) };
+                self.values[usize::from(id)] = value;
+                Ok(())
+            }
+            Op::Linear([x, weights, epilogue]) => self.linear(id, x, weights, epilogue),
+            Op::Output([index, tuple]) => {
+                let index = self.int(index) as usize;
+                let Value::Tuple(views) = &self.values[usize::from(tuple)] else { unreachable!("a tuple") };
+                let view = views[index].clone();
+                self.set(id, view);
+                Ok(())
+            }
+
+            Op::Rope([x, pos, f]) => self.by_rows(id, Body::Rope, &[x, pos, f]),
+            Op::Scores([q, k, scale, cap]) => {
+                let body = Body::Scores { scale: self.number(scale), cap: self.optional_number(cap) };
+                self.by_rows(id, body, &[q, k])
+            }
+            Op::WindowMask([x, pos, window]) => {
+                let body = Body::WindowMask { window: self.window(window) };
+                self.by_rows(id, body, &[x, pos])
+            }
+            Op::Softmax([x, pos, window, mode]) => {
+                let ranged = *self.op(pos) != Op::None;
+                let body = Body::Softmax { ranged, window: self.window(window), maximum: self.maximum(mode) };
+                if ranged { self.by_rows(id, body, &[x, pos]) } else { self.by_rows(id, body, &[x]) }
+            }
+            Op::Attention(operands) => self.attention(id, operands),
+        }
+    }
+
+    fn elementwise(&mut self, id: Id, op: Elementwise, operands: &[Id]) -> Done {
+        let (dtype, dims) = self.tensor_type(id);
+        let inputs = operands.iter().map(|&o| self.operand(o)).collect::<Result<Vec<_>, _>>()?;
+        if inputs.iter().any(|v| v.ring.is_some()) {
+            return Err(self.unsupported(id, "only attention may read a cache that wraps"));
+        }
+        let output = self.result(id, dtype, &dims);
+        self.push_rows(id, Body::Elementwise(op), inputs, output.clone());
+        self.set(id, output);
+        Ok(())
+    }
+
+    fn reduce(&mut self, id: Id, x: Id, axis: Id, reduction: Reduction) -> Done {
+        let (dtype, dims) = self.tensor_type(id);
+        let axis = self.int(axis) as usize;
+        let mut order: Vec<usize> = (0..dims.len()).filter(|&a| a != axis).collect();
+        order.push(axis);
+        let x = self.stored(x)?.transposed(&order);
+        let output = self.result(id, dtype, &dims);
+        self.push_rows(id, Body::Reduce(reduction), vec![x], output.transposed(&order));
+        self.set(id, output);
+        Ok(())
+    }
+
+    /// A kernel of stored operands whose tiles are its output's rows.
+    fn by_rows(&mut self, id: Id, body: Body, operands: &[Id]) -> Done {
+        let inputs = operands.iter().map(|&o| self.stored(o)).collect::<Result<Vec<_>, _>>()?;
+        if inputs.iter().any(|v| v.ring.is_some()) {
+            return Err(self.unsupported(id, "only attention may read a cache that wraps"));
+        }
+        let (dtype, dims) = self.tensor_type(id);
+        let output = self.result(id, dtype, &dims);
+        self.push_rows(id, body, inputs, output.clone());
+        self.set(id, output);
+        Ok(())
+    }
+
+    fn gather(&mut self, id: Id, table_id: Id, ids: Id, scale: f32) -> Done {
+        let (dtype, dims) = self.tensor_type(id);
+        let table = self.as_held(table_id)?;
+        let table = if table.dtype.is_quantised() { table } else { self.stored(table_id)? };
+        let inputs = vec![table, self.stored(ids)?];
+        // Quantised rows come out as the numbers they are.
+        let dtype = if dtype.is_quantised() { DType::F32 } else { dtype };
+        let output = self.result(id, dtype, &dims);
+        self.push_rows(id, Body::Gather { scale }, inputs, output.clone());
+        self.set(id, output);
+        Ok(())
+    }
+
+    fn linear(&mut self, id: Id, x: Id, weights: Id, epilogue: Id) -> Done {
+        let (mut inputs, prologue) = match &self.values[usize::from(x)] {
+            Value::Prologue { x, w, eps } => (vec![x.clone(), w.clone()], Some(*eps)),
+            _ => (vec![self.wide_rows(x)?], None),
+        };
+        let Op::Weights(list) = self.op(weights).clone() else { unreachable!("weights were inferred") };
+        let mut views = vec![];
+        for &w in &list {
+            views.push(self.weight(w)?);
+        }
+        let epilogue = match *self.op(epilogue) {
+            Op::Cap(cap) => Epilogue::Softcap(self.number(cap)),
+            Op::Gate => Epilogue::Gate,
+            _ => Epilogue::Store,
+        };
+        let capacity = self.setting.capacity;
+        let row_dim = inputs[0].axes[0].dim;
+        let rows = capacity.of(row_dim);
+        let quantised = micro::one_quantised_format(views.iter().map(|w| w.dtype));
+        let Dim::Fixed(k) = views[0].axes[1].dim else { unreachable!("weights have fixed shapes") };
+        let micro = micro::choose(rows, k, self.setting.rounded, quantised, &self.setting.features);
+        let operands = micro.operands;
+        let tiles = linear::tiles(&views, epilogue, micro);
+        let mut body = Body::Linear { prologue, epilogue, operands, panel: None };
+        if micro.is_packed() {
+            let panel = pack::packed(Base::Number(0.0), row_dim, k, capacity, micro);
+            let panel = self.temporary(panel.dtype, &panel.dims(), &[0, 1, 2]);
+            let pack = Body::Pack { prologue, operands, panel: micro.mr };
+            self.push(id, pack, inputs, vec![panel.clone()], pack::tiles(row_dim, capacity, micro.mr));
+            inputs = vec![panel];
+            body = Body::Linear { prologue: None, epilogue, operands, panel: Some(micro.mr) };
+        }
+        if micro.reads_rounded_rows() {
+            let dims = inputs[0].dims();
+            let rounded = self.temporary(operands, &dims, &[0, 1]);
+            let round = match prologue {
+                Some(eps) => Body::RmsNorm { eps },
+                None => Body::Elementwise(Elementwise::Copy),
+            };
+            self.push_rows(id, round, inputs, rounded.clone());
+            inputs = vec![rounded];
+            body = Body::Linear { prologue: None, epilogue, operands, panel: None };
+        }
+        inputs.extend(views);
+        match self.types[usize::from(id)].clone() {
+            Type::Tuple(types) => {
+                let outputs: Vec<View> = types
+                    .iter()
+                    .map(|t| self.temporary(t.dtype, &t.shape, &(0..t.rank()).collect::<Vec<_>>()))
+                    .collect();
+                self.push(id, body, inputs, outputs.clone(), tiles);
+                self.values[usize::from(id)] = Value::Tuple(outputs);
+            }
+            _ => {
+                let (dtype, dims) = self.tensor_type(id);
+                let output = self.result(id, dtype, &dims);
+                self.push(id, body, inputs, vec![output.clone()], tiles);
+                self.set(id, output);
+            }
+        }
+        Ok(())
+    }
+
+    fn attention(&mut self, id: Id, [q, k, v, pos, scale, cap, window, mode]: [Id; 8]) -> Done {
+        let (scale, cap) = (self.number(scale), self.optional_number(cap));
+        let (window, maximum) = (self.window(window), self.maximum(mode));
+        let inputs = vec![self.stored(q)?, self.cached(k)?, self.cached(v)?, self.stored(pos)?];
+        let (dtype, dims) = self.tensor_type(id);
+        let output = self.result(id, dtype, &dims);
+        let fixed = |input: usize, axis: usize| match inputs[input].axes[axis].dim {
+            Dim::Fixed(n) => n,
+            Dim::Rows | Dim::Keys => unreachable!("heads and their lengths are fixed"),
+        };
+        let (groups, heads, head_dim) = (fixed(1, 0), fixed(0, 0), fixed(0, 2));
+        let Setting { capacity, features, rounded, .. } = *self.setting;
+        let shape = (groups, heads / groups, head_dim);
+        let mut tiles = lower::attention_tiles(shape, capacity.rows, rounded, &features);
+        let body = |parts| Body::Attention { scale, cap, window, maximum, parts, rounded };
+        match lower::attention_parts(&inputs, window, capacity, &features) {
+            Some((parts, width)) => {
+                let dims = [Dim::Rows, Dim::Fixed(heads), Dim::Fixed(parts), Dim::Fixed(width)];
+                let held = self.temporary(DType::F32, &dims, &[0, 1, 2, 3]);
+                let pos = inputs[3].clone();
+                tiles.fixed *= parts as u32;
+                self.push(id, body(parts), inputs, vec![held.clone()], tiles);
+                let merge = Body::MergeAttention { window, maximum };
+                self.push_rows(id, merge, vec![held, pos], output.clone());
+            }
+            None => self.push(id, body(1), inputs, vec![output.clone()], tiles),
+        }
+        self.set(id, output);
+        Ok(())
+    }
+}
