@@ -3,9 +3,10 @@
 //! In: threads, the CPU that code is made for. Out: a calibration ([`crate::calibration`]) where every command that prices finds it,
 //! or in a file of one's own, and a table of its figures.
 
+use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use lapidary_codegen::calibrate::{STEPS, Subject, calibrate};
 use lapidary_passes::machine::FIGURES;
 
@@ -13,6 +14,7 @@ use crate::calibration::{self, Calibration};
 use crate::interrupt::{self, Again};
 use crate::model::{self, MAX_THREADS};
 use crate::output;
+use crate::pending::Pending;
 
 /// Measure this machine's constants for the cost model, and keep them
 #[derive(clap::Args)]
@@ -43,7 +45,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let path = args.output.clone().or_else(|| Calibration::path(&args.cpu, threads));
     let path =
         path.ok_or_else(|| anyhow!("no cache directory: neither XDG_CACHE_HOME nor HOME is set; -o FILE"))?;
-    let bar = output::bar(2 * STEPS as u64, "calibrating", output::Unit::Tokens);
+    let failed = || format!("cannot write {}", path.display());
+    if let Some(cache) = path.parent().filter(|_| args.output.is_none()) {
+        fs::create_dir_all(cache).with_context(failed)?;
+    }
+    // Before a minute's measuring.
+    let file = Pending::create(&path).with_context(failed)?;
+    let bar = output::bar(2 * STEPS as u64, "calibrating", output::Unit::Steps);
     let last_cache = calibration::last_cache().unwrap_or(LAST_CACHE);
     let measure = |rounded| {
         let subject = Subject { cpu: &args.cpu, threads, rounded, last_cache };
@@ -57,7 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         f32: measure(false)?,
     };
     bar.finish_and_clear();
-    found.write(&path)?;
+    found.write(file).with_context(failed)?;
     output::say(&format!("{}: written", path.display()));
     if args.json {
         return output::print_json(&found.to_json());

@@ -4,7 +4,7 @@
 //! cache directory under a hash of the CPU, its threads, the code's CPU and this version; docs/benchmarks.md lists its fields.
 //! Invariants: a file is replaced whole; what is wrong with it is one line that names the field.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Once;
@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 
 use crate::model::{Activations, read_text};
 use crate::output;
+use crate::pending::Pending;
 
 /// The version of the files.
 const VERSION: u64 = 3;
@@ -133,19 +134,9 @@ impl Calibration {
     }
 
     /// Writes a file.
-    pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        let failed = || format!("cannot write {}", path.display());
-        if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
-            std::fs::create_dir_all(dir).with_context(failed)?;
-        }
-        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-        let written = std::fs::File::create(&temporary)
-            .and_then(|mut f| f.write_all(format!("{:#}\n", self.to_json()).as_bytes()))
-            .and_then(|()| std::fs::rename(&temporary, path));
-        if written.is_err() {
-            let _ = std::fs::remove_file(&temporary);
-        }
-        written.with_context(failed)
+    pub(crate) fn write(&self, mut file: Pending) -> io::Result<()> {
+        writeln!(file, "{:#}", self.to_json())?;
+        file.finish()
     }
 }
 
@@ -227,10 +218,11 @@ mod tests {
     #[test]
     fn a_file_comes_back_as_it_was() {
         let dir = tempfile::tempdir().expect("a folder");
-        let path = dir.path().join("new/c.json");
-        calibration().write(&path).expect("it is written");
+        let path = dir.path().join("c.json");
+        let file = Pending::create(&path).expect("it is created");
+        calibration().write(file).expect("it is written");
         assert_eq!(Calibration::read(&path).expect("it is read"), calibration());
-        assert_eq!(std::fs::read_dir(dir.path().join("new")).expect("a folder").count(), 1);
+        assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 1);
     }
 
     #[test]

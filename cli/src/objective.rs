@@ -12,7 +12,7 @@ use lapidary_passes::measured::Measured;
 use lapidary_passes::{Machine, Objective};
 
 use crate::calibration::{all_threads, cpu_name};
-use crate::output::Usage;
+use crate::output::{self, Usage};
 
 /// What `--cost` takes.
 #[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -61,7 +61,15 @@ fn prices(cpu: &str) -> &'static Measured {
             .fold(0xcbf2_9ce4_8422_2325u64, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
         let path = Cache::of_user().map(|c| c.dir.join(format!("kernels-{hash:016x}.txt")));
         let known = path.as_deref().map(measure::read).unwrap_or_default();
-        Measured::new(path, threads, known)
+        let bar = output::bar(0, "measuring kernels", output::Unit::Steps);
+        Measured::new(path, threads, known).watched(move |done, of| {
+            bar.set_length(of as u64);
+            bar.set_position(done as u64);
+            if done == of {
+                bar.finish_and_clear();
+                bar.reset();
+            }
+        })
     })
 }
 

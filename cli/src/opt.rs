@@ -328,18 +328,20 @@ fn fused(report: &FunctionReport, lowered: &Lowered) -> Result<String> {
     Ok(out)
 }
 
-/// One line a kernel.
+/// One kernel a line; `+` before one that joins the launch of the one above.
 fn kernels(report: &FunctionReport, lowered: &Lowered) -> Result<String> {
     let mut out = String::new();
     let code: usize = lowered.compiled.iter().map(|c| c.code_bytes).sum();
-    let all = &lowered.schedule.kernels;
-    writeln!(out, "{}: {} kernels, {code} bytes of code", title(report, lowered), all.len())?;
-    let width = all.iter().map(|k| k.name.len()).max().unwrap_or(0);
-    for (kernel, compiled) in all.iter().zip(&lowered.compiled) {
+    let (all, joins) = (&lowered.schedule.kernels, &lowered.schedule.joins);
+    let launches = joins.iter().filter(|&&joins| !joins).count();
+    let title = title(report, lowered);
+    writeln!(out, "{title}: kernels {}, launches {launches}, code {code} B", all.len())?;
+    let width = all.iter().map(|k| k.name.len()).max().unwrap_or(0) + 2;
+    for ((kernel, compiled), &joins) in all.iter().zip(&lowered.compiled).zip(joins) {
         writeln!(
             out,
             "{:width$}  {} tiles  ({}) -> ({})  scratch {} B  code {} B  ; {}",
-            kernel.name,
+            format!("{}{}", if joins { "+ " } else { "  " }, kernel.name),
             tiles(kernel.tiles),
             views(&kernel.inputs, lowered),
             views(&kernel.outputs, lowered),

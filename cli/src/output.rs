@@ -67,6 +67,7 @@ pub(crate) fn bar(total: u64, what: &str, unit: Unit) -> ProgressBar {
     let template = match unit {
         Unit::Tokens => "{msg} [{wide_bar}] {pos}/{len} tokens, {per_sec}, {eta} left",
         Unit::Bytes => "{msg} [{wide_bar}] {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left",
+        Unit::Steps => "{msg} [{wide_bar}] {pos}/{len}, {eta} left",
     };
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
@@ -81,6 +82,8 @@ pub(crate) enum Unit {
     Tokens,
     /// Bytes of a file.
     Bytes,
+    /// Measurements.
+    Steps,
 }
 
 /// Bytes for people: `1.5 MiB`.

@@ -69,18 +69,19 @@ pub(crate) fn fill(
     let machine = &options.machine;
     let evict = if machine.is_resident() { 0 } else { (EVICT * machine.last_cache) as usize };
     let setup = Setup { evict, ..Setup::hot(measured.threads) };
+    let mut unknown = candidates(saturated, options.machine, extent);
+    unknown.retain(|candidate| !measured.prices().contains_key(&candidate.key));
+    if unknown.is_empty() {
+        return Ok(());
+    }
     let mut found = vec![];
-    for candidate in candidates(saturated, options.machine, extent) {
-        if measured.prices().contains_key(&candidate.key) {
-            continue;
-        }
-        if let Some(ns) = measure(&candidate, setup, options, extent)? {
+    for (done, candidate) in unknown.iter().enumerate() {
+        measured.tell(done, unknown.len());
+        if let Some(ns) = measure(candidate, setup, options, extent)? {
             found.push((candidate.key, ns));
         }
     }
-    if found.is_empty() {
-        return Ok(());
-    }
+    measured.tell(unknown.len(), unknown.len());
     measured.prices().extend(found);
     if let Some(path) = &measured.path {
         // Others may have measured since.

@@ -30,7 +30,11 @@ pub struct Measured {
     /// Threads that they are measured on.
     pub threads: usize,
     prices: Mutex<BTreeMap<u64, f64>>,
+    watch: Option<Box<Watch>>,
 }
+
+/// Who is told of measurements: how many of a function's kernels are done, and of how many.
+type Watch = dyn Fn(usize, usize) + Send + Sync;
 
 impl std::fmt::Debug for Measured {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -47,7 +51,21 @@ impl PartialEq for Measured {
 impl Measured {
     /// These prices, in nanoseconds by key.
     pub fn new(path: Option<PathBuf>, threads: usize, prices: BTreeMap<u64, f64>) -> Measured {
-        Measured { path, threads, prices: Mutex::new(prices) }
+        Measured { path, threads, prices: Mutex::new(prices), watch: None }
+    }
+
+    /// The same, with someone who is told before each kernel of a function is measured, and at its end, how many are done and of
+    /// how many.
+    #[must_use]
+    pub fn watched(self, watch: impl Fn(usize, usize) + Send + Sync + 'static) -> Measured {
+        Measured { watch: Some(Box::new(watch)), ..self }
+    }
+
+    /// Tells the watch, if there is one.
+    pub fn tell(&self, done: usize, of: usize) {
+        if let Some(watch) = &self.watch {
+            watch(done, of);
+        }
     }
 
     /// All of them.

@@ -84,7 +84,7 @@ pub(super) fn run(args: &Args, phases: &[Phase], needed: usize, threads: u64) ->
         }
     }
     left.extend(fired.into_iter().map(Left::Rule));
-    let bar = output::bar(left.len() as u64, "measuring", output::Unit::Tokens);
+    let bar = output::bar(left.len() as u64, "measuring", output::Unit::Steps);
     let mut rows = vec![];
     let mut without_effect = vec![];
     let mut of_all = (vec![], vec![]);

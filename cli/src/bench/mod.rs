@@ -156,7 +156,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
         let mut machine = Machine::new(&args.compile.cpu, count as usize)?;
         times = (ms(engine.compile), ms(engine.load));
-        let bar = output::bar(args.repeat * phases.len() as u64, "measuring", output::Unit::Tokens);
+        let bar = output::bar(args.repeat * phases.len() as u64, "measuring", output::Unit::Steps);
         let mut measured: Vec<Measured> = phases
             .iter()
             .map(|&phase| Measured { phase, seconds: vec![], read: vec![], multiply: Default::default() })

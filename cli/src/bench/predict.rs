@@ -47,6 +47,8 @@ enum Role {
     After,
     /// One that moves an operand or a result, which is in no price.
     Unpriced,
+    /// What a view cannot say: extraction prices the copy of repeated keys and values.
+    Moved,
 }
 
 impl Predictor {
@@ -119,6 +121,7 @@ impl Predictor {
             Role::Before => Some(price.before),
             Role::Itself => Some(price.itself),
             Role::After => Some(price.after),
+            Role::Moved => Some(price.itself).filter(|&ns| ns > 0.0),
             Role::Unpriced => None,
         }
     }
@@ -131,7 +134,8 @@ fn role(kernel: &Kernel, lowered: &Lowered) -> Role {
         (Op::Linear(_), Body::Linear { .. }) | (Op::Attention(_), Body::Attention { .. }) => Role::Itself,
         (Op::Linear(_), _) => Role::Before,
         (Op::Attention(_), Body::MergeAttention { .. }) => Role::After,
-        (Op::Attention(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Input(_), _) => Role::Unpriced,
+        (Op::Reshape(_), _) => Role::Moved,
+        (Op::Attention(_) | Op::Transpose(_) | Op::Input(_), _) => Role::Unpriced,
         (Op::Cast(_) | Op::Concat(_), _) => Role::Itself,
         (_, Body::Elementwise(lapidary_codegen::kernel::Elementwise::Copy)) => Role::Unpriced,
         _ => Role::Itself,

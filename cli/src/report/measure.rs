@@ -40,7 +40,7 @@ pub(crate) fn measure(
     let unit = features.matrix_unit(rounded, engine.format.is_quantised());
     let rows = regimes(engine.session.program().plan.chunk);
     let shrunk: Vec<&Without> = without.iter().filter(|w| w.matters).collect();
-    let bar = output::bar((rows.len() + shrunk.len()) as u64, "measuring", output::Unit::Tokens);
+    let bar = output::bar((rows.len() + shrunk.len()) as u64, "measuring", output::Unit::Steps);
     let (mut read, mut multiply) = (vec![], vec![]);
     let mut variants = vec![];
     for (variant, &rows) in rows.iter().enumerate() {
