@@ -1,4 +1,4 @@
-//! Microkernels: the inner loops of linear kernels, as rows of one table.
+//! Microkernels: the inner loops of linear kernels and attention, as rows of one table.
 //!
 //! A row states what it is for (row regime, what the CPU must have) and how its code is emitted. There are two kinds.
 //! *Dot* microkernels serve one row of x, or few: weight rows are streams, read as they lie. *Tile* microkernels serve
@@ -6,7 +6,7 @@
 //! lanes, so that weights need no transpose. Contract: no allocation, no calls out, no state; pointers and counts in,
 //! a block of results out.
 //!
-//! Add a microkernel as a row of [`MICROKERNELS`]; of those that fit, the first one is taken. Tests walk the table.
+//! Add a microkernel as a row of [`MICROKERNELS`] (`table.rs`); of those that fit, the first one is taken. Tests walk the table.
 
 mod aarch64;
 mod amx;
@@ -17,6 +17,7 @@ mod mix;
 pub mod probe;
 mod rows;
 mod scores;
+mod table;
 mod tile;
 mod tile_int8;
 mod widen;
@@ -25,6 +26,7 @@ use cranelift_codegen::ir::Value;
 use iced_x86::IcedError;
 use lapidary_ir::{BLOCK, DType};
 
+pub use self::table::MICROKERNELS;
 use crate::emit::{Emitter, Features};
 
 /// One block of dot products: operands of a [`Emit::Dot`].
@@ -258,231 +260,6 @@ pub struct Microkernel {
 
 /// The most rows of a call whose products are dot products of rows of both operands.
 pub const FEW_ROWS: usize = 32;
-
-/// Every microkernel; of those that fit, the first one is taken.
-pub const MICROKERNELS: &[Microkernel] = &[
-    Microkernel {
-        name: "vnni_dot",
-        operands: DType::Q8,
-        mr: 1,
-        shapes: &[(1, 16)],
-        block: (16, 0),
-        kr: 1,
-        max_rows: 4,
-        runs_on: |f| f.avx512 && f.vnni,
-        emit: Emit::PairedDot(dot_int8::dot_vnni),
-    },
-    Microkernel {
-        name: "avx2_int8_dot",
-        operands: DType::Q8,
-        mr: 1,
-        shapes: &[(1, 16)],
-        block: (16, 0),
-        kr: 1,
-        max_rows: 4,
-        runs_on: |f| f.avx2 && f.fma,
-        emit: Emit::PairedDot(dot_int8::dot_avx2),
-    },
-    Microkernel {
-        name: "neon_sdot",
-        operands: DType::Q8,
-        mr: 1,
-        shapes: &[(1, 16)],
-        block: (16, 0),
-        kr: 1,
-        max_rows: 4,
-        runs_on: |f| f.dotprod,
-        emit: Emit::RawDot(aarch64::dot_sdot),
-    },
-    Microkernel {
-        name: "avx512_dot",
-        operands: DType::F32,
-        mr: 1,
-        shapes: &[(1, 16)],
-        block: (16, 0),
-        kr: 1,
-        max_rows: 4,
-        runs_on: |f| f.avx512,
-        emit: Emit::RawDot(dot::dot_512),
-    },
-    Microkernel {
-        name: "avx2_dot",
-        operands: DType::F32,
-        mr: 1,
-        shapes: &[(1, 16)],
-        block: (16, 0),
-        kr: 1,
-        max_rows: 4,
-        runs_on: |f| f.avx2 && f.fma,
-        emit: Emit::RawDot(dot::dot_256),
-    },
-    Microkernel {
-        name: "clif_dot",
-        operands: DType::F32,
-        mr: 1,
-        shapes: &[(1, 16)],
-        block: (16, 0),
-        kr: 1,
-        max_rows: 4,
-        runs_on: |_| true,
-        emit: Emit::Dot(clif::dot),
-    },
-    Microkernel {
-        name: "amx_bf16_tile",
-        operands: DType::BF16,
-        mr: 32,
-        shapes: &[(32, 32), (16, 32)],
-        block: (32, 512),
-        kr: 32,
-        max_rows: usize::MAX,
-        runs_on: |f| f.avx512 && f.amx,
-        emit: Emit::ConfiguredTile(amx::tile_bf16),
-    },
-    Microkernel {
-        name: "avx512_bf16_rows",
-        operands: DType::BF16,
-        mr: 8,
-        shapes: &[(8, 3), (4, 3), (2, 3), (1, 3), (8, 1), (4, 1), (2, 1), (1, 1)],
-        block: (24, 0),
-        kr: 1,
-        max_rows: FEW_ROWS,
-        runs_on: |f| f.avx512 && f.bf16,
-        emit: Emit::RawRows(rows::rows_bf16),
-    },
-    Microkernel {
-        name: "avx512_vnni_tile",
-        operands: DType::Q8,
-        mr: 48,
-        shapes: &[(48, 8), (32, 12), (16, 24)],
-        block: (48, 1024),
-        kr: BLOCK,
-        max_rows: usize::MAX,
-        runs_on: |f| f.avx512 && f.vnni,
-        emit: Emit::IntegerTile(tile_int8::tile_vnni, tile_int8::whole_block),
-    },
-    Microkernel {
-        name: "avx512_bf16_tile",
-        operands: DType::BF16,
-        mr: 48,
-        shapes: &[(48, 8), (32, 12), (16, 24)],
-        block: (48, 1024),
-        kr: 1,
-        max_rows: usize::MAX,
-        runs_on: |f| f.avx512 && f.bf16,
-        emit: Emit::RawTile(tile::tile_bf16),
-    },
-    Microkernel {
-        name: "avx512_tile",
-        operands: DType::F32,
-        mr: 48,
-        shapes: &[(48, 8), (32, 12), (16, 24)],
-        block: (48, 1024),
-        kr: 1,
-        max_rows: usize::MAX,
-        runs_on: |f| f.avx512,
-        emit: Emit::RawTile(tile::tile_512),
-    },
-    Microkernel {
-        name: "avx2_int8_tile",
-        operands: DType::Q8,
-        mr: 16,
-        shapes: &[(16, 6), (8, 12)],
-        block: (48, 1024),
-        kr: BLOCK,
-        max_rows: usize::MAX,
-        // With AVX-512 wider tiles of f32 are as fast.
-        runs_on: |f| f.avx2 && f.fma && !f.avx512,
-        emit: Emit::IntegerTile(tile_int8::tile_256, tile_int8::halved_block),
-    },
-    Microkernel {
-        name: "avx2_tile",
-        operands: DType::F32,
-        mr: 16,
-        shapes: &[(16, 6), (8, 12)],
-        block: (48, 256),
-        kr: 1,
-        max_rows: usize::MAX,
-        runs_on: |f| f.avx2 && f.fma,
-        emit: Emit::RawTile(tile::tile_256),
-    },
-    Microkernel {
-        name: "clif_tile",
-        operands: DType::F32,
-        mr: 8,
-        shapes: &[(8, 4), (4, 8)],
-        block: (48, 1024),
-        kr: 1,
-        max_rows: usize::MAX,
-        runs_on: |_| true,
-        emit: Emit::Inline(clif::tile),
-    },
-    Microkernel {
-        name: "avx512_scores",
-        operands: DType::F32,
-        mr: 2,
-        shapes: &[(2, 4), (2, 1)],
-        block: (1, 0),
-        kr: 1,
-        max_rows: 0,
-        runs_on: |f| f.avx512,
-        emit: Emit::RawScores(scores::scores_512),
-    },
-    Microkernel {
-        name: "avx2_scores",
-        operands: DType::F32,
-        mr: 2,
-        shapes: &[(2, 4), (2, 1)],
-        block: (1, 0),
-        kr: 1,
-        max_rows: 0,
-        runs_on: |f| f.avx2 && f.fma,
-        emit: Emit::RawScores(scores::scores_256),
-    },
-    Microkernel {
-        name: "avx512_mix",
-        operands: DType::F32,
-        mr: 1,
-        shapes: &[(mix::COLUMNS_512, 2)],
-        block: (1, 0),
-        kr: 1,
-        max_rows: 0,
-        runs_on: |f| f.avx512,
-        emit: Emit::RawMix(mix::mix_512),
-    },
-    Microkernel {
-        name: "avx2_mix",
-        operands: DType::F32,
-        mr: 1,
-        shapes: &[(mix::COLUMNS_256, 2)],
-        block: (1, 0),
-        kr: 1,
-        max_rows: 0,
-        runs_on: |f| f.avx2 && f.fma,
-        emit: Emit::RawMix(mix::mix_256),
-    },
-    Microkernel {
-        name: "avx512_widen",
-        operands: DType::F32,
-        mr: 1,
-        shapes: &[(BLOCK, 1)],
-        block: (1, 0),
-        kr: 1,
-        max_rows: 0,
-        runs_on: |f| f.avx512,
-        emit: Emit::RawWiden(widen::widen_512),
-    },
-    Microkernel {
-        name: "avx2_widen",
-        operands: DType::F32,
-        mr: 1,
-        shapes: &[(BLOCK, 1)],
-        block: (1, 0),
-        kr: 1,
-        max_rows: 0,
-        runs_on: |f| f.avx2 && f.fma,
-        emit: Emit::RawWiden(widen::widen_256),
-    },
-];
 
 impl Microkernel {
     /// Weight rows of a tile of a linear kernel's tile space.

@@ -1,0 +1,333 @@
+//! The emitter: a thin hand over Cranelift's function builder that lowerings are written with.
+//!
+//! It knows the kernel ABI (frame, tile range, scratch), views (addresses of elements), counted loops, and 4-lane
+//! loads and stores that widen and narrow. Everything is 128-bit: `F32X4` and `I32X4`. A tail of fewer than four
+//! elements goes through the same 4-lane arithmetic with one element in lane 0, so an element's value never depends on
+//! where in a row it stands.
+
+mod lanes;
+
+use std::collections::HashMap;
+
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::types::I64;
+use cranelift_codegen::ir::{BlockArg, FuncRef, InstBuilder, MemFlagsData, Value};
+use cranelift_codegen::isa::TargetFrontendConfig;
+use cranelift_frontend::FunctionBuilder;
+use lapidary_ir::Dim;
+use lapidary_runtime::program::{FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS};
+
+use crate::micro::Raw;
+use crate::view::{Base, View};
+
+/// What the emitter must know of the target's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Fused multiply-add in one instruction; else a multiply and an add.
+    pub fma: bool,
+    /// x86-64: AVX2.
+    pub avx2: bool,
+    /// x86-64: AVX-512 F, BW, DQ and VL.
+    pub avx512: bool,
+    /// x86-64: AVX-512 VNNI.
+    pub vnni: bool,
+    /// x86-64: AVX-512 BF16 whose dot product is faster than FMA. (Intel's is not: half of its rate.)
+    pub bf16: bool,
+    /// x86-64: AMX tiles, with products of bf16.
+    pub amx: bool,
+    /// AArch64: dot products of bytes (FEAT_DotProd).
+    pub dotprod: bool,
+}
+
+/// The state of one kernel being emitted.
+pub struct Emitter<'a> {
+    /// Cranelift's builder, for what has no method here.
+    pub b: FunctionBuilder<'a>,
+    /// The target's instructions.
+    pub features: Features,
+    /// Arena offsets in bytes, by buffer.
+    arena: &'a [usize],
+    frame: Value,
+    /// First tile (i64).
+    pub tile_begin: Value,
+    /// One past the last tile (i64).
+    pub tile_end: Value,
+    /// This thread's scratch.
+    pub scratch: Value,
+    scratch_bytes: usize,
+    /// Raw code that the kernel may call.
+    raw: &'a HashMap<Raw, FuncRef>,
+}
+
+impl<'a> Emitter<'a> {
+    /// Starts a kernel; the builder is in its entry block, whose four parameters are the ABI's.
+    pub fn new(
+        mut b: FunctionBuilder<'a>,
+        features: Features,
+        arena: &'a [usize],
+        raw: &'a HashMap<Raw, FuncRef>,
+    ) -> Emitter<'a> {
+        let entry = b.create_block();
+        b.append_block_params_for_function_params(entry);
+        b.switch_to_block(entry);
+        let params = b.block_params(entry).to_vec();
+        Emitter {
+            b,
+            features,
+            arena,
+            frame: params[0],
+            tile_begin: params[1],
+            tile_end: params[2],
+            scratch: params[3],
+            scratch_bytes: 0,
+            raw,
+        }
+    }
+
+    /// Ends the kernel: returns, seals, finalizes. Gives the scratch it takes, in bytes.
+    pub fn finish(mut self, config: TargetFrontendConfig) -> usize {
+        self.b.ins().return_(&[]);
+        self.b.seal_all_blocks();
+        self.b.finalize(config);
+        self.scratch_bytes
+    }
+
+    /// Takes `bytes` of scratch, 64-byte aligned: their address.
+    pub fn take_scratch(&mut self, bytes: usize) -> Value {
+        let at = self.scratch_bytes;
+        self.scratch_bytes += bytes.next_multiple_of(64);
+        self.offset(self.scratch, at as i64)
+    }
+
+    // ---- integers ----
+
+    /// An i64.
+    pub fn i64(&mut self, value: i64) -> Value {
+        self.b.ins().iconst(I64, value)
+    }
+
+    /// `value + offset`, both i64.
+    pub fn offset(&mut self, value: Value, offset: i64) -> Value {
+        if offset == 0 {
+            return value;
+        }
+        let offset = self.i64(offset);
+        self.b.ins().iadd(value, offset)
+    }
+
+    /// `value * factor`, both i64.
+    pub fn scale(&mut self, value: Value, factor: i64) -> Value {
+        match factor {
+            1 => value,
+            0 => self.i64(0),
+            f if f > 0 && (f as u64).is_power_of_two() => {
+                let shift = self.i64(f.trailing_zeros().into());
+                self.b.ins().ishl(value, shift)
+            }
+            f => {
+                let f = self.i64(f);
+                self.b.ins().imul(value, f)
+            }
+        }
+    }
+
+    /// The smaller of two i64.
+    pub fn min(&mut self, a: Value, b: Value) -> Value {
+        self.b.ins().smin(a, b)
+    }
+
+    /// A word of the frame.
+    fn frame_word(&mut self, word: usize) -> Value {
+        let flags = MemFlagsData::trusted().with_readonly().with_can_move();
+        self.b.ins().load(I64, flags, self.frame, (word * 8) as i32)
+    }
+
+    /// The address in a slot (i64).
+    pub fn slot(&mut self, slot: usize) -> Value {
+        self.frame_word(FRAME_SLOTS + slot)
+    }
+
+    /// `T`, the call's rows (i64).
+    pub fn rows(&mut self) -> Value {
+        self.frame_word(FRAME_ROWS)
+    }
+
+    /// `S`, the keys with this call's rows appended (i64).
+    pub fn keys(&mut self) -> Value {
+        self.frame_word(FRAME_KEYS)
+    }
+
+    /// A dim's length in this call (i64).
+    pub fn length(&mut self, dim: Dim) -> Value {
+        match dim {
+            Dim::Fixed(n) => self.i64(n as i64),
+            Dim::Rows => self.rows(),
+            Dim::Keys => self.keys(),
+        }
+    }
+
+    // ---- views ----
+
+    /// The address of a view's element at index 0 of every axis.
+    ///
+    /// # Panics
+    /// On a view that is not in memory.
+    pub fn base(&mut self, view: &View) -> Value {
+        let base = match view.base {
+            Base::Arena(id) => {
+                let arena = self.frame_word(FRAME_ARENA);
+                self.offset(arena, self.arena[id.0] as i64)
+            }
+            Base::Slot(slot) => self.frame_word(FRAME_SLOTS + slot),
+            Base::Constant(at) => {
+                let constants = self.frame_word(FRAME_CONSTANTS);
+                self.offset(constants, at as i64)
+            }
+            Base::Number(_) | Base::Integer(_) => unreachable!("an immediate has no address"),
+        };
+        let base = self.offset(base, view.bytes_of(view.offset));
+        if view.per_row_offset == 0 {
+            return base;
+        }
+        let rows = self.rows();
+        let before_last = self.offset(rows, -1);
+        let bytes = self.scale(before_last, view.bytes_of(view.per_row_offset));
+        self.b.ins().iadd(base, bytes)
+    }
+
+    /// `address` moved by `index` (i64) along an axis of the view. Broadcast axes do not move it. A ring's key axis
+    /// wraps.
+    pub fn step(&mut self, view: &View, axis: usize, address: Value, index: Value) -> Value {
+        let stride = view.step_bytes(axis);
+        if stride == 0 {
+            return address;
+        }
+        let index = match view.ring {
+            Some(rows) if view.axes[axis].dim == Dim::Keys => {
+                let rows = self.i64(rows as i64);
+                self.b.ins().urem(index, rows)
+            }
+            _ => index,
+        };
+        let bytes = self.scale(index, stride);
+        self.b.ins().iadd(address, bytes)
+    }
+
+    /// `address` moved by one index for each listed axis.
+    pub fn at(&mut self, view: &View, address: Value, indices: &[(usize, Value)]) -> Value {
+        indices.iter().fold(address, |address, &(axis, index)| self.step(view, axis, address, index))
+    }
+
+    // ---- control ----
+
+    /// `for index in begin..end`, carrying `state`; the body returns the next state, the loop the last.
+    pub fn for_range(
+        &mut self,
+        begin: Value,
+        end: Value,
+        by: i64,
+        state: &[Value],
+        body: impl FnOnce(&mut Self, Value, &[Value]) -> Vec<Value>,
+    ) -> Vec<Value> {
+        let head = self.b.create_block();
+        let inside = self.b.create_block();
+        let after = self.b.create_block();
+        let index = self.b.append_block_param(head, I64);
+        let carried: Vec<Value> = state
+            .iter()
+            .map(|&v| {
+                let ty = self.b.func.dfg.value_type(v);
+                self.b.append_block_param(head, ty)
+            })
+            .collect();
+        let mut args: Vec<BlockArg> = vec![begin.into()];
+        args.extend(state.iter().map(|&v| BlockArg::from(v)));
+        self.b.ins().jump(head, &args);
+        self.b.switch_to_block(head);
+        let more = self.b.ins().icmp(IntCC::SignedLessThan, index, end);
+        self.b.ins().brif(more, inside, &[], after, &[]);
+        self.b.switch_to_block(inside);
+        let next = body(self, index, &carried);
+        let index = self.offset(index, by);
+        let mut args: Vec<BlockArg> = vec![index.into()];
+        args.extend(next.iter().map(|&v| BlockArg::from(v)));
+        self.b.ins().jump(head, &args);
+        self.b.switch_to_block(after);
+        carried
+    }
+
+    /// A loop over the kernel's tiles.
+    pub fn for_tiles(&mut self, body: impl FnOnce(&mut Self, Value)) {
+        let (begin, end) = (self.tile_begin, self.tile_end);
+        self.for_range(begin, end, 1, &[], |e, tile, _| {
+            body(e, tile);
+            vec![]
+        });
+    }
+
+    /// Splits a row-major index over axes of these lengths: one index an axis.
+    pub fn unravel(&mut self, index: Value, dims: &[Dim]) -> Vec<Value> {
+        let mut indices = vec![index; dims.len()];
+        let mut rest = index;
+        for (i, &dim) in dims.iter().enumerate().skip(1).rev() {
+            let n = self.length(dim);
+            indices[i] = self.b.ins().urem(rest, n);
+            rest = self.b.ins().udiv(rest, n);
+        }
+        if let Some(first) = indices.first_mut() {
+            *first = rest;
+        }
+        indices
+    }
+
+    /// `for i in 0..n` in fours, then one by one: the body is emitted twice and told the lanes in use (4 or 1).
+    pub fn for_lanes(
+        &mut self,
+        n: Value,
+        state: &[Value],
+        mut body: impl FnMut(&mut Self, Value, usize, &[Value]) -> Vec<Value>,
+    ) -> Vec<Value> {
+        let zero = self.i64(0);
+        let three = self.i64(!3);
+        let whole = self.b.ins().band(n, three);
+        let state = self.for_range(zero, whole, 4, state, |e, i, s| body(e, i, 4, s));
+        self.for_range(whole, n, 1, &state, |e, i, s| body(e, i, 1, s))
+    }
+
+    /// Calls raw code.
+    ///
+    /// # Panics
+    /// If the code was not made for this kernel.
+    pub fn call_raw(&mut self, raw: Raw, operands: &[Value]) {
+        self.b.ins().call(self.raw[&raw], operands);
+    }
+
+    /// Runs `then` when `condition` (an integer) is not 0, else `otherwise`.
+    pub fn choose_path(
+        &mut self,
+        condition: Value,
+        then: impl FnOnce(&mut Self),
+        otherwise: impl FnOnce(&mut Self),
+    ) {
+        let (yes, no, after) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
+        self.b.ins().brif(condition, yes, &[], no, &[]);
+        self.b.switch_to_block(yes);
+        then(self);
+        self.b.ins().jump(after, &[]);
+        self.b.switch_to_block(no);
+        otherwise(self);
+        self.b.ins().jump(after, &[]);
+        self.b.switch_to_block(after);
+    }
+
+    /// Runs `then` when `condition` (an integer) is not 0.
+    pub fn when(&mut self, condition: Value, then: impl FnOnce(&mut Self)) {
+        let inside = self.b.create_block();
+        let after = self.b.create_block();
+        self.b.ins().brif(condition, inside, &[], after, &[]);
+        self.b.switch_to_block(inside);
+        then(self);
+        self.b.ins().jump(after, &[]);
+        self.b.switch_to_block(after);
+    }
+}
