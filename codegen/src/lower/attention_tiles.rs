@@ -1,9 +1,9 @@
 //! Attention for many rows: blocks of queries against blocks of keys, both products by tile microkernels.
 //!
-//! A tile is some rows of some query heads of one KV head: its queries are the columns of a panel, packed once. Keys go
-//! in blocks, from the first that any of its rows sees to the last: scores come out as rows of keys, columns of queries,
-//! so that softcap, mask and exp run along lanes of queries, and what they leave is the panel of the second product, with
-//! values transposed. Blocks that no row sees are never touched. Without a maximum the sums just add up; with one, each
+//! A tile is some rows of some query heads of one KV head: its queries are the columns of a few panels, packed once. Keys
+//! and values go in blocks, from the first that any of its rows sees to the last, each widened once for all panels that see
+//! it: scores come out as rows of keys, columns of queries, so that softcap, mask and exp run along lanes of queries, and
+//! what they leave is the panel of the second product, with values transposed. Blocks that no row sees are never touched. Without a maximum the sums just add up; with one, each
 //! block rescales them.
 
 use cranelift_codegen::ir::condcodes::IntCC;
@@ -25,6 +25,11 @@ use crate::view::View;
 /// Keys of a block.
 const BLOCK: usize = 64;
 
+/// Columns of a tile, where calls have rows enough.
+const COLUMNS: usize = 64;
+/// Tiles that the rows of the largest call make at least: work for many threads comes before columns.
+const TILES: usize = 8;
+
 /// What stands for the score of a key that is not seen, and for a maximum over none.
 const UNSEEN: f32 = -1e30;
 
@@ -34,8 +39,10 @@ struct Shape {
     micro: &'static Microkernel,
     /// Query heads of a tile.
     heads: usize,
-    /// Rows of a tile.
+    /// Rows of a panel.
     rows: usize,
+    /// Panels of a tile.
+    panels: usize,
 }
 
 /// The tile's columns, if the calls have rows enough for tiles.
@@ -43,7 +50,11 @@ fn shape(repeat: usize, head_dim: usize, rows: usize, rounded: bool, features: &
     let micro = micro::select(rows, head_dim, operands(rows, head_dim, rounded, features), features);
     micro.is_packed().then(|| {
         let heads = repeat.min(micro.mr);
-        Shape { micro, heads, rows: micro.mr / heads }
+        let panel_rows = micro.mr / heads;
+        // Of bf16 products run over whole blocks, cleared where no key is for one panel alone.
+        let most = if micro.operands == DType::F32 { COLUMNS / micro.mr } else { 1 };
+        let panels = most.min(rows / (TILES * panel_rows)).max(1);
+        Shape { micro, heads, rows: panel_rows, panels }
     })
 }
 
@@ -88,7 +99,9 @@ pub(super) fn tiles(
     features: &Features,
 ) -> Tiles {
     match shape(repeat, head_dim, rows, rounded, features) {
-        Some(s) => Tiles { fixed: (groups * repeat.div_ceil(s.heads)) as u32, rows: s.rows as u32 },
+        Some(s) => {
+            Tiles { fixed: (groups * repeat.div_ceil(s.heads)) as u32, rows: (s.rows * s.panels) as u32 }
+        }
         None => Tiles { fixed: groups as u32, rows: ATTENTION_ROWS },
     }
 }
@@ -116,6 +129,19 @@ fn value_tiling(micro: &'static Microkernel) -> Tiling {
     }
 }
 
+/// Bytes of a panel's queries.
+fn query_bytes(shape: Shape, head_dim: usize) -> usize {
+    head_dim.next_multiple_of(4) * shape.micro.mr * 4
+}
+
+/// Bytes of a panel's unnormalised outputs.
+fn sum_bytes(shape: Shape, head_dim: usize) -> usize {
+    (head_dim.next_multiple_of(4) + value_tiling(shape.micro).overhang()) * shape.micro.mr * 4
+}
+
+/// Bytes of a panel's range of keys and number of columns.
+const RANGE_BYTES: usize = 32;
+
 /// The raw code that the kernel calls.
 pub(super) fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkernel, Raw)> {
     let Some(shape) = shape_of(kernel, features) else { return vec![] };
@@ -125,6 +151,8 @@ pub(super) fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Mi
     raw.map(|raw| (shape.micro, raw)).collect()
 }
 
+/// A tile; or one panel of it, when scratch that each panel has its own of is that panel's.
+#[derive(Clone, Copy)]
 struct Attention<'a> {
     q: &'a View,
     k: &'a View,
@@ -160,6 +188,8 @@ struct Attention<'a> {
     rescale: Value,
     query_rows: Value,
     output_rows: Value,
+    /// Scratch: the first key that any column sees, one past the last, and the columns (i64).
+    range: Value,
 }
 
 /// Emits the kernel.
@@ -179,6 +209,8 @@ pub(super) fn lower(
     let operands = shape.micro.operands;
     let scores = e.take_scratch((BLOCK + over) * columns);
     let shares = if operands == DType::BF16 { e.take_scratch(BLOCK / 2 * columns) } else { scores };
+    let panels = shape.panels;
+    let each = |e: &mut Emitter<'_>, bytes: usize| e.take_scratch(panels * bytes);
     let a = Attention {
         q,
         k,
@@ -192,19 +224,20 @@ pub(super) fn lower(
         cap,
         window,
         maximum,
-        queries: e.take_scratch(head_dim.next_multiple_of(4) * columns),
+        queries: each(e, query_bytes(shape, head_dim)),
         keys: e.take_scratch((BLOCK + over) * padded(head_dim, operands)),
         values: e.take_scratch((head_dim.next_multiple_of(4) + over) * padded(BLOCK, operands)),
         scores,
         shares,
-        sums: e.take_scratch((head_dim.next_multiple_of(4) + over) * columns),
-        low: e.take_scratch(columns),
-        high: e.take_scratch(columns),
-        denominator: e.take_scratch(columns),
-        highest: e.take_scratch(columns),
-        rescale: e.take_scratch(columns),
-        query_rows: e.take_scratch(2 * columns),
-        output_rows: e.take_scratch(2 * columns),
+        sums: each(e, sum_bytes(shape, head_dim)),
+        low: each(e, columns),
+        high: each(e, columns),
+        denominator: each(e, columns),
+        highest: each(e, columns),
+        rescale: each(e, columns),
+        query_rows: each(e, 2 * columns),
+        output_rows: each(e, 2 * columns),
+        range: each(e, RANGE_BYTES),
     };
     if shape.micro.is_configured() {
         e.call_raw(Raw::Configure, &[]);
@@ -217,10 +250,11 @@ pub(super) fn lower(
 
 impl Attention<'_> {
     fn tile(&self, e: &mut Emitter<'_>, tile: Value) {
-        let Shape { heads, rows: block_rows, .. } = self.shape;
+        let Shape { heads, rows: panel_rows, panels, .. } = self.shape;
+        let (panel_rows, tile_rows) = (panel_rows as i64, (panel_rows * panels) as i64);
         let rows = e.rows();
-        let block = e.i64(block_rows as i64);
-        let up = e.offset(rows, block_rows as i64 - 1);
+        let block = e.i64(tile_rows);
+        let up = e.offset(rows, tile_rows - 1);
         let blocks = e.b.ins().udiv(up, block);
         let part = e.b.ins().udiv(tile, blocks);
         let first = e.b.ins().urem(tile, blocks);
@@ -232,16 +266,28 @@ impl Attention<'_> {
         let left = e.i64(self.repeat as i64);
         let left = e.b.ins().isub(left, head);
         let most = e.i64(heads as i64);
-        let heads_here = e.min(left, most);
+        let heads = e.min(left, most);
         let left = e.b.ins().isub(rows, first);
-        let rows_here = e.min(left, block);
-        let columns = e.b.ins().imul(rows_here, heads_here);
+        let rows = e.min(left, block);
         let first_head = e.scale(group, self.repeat as i64);
         let first_head = e.b.ins().iadd(first_head, head);
 
-        let (low, high, gap) = self.columns(e, first, rows_here, first_head, heads_here);
-        self.pack(e, columns);
-        self.clear(e);
+        self.clear_ranges(e);
+        let (zero, keys) = (e.i64(0), e.keys());
+        let seen = e.for_range(zero, rows, panel_rows, &[keys, zero, zero], |e, row, seen| {
+            let panel = self.panel(e, row);
+            let left = e.b.ins().isub(rows, row);
+            let most = e.i64(panel_rows);
+            let rows = e.min(left, most);
+            let first = e.b.ins().iadd(first, row);
+            let columns = e.b.ins().imul(rows, heads);
+            let seen = panel.columns(e, (first, rows), (first_head, heads), seen);
+            panel.pack(e, columns);
+            panel.clear(e);
+            panel.keep_range(e, [seen[3], seen[4], columns]);
+            seen[..3].to_vec()
+        });
+        let (low, high, gap) = (seen[0], seen[1], seen[2]);
         let k = e.base(self.k);
         let k = e.step(self.k, 0, k, group);
         let v = e.base(self.v);
@@ -256,10 +302,78 @@ impl Attention<'_> {
             }
             self.widen(e, k, v, key, count);
             e.when(gap, |e| self.hide(e, key, count));
-            self.block(e, key, count, low, columns);
+            e.for_range(zero, rows, panel_rows, &[], |e, row, _| {
+                let panel = self.panel(e, row);
+                let [low, high, columns] = panel.kept_range(e);
+                let left = e.b.ins().isub(high, key);
+                let count = e.min(left, count);
+                let end = e.b.ins().iadd(key, count);
+                let any = e.b.ins().icmp(IntCC::SignedGreaterThan, count, zero);
+                let begun = e.b.ins().icmp(IntCC::SignedGreaterThan, end, low);
+                let sees = e.b.ins().band(any, begun);
+                e.when(sees, |e| panel.block(e, key, count, low, columns));
+                vec![]
+            });
             vec![]
         });
-        self.store(e, columns);
+        e.for_range(zero, rows, panel_rows, &[], |e, row, _| {
+            let panel = self.panel(e, row);
+            let [.., columns] = panel.kept_range(e);
+            panel.store(e, columns);
+            vec![]
+        });
+    }
+
+    /// The panel that starts at a row of the tile.
+    fn panel(&self, e: &mut Emitter<'_>, row: Value) -> Self {
+        let Shape { micro, rows, panels, .. } = self.shape;
+        if panels == 1 {
+            return *self;
+        }
+        let rows = e.i64(rows as i64);
+        let index = e.b.ins().udiv(row, rows);
+        let own = |e: &mut Emitter<'_>, all: Value, bytes: usize| {
+            let at = e.scale(index, bytes as i64);
+            e.b.ins().iadd(all, at)
+        };
+        let columns = micro.mr * 4;
+        Self {
+            queries: own(e, self.queries, query_bytes(self.shape, self.head_dim)),
+            sums: own(e, self.sums, sum_bytes(self.shape, self.head_dim)),
+            low: own(e, self.low, columns),
+            high: own(e, self.high, columns),
+            denominator: own(e, self.denominator, columns),
+            highest: own(e, self.highest, columns),
+            rescale: own(e, self.rescale, columns),
+            query_rows: own(e, self.query_rows, 2 * columns),
+            output_rows: own(e, self.output_rows, 2 * columns),
+            range: own(e, self.range, RANGE_BYTES),
+            ..*self
+        }
+    }
+
+    /// Columns that stand for nobody see no key.
+    fn clear_ranges(&self, e: &mut Emitter<'_>) {
+        let (zero, columns) = (e.i64(0), e.i64((self.shape.panels * self.shape.micro.mr) as i64));
+        e.for_range(zero, columns, 4, &[], |e, c, _| {
+            let at = e.scale(c, 4);
+            let none = e.splat_int(0);
+            for array in [self.low, self.high] {
+                let at = e.b.ins().iadd(array, at);
+                e.store_int(none, at, 0, 4);
+            }
+            vec![]
+        });
+    }
+
+    fn keep_range(&self, e: &mut Emitter<'_>, range: [Value; 3]) {
+        for (at, value) in (0..).step_by(8).zip(range) {
+            e.b.ins().store(MemFlagsData::new().with_notrap(), value, self.range, at);
+        }
+    }
+
+    fn kept_range(&self, e: &mut Emitter<'_>) -> [Value; 3] {
+        [0, 8, 16].map(|at| e.b.ins().load(I64, MemFlagsData::new().with_notrap(), self.range, at))
     }
 
     /// Whether both products' factors are bf16.
@@ -315,29 +429,20 @@ impl Attention<'_> {
         });
     }
 
-    /// Fills the columns' ranges and addresses; the range of keys that any column sees, and whether (not 0) there may be
-    /// keys in it that none does, as positions that do not follow each other make them.
+    /// Fills the columns' ranges and addresses. `seen` is the range of keys that any column before sees, and whether (not 0)
+    /// there may be keys in it that none does, as positions that do not follow each other make them: returned with these
+    /// columns', and then the range of these alone.
     fn columns(
         &self,
         e: &mut Emitter<'_>,
-        first: Value,
-        rows: Value,
-        first_head: Value,
-        heads: Value,
-    ) -> (Value, Value, Value) {
+        (first, rows): (Value, Value),
+        (first_head, heads): (Value, Value),
+        seen: &[Value],
+    ) -> Vec<Value> {
         let flags = MemFlagsData::new().with_notrap();
-        let (zero, panel, keys) = (e.i64(0), e.i64(self.shape.micro.mr as i64), e.keys());
-        // Columns that stand for nobody see no key.
-        e.for_range(zero, panel, 4, &[], |e, c, _| {
-            let at = e.scale(c, 4);
-            let none = e.splat_int(0);
-            for array in [self.low, self.high] {
-                let at = e.b.ins().iadd(array, at);
-                e.store_int(none, at, 0, 4);
-            }
-            vec![]
-        });
-        let range = e.for_range(zero, rows, 1, &[keys, zero, zero], |e, r, range| {
+        let (zero, keys) = (e.i64(0), e.keys());
+        let start = [seen[0], seen[1], seen[2], keys, zero];
+        e.for_range(zero, rows, 1, &start, |e, r, range| {
             let row = e.b.ins().iadd(first, r);
             let (low, high) = key_range(e, self.pos, self.window, row, keys);
             e.for_range(zero, heads, 1, &[], |e, h, _| {
@@ -370,13 +475,16 @@ impl Attention<'_> {
             let apart = e.b.ins().band(apart, any);
             let apart = e.b.ins().band(apart, some);
             let apart = e.b.ins().uextend(I64, apart);
+            let own_low = e.min(range[3], low);
+            let own_high = e.b.ins().smax(range[4], high);
             vec![
                 e.b.ins().select(some, lower, range[0]),
                 e.b.ins().select(some, higher, range[1]),
                 e.b.ins().bor(range[2], apart),
+                e.b.ins().select(some, own_low, range[3]),
+                e.b.ins().select(some, own_high, range[4]),
             ]
-        });
-        (range[0], range[1], range[2])
+        })
     }
 
     /// Queries to the panel; columns past the last are the last again.
@@ -512,10 +620,10 @@ impl Attention<'_> {
     /// Zeroes the values of keys that no column sees: their share is 0, but what they hold may be no number.
     fn hide(&self, e: &mut Emitter<'_>, key: Value, count: Value) {
         let zero = e.i64(0);
-        let panel = e.i64(self.shape.micro.mr as i64);
+        let columns = e.i64((self.shape.panels * self.shape.micro.mr) as i64);
         e.for_range(zero, count, 1, &[], |e, j, _| {
             let key = e.b.ins().iadd(key, j);
-            let seen = e.for_range(zero, panel, 1, &[zero], |e, c, seen| {
+            let seen = e.for_range(zero, columns, 1, &[zero], |e, c, seen| {
                 let at = e.scale(c, 4);
                 let low = e.b.ins().iadd(self.low, at);
                 let low = e.load_index(low);
