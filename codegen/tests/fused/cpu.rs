@@ -144,9 +144,12 @@ impl Cpu {
         let float = |operand| floats(self.vector(i, operand));
         let (word, bits) = (|word: u32| word, f32::to_bits);
         match i.mnemonic() {
-            Mnemonic::Vmovups | Mnemonic::Vmovdqu32 | Mnemonic::Vmovdqa32 | Mnemonic::Vmovdqu => vector(1),
-            Mnemonic::Vmovdqa => vector(1),
-            Mnemonic::Vmovss => vector(1),
+            Mnemonic::Vmovups
+            | Mnemonic::Vmovss
+            | Mnemonic::Vmovdqu
+            | Mnemonic::Vmovdqu32
+            | Mnemonic::Vmovdqa
+            | Mnemonic::Vmovdqa32 => vector(1),
             Mnemonic::Vmovd => {
                 let value = match i.op_kind(1) {
                     OpKind::Memory => self.word(self.address(i)),

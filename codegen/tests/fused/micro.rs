@@ -56,23 +56,10 @@ fn every_microkernel() {
                 }
                 let shapes = microkernel.shapes.iter().map(|s| s.1).chain([microkernel.block_rows()]);
                 let edges: Vec<usize> = shapes.flat_map(|nr| [1, nr - 1, nr, nr + 1, 3 * nr - 2]).collect();
+                let long = microkernel.part().max(1024) + 5;
                 for _ in 0..5 {
                     let n = random.one_of(&edges);
-                    let k = random.one_of(&[
-                        1,
-                        2,
-                        7,
-                        8,
-                        15,
-                        16,
-                        17,
-                        31,
-                        32,
-                        33,
-                        67,
-                        131,
-                        microkernel.part().max(1024) + 5,
-                    ]);
+                    let k = random.one_of(&[1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 67, 131, long]);
                     let k = if weight.is_quantised() { k.next_multiple_of(BLOCK) } else { k };
                     let k = k.next_multiple_of(microkernel.kr);
                     let rows = random.one_of(&[1, capacity, capacity, 1 + random.0 as usize % capacity]);

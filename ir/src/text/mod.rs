@@ -23,7 +23,7 @@ mod print;
 #[cfg(test)]
 mod tests;
 
-pub use self::parse::{arity, nearest, parse_module};
+pub use self::parse::{arity, nearest, parse_module, shown};
 pub use self::print::{node, print, statement};
 
 /// How deep terms may be nested in text.

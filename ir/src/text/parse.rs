@@ -61,7 +61,7 @@ impl Token<'_> {
 }
 
 /// Text as messages show it: no control characters, not without end.
-fn shown(text: &str) -> String {
+pub fn shown(text: &str) -> String {
     let mut chars = text.chars().flat_map(char::escape_debug);
     let mut start: String = chars.by_ref().take(60).collect();
     if chars.next().is_some() {

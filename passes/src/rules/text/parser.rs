@@ -117,8 +117,8 @@ impl<'a> Parser<'a> {
     fn expected(&self, token: Token<'_>, what: &str) -> RuleError {
         let found = match token.kind {
             Kind::End => "the end of the text".into(),
-            Kind::Quoted => format!("\"{}\"", shown(token.text)),
-            Kind::Word | Kind::Mark => format!("`{}`", shown(token.text)),
+            Kind::Quoted => format!("\"{}\"", ir::shown(token.text)),
+            Kind::Word | Kind::Mark => format!("`{}`", ir::shown(token.text)),
         };
         self.error(token, format!("expected {what}, found {found}"))
     }
@@ -228,7 +228,7 @@ impl<'a> Parser<'a> {
                     Ok(op) => Ok(Term { token, node: Node::Op(op, vec![]) }),
                     Err(_) => Err(self.error(
                         token,
-                        format!("expected dims, such as `[T,4,64]`, found `{}`", shown(&text)),
+                        format!("expected dims, such as `[T,4,64]`, found `{}`", ir::shown(&text)),
                     )),
                 }
             }
@@ -267,7 +267,7 @@ impl<'a> Parser<'a> {
             }
             let near = ir::nearest(token.text, ir::OPERATORS.into_iter())
                 .map_or(String::new(), |n| format!("; did you mean `{n}`?"));
-            return Err(self.error(token, format!("unknown operator `{}`{near}", shown(token.text))));
+            return Err(self.error(token, format!("unknown operator `{}`{near}", ir::shown(token.text))));
         }
         let mut operands = Vec::new();
         while !self.accept(")") {
@@ -406,7 +406,7 @@ impl<'a> Parser<'a> {
                     .map_or(String::new(), |n| format!("; did you mean `{n}`?"));
                 let reason = format!(
                     "unknown predicate `{}`: expected one of {}{near}",
-                    shown(text),
+                    ir::shown(text),
                     FORMS.join(", ")
                 );
                 Err(self.error(token, reason))
@@ -689,16 +689,6 @@ fn collect_vars<'a>(term: &Term<'a>, vars: &mut Vec<(Var, Token<'a>)>) {
         }
         Node::Op(_, operands) => operands.iter().for_each(|o| collect_vars(o, vars)),
     }
-}
-
-/// Text as messages show it: no control characters, not without end.
-fn shown(text: &str) -> String {
-    let mut chars = text.chars().flat_map(char::escape_debug);
-    let mut start: String = chars.by_ref().take(60).collect();
-    if chars.next().is_some() {
-        start.push_str("..");
-    }
-    start
 }
 
 fn unescape(text: &str) -> String {
