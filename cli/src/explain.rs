@@ -205,18 +205,17 @@ fn to_json(name: &str, e: &Explanation) -> Value {
         })
     };
     let step = |s: &Step| {
-        let pairs = |pairs: &[(String, String)]| -> Value {
-            Value::Object(pairs.iter().map(|(k, v)| (k.clone(), json!(v))).collect())
-        };
+        let also = s.also.iter().map(|(var, pattern)| (var.to_string(), json!(pattern.to_string())));
+        let bindings = s.bindings.iter().map(|(var, text)| (var.clone(), json!(text)));
         json!({
             "rule": s.rule,
             "group": s.group,
             "class": s.class.to_string(),
             "algebra": s.algebra,
-            "lhs": s.lhs,
-            "also": pairs(&s.also),
-            "rhs": s.rhs,
-            "bindings": pairs(&s.bindings),
+            "lhs": s.lhs.to_string(),
+            "also": Value::Object(also.collect()),
+            "rhs": s.rhs.to_string(),
+            "bindings": Value::Object(bindings.collect()),
             "at": usize::from(s.at),
             "from": s.from,
             "into": s.into,

@@ -70,8 +70,8 @@ fn to_json(group: &str, rule: &Rule, patterns: bool) -> Value {
     if patterns {
         match &rule.search {
             Search::Patterns { lhs, rhs, when } => {
-                value["lhs"] = json!(lhs);
-                value["rhs"] = json!(rhs);
+                value["lhs"] = json!(lhs.iter().map(ToString::to_string).collect::<Vec<_>>());
+                value["rhs"] = json!(rhs.to_string());
                 value["if"] = json!(when.iter().map(ToString::to_string).collect::<Vec<_>>());
             }
             Search::Native(native) => value["native"] = json!(native.name),

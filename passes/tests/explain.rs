@@ -144,6 +144,6 @@ fn a_forged_step_does_not_replay() {
     assert_eq!(explanation.steps.len(), 1);
     let mut step = explanation.steps[0].clone();
     assert!(replay(&explanation.start, &step).is_ok());
-    step.lhs = "(mul (tanh (div ?x 29.0)) ?c)".into();
+    step.lhs = "(mul (tanh (div ?x 29.0)) ?c)".parse().unwrap();
     assert!(replay(&explanation.start, &step).is_err());
 }

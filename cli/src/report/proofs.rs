@@ -88,13 +88,14 @@ fn proof(e: &Explanation) -> Value {
         .steps
         .iter()
         .map(|s| {
+            let also: Vec<[String; 2]> = s.also.iter().map(|(v, p)| [v.to_string(), p.to_string()]).collect();
             json!({
                 "rule": s.rule,
                 "class": s.class.to_string(),
                 "algebra": s.algebra,
-                "lhs": s.lhs,
-                "also": s.also,
-                "rhs": s.rhs,
+                "lhs": s.lhs.to_string(),
+                "also": also,
+                "rhs": s.rhs.to_string(),
                 "bindings": s.bindings,
                 "at": usize::from(s.at),
                 "from": s.from,

@@ -12,45 +12,48 @@ use lapidary_ir::{Builder, DType, Dim, Dims, Function, InputKind, Num, Op, Tenso
 use super::values::Random;
 use crate::rules::kinds::{self, Kinds};
 use crate::rules::predicate::{Amount, Arithmetic, DTypePattern, DimPattern, ShapePattern};
-use crate::rules::{Predicate, Rule, Search, parse_pattern};
+use crate::rules::{self, Predicate, Rule, Search};
 
 /// A pattern as a tree.
 #[derive(Clone, Debug)]
-enum Term {
+enum Tree {
     Var(Var),
-    Node(Op, Vec<Term>),
+    Node(Op, Vec<Tree>),
 }
 
-fn term(pattern: &str) -> Term {
-    let ast = parse_pattern(pattern).ast;
-    let nodes: Vec<&ENodeOrVar<Op>> = ast.as_ref().iter().collect();
-    fn at(nodes: &[&ENodeOrVar<Op>], id: usize) -> Term {
-        match nodes[id] {
-            ENodeOrVar::Var(var) => Term::Var(*var),
+fn tree(pattern: &rules::Term) -> Tree {
+    fn at(nodes: &[rules::Node], id: usize) -> Tree {
+        match &nodes[id] {
+            ENodeOrVar::Var(var) => Tree::Var(*var),
             ENodeOrVar::ENode(op) => {
-                Term::Node(op.clone(), op.children().iter().map(|&c| at(nodes, usize::from(c))).collect())
+                Tree::Node(op.clone(), op.children().iter().map(|&c| at(nodes, usize::from(c))).collect())
             }
         }
     }
-    at(&nodes, nodes.len() - 1)
+    at(pattern.nodes(), pattern.nodes().len() - 1)
 }
 
-impl Term {
+/// The tree of an example in a native search's table.
+fn example(text: &&str) -> Tree {
+    tree(&text.parse().unwrap_or_else(|e| unreachable!("example `{text}`: {e}")))
+}
+
+impl Tree {
     /// The same with a variable replaced.
-    fn with(&self, var: Var, by: &Term) -> Term {
+    fn with(&self, var: Var, by: &Tree) -> Tree {
         match self {
-            Term::Var(v) if *v == var => by.clone(),
-            Term::Var(_) => self.clone(),
-            Term::Node(op, operands) => {
-                Term::Node(op.clone(), operands.iter().map(|o| o.with(var, by)).collect())
+            Tree::Var(v) if *v == var => by.clone(),
+            Tree::Var(_) => self.clone(),
+            Tree::Node(op, operands) => {
+                Tree::Node(op.clone(), operands.iter().map(|o| o.with(var, by)).collect())
             }
         }
     }
 
     fn kinds(&self, of: &mut HashMap<Var, Kinds>) {
-        let Term::Node(op, operands) = self else { return };
+        let Tree::Node(op, operands) = self else { return };
         for (operand, place) in operands.iter().zip(kinds::operands(op)) {
-            if let Term::Var(var) = operand {
+            if let Tree::Var(var) = operand {
                 let known = of.entry(*var).or_insert(Kinds::ALL);
                 *known = known.and(place);
             }
@@ -84,15 +87,15 @@ pub fn attempt(
     size: Size,
     random: &mut Random,
 ) -> Result<Function, Option<String>> {
-    let (mut roots, when): (Vec<Term>, &[Predicate]) = match &rule.search {
-        Search::Patterns { lhs, when, .. } => (lhs.get(side).map(|p| term(p)).into_iter().collect(), when),
+    let (mut roots, when): (Vec<Tree>, &[Predicate]) = match &rule.search {
+        Search::Patterns { lhs, when, .. } => (lhs.get(side).map(tree).into_iter().collect(), when),
         Search::Native(native) => {
-            (native.examples.get(side).into_iter().flat_map(|e| e.iter().map(|p| term(p))).collect(), &[])
+            (native.examples.get(side).into_iter().flat_map(|e| e.iter().map(example)).collect(), &[])
         }
     };
     for predicate in when {
-        if let Predicate::Matches { var, pattern } = predicate {
-            let pattern = term(pattern);
+        if let Predicate::Matches { var, further } = predicate {
+            let pattern = tree(further.term());
             roots = roots.iter().map(|root| root.with(*var, &pattern)).collect();
         }
     }
@@ -191,9 +194,9 @@ impl Attempt<'_> {
         self.random.below(of) == 0
     }
 
-    fn build(&mut self, term: &Term, expected: Option<TensorType>) -> Option<Id> {
+    fn build(&mut self, term: &Tree, expected: Option<TensorType>) -> Option<Id> {
         match term {
-            Term::Var(var) => {
+            Tree::Var(var) => {
                 if let Some(&id) = self.vars.get(var) {
                     return Some(id);
                 }
@@ -201,11 +204,11 @@ impl Attempt<'_> {
                 self.vars.insert(*var, id);
                 Some(id)
             }
-            Term::Node(op, operands) => {
+            Tree::Node(op, operands) => {
                 // Attributes first: they say what is expected of the rest.
                 let mut ids: Vec<Option<Id>> = vec![None; operands.len()];
                 for (at, operand) in operands.iter().enumerate() {
-                    if matches!(operand, Term::Node(_, inner) if inner.is_empty()) {
+                    if matches!(operand, Tree::Node(_, inner) if inner.is_empty()) {
                         ids[at] = Some(self.build(operand, None)?);
                     }
                 }

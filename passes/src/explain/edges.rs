@@ -11,7 +11,7 @@ use lapidary_ir::Op;
 
 use crate::Selection;
 use crate::analysis::Graph;
-use crate::rules::{Predicate, Search, commuted, parse_pattern};
+use crate::rules::{Predicate, Search};
 use crate::saturate::Saturated;
 
 /// A match of a rule that may be rewritten.
@@ -78,7 +78,7 @@ impl Edges {
             let (when, Some(rhs)) = (condition(&prepared.rule.search), &prepared.rhs) else {
                 if let Search::Native(native) = &prepared.rule.search {
                     for instance in (native.instances)(graph) {
-                        let (lhs, rhs) = (parse_pattern(&instance.lhs), parse_pattern(&instance.rhs));
+                        let (lhs, rhs) = (instance.lhs.pattern(), instance.rhs.pattern());
                         all.push(Edge { rule, lhs, also: vec![], rhs, subst: instance.subst, rank: 0 });
                     }
                 }
@@ -89,11 +89,11 @@ impl Edges {
                     for subst in &m.substs {
                         let Ok(subst) = prepared.judge(graph, subst, by) else { continue };
                         let also = by.when.iter().filter_map(|&at| match &when[at] {
-                            Predicate::Matches { var, pattern } => Some((*var, pattern)),
+                            Predicate::Matches { var, further } => Some((*var, further.spellings())),
                             _ => None,
                         });
                         let also: Option<Vec<_>> = also
-                            .map(|(var, pattern)| Some((var, spelling(graph, var, pattern, &subst)?)))
+                            .map(|(var, spellings)| Some((var, spelling(graph, var, spellings, &subst)?)))
                             .collect();
                         if let Some(also) = also {
                             let (lhs, rhs) = (by.pattern.clone(), rhs.clone());
@@ -176,10 +176,11 @@ fn condition(search: &Search) -> &[Predicate] {
     }
 }
 
-/// The spelling of a further pattern that the substitution stands for.
-fn spelling(graph: &Graph, var: Var, pattern: &str, subst: &Subst) -> Option<Pattern<Op>> {
+/// The one of a further pattern's spellings that the substitution stands for.
+fn spelling(graph: &Graph, var: Var, spellings: &[Pattern<Op>], subst: &Subst) -> Option<Pattern<Op>> {
     let class = graph.find(*subst.get(var)?);
-    commuted(pattern).iter().map(|p| parse_pattern(p)).find(|p| {
+    let stands = |p: &&Pattern<Op>| {
         place(graph, &p.ast, subst).is_some_and(|all| all.last().is_some_and(|root| root.class == class))
-    })
+    };
+    spellings.iter().find(stands).cloned()
 }

@@ -17,13 +17,13 @@ mod term;
 
 use std::collections::{BTreeSet, HashSet};
 
-use egg::{Id, Language};
+use egg::{Id, Language, Var};
 use lapidary_ir::{Function, InputKind, Op, text};
 
 use crate::Selection;
 use crate::cost::{CostModel, Work};
 use crate::extract::Extracted;
-use crate::rules::Class;
+use crate::rules::{Class, Term};
 use crate::saturate::Saturated;
 pub use alternatives::{Alternative, Priced};
 use derive::Derivation;
@@ -43,11 +43,11 @@ pub struct Step {
     /// Its algebra, one line.
     pub algebra: String,
     /// The left side as it matched.
-    pub lhs: String,
+    pub lhs: Term,
     /// Further patterns of the condition, each with the variable that matched it.
-    pub also: Vec<(String, String)>,
+    pub also: Vec<(Var, Term)>,
     /// The right side.
-    pub rhs: String,
+    pub rhs: Term,
     /// What each variable was, as text of the function before.
     pub bindings: Vec<(String, String)>,
     /// The node that was rewritten, of the function before.
@@ -174,9 +174,9 @@ impl<'a> Explainer<'a> {
                 group: prepared.group.clone(),
                 class: prepared.rule.class,
                 algebra: prepared.rule.algebra.clone(),
-                lhs: edge.lhs.to_string(),
-                also: edge.also.iter().map(|(v, p)| (v.to_string(), p.to_string())).collect(),
-                rhs: edge.rhs.to_string(),
+                lhs: Term::from(&edge.lhs),
+                also: edge.also.iter().map(|(v, p)| (*v, Term::from(p))).collect(),
+                rhs: Term::from(&edge.rhs),
                 bindings,
                 at,
                 from: text::node(before, at),

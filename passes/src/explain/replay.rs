@@ -1,15 +1,15 @@
 //! Replay: a rewrite's patterns applied to a function, nothing taken on trust.
 //!
-//! In: a function, the node that a step applies to, the step's patterns as text. Out: the function in which every occurrence
+//! In: a function, the node that a step applies to, the step's patterns. Out: the function in which every occurrence
 //! of that node's term is replaced by the right side. Knows no e-graph.
 
 use std::collections::HashMap;
 
-use egg::{ENodeOrVar, Language, PatternAst, Var};
-use lapidary_ir::{Builder, Function, Id, Op, text};
+use egg::{ENodeOrVar, Language, Var};
+use lapidary_ir::{Builder, Function, Id, text};
 
 use super::Step;
-use crate::rules::parse_pattern;
+use crate::rules::Term;
 
 /// Applies a step to the function before it.
 ///
@@ -17,17 +17,13 @@ use crate::rules::parse_pattern;
 /// What about the step does not fit, in words.
 pub fn replay(before: &Function, step: &Step) -> Result<Function, String> {
     let mut bound: HashMap<Var, Id> = HashMap::new();
-    let lhs = parse_pattern(&step.lhs);
-    let fits = matches(before, step.at, &lhs.ast, lhs.ast.as_ref().len() - 1, &mut bound);
-    if !fits {
+    if !matches(before, step.at, &step.lhs, step.lhs.nodes().len() - 1, &mut bound) {
         return Err(format!("`{}`: {} does not match at node {}", step.rule, step.lhs, step.at));
     }
     for (var, pattern) in &step.also {
-        let parsed = parse_pattern(pattern);
-        let from = var.parse().ok().and_then(|v: Var| bound.get(&v).copied());
-        let fits = from.is_some_and(|from| {
-            matches(before, from, &parsed.ast, parsed.ast.as_ref().len() - 1, &mut bound)
-        });
+        let from = bound.get(var).copied();
+        let fits =
+            from.is_some_and(|from| matches(before, from, pattern, pattern.nodes().len() - 1, &mut bound));
         if !fits {
             return Err(format!("`{}`: {var} does not match {pattern}", step.rule));
         }
@@ -39,8 +35,7 @@ pub fn replay(before: &Function, step: &Step) -> Result<Function, String> {
         let at = before.body.as_ref().iter().position(|op| *op == builder.function().body[id]);
         nodes.extend(at.map(|at| (Id::from(at), id)));
     }
-    let rhs = parse_pattern(&step.rhs);
-    let replaced = Replaced { before, at: step.at, rhs: &rhs.ast, bound: &bound, step };
+    let replaced = Replaced { before, bound: &bound, step };
     for (name, id) in &before.outputs {
         let id = replaced.node(*id, &mut builder, &mut nodes)?;
         builder.output(name, id);
@@ -52,14 +47,8 @@ pub fn replay(before: &Function, step: &Step) -> Result<Function, String> {
 }
 
 /// Whether a node matches a pattern's node; binds variables to nodes.
-fn matches(
-    function: &Function,
-    id: Id,
-    pattern: &PatternAst<Op>,
-    at: usize,
-    bound: &mut HashMap<Var, Id>,
-) -> bool {
-    match &pattern.as_ref()[at] {
+fn matches(function: &Function, id: Id, pattern: &Term, at: usize, bound: &mut HashMap<Var, Id>) -> bool {
+    match &pattern.nodes()[at] {
         // Functions share equal nodes, so equal terms are one node.
         ENodeOrVar::Var(var) => *bound.entry(*var).or_insert(id) == id,
         ENodeOrVar::ENode(node) => {
@@ -76,8 +65,6 @@ fn matches(
 
 struct Replaced<'a> {
     before: &'a Function,
-    at: Id,
-    rhs: &'a PatternAst<Op>,
     bound: &'a HashMap<Var, Id>,
     step: &'a Step,
 }
@@ -87,8 +74,8 @@ impl Replaced<'_> {
         if let Some(&done) = nodes.get(&id) {
             return Ok(done);
         }
-        let new = if id == self.at {
-            self.right(self.rhs.as_ref().len() - 1, builder, nodes)?
+        let new = if id == self.step.at {
+            self.right(self.step.rhs.nodes().len() - 1, builder, nodes)?
         } else {
             let op = self.before.body[id].clone();
             let mut operands = vec![];
@@ -103,7 +90,7 @@ impl Replaced<'_> {
     }
 
     fn right(&self, at: usize, builder: &mut Builder, nodes: &mut HashMap<Id, Id>) -> Result<Id, String> {
-        match &self.rhs.as_ref()[at] {
+        match &self.step.rhs.nodes()[at] {
             ENodeOrVar::Var(var) => match self.bound.get(var) {
                 Some(&id) => self.node(id, builder, nodes),
                 // Another part of the function, which a native search found, or an attribute that a condition computed.

@@ -7,7 +7,6 @@ use egg::{Id, Pattern, Searcher, Subst, Var};
 use lapidary_ir::{Dim, Dims, InputKind, Num, Op, TensorType, Type};
 
 use super::predicate::{Amount, Arithmetic, Binding, DTypePattern, DimPattern, Predicate, ShapePattern};
-use super::{commuted, parse_pattern};
 use crate::analysis::Graph;
 
 /// A match being judged.
@@ -108,7 +107,7 @@ impl<'a> Match<'a> {
                 let class = self.graph.find(self.id(*var)?);
                 yes(is_weight(self.graph, class))
             }
-            Predicate::Matches { var, pattern } => self.also(*var, pattern),
+            Predicate::Matches { var, further } => self.also(*var, further.spellings()),
             Predicate::Let { var, value } => {
                 let op = match value {
                     Binding::Number(amount) => Op::Num(Num::new(self.amount(amount)? as f32)),
@@ -197,15 +196,13 @@ impl<'a> Match<'a> {
         }
     }
 
-    /// Matches a further pattern against a variable's class, up to commutativity, and takes over its first match's
-    /// variables.
-    fn also(&mut self, var: Var, pattern: &str) -> Option<()> {
+    /// Matches the spellings of a further pattern against a variable's class and takes over the first match's variables.
+    fn also(&mut self, var: Var, spellings: &[Pattern<Op>]) -> Option<()> {
         if !self.graph.clean {
             self.graph.rebuild();
         }
         let class = self.graph.find(self.id(var)?);
-        for pattern in commuted(pattern) {
-            let pattern: Pattern<Op> = parse_pattern(&pattern);
+        for pattern in spellings {
             let found = pattern.search_eclass(self.graph, class);
             if let Some(more) = found.and_then(|m| m.substs.into_iter().next()) {
                 for v in pattern.vars() {
@@ -219,7 +216,7 @@ impl<'a> Match<'a> {
 
     /// The values that a predicate saw: `?x: f32[T,8] in [-inf, inf], k = 8`.
     pub(crate) fn seen(&self, predicate: &Predicate) -> String {
-        let terms = predicate.terms(|_| vec![]);
+        let terms = predicate.terms();
         let mut parts = Vec::new();
         let mut told = Vec::new();
         for var in terms.vars {

@@ -6,11 +6,11 @@
 //! associativity. The built-in rules are the `.rules` files of this folder; a user's are read by the same parser
 //! ([`text`]) and join the group `user`.
 
-mod commute;
 mod judge;
 pub mod kinds;
 mod native;
 pub mod predicate;
+mod term;
 pub mod text;
 
 use std::collections::HashMap;
@@ -20,10 +20,10 @@ use egg::{Applier, Id, Pattern, Subst, Symbol, Var};
 use lapidary_ir::Op;
 
 use crate::analysis::Graph;
-pub use commute::commuted;
 use judge::Match;
 pub use native::{NATIVE, Native};
 pub use predicate::Predicate;
+pub use term::{Node, Term};
 pub use text::RuleError;
 
 /// How much a rule may change a result.
@@ -53,9 +53,9 @@ pub enum Search {
     /// Any of these patterns, each up to commutativity, becomes the right side.
     Patterns {
         /// Left sides.
-        lhs: Vec<String>,
+        lhs: Vec<Term>,
         /// Right side.
-        rhs: String,
+        rhs: Term,
         /// Holds for a match to be rewritten, taken in order.
         when: Vec<Predicate>,
     },
@@ -185,10 +185,6 @@ pub fn find(name: &str) -> Option<&'static Rule> {
     RuleSet::builtin().find(name)
 }
 
-pub(crate) fn parse_pattern(text: &str) -> Pattern<Op> {
-    text.parse().unwrap_or_else(|e| unreachable!("pattern `{text}`: {e}"))
-}
-
 /// A rule, its patterns parsed.
 #[derive(Debug)]
 pub struct Prepared {
@@ -228,15 +224,15 @@ impl Prepared {
     fn new(group: &str, rule: Arc<Rule>) -> Prepared {
         let (alternatives, rhs) = match &rule.search {
             Search::Patterns { lhs, rhs, when } => {
-                let alternatives = lhs.iter().enumerate().flat_map(|(at, text)| {
-                    let subject = applicable(&parse_pattern(text).vars(), when).when;
-                    commuted(text).into_iter().map(move |spelling| Alternative {
+                let alternatives = lhs.iter().enumerate().flat_map(|(at, side)| {
+                    let subject = applicable(&side.vars(), when).when;
+                    side.commuted().into_iter().map(move |spelling| Alternative {
                         lhs: at,
-                        pattern: parse_pattern(&spelling),
+                        pattern: spelling.pattern(),
                         when: subject.clone(),
                     })
                 });
-                (alternatives.collect(), Some(parse_pattern(rhs)))
+                (alternatives.collect(), Some(rhs.pattern()))
             }
             Search::Native(_) => (vec![], None),
         };
@@ -295,7 +291,7 @@ fn applicable(vars: &[Var], when: &[Predicate]) -> Applicable {
     let (mut vars, mut names) = (vars.to_vec(), Vec::<String>::new());
     let mut subject = Vec::new();
     for (at, predicate) in when.iter().enumerate() {
-        let terms = predicate.terms(|p| parse_pattern(p).vars());
+        let terms = predicate.terms();
         let bound =
             terms.vars.iter().all(|v| vars.contains(v)) && terms.names.iter().all(|n| names.contains(n));
         if bound {

@@ -5,6 +5,7 @@
 use egg::{Id, Subst, Var};
 use lapidary_ir::{Op, Type};
 
+use super::Term;
 use crate::analysis::Graph;
 
 /// A search written in Rust.
@@ -24,9 +25,9 @@ pub struct Native {
 #[derive(Clone, Debug)]
 pub struct Instance {
     /// The left side.
-    pub lhs: String,
+    pub lhs: Term,
     /// The right side.
-    pub rhs: String,
+    pub rhs: Term,
     /// The classes of their variables.
     pub subst: Subst,
 }
@@ -100,7 +101,14 @@ fn merge_linears(graph: &mut Graph) -> Vec<(Id, Id)> {
 
 /// Each output of a merged linear: linear(x, w1) = output(1, linear(x, w0 w1 ..)).
 fn merged_linears(graph: &Graph) -> Vec<Instance> {
-    let var = |name: &str| -> Option<Var> { name.parse().ok() };
+    let var = |name: &str| -> Var { name.parse().unwrap_or_else(|_| unreachable!("{name} is a variable")) };
+    let x_var = var("?x");
+    let linear_of = |ws: &[Var]| {
+        let none = Id::from(0);
+        let list: Vec<Term> = ws.iter().copied().map(Term::var).collect();
+        let weights = Term::new(&Op::Weights(vec![none; list.len()].into()), &list);
+        Term::new(&Op::Linear([none; 3]), &[Term::var(x_var), weights, Term::new(&Op::Store, &[])])
+    };
     let mut instances = vec![];
     let mut classes: Vec<Id> = graph.classes().map(|c| c.id).collect();
     classes.sort_unstable();
@@ -116,19 +124,15 @@ fn merged_linears(graph: &Graph) -> Vec<Instance> {
                 }
                 for list in graph[*weights].iter() {
                     let Op::Weights(ws) = list else { continue };
-                    let names: Vec<String> = (0..ws.len()).map(|i| format!("?w{i}")).collect();
-                    let Some(own) = names.get(index as usize) else { continue };
+                    let vars: Vec<Var> = (0..ws.len()).map(|i| var(&format!("?w{i}"))).collect();
+                    let Some(&own) = vars.get(index as usize) else { continue };
                     let mut subst = Subst::default();
-                    for (name, &class) in names.iter().map(String::as_str).zip(ws.iter()).chain([("?x", x)]) {
-                        if let Some(var) = var(name) {
-                            subst.insert(var, class);
-                        }
+                    for (&var, &class) in vars.iter().zip(ws.iter()).chain([(&x_var, x)]) {
+                        subst.insert(var, class);
                     }
-                    instances.push(Instance {
-                        lhs: format!("(linear ?x (weights {own}) store)"),
-                        rhs: format!("(output {index} (linear ?x (weights {}) store))", names.join(" ")),
-                        subst,
-                    });
+                    let operands = [Term::new(&Op::Int(index), &[]), linear_of(&vars)];
+                    let rhs = Term::new(&Op::Output([Id::from(0); 2]), &operands);
+                    instances.push(Instance { lhs: linear_of(&[own]), rhs, subst });
                 }
             }
         }

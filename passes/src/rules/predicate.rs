@@ -7,8 +7,10 @@
 
 use std::fmt;
 
-use egg::Var;
-use lapidary_ir::DType;
+use egg::{Pattern, Var};
+use lapidary_ir::{DType, Op};
+
+use super::Term;
 
 /// A predicate: what must hold of a match, or a binding for the right side.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,7 +80,7 @@ pub enum Predicate {
         /// The variable.
         var: Var,
         /// The pattern.
-        pattern: String,
+        further: Further,
     },
     /// `let ?r = number(1 / ?c)`: binds a variable of the right side.
     Let {
@@ -87,6 +89,31 @@ pub enum Predicate {
         /// What it becomes.
         value: Binding,
     },
+}
+
+/// A further pattern, and every spelling of it up to commutativity as what is searched for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Further {
+    term: Term,
+    spellings: Vec<Pattern<Op>>,
+}
+
+impl Further {
+    /// The pattern of a term.
+    pub fn new(term: Term) -> Further {
+        let spellings = term.commuted().iter().map(Term::pattern).collect();
+        Further { term, spellings }
+    }
+
+    /// The pattern as written.
+    pub fn term(&self) -> &Term {
+        &self.term
+    }
+
+    /// Its spellings, the written one first.
+    pub fn spellings(&self) -> &[Pattern<Op>] {
+        &self.spellings
+    }
 }
 
 /// What `let` binds.
@@ -239,8 +266,8 @@ pub(crate) struct Terms {
 }
 
 impl Predicate {
-    /// What it reads and binds. `pattern_vars` gives the variables of a pattern's text.
-    pub(crate) fn terms(&self, pattern_vars: impl Fn(&str) -> Vec<Var>) -> Terms {
+    /// What it reads and binds.
+    pub(crate) fn terms(&self) -> Terms {
         let mut t = Terms::default();
         match self {
             Predicate::Type { var, shape, .. } | Predicate::Dims { var, shape } => {
@@ -264,9 +291,9 @@ impl Predicate {
             Predicate::Range { var, .. } => t.vars.push(*var),
             Predicate::SameType(a, b) => t.vars.extend([*a, *b]),
             Predicate::LastAxis { axis, of } => t.vars.extend([*axis, *of]),
-            Predicate::Matches { var, pattern } => {
+            Predicate::Matches { var, further } => {
                 t.vars.push(*var);
-                t.bound_vars = pattern_vars(pattern);
+                t.bound_vars = further.term.vars();
             }
             Predicate::Let { var, value } => {
                 match value {
@@ -329,7 +356,7 @@ impl fmt::Display for Predicate {
             Predicate::LastAxis { axis, of } => write!(f, "last_axis({axis}, {of})"),
             Predicate::SingleUse(v) => write!(f, "single_use({v})"),
             Predicate::Weight(v) => write!(f, "weight({v})"),
-            Predicate::Matches { var, pattern } => write!(f, "{var} matches {pattern}"),
+            Predicate::Matches { var, further } => write!(f, "{var} matches {}", further.term),
             Predicate::Let { var, value } => match value {
                 Binding::Number(a) => write!(f, "let {var} = number({a})"),
                 Binding::Integer(a) => write!(f, "let {var} = integer({a})"),

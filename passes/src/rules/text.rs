@@ -18,7 +18,7 @@ mod parser;
 
 use std::fmt;
 
-use super::{Rule, Search};
+use super::{Rule, Search, Term};
 
 /// What is wrong with a rule's text, and where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +56,14 @@ pub fn parse(source: &str) -> Result<Vec<Rule>, RuleError> {
 /// The first place that does not fit.
 pub fn parse_placed(source: &str) -> Result<Vec<(Rule, usize)>, RuleError> {
     parser::parse(source)
+}
+
+/// Parses one term.
+///
+/// # Errors
+/// The first place that does not fit.
+pub fn parse_term(source: &str) -> Result<Term, RuleError> {
+    parser::parse_term(source)
 }
 
 impl fmt::Display for Rule {

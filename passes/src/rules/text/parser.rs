@@ -1,19 +1,19 @@
 //! The grammar of the rule language, by recursive descent.
 //!
-//! A pattern is read into a [`Term`] that knows its place, checked, and kept as text on one line.
+//! A pattern is read into a [`Placed`] term, which knows where it stands, checked, and kept as a [`Term`].
 
 use std::collections::HashSet;
 
 use egg::{FromOp, Id, Var};
 use lapidary_ir::{DType, Op, text as ir};
 
-use super::super::commute::{MOST_SPELLINGS, spellings};
 use super::super::kinds::{self, Kinds};
 use super::super::native::NATIVE;
 use super::super::predicate::{
-    Amount, Arithmetic, Binding, DTypePattern, DimPattern, FORMS, Predicate, ShapePattern, Sign,
+    Amount, Arithmetic, Binding, DTypePattern, DimPattern, FORMS, Further, Predicate, ShapePattern, Sign,
 };
-use super::super::{Class, Rule, Search, applicable, parse_pattern};
+use super::super::term::MOST_SPELLINGS;
+use super::super::{Class, Rule, Search, Term, applicable};
 use super::RuleError;
 use super::lexer::{self, Kind, Token};
 
@@ -40,6 +40,18 @@ pub(super) fn parse(source: &str) -> Result<Vec<(Rule, usize)>, RuleError> {
     Ok(rules)
 }
 
+/// One term and nothing behind it.
+pub(super) fn parse_term(source: &str) -> Result<Term, RuleError> {
+    let mut parser = Parser { source, tokens: lexer::tokens(source)?, at: 0 };
+    let placed = parser.term(0)?;
+    let behind = parser.peek();
+    if behind.kind == Kind::End {
+        Ok(placed.term())
+    } else {
+        Err(parser.expected(behind, "the end of the term"))
+    }
+}
+
 struct Parser<'a> {
     source: &'a str,
     tokens: Vec<Token<'a>>,
@@ -47,7 +59,7 @@ struct Parser<'a> {
 }
 
 /// A term of a pattern and where it begins.
-struct Term<'a> {
+struct Placed<'a> {
     token: Token<'a>,
     node: Node<'a>,
 }
@@ -55,17 +67,16 @@ struct Term<'a> {
 enum Node<'a> {
     Var(Var),
     /// An operator or a leaf, with its operands.
-    Op(Op, Vec<Term<'a>>),
+    Op(Op, Vec<Placed<'a>>),
 }
 
-impl Term<'_> {
-    fn text(&self) -> String {
+impl Placed<'_> {
+    fn term(&self) -> Term {
         match &self.node {
-            Node::Var(var) => var.to_string(),
-            Node::Op(op, operands) if operands.is_empty() => op.to_string(),
+            Node::Var(var) => Term::var(*var),
             Node::Op(op, operands) => {
-                let operands: Vec<String> = operands.iter().map(Term::text).collect();
-                format!("({op} {})", operands.join(" "))
+                let operands: Vec<Term> = operands.iter().map(Placed::term).collect();
+                Term::new(op, &operands)
             }
         }
     }
@@ -202,15 +213,15 @@ impl<'a> Parser<'a> {
         }
         self.check(&left, &right, &further, &when)?;
         Ok(Search::Patterns {
-            lhs: left.iter().map(Term::text).collect(),
-            rhs: right.text(),
+            lhs: left.iter().map(Placed::term).collect(),
+            rhs: right.term(),
             when: when.into_iter().map(|(p, _)| p).collect(),
         })
     }
 
     // ---- terms ----
 
-    fn term(&mut self, depth: usize) -> Result<Term<'a>, RuleError> {
+    fn term(&mut self, depth: usize) -> Result<Placed<'a>, RuleError> {
         let token = self.next();
         match (token.kind, token.text) {
             (Kind::Mark, "(") => self.node(depth),
@@ -225,7 +236,7 @@ impl<'a> Parser<'a> {
                 }
                 text.push(']');
                 match Op::from_op(&text, vec![]) {
-                    Ok(op) => Ok(Term { token, node: Node::Op(op, vec![]) }),
+                    Ok(op) => Ok(Placed { token, node: Node::Op(op, vec![]) }),
                     Err(_) => Err(self.error(
                         token,
                         format!("expected dims, such as `[T,4,64]`, found `{}`", ir::shown(&text)),
@@ -234,7 +245,7 @@ impl<'a> Parser<'a> {
             }
             (Kind::Word, text) => {
                 if text.starts_with('?') {
-                    return Ok(Term { token, node: Node::Var(self.var_of(token)?) });
+                    return Ok(Placed { token, node: Node::Var(self.var_of(token)?) });
                 }
                 if ir::OPERATORS.contains(&text) {
                     return Err(self.error(token, format!("`{text}` is an operator: expected `({text} ..)`")));
@@ -249,14 +260,14 @@ impl<'a> Parser<'a> {
                         }
                         Err(error)
                     }
-                    Ok(op) => Ok(Term { token, node: Node::Op(op, vec![]) }),
+                    Ok(op) => Ok(Placed { token, node: Node::Op(op, vec![]) }),
                 }
             }
             _ => Err(self.expected(token, "a term")),
         }
     }
 
-    fn node(&mut self, depth: usize) -> Result<Term<'a>, RuleError> {
+    fn node(&mut self, depth: usize) -> Result<Placed<'a>, RuleError> {
         let token = self.next();
         if depth >= MAX_NESTING {
             return Err(self.error(token, format!("terms nested deeper than {MAX_NESTING}")));
@@ -278,7 +289,7 @@ impl<'a> Parser<'a> {
         }
         let found = operands.len();
         match Op::from_op(token.text, vec![Id::from(0); found]) {
-            Ok(op) if found > 0 => Ok(Term { token, node: Node::Op(op, operands) }),
+            Ok(op) if found > 0 => Ok(Placed { token, node: Node::Op(op, operands) }),
             _ => {
                 let takes = ir::arity(token.text).map_or("1 operand or more".into(), |n| {
                     format!("{n} operand{}", if n == 1 { "" } else { "s" })
@@ -305,7 +316,7 @@ impl<'a> Parser<'a> {
 
     // ---- predicates ----
 
-    fn predicate(&mut self, further: &mut Vec<Term<'a>>) -> Result<Predicate, RuleError> {
+    fn predicate(&mut self, further: &mut Vec<Placed<'a>>) -> Result<Predicate, RuleError> {
         let token = self.peek();
         let following = self.tokens.get(self.at + 1).map_or("", |t| t.text);
         match (token.text, following) {
@@ -397,9 +408,10 @@ impl<'a> Parser<'a> {
                 let var = self.var()?;
                 self.next();
                 let term = self.term(0)?;
-                let pattern = term.text();
+                self.check_spellings(&term)?;
+                let pattern = Further::new(term.term());
                 further.push(term);
-                Ok(Predicate::Matches { var, pattern })
+                Ok(Predicate::Matches { var, further: pattern })
             }
             (text, "(") if !["length", "rank", "sqrt"].contains(&text) && token.kind == Kind::Word => {
                 let near = ir::nearest(text, PREDICATES.into_iter())
@@ -566,22 +578,17 @@ impl<'a> Parser<'a> {
 
     fn check(
         &self,
-        left: &[Term<'a>],
-        right: &Term<'a>,
-        further: &[Term<'a>],
+        left: &[Placed<'a>],
+        right: &Placed<'a>,
+        further: &[Placed<'a>],
         when: &[(Predicate, Token<'a>)],
     ) -> Result<(), RuleError> {
         let predicates: Vec<Predicate> = when.iter().map(|(p, _)| p.clone()).collect();
         let mut reached = vec![false; when.len()];
-        for side in left.iter().chain(further) {
-            let n = spellings(&side.text());
-            if n > MOST_SPELLINGS {
-                let reason = format!("{n} spellings up to commutativity: expected at most {MOST_SPELLINGS}");
-                return Err(self.error(side.token, reason));
-            }
+        for side in left {
+            self.check_spellings(side)?;
         }
         for side in left {
-            let text = side.text();
             let mut vars = vec![];
             collect_vars(side, &mut vars);
             let known: Vec<Var> = vars.iter().map(|(v, _)| *v).collect();
@@ -592,12 +599,12 @@ impl<'a> Parser<'a> {
             if let Some((var, token)) = wanted.iter().find(|(v, _)| !bound.vars.contains(v)) {
                 return Err(self.error(
                     *token,
-                    format!("`{var}` is bound by no predicate, nor by the left side `{text}`"),
+                    format!("`{var}` is bound by no predicate, nor by the left side `{}`", side.term()),
                 ));
             }
         }
         if let Some(at) = reached.iter().position(|r| !r) {
-            let terms = predicates[at].terms(|p| parse_pattern(p).vars());
+            let terms = predicates[at].terms();
             let all: Vec<String> = terms.vars.iter().map(ToString::to_string).chain(terms.names).collect();
             let reason = format!(
                 "`{}` applies to no left side: none of them and no predicate before it binds all of {}",
@@ -635,6 +642,15 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
+    fn check_spellings(&self, side: &Placed<'a>) -> Result<(), RuleError> {
+        let n = side.term().most_spellings();
+        if n <= MOST_SPELLINGS {
+            return Ok(());
+        }
+        let reason = format!("{n} spellings up to commutativity: expected at most {MOST_SPELLINGS}");
+        Err(self.error(side.token, reason))
+    }
+
     fn narrow(
         &self,
         var: Var,
@@ -657,7 +673,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn kinds(&self, term: &Term<'a>, of_vars: &mut Vec<(Var, Kinds)>) -> Result<(), RuleError> {
+    fn kinds(&self, term: &Placed<'a>, of_vars: &mut Vec<(Var, Kinds)>) -> Result<(), RuleError> {
         let Node::Op(op, operands) = &term.node else { return Ok(()) };
         // `weights` has as many places as operands.
         let places = kinds::operands(op);
@@ -680,7 +696,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-fn collect_vars<'a>(term: &Term<'a>, vars: &mut Vec<(Var, Token<'a>)>) {
+fn collect_vars<'a>(term: &Placed<'a>, vars: &mut Vec<(Var, Token<'a>)>) {
     match &term.node {
         Node::Var(var) => {
             if vars.iter().all(|(v, _)| v != var) {
