@@ -7,6 +7,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`op`] | the operators, primitive and fused, and their attributes |
+//! | [`signature`] | what an operator takes and makes, by kinds |
 //! | [`types`] | element types, named dims, tensor and structural types |
 //! | [`function`] | functions, modules, and the builder |
 //! | [`infer`] | the type of a node from its operands |
@@ -21,6 +22,7 @@ pub mod function;
 pub mod infer;
 pub mod interp;
 pub mod op;
+pub mod signature;
 pub mod text;
 pub mod types;
 pub mod verify;
@@ -28,5 +30,6 @@ pub mod verify;
 pub use egg::Id;
 pub use error::Error;
 pub use function::{Builder, Function, Input, InputKind, Module};
-pub use op::{Expr, InputId, Num, Op};
+pub use op::{Expr, InputId, Num, OPERATORS, Op, WORDS};
+pub use signature::{Kinds, Signature};
 pub use types::{BLOCK, DType, Dim, Dims, Extent, TensorType, Type};

@@ -23,62 +23,11 @@ mod print;
 #[cfg(test)]
 mod tests;
 
-pub use self::parse::{arity, nearest, parse_module, shown};
+pub use self::parse::{arity, nearest, parse_module, shown, words};
 pub use self::print::{node, print, statement};
 
 /// How deep terms may be nested in text.
 pub const MAX_NESTING: usize = 256;
-
-/// The operators that take operands, in the order of the language.
-pub const OPERATORS: [&str; 47] = [
-    "neg",
-    "recip",
-    "sqrt",
-    "rsqrt",
-    "exp",
-    "tanh",
-    "cos",
-    "sin",
-    "cast",
-    "add",
-    "sub",
-    "mul",
-    "div",
-    "pow",
-    "lt",
-    "le",
-    "and",
-    "select",
-    "sum",
-    "mean",
-    "max",
-    "argmax",
-    "matmul",
-    "reshape",
-    "transpose",
-    "broadcast",
-    "slice",
-    "concat",
-    "gather",
-    "iota",
-    "append",
-    "rms_norm",
-    "add_rms_norm",
-    "norm_prologue",
-    "linear",
-    "weights",
-    "output",
-    "cap",
-    "softcap",
-    "gelu_tanh",
-    "gated_gelu",
-    "embedding",
-    "rope",
-    "scores",
-    "window_mask",
-    "softmax",
-    "attention",
-];
 
 /// Whether this may name a function, an input, a value or an output.
 pub(crate) fn valid_name(name: &str) -> bool {

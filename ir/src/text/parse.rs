@@ -4,10 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use egg::{FromOp, Id};
 
-use super::{MAX_NESTING, OPERATORS, valid_name};
+use super::{MAX_NESTING, valid_name};
 use crate::Error;
 use crate::function::{Builder, Function, InputKind, Module};
-use crate::op::Op;
+use crate::op::{OPERATORS, Op, WORDS};
 use crate::types::{DType, TensorType};
 
 /// Parses a module's text.
@@ -271,9 +271,7 @@ impl Scope<'_> {
                 Err(token.expected("a number, such as `1.0`, or an integer of 64 bits"))
             }
             _ => {
-                let words = ["none", "online", "bounded", "store", "gate", "inf", "NaN"].into_iter();
-                let words = words.chain(DType::ALL.map(DType::name)).chain(self.values.keys().copied());
-                let near = nearest(text, words).map(String::from);
+                let near = nearest(text, words().chain(self.values.keys().copied())).map(String::from);
                 Err(token.error(format!("undefined name `{}`{}", shown(text), suggestion(near))))
             }
         }
@@ -284,17 +282,20 @@ fn unknown_operator(name: Token<'_>) -> Error {
     if !valid_name(name.text) {
         return name.expected("an operator");
     }
-    let near = nearest(name.text, OPERATORS.into_iter()).map(String::from);
+    let near = nearest(name.text, OPERATORS.iter().copied()).map(String::from);
     name.error(format!("unknown operator `{}`{}", shown(name.text), suggestion(near)))
 }
 
 /// How many operands an operator takes, when that is fixed.
 pub fn arity(name: &str) -> Option<usize> {
-    let mut fitting = (0..=8).filter(|&n| Op::from_op(name, vec![Id::from(0); n]).is_ok());
-    match (fitting.next(), fitting.next()) {
-        (Some(n), None) => Some(n),
-        _ => None,
-    }
+    let counts = (1..=8).find(|&n| Op::from_op(name, vec![Id::from(0); n]).is_ok());
+    let op = Op::from_op(name, vec![Id::from(0); counts?]).ok()?;
+    op.signature().operands.count()
+}
+
+/// Every word that is a leaf of the language, for suggestions.
+pub fn words<'a>() -> impl Iterator<Item = &'a str> {
+    WORDS.iter().copied().chain(["inf", "NaN"]).chain(DType::ALL.map(DType::name))
 }
 
 fn suggestion(near: Option<String>) -> String {

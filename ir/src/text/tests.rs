@@ -2,12 +2,13 @@
 
 use proptest::prelude::*;
 
-use egg::Id;
+use egg::{FromOp, Id};
 
 use super::*;
 use crate::Error;
 use crate::function::{Builder, Function, InputKind};
-use crate::op::Op;
+use crate::op::{OPERATORS, Op};
+use crate::signature::Operands;
 use crate::types::{DType, Dim, Dims, Type};
 use crate::verify::verify;
 use crate::{InputId, Num};
@@ -29,13 +30,18 @@ fn fails_in_body(body: &str, column: usize, reason: &str) {
 }
 
 #[test]
-fn operators_are_those_of_the_language() {
-    let quoted = |line: &str| {
-        let (name, variant) = line.trim().strip_prefix('"')?.split_once("\" = ")?;
-        variant.contains('(').then(|| name.to_string())
-    };
-    let declared: Vec<String> = include_str!("../op.rs").lines().filter_map(quoted).collect();
-    assert_eq!(declared, OPERATORS);
+fn operators_take_as_many_operands_as_the_table_says() {
+    for name in OPERATORS {
+        let takes = |n: usize| Op::from_op(name, vec![Id::from(0); n]).ok();
+        let Some(op) = (1..=8).find_map(takes) else { panic!("{name} takes 1 to 8 operands") };
+        match op.signature().operands {
+            Operands::Exactly(all) => {
+                assert!((1..=9).all(|n| takes(n).is_some() == (n == all.len())), "{name}: {all:?}");
+                assert_eq!(arity(name), Some(all.len()));
+            }
+            Operands::OneOrMore(_) => assert_eq!(arity(name), None),
+        }
+    }
     assert_eq!((arity("add"), arity("attention"), arity("weights")), (Some(2), Some(8), None));
 }
 

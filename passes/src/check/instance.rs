@@ -7,10 +7,11 @@
 use std::collections::HashMap;
 
 use egg::{ENodeOrVar, Id, Language, Var};
-use lapidary_ir::{Builder, DType, Dim, Dims, Function, InputKind, Num, Op, TensorType, Type, infer, verify};
+use lapidary_ir::{
+    Builder, DType, Dim, Dims, Function, InputKind, Kinds, Num, Op, TensorType, Type, infer, verify,
+};
 
 use super::values::Random;
-use crate::rules::kinds::{self, Kinds};
 use crate::rules::predicate::{Amount, Arithmetic, DTypePattern, DimPattern, ShapePattern};
 use crate::rules::{self, Predicate, Rule, Search};
 
@@ -52,7 +53,8 @@ impl Tree {
 
     fn kinds(&self, of: &mut HashMap<Var, Kinds>) {
         let Tree::Node(op, operands) = self else { return };
-        for (operand, place) in operands.iter().zip(kinds::operands(op)) {
+        for (index, operand) in operands.iter().enumerate() {
+            let place = op.signature().operands.kinds(index).unwrap_or(Kinds::ALL);
             if let Tree::Var(var) = operand {
                 let known = of.entry(*var).or_insert(Kinds::ALL);
                 *known = known.and(place);

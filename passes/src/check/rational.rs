@@ -67,23 +67,6 @@ pub fn differ(expected: &Exact, found: &Exact, share: f64) -> Option<(usize, Str
 
 /// Whether a node's value takes a function that is unknown over rational numbers.
 pub fn transcendental(function: &Function, root: Id) -> bool {
-    let unknown = |op: &Op| {
-        matches!(
-            op,
-            Op::Sqrt(_)
-                | Op::Rsqrt(_)
-                | Op::Exp(_)
-                | Op::Tanh(_)
-                | Op::Cos(_)
-                | Op::Sin(_)
-                | Op::Softcap(_)
-                | Op::Softmax(_)
-                | Op::RmsNorm(_)
-                | Op::AddRmsNorm(_)
-                | Op::NormPrologue(_)
-                | Op::Cap(_)
-        )
-    };
     let body = &function.body;
     let mut seen = HashSet::new();
     let mut open = vec![root];
@@ -95,7 +78,7 @@ pub fn transcendental(function: &Function, root: Id) -> bool {
             Op::Scores([_, _, _, cap]) => body[*cap] != Op::None,
             _ => false,
         };
-        if hidden || unknown(op) {
+        if hidden || op.signature().class.is_irrational() {
             return true;
         }
         open.extend(op.children().iter().filter(|&&c| seen.insert(c)));

@@ -7,7 +7,6 @@
 //! ([`text`]) and join the group `user`.
 
 mod judge;
-pub mod kinds;
 mod native;
 pub mod predicate;
 mod term;

@@ -5,9 +5,8 @@
 use std::collections::HashSet;
 
 use egg::{FromOp, Id, Var};
-use lapidary_ir::{DType, Op, text as ir};
+use lapidary_ir::{DType, Kinds, OPERATORS, Op, text as ir};
 
-use super::super::kinds::{self, Kinds};
 use super::super::native::NATIVE;
 use super::super::predicate::{
     Amount, Arithmetic, Binding, DTypePattern, DimPattern, FORMS, Further, Predicate, ShapePattern, Sign,
@@ -247,12 +246,12 @@ impl<'a> Parser<'a> {
                 if text.starts_with('?') {
                     return Ok(Placed { token, node: Node::Var(self.var_of(token)?) });
                 }
-                if ir::OPERATORS.contains(&text) {
+                if OPERATORS.contains(&text) {
                     return Err(self.error(token, format!("`{text}` is an operator: expected `({text} ..)`")));
                 }
                 match Op::from_op(text, vec![]) {
                     Ok(Op::Input(_)) | Err(_) => {
-                        let near = ir::nearest(text, kinds::words().into_iter());
+                        let near = ir::nearest(text, ir::words());
                         let what = "a term: `(OPERATOR ..)`, `?variable`, a number such as `1.0`, dims or a word of the language";
                         let mut error = self.expected(token, what);
                         if let Some(near) = near {
@@ -272,11 +271,11 @@ impl<'a> Parser<'a> {
         if depth >= MAX_NESTING {
             return Err(self.error(token, format!("terms nested deeper than {MAX_NESTING}")));
         }
-        if token.kind != Kind::Word || !ir::OPERATORS.contains(&token.text) {
+        if token.kind != Kind::Word || !OPERATORS.contains(&token.text) {
             if token.kind != Kind::Word {
                 return Err(self.expected(token, "an operator"));
             }
-            let near = ir::nearest(token.text, ir::OPERATORS.into_iter())
+            let near = ir::nearest(token.text, OPERATORS.iter().copied())
                 .map_or(String::new(), |n| format!("; did you mean `{n}`?"));
             return Err(self.error(token, format!("unknown operator `{}`{near}", ir::shown(token.text))));
         }
@@ -675,13 +674,13 @@ impl<'a> Parser<'a> {
 
     fn kinds(&self, term: &Placed<'a>, of_vars: &mut Vec<(Var, Kinds)>) -> Result<(), RuleError> {
         let Node::Op(op, operands) = &term.node else { return Ok(()) };
-        // `weights` has as many places as operands.
-        let places = kinds::operands(op);
-        for (operand, place) in operands.iter().zip(places) {
+        let places = op.signature().operands;
+        for (index, operand) in operands.iter().enumerate() {
+            let place = places.kinds(index).unwrap_or(Kinds::ALL);
             match &operand.node {
                 Node::Var(var) => self.narrow(*var, place, operand.token, of_vars)?,
                 Node::Op(inner, _) => {
-                    let found = kinds::result(inner);
+                    let found = inner.signature().result;
                     // A computed tensor may fold to a number, and a number is a tensor.
                     if found.and(place).is_empty() {
                         let reason =
