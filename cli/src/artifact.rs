@@ -17,6 +17,7 @@ use lapidary_runtime::artifact::write::{About, Part, probe, write as write_artif
 use lapidary_runtime::artifact::{
     CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_TABLES,
 };
+use lapidary_runtime::cpu::Architecture;
 use lapidary_runtime::program::{SlotKind, WeightSource};
 use serde_json::{Value, json};
 
@@ -120,7 +121,7 @@ pub(crate) fn write(request: &Request<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The CPUs that `--target` and `--cpu` name, in the table's order, each once.
+/// The CPUs that `--target` and `--cpu` name, better ones later, each once. Of a target alone: its steps.
 fn targets(triple: Option<&str>, names: &str) -> Result<Vec<Target>> {
     let make = |name: &str| Target::new(name, Placement::Object).map_err(Usage::new);
     if triple.is_none() && names == "native" {
@@ -128,15 +129,13 @@ fn targets(triple: Option<&str>, names: &str) -> Result<Vec<Target>> {
     }
     let mut names: Vec<&str> =
         if names == "native" { Vec::new() } else { names.split(',').map(str::trim).collect() };
-    for name in &names {
-        make(name)?;
-    }
     let triple = match (triple, names.first()) {
         (Some(triple), _) => target::triple_of(triple),
-        (None, first) => {
-            let row = TARGETS.iter().find(|t| Some(&t.name) == first);
-            row.map_or("", |t| t.triple)
+        (None, Some(first)) => {
+            make(first)?;
+            target::row(first).map_or(target::triple(Architecture::HERE), |row| row.triple)
         }
+        (None, None) => target::triple(Architecture::HERE),
     };
     target::cpu_of_target(triple, None).map_err(Usage::new)?;
     if names.is_empty() {
@@ -145,14 +144,16 @@ fn targets(triple: Option<&str>, names: &str) -> Result<Vec<Target>> {
     for name in &names {
         target::cpu_of_target(triple, Some(name)).map_err(Usage::new)?;
     }
-    let rows = TARGETS.iter().filter(|t| names.contains(&t.name));
-    Ok(rows.map(|t| make(t.name)).collect::<Result<_, _>>()?)
+    // In the table's order first, so that the command's order changes nothing.
+    let rows = target::rows().filter(|row| names.contains(&row.name));
+    let mut targets = rows.map(|row| make(row.name)).collect::<Result<Vec<_>, _>>()?;
+    targets.sort_by(|a, b| a.rank().cmp(&b.rank()));
+    Ok(targets)
 }
 
 /// The triple of a target, as the table names it.
 fn triple(target: &Target) -> String {
-    let row = TARGETS.iter().find(|t| t.name == target.name);
-    row.map_or_else(|| target.isa.triple().to_string(), |t| t.triple.to_string())
+    target::triple(target.set.architecture()).to_string()
 }
 
 /// Hold every section of an artifact against its hash

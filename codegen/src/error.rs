@@ -4,11 +4,15 @@
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A CPU that is not in the table.
-    #[error("unknown CPU `{name}`: expected native, {known}")]
+    #[error("unknown CPU `{name}`{hint}: {target} has native, {known}")]
     UnknownCpu {
         /// The name given.
         name: String,
-        /// The names there are.
+        /// The name that may have been meant, or nothing.
+        hint: String,
+        /// The target that one of was expected.
+        target: String,
+        /// The names that it has.
         known: String,
     },
     /// A target that is not in the table, or a CPU of another.

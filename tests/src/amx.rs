@@ -44,7 +44,7 @@ thread_local! {
 pub fn ready() -> bool {
     static READY: OnceLock<bool> = OnceLock::new();
     *READY.get_or_init(|| {
-        if cpu::has("amx") {
+        if cpu::amx() == cpu::Amx::Ready {
             return true;
         }
         if !["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"].into_iter().all(cpu::has) {

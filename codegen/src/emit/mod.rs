@@ -15,28 +15,55 @@ use cranelift_codegen::ir::{BlockArg, FuncRef, InstBuilder, MemFlagsData, Value}
 use cranelift_codegen::isa::TargetFrontendConfig;
 use cranelift_frontend::FunctionBuilder;
 use lapidary_ir::Dim;
+use lapidary_runtime::cpu::{Architecture, Set, Tuning};
 use lapidary_runtime::program::{FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS};
 
 use crate::micro::Raw;
 use crate::view::{Base, View};
 
-/// What the emitter must know of the target's instructions.
+/// What lowerings and microkernels choose by: sets of the target's features that go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
     /// Fused multiply-add in one instruction; else a multiply and an add.
     pub fma: bool,
-    /// x86-64: AVX2.
+    /// x86-64: AVX2, and conversions of f16.
     pub avx2: bool,
     /// x86-64: AVX-512 F, BW, DQ and VL.
     pub avx512: bool,
     /// x86-64: AVX-512 VNNI.
     pub vnni: bool,
-    /// x86-64: AVX-512 BF16 whose dot product is faster than FMA. (Intel's is not: half of its rate.)
+    /// x86-64: AVX-512 BF16, on CPUs tuned for it: it is there on others too, and slower than FMA.
     pub bf16: bool,
     /// x86-64: AMX tiles, with products of bf16.
     pub amx: bool,
     /// AArch64: dot products of bytes (FEAT_DotProd).
     pub dotprod: bool,
+}
+
+impl Features {
+    /// Those of a set, on CPUs tuned so.
+    pub fn of(set: Set, tuning: Option<&Tuning>) -> Features {
+        const fn x86(names: &[&str]) -> Set {
+            Set::of(Architecture::X86_64, names)
+        }
+        const AVX2: Set = x86(&["avx", "avx2", "f16c"]);
+        const AVX512: Set = x86(&["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "f16c", "fma"]);
+        const VNNI: Set = x86(&["avx512vnni"]);
+        const BF16: Set = x86(&["avx512bf16"]);
+        const AMX: Set = x86(&["amx-tile", "amx-bf16"]);
+        const DOTPROD: Set = Set::of(Architecture::Aarch64, &["dotprod"]);
+        let avx512 = set.has(AVX512);
+        Features {
+            // Arm and RISC-V have it wherever they have floats.
+            fma: set.architecture() != Architecture::X86_64 || set.has(x86(&["fma"])),
+            avx2: set.has(AVX2),
+            avx512,
+            vnni: avx512 && set.has(VNNI),
+            bf16: avx512 && set.has(BF16) && tuning.is_some_and(|t| t.features.has(BF16)),
+            amx: avx512 && set.has(AMX),
+            dotprod: set.has(DOTPROD),
+        }
+    }
 }
 
 /// The state of one kernel being emitted.
