@@ -13,7 +13,7 @@ use lapidary_codegen::target::{self, Placement, TARGETS, Target};
 use lapidary_models::{Tokenizer, gemma2};
 use lapidary_runtime::Artifact;
 use lapidary_runtime::artifact::Listing;
-use lapidary_runtime::artifact::write::{About, Part, probe, write as write_artifact};
+use lapidary_runtime::artifact::write::{About, Part, Variant, probe, write as write_artifact};
 use lapidary_runtime::artifact::{
     CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_TABLES,
 };
@@ -72,10 +72,14 @@ pub(crate) fn write(request: &Request<'_>) -> Result<()> {
     let compiled = start.elapsed();
 
     let start = Instant::now();
-    let mut parts = Vec::new();
-    for (target, image) in targets.iter().zip(&images) {
-        parts.extend(Part::image(&target.name, &target.required(), image));
-    }
+    let features: Vec<Vec<String>> = targets.iter().map(Target::required).collect();
+    let variants = targets.iter().zip(&features).zip(&images).map(|((target, features), image)| Variant {
+        cpu: &target.name,
+        features,
+        tuning: target.tuning.map(|t| t.name),
+        image,
+    });
+    let mut parts = Part::images(&variants.collect::<Vec<_>>());
     parts.push(Part::text(CONFIG, model.config.to_json().to_string().into_bytes()));
     if let (Some(tokenizer), Some(file)) = (&model.tokenizer, model.tokenizer_file()?) {
         let special = json!({ "bos_token": tokenizer.bos_token(), "eos_token": tokenizer.eos_token() });
@@ -217,6 +221,8 @@ pub(crate) fn inspect(path: &Path, as_json: bool) -> Result<()> {
             json!({
                 "cpu": l.cpu,
                 "features": l.features,
+                "tuning": l.tuning,
+                "code_of": l.code,
                 "context": l.plan.context,
                 "chunk": l.plan.chunk,
                 "kv_bytes": kv,
@@ -246,7 +252,8 @@ pub(crate) fn inspect(path: &Path, as_json: bool) -> Result<()> {
         let (kv, rest) = memory(l);
         let code: u64 = l.symbols.iter().map(|s| s.bytes).sum();
         writeln!(text, "\n{}: needs {}", l.cpu, l.features.join(", "))?;
-        writeln!(text, "  code    {} in {} functions", size(code), l.symbols.len())?;
+        let same = if l.code == l.cpu { String::new() } else { format!(", the same as for {}", l.code) };
+        writeln!(text, "  code    {} in {} functions{same}", size(code), l.symbols.len())?;
         writeln!(
             text,
             "  memory  of a context of {}: KV {}, working memory {}",

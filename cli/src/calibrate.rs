@@ -11,6 +11,7 @@ use lapidary_codegen::calibrate::{STEPS, Subject, calibrate};
 use lapidary_passes::machine::FIGURES;
 
 use crate::calibration::{self, Calibration};
+use crate::cpus;
 use crate::interrupt::{self, Again};
 use crate::model::{self, MAX_THREADS};
 use crate::output;
@@ -23,8 +24,8 @@ pub(crate) struct Args {
     /// Threads [default: one a CPU, which is what prices are reckoned for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS))]
     threads: Option<u64>,
-    /// CPU to make code for
-    #[arg(long, value_name = "NAME", default_value = "native")]
+    /// CPU to make code for; `help` lists their names
+    #[arg(long, value_name = "NAME", default_value = "native", value_parser = cpus::name)]
     cpu: String,
     /// File to write, for `--calibration FILE` [default: one in the user's cache directory, which is used without being named]
     #[arg(short, long, value_name = "FILE")]

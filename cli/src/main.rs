@@ -12,6 +12,7 @@ mod calibration;
 mod chat;
 mod check_rules;
 mod compile;
+mod cpus;
 mod eval;
 mod explain;
 mod functions;

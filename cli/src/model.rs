@@ -17,10 +17,12 @@ use lapidary_ir::{BLOCK, DType, Function, InputKind, Module};
 use lapidary_models::gemma2::{self, Storage};
 use lapidary_models::{Config, Detokenizer, Model, PRESETS, Tokenizer};
 use lapidary_passes::{RuleSet, Selection, machine as pricing, rules};
+use lapidary_runtime::program::MadeFor;
 use lapidary_runtime::{Artifact, Memory, Session, cpu};
 use serde_json::{Value, json};
 
 use crate::calibration::{self, Which};
+use crate::cpus;
 use crate::objective::CostName;
 use crate::output::{self, Usage};
 use crate::weights::WeightArgs;
@@ -59,8 +61,8 @@ impl RuleArgs {
 /// Which rules run, and for what CPU.
 #[derive(Clone, clap::Args)]
 pub(crate) struct CompileArgs {
-    /// CPU to make code for
-    #[arg(long, value_name = "NAME", default_value = "native")]
+    /// CPU to make code for; `help` lists their names
+    #[arg(long, value_name = "NAME", default_value = "native", value_parser = cpus::name)]
     pub(crate) cpu: String,
     /// Most positions, in tokens [default: the model's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_CONTEXT))]
@@ -491,6 +493,7 @@ impl Stats {
         let memory = engine.session.memory();
         let size = |n: usize| output::bytes(n as u64);
         let rows = [
+            ("code", engine.session.program().made_for.to_string()),
             ("compile", format!("{:.1} ms", ms(engine.compile))),
             ("load", format!("{:.1} ms", ms(engine.load))),
             ("threads", engine.session.threads().to_string()),
@@ -511,7 +514,11 @@ impl Stats {
     /// The same for programs: times in ms, rates in tokens a second, sizes in bytes.
     pub(crate) fn json(&self, engine: &Engine) -> Value {
         let Memory { weights, kv_local, kv_global, arena, scratch, activations } = engine.session.memory();
+        let MadeFor { cpu, step, features } = &engine.session.program().made_for;
         json!({
+            "cpu": cpu,
+            "cpu_step": step,
+            "cpu_features": features,
             "compile_ms": ms(engine.compile),
             "load_ms": ms(engine.load),
             "threads": engine.session.threads(),

@@ -137,6 +137,7 @@ pub fn compile(module: &Module, model: &Model, options: &Options) -> Result<Comp
         functions: link(unlinked, &code),
         constants: Aligned::from_bytes(&constants),
         plan,
+        made_for: Target::new(&options.cpu, Placement::Object)?.made_for(),
         code: Box::new(code),
     };
     Ok(Compilation { program: Arc::new(program), functions, time: start.elapsed() })
@@ -147,8 +148,21 @@ pub fn compile(module: &Module, model: &Model, options: &Options) -> Result<Comp
 /// # Errors
 /// As [`compile`].
 pub fn compile_image(module: &Module, model: &Model, options: &Options) -> Result<ImageCompilation, Error> {
+    compile_image_for(Target::new(&options.cpu, Placement::Object)?, module, model, options)
+}
+
+/// The same for a target that need not have a name; measured prices are those of the options' CPU.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_image_for(
+    target: Target,
+    module: &Module,
+    model: &Model,
+    options: &Options,
+) -> Result<ImageCompilation, Error> {
     let start = Instant::now();
-    let mut compiler = Compiler::new(options)?;
+    let mut compiler = Compiler::new(options, target);
     for function in &module.functions {
         compiler.add(function)?;
     }
@@ -185,7 +199,7 @@ pub fn compile_image(module: &Module, model: &Model, options: &Options) -> Resul
 /// # Errors
 /// As [`compile`].
 pub fn compile_functions(functions: &[Function], options: &Options) -> Result<Loose, Error> {
-    let mut compiler = Compiler::new(options)?;
+    let mut compiler = Compiler::new(options, Target::new(&options.cpu, Placement::Object)?);
     for function in functions {
         compiler.add(function)?;
     }
@@ -229,11 +243,10 @@ struct Finished {
 }
 
 impl<'a> Compiler<'a> {
-    fn new(options: &'a Options) -> Result<Compiler<'a>, Error> {
-        let target = Target::new(&options.cpu, Placement::Object)?;
+    fn new(options: &'a Options, target: Target) -> Compiler<'a> {
         let mut image = ImageBuilder::new(target.clone());
         image.listings = options.listings;
-        Ok(Compiler { options, target, image, constants: vec![], functions: vec![] })
+        Compiler { options, target, image, constants: vec![], functions: vec![] }
     }
 
     fn add(&mut self, function: &Function) -> Result<(), Error> {

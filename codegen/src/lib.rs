@@ -46,5 +46,5 @@ pub mod timing;
 pub mod view;
 pub mod work;
 
-pub use compile::{Compilation, ImageCompilation, Model, Options, compile, compile_image};
+pub use compile::{Compilation, ImageCompilation, Model, Options, compile, compile_image, compile_image_for};
 pub use error::Error;

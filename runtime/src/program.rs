@@ -47,8 +47,32 @@ pub struct Program {
     pub constants: Aligned,
     /// How the functions make up the model.
     pub plan: Plan,
+    /// The CPU that the code was made for.
+    pub made_for: MadeFor,
     /// Owner of the machine code that the steps' pointers lead into; dropped with the program.
     pub code: Box<dyn Any + Send + Sync>,
+}
+
+/// The CPU that code was made for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MadeFor {
+    /// Its name, as `--cpu` takes it.
+    pub cpu: String,
+    /// Of `native`, the step of the compiler's table that it comes to, if that is known.
+    pub step: Option<String>,
+    /// What the code may use, by the names of [`crate::cpu`].
+    pub features: Vec<String>,
+}
+
+/// In a line: the name, what it comes to, the features.
+impl std::fmt::Display for MadeFor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.cpu)?;
+        if let Some(step) = &self.step {
+            write!(f, ", here {step}")?;
+        }
+        if self.features.is_empty() { Ok(()) } else { write!(f, " ({})", self.features.join(", ")) }
+    }
 }
 
 /// How the functions make up a decoder-only language model.

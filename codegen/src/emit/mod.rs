@@ -28,6 +28,8 @@ pub struct Features {
     pub fma: bool,
     /// x86-64: AVX2, and conversions of f16.
     pub avx2: bool,
+    /// x86-64: AVX-VNNI, beside AVX2.
+    pub avxvnni: bool,
     /// x86-64: AVX-512 F, BW, DQ and VL.
     pub avx512: bool,
     /// x86-64: AVX-512 VNNI.
@@ -48,6 +50,7 @@ impl Features {
         }
         const AVX2: Set = x86(&["avx", "avx2", "f16c"]);
         const AVX512: Set = x86(&["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "f16c", "fma"]);
+        const AVX_VNNI: Set = x86(&["avxvnni"]);
         const VNNI: Set = x86(&["avx512vnni"]);
         const BF16: Set = x86(&["avx512bf16"]);
         const AMX: Set = x86(&["amx-tile", "amx-bf16"]);
@@ -57,6 +60,7 @@ impl Features {
             // Arm and RISC-V have it wherever they have floats.
             fma: set.architecture() != Architecture::X86_64 || set.has(x86(&["fma"])),
             avx2: set.has(AVX2),
+            avxvnni: set.has(AVX2.and(AVX_VNNI)),
             avx512,
             vnni: avx512 && set.has(VNNI),
             bf16: avx512 && set.has(BF16) && tuning.is_some_and(|t| t.features.has(BF16)),

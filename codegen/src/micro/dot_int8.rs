@@ -16,15 +16,41 @@ use crate::micro;
 
 /// With AVX-512 VNNI.
 pub(super) fn dot_vnni(dot: Dot) -> Code {
-    dot_of(dot, true)
+    dot_of(dot, Products::Vnni)
+}
+
+/// With AVX-VNNI: the same instruction as AVX2 is encoded.
+pub(super) fn dot_avx_vnni(dot: Dot) -> Code {
+    dot_of(dot, Products::AvxVnni)
 }
 
 /// With AVX2.
 pub(super) fn dot_avx2(dot: Dot) -> Code {
-    dot_of(dot, false)
+    dot_of(dot, Products::Avx2)
 }
 
-fn dot_of(dot: Dot, vnni: bool) -> Code {
+/// How bytes are multiplied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Products {
+    /// `vpdpbusd` of AVX-512.
+    Vnni,
+    /// `vpdpbusd` of AVX-VNNI.
+    AvxVnni,
+    /// `vpmaddubsw`.
+    Avx2,
+}
+
+impl Products {
+    fn encode(self, a: &mut CodeAssembler) -> &mut CodeAssembler {
+        match self {
+            Products::Vnni => a.evex(),
+            Products::AvxVnni => a.vex(),
+            Products::Avx2 => unreachable!("AVX2 has no such instruction"),
+        }
+    }
+}
+
+fn dot_of(dot: Dot, products: Products) -> Code {
     let a = &mut CodeAssembler::new(64)?;
     let quant_bytes = micro::int8_quant_bytes(dot.k);
     a.lea(X_SCALES, ptr(X + quant_bytes as i32))?;
@@ -33,8 +59,8 @@ fn dot_of(dot: Dot, vnni: bool) -> Code {
         a.vpxor(sum, sum, sum)?;
     }
     match dot.dtype {
-        DType::Q4 => four_bits(a, dot, vnni)?,
-        _ => eight_bits(a, dot, vnni)?,
+        DType::Q4 => four_bits(a, dot, products)?,
+        _ => eight_bits(a, dot, products)?,
     }
     a.assemble(0)
 }
@@ -69,7 +95,7 @@ impl Scaling {
 /// Blocks of 4 bits whose scales are made at a time.
 const GROUP: usize = 8;
 
-fn four_bits(a: &mut CodeAssembler, dot: Dot, vnni: bool) -> Done {
+fn four_bits(a: &mut CodeAssembler, dot: Dot, how: Products) -> Done {
     let scales = [ymm4, ymm5, ymm6, ymm7];
     let (nibble, ones) = (ymm10, ymm11);
     let (low, high, other) = (ymm13, ymm14, ymm15);
@@ -92,10 +118,10 @@ fn four_bits(a: &mut CodeAssembler, dot: Dot, vnni: bool) -> Done {
         a.vpsrlw(high, low, 4)?;
         a.vpand(low, low, nibble)?;
         a.vpand(high, high, nibble)?;
-        if vnni {
+        if how != Products::Avx2 {
             a.vpxor(other, other, other)?;
-            a.evex().vpdpbusd(other, low, x[0])?;
-            a.evex().vpdpbusd(other, high, x[1])
+            how.encode(a).vpdpbusd(other, low, x[0])?;
+            how.encode(a).vpdpbusd(other, high, x[1])
         } else {
             a.vpmaddubsw(low, low, x[0])?;
             a.vpmaddubsw(high, high, x[1])?;
@@ -170,7 +196,8 @@ fn four_bits(a: &mut CodeAssembler, dot: Dot, vnni: bool) -> Done {
     Ok(())
 }
 
-fn eight_bits(a: &mut CodeAssembler, dot: Dot, vnni: bool) -> Done {
+fn eight_bits(a: &mut CodeAssembler, dot: Dot, how: Products) -> Done {
+    let vnni = how != Products::Avx2;
     let scaling = Scaling { mask: ymm7, x_scale: ymm5, spare: ymm12 };
     let (x, start, byte, ones) = (ymm4, ymm6, ymm8, ymm9);
     let (w, product, zero) = (ymm10, ymm11, ymm13);
@@ -192,7 +219,7 @@ fn eight_bits(a: &mut CodeAssembler, dot: Dot, vnni: bool) -> Done {
             if vnni {
                 a.vpxor(w, byte, at)?;
                 a.vmovdqa(product, start)?;
-                a.evex().vpdpbusd(product, w, x)?;
+                how.encode(a).vpdpbusd(product, w, x)?;
             } else {
                 // Weights keep their sign, where the instruction's i16 sums would overflow.
                 a.vmovdqu(product, at)?;

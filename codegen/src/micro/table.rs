@@ -20,6 +20,17 @@ pub const MICROKERNELS: &[Microkernel] = &[
         emit: Emit::PairedDot(dot_int8::dot_vnni),
     },
     Microkernel {
+        name: "avxvnni_dot",
+        operands: DType::Q8,
+        mr: 1,
+        shapes: &[(1, 16)],
+        block: (16, 0),
+        kr: 1,
+        max_rows: 4,
+        runs_on: |f| f.avxvnni && f.fma,
+        emit: Emit::PairedDot(dot_int8::dot_avx_vnni),
+    },
+    Microkernel {
         name: "avx2_int8_dot",
         operands: DType::Q8,
         mr: 1,

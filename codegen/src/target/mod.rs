@@ -13,6 +13,7 @@ mod table;
 use cranelift_codegen::isa::{self, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 use lapidary_runtime::cpu::{self, Architecture, Host, Set, Tuning};
+use lapidary_runtime::program::MadeFor;
 
 use crate::Error;
 use crate::emit::Features;
@@ -99,6 +100,12 @@ impl Target {
         self.set.names().into_iter().map(str::to_string).collect()
     }
 
+    /// The same, with its name and the step that it comes to.
+    pub fn made_for(&self) -> MadeFor {
+        let step = self.step().map(|step| step.name).filter(|name| *name != self.name);
+        MadeFor { cpu: self.name.clone(), step: step.map(str::to_string), features: self.required() }
+    }
+
     /// Why code for this CPU does not run on this machine, if it does not.
     pub fn lacking_here(&self) -> Option<String> {
         self.lacking_on(cpu::host())
@@ -120,13 +127,9 @@ impl Target {
         ((f.amx, f.bf16, f.avx512, f.vnni, f.avx2 && f.fma, f.dotprod), self.set.len())
     }
 
-    /// The best step of the table that its features and tuning hold, and what it has beyond.
-    pub fn step(&self) -> (Option<&'static Cpu>, Set) {
-        let holds = |step: &&Cpu| {
-            self.set.has(step.features)
-                && (step.tuning.is_none() || step.tuning == self.tuning.map(|t| t.name))
-        };
-        let step = TARGETS.iter().rev().find(holds);
-        (step, step.map_or(self.set, |step| self.set.without(step.features)))
+    /// The best step of the table that its features and tuning hold, if they hold one.
+    pub fn step(&self) -> Option<&'static Cpu> {
+        let tuned = |step: &Cpu| step.tuning.is_none() || step.tuning == self.tuning.map(|t| t.name);
+        TARGETS.iter().rev().find(|step| self.set.has(step.features) && tuned(step))
     }
 }

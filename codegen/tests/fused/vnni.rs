@@ -169,9 +169,10 @@ fn check_dot(dot: Dot, code: &[u8], random: &mut Random) {
 
 #[test]
 fn dot_products_are_exact_in_integers() {
-    let micro = MICROKERNELS.iter().find(|m| m.name == "vnni_dot").expect("in the table");
     let mut random = Random(6);
-    for dtype in [DType::Q8, DType::Q4] {
+    let named = |name: &str| MICROKERNELS.iter().find(|m| m.name == name).expect("in the table");
+    let (evex, vex) = (named("vnni_dot"), named("avxvnni_dot"));
+    for (micro, dtype) in [(evex, DType::Q8), (evex, DType::Q4), (vex, DType::Q8), (vex, DType::Q4)] {
         for rows in [1, DOT_ROWS] {
             for blocks in [1, 2, 3, 7, 8, 9, 16, 21, 36] {
                 let dot = Dot { operands: DType::Q8, dtype, k: blocks * BLOCK, rows };

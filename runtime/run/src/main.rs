@@ -77,6 +77,7 @@ fn run(args: &Args) -> Result<()> {
         artifact.verify()?;
     }
     let program = Arc::new(artifact.program(args.cpu.as_deref())?);
+    let code = program.made_for.to_string();
     let vocab = program.plan.vocab;
     let text = Text::of(&artifact, vocab)?;
     let path = args.artifact.display();
@@ -128,7 +129,7 @@ fn run(args: &Args) -> Result<()> {
             ms(load),
             generation.prompt_tokens
         );
-        let _ = writeln!(io::stderr().lock(), "{line}");
+        let _ = writeln!(io::stderr().lock(), "code for {code}\n{line}");
     }
     let broken = session.has_logits() && session.logits().iter().all(|x| x.is_nan());
     ensure!(!broken, "{path}: the logits are NaN: its weights hold NaN or infinity");

@@ -24,16 +24,16 @@ use sha2::{Digest, Sha256};
 pub use program::Listing;
 pub use shared::Shared;
 
-use crate::cpu;
+use crate::cpu::{self, Fit, Host};
 use crate::error::Error;
 use crate::file::error::quote;
 use crate::file::{self, safetensors};
-use crate::program::{Aligned, Program, WeightSource};
+use crate::program::{Aligned, MadeFor, Program, WeightSource};
 
 /// What the metadata's `format` says.
 pub const FORMAT: &str = "lapidary-artifact";
 /// The version that is written and read: changes whenever a file of before would be misread.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Sections start at multiples of this, in bytes.
 pub const ALIGN: usize = 64;
 /// Code and weights start at multiples of this, in bytes: a page of every target.
@@ -255,8 +255,8 @@ impl Artifact {
         if listing.cpu != cpu {
             return Err(refuse(&self.path, &name, &format!("CPU {cpu}"), quote(&listing.cpu)));
         }
-        let bytes = |part: &str| Ok::<_, Error>(self.named(&format!("{part}{cpu}"))?.bytes.len());
-        listing.check(&self.path, bytes(CODE)?, bytes(CONSTANTS)?)?;
+        let bytes = |part: &str, of: &str| Ok::<_, Error>(self.named(&format!("{part}{of}"))?.bytes.len());
+        listing.check(&self.path, bytes(CODE, &listing.code)?, bytes(CONSTANTS, &listing.tables)?)?;
         Ok(listing)
     }
 
@@ -265,48 +265,60 @@ impl Artifact {
     /// # Errors
     /// [`Error::Machine`] if the machine cannot run it, [`Error::File`] if it is damaged or malformed.
     pub fn program(&self, cpu: Option<&str>) -> Result<Program, Error> {
+        self.link(self.choose(cpu::host(), cpu)?)
+    }
+
+    /// The description of the code that a machine would run: the best one that it can, or that for `cpu`.
+    ///
+    /// # Errors
+    /// As [`program`](Artifact::program).
+    pub fn choose(&self, host: &Host, cpu: Option<&str>) -> Result<Listing, Error> {
         let machine = |reason: String| Error::Machine { path: self.path.clone(), reason };
+        let here = host.features.architecture().name();
         let architecture = self.target.split('-').next().unwrap_or_default();
-        if architecture != cpu::ARCHITECTURE || !self.target.contains("linux") {
-            let here = format!("{}-{}", cpu::ARCHITECTURE, std::env::consts::OS);
+        if architecture != here || !self.target.contains("linux") {
+            let here = format!("{here}-{}", std::env::consts::OS);
             return Err(machine(format!("its code is for {}, this machine is {here}", quote(&self.target))));
         }
         if let Some(cpu) = cpu {
             let listing = self.listing(cpu)?;
-            let lacks = cpu::lacking(&listing.features).join(", ");
+            let lacks = host.lacking(&listing.features);
             if !lacks.is_empty() {
-                return Err(machine(format!(
-                    "its code for {cpu} needs {}, this machine ({}) lacks {lacks}",
-                    listing.features.join(", "),
-                    cpu::description()
-                )));
+                let (lacks, there) = (host.words(&lacks), host.description());
+                let reason = format!("its code for {cpu} needs {lacks}, which this machine ({there}) lacks");
+                return Err(machine(reason));
             }
-            return self.link(listing);
+            return Ok(listing);
         }
-        let mut lowest = None;
+        let (mut lowest, mut otherwise) = (None, None);
         for cpu in self.cpus.iter().rev() {
             let listing = self.listing(cpu)?;
-            if cpu::lacking(&listing.features).is_empty() {
-                return self.link(listing);
+            match host.fit(&listing.features, listing.tuning.as_deref()) {
+                Fit::Pays => return Ok(listing),
+                Fit::Runs => otherwise = otherwise.or(Some(listing)),
+                Fit::Lacks(_) => lowest = Some(listing),
             }
-            lowest = Some(listing);
+        }
+        if let Some(listing) = otherwise {
+            return Ok(listing);
         }
         let Some(Listing { cpu, features, .. }) = lowest else {
             return Err(refuse(&self.path, "__metadata__.cpus", "a CPU", "none".into()));
         };
-        let (needs, lacks) = (features.join(", "), cpu::lacking(&features).join(", "));
-        let here = cpu::description();
-        Err(machine(format!("its code needs at least {cpu} ({needs}), this machine ({here}) lacks {lacks}")))
+        let (lacks, there) = (host.words(&host.lacking(&features)), host.description());
+        Err(machine(format!(
+            "its code for {cpu}, its oldest, needs {lacks}, which this machine ({there}) lacks"
+        )))
     }
 
     /// Puts a CPU's code in place.
     fn link(&self, listing: Listing) -> Result<Program, Error> {
-        let name = format!("{CODE}{}", listing.cpu);
+        let name = format!("{CODE}{}", listing.code);
         let code = code::Executable::new(self.checked(&name)?).map_err(|e| Error::Machine {
             path: self.path.clone(),
             reason: format!("section {}: the system gives no memory that code can run in: {e}", quote(&name)),
         })?;
-        let name = format!("{CONSTANTS}{}", listing.cpu);
+        let name = format!("{CONSTANTS}{}", listing.tables);
         let bytes = self.checked(&name)?;
         let constants = Aligned::try_from_bytes(bytes).ok_or_else(|| Error::Memory {
             what: format!("section {} of {}", quote(&name), self.path.display()),
@@ -317,7 +329,8 @@ impl Artifact {
         // hashed too, are its entries; the program owns it.
         let link = |f: crate::program::Function<u64>| unsafe { f.link(base) };
         let functions = listing.functions.into_iter().map(link).collect();
-        Ok(Program { functions, constants, plan: listing.plan, code: Box::new(code) })
+        let made_for = MadeFor { cpu: listing.cpu, step: None, features: listing.features };
+        Ok(Program { functions, constants, plan: listing.plan, made_for, code: Box::new(code) })
     }
 
     /// The bytes of a section that must be there, their hash checked.

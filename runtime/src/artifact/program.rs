@@ -30,6 +30,12 @@ pub struct Listing {
     pub cpu: String,
     /// What the CPU must have, by the names of [`crate::cpu`].
     pub features: Vec<String>,
+    /// What it is tuned for, a name of [`crate::cpu::TUNINGS`], if that is not what most CPUs are.
+    pub tuning: Option<String>,
+    /// The CPU whose section holds the code: itself, or one whose code is the same.
+    pub code: String,
+    /// The same of the folded tables.
+    pub tables: String,
     /// How the functions make up the model.
     pub plan: Plan,
     /// The functions; steps enter the code by offset.
@@ -41,11 +47,14 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// The description of an image for a CPU.
+    /// The description of an image for a CPU, in sections of its own.
     pub fn new(cpu: &str, features: &[String], image: &Image) -> Listing {
         Listing {
             cpu: cpu.into(),
             features: features.to_vec(),
+            tuning: None,
+            code: cpu.into(),
+            tables: cpu.into(),
             plan: image.plan.clone(),
             functions: image.functions.clone(),
             symbols: image.symbols.clone(),

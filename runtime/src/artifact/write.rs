@@ -50,9 +50,43 @@ impl<'a> Part<'a> {
         ]
     }
 
+    /// The sections of several CPUs' images: code and tables that are the same bytes are there once, as the first one's.
+    pub fn images(variants: &[Variant<'a>]) -> Vec<Part<'a>> {
+        let mut parts = Vec::new();
+        for (at, Variant { cpu, features, tuning, image }) in variants.iter().enumerate() {
+            let [_, constants, code] = Part::image(cpu, features, image);
+            let first = |same: &dyn Fn(&Image) -> bool| {
+                variants[..at].iter().find(|v| same(v.image)).map_or(*cpu, |v| v.cpu)
+            };
+            let listing = Listing {
+                tuning: tuning.map(str::to_string),
+                code: first(&|other| other.code == image.code).into(),
+                tables: first(&|other| other.constants == image.constants).into(),
+                ..Listing::new(cpu, features, image)
+            };
+            parts.push(Part::raw(format!("{PROGRAM}{cpu}"), listing.to_bytes().into(), ALIGN));
+            parts.extend((listing.tables == *cpu).then_some(constants));
+            parts.extend((listing.code == *cpu).then_some(code));
+        }
+        parts
+    }
+
     fn raw(name: String, bytes: Cow<'a, [u8]>, align: usize) -> Part<'a> {
         Part { name, dtype: "U8", shape: vec![bytes.len()], bytes, align }
     }
+}
+
+/// A CPU's image, to be written beside those of others.
+#[derive(Clone, Copy)]
+pub struct Variant<'a> {
+    /// The CPU, as `--cpu` names it.
+    pub cpu: &'a str,
+    /// What it must have, by the names of [`crate::cpu`].
+    pub features: &'a [String],
+    /// What it is tuned for, if that is not what most CPUs are.
+    pub tuning: Option<&'a str>,
+    /// Its code.
+    pub image: &'a Image,
 }
 
 /// What the metadata say besides hashes.

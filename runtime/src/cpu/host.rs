@@ -8,6 +8,7 @@ use super::amx::{self, Amx, amx};
 use super::feature::Architecture;
 use super::set::Set;
 use super::tuning::{Maker, Tuning};
+use crate::file::error::quote;
 
 /// A machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,15 @@ impl Host {
             Set::named(self.features.architecture(), name).is_some_and(|one| self.features.has(one))
         };
         names.iter().map(String::as_str).filter(|name| !has(name)).collect()
+    }
+
+    /// What people call the features of these names, and the names that they are stored by.
+    pub fn words(&self, names: &[&str]) -> String {
+        let words = names.iter().map(|name| match Set::named(self.features.architecture(), name) {
+            Some(one) => format!("{} ({name})", one.words()),
+            None => quote(name),
+        });
+        words.collect::<Vec<_>>().join(", ")
     }
 
     /// In a few words, for errors: its architecture and what it has.

@@ -161,7 +161,9 @@ mod tests {
         assert_eq!(intel.fit(&needs, Some("bf16")), Fit::Runs);
         assert_eq!(intel.fit(&needs, None), Fit::Pays);
         let more: Vec<String> = ["avx512vnni", "amx-bf16", "avx10.2"].map(str::to_string).into();
-        assert_eq!(zen.fit(&more, None), Fit::Lacks(vec!["amx-bf16", "avx10.2"]));
+        let lacks = vec!["amx-bf16", "avx10.2"];
+        assert_eq!(zen.words(&lacks), "AMX BF16 (amx-bf16), \"avx10.2\"");
+        assert_eq!(zen.fit(&more, None), Fit::Lacks(lacks));
         // Without the products there is nothing to tune for.
         assert_eq!(Host::new(x86(&["avx2"]), Maker::amd(0x19)).tuning, None);
     }
