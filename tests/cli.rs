@@ -475,6 +475,31 @@ fn mistakes_in_arguments() {
 }
 
 #[test]
+fn cpus_have_names_and_those_of_the_target_are_told() {
+    let help = lapidary(&["compile", "--cpu", "help", "-o", "/nowhere.lap"]).ok();
+    assert_eq!(lapidary(&["run", "--cpu", "help"]).code, Some(0));
+    for name in ["native", "x86-64-v4-vnni", "icelake-server", "cortex-a76", "neoverse-v2", "apple-m1", "spacemit-k1"] {
+        assert!(help.lines().any(|line| line.split_whitespace().next() == Some(name)), "{name}: {help}");
+    }
+    let refused = |args: &[&str]| {
+        let outcome = lapidary(&[args, &["-o", "/nowhere.lap"]].concat());
+        assert_eq!((outcome.code, outcome.err.lines().count()), (Some(2), 1), "{args:?}: {}", outcome.err);
+        outcome.err
+    };
+    let arm = ["compile", "--target", "aarch64-unknown-linux-gnu", "--cpu"];
+    for more in [&[][..], &["--emit", "object"]] {
+        let text = refused(&[&arm[..], &["cortex-a67"], more].concat());
+        assert!(text.contains("did you mean `cortex-a") && text.contains("neoverse-v1"), "{text}");
+        assert!(!text.contains("x86-64-v3") && !text.contains("rv64gcv"), "{text}");
+        let text = refused(&[&arm[..], &["znver4"], more].concat());
+        assert!(text.contains("one of x86_64-unknown-linux-gnu") && text.contains("apple-m4"), "{text}");
+    }
+    let text = refused(&["compile", "--cpu", "znver9000"]);
+    assert!(text.contains("did you mean `znver"), "{text}");
+    assert_eq!(text.contains("cortex-a76"), cfg!(target_arch = "aarch64"), "{text}");
+}
+
+#[test]
 fn code_for_another_cpu_does_not_run_here() {
     let other = if cfg!(target_arch = "x86_64") { "aarch64" } else { "x86-64-v3" };
     lapidary(&["run", "--cpu", other, "x"]).fails(&["--cpu", other]);

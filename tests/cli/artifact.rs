@@ -81,7 +81,11 @@ fn targets_and_places_that_do_not_fit() {
         lapidary(&["compile", "--target", &format!("{other}-unknown-linux-gnu"), "-o", name(&file)]).ok();
         lapidary(&["run", "-m", name(&file), "hi"]).fails(&["other.lap", other]);
     }
-    for (cpu, needs) in [("neoverse-n1", "dotprod, lse, neon"), ("rv64gcv", "v")] {
+    for (cpu, needs) in [
+        ("neoverse-n1", "neon, lse, fp16, dotprod"),
+        ("cortex-a53", "neon"),
+        ("rv64gcv", "zca, zcd, v, zvl32b, zvl64b, zvl128b"),
+    ] {
         lapidary(&["compile", "--cpu", cpu, "-o", name(&file)]).ok();
         let shown = lapidary(&["inspect", "-m", name(&file)]).ok();
         assert!(shown.contains(&format!("\n{cpu}: needs {needs}\n")), "{shown}");
@@ -90,6 +94,49 @@ fn targets_and_places_that_do_not_fit() {
     let nowhere = dir.path().join("no/such/folder.lap");
     lapidary(&["compile", "-o", name(&nowhere)]).fails(&["folder.lap", "No such file"]);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left over");
+}
+
+/// What is made for this machine runs on it, and says what it is made for; a file for every step says which it took.
+#[test]
+fn the_code_that_was_taken_has_a_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("here.lap");
+    let run = |args: &[&str]| {
+        let outcome = lapidary(&[&["run", "-n", "2", "--temp", "0", "--stats"], args, &[PROMPT]].concat());
+        assert_eq!(outcome.code, Some(0), "{args:?}: {}", outcome.err);
+        let code = outcome.err.lines().find_map(|line| line.strip_prefix("code")).unwrap_or_default();
+        (code.trim().to_string(), outcome.out)
+    };
+    let (code, text) = run(&[]);
+    assert!(code.starts_with("native, here ") && code.contains('('), "{code}");
+    lapidary(&["compile", "-o", name(&file)]).ok();
+    let (stored, same) = run(&["-m", name(&file)]);
+    assert!(stored.starts_with("native (") && same == text, "{stored}");
+
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    lapidary(&["compile", "--target", &target, "-o", name(&file)]).ok();
+    let shown = lapidary(&["inspect", "-m", name(&file), "--json"]).json();
+    let cpus = shown["cpus"].as_array().unwrap();
+    let (taken, _) = run(&["-m", name(&file)]);
+    let (cpu, features) = taken.split_once(" (").unwrap();
+    assert!(code.contains(&format!("here {cpu} (")), "{taken}: {code}");
+    let row = cpus.iter().find(|row| row["cpu"] == cpu).unwrap();
+    let listed: Vec<&str> = row["features"].as_array().unwrap().iter().filter_map(|f| f.as_str()).collect();
+    assert_eq!(features.trim_end_matches(')'), listed.join(", "));
+    let alone = Command::new(lapidary_run()).arg(&file).args(["-n", "1", "--stats", PROMPT]).output().unwrap();
+    let told = String::from_utf8(alone.stderr).unwrap();
+    assert!(told.contains(&format!("code for {taken}")), "{told}");
+    let json = lapidary(&["run", "-m", name(&file), "-n", "1", "--json", PROMPT]).json();
+    assert_eq!(json["stats"]["cpu"], cpu);
+    assert_eq!(json["stats"]["cpu_features"], row["features"]);
+    if cfg!(target_arch = "x86_64") {
+        let names: Vec<&str> = cpus.iter().filter_map(|row| row["cpu"].as_str()).collect();
+        let steps = ["v2", "v3", "v3-vnni", "v4", "v4-vnni", "v4-bf16", "v4-amx"];
+        assert_eq!(names, steps.map(|step| format!("x86-64-{step}")));
+        // Weights of bf16 have no use for products of 8-bit integers.
+        assert_eq!(cpus[2]["code_of"], "x86-64-v3");
+        assert!(lapidary(&["inspect", "-m", name(&file)]).ok().contains(", the same as for x86-64-v3\n"));
+    }
 }
 
 #[test]

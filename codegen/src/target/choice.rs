@@ -62,7 +62,7 @@ mod tests {
         for (given, meant) in [
             ("znver44", "znver4"),
             ("Zn_ver4", "znver4"),
-            ("icelake", "icelake-client"),
+            ("icelake", "icelake-server"),
             ("sapphire-rapids", "sapphirerapids"),
             ("SapphireRapids", "sapphirerapids"),
             ("x86_64_v3", "x86-64-v3"),
