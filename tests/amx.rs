@@ -22,7 +22,7 @@ use memmap2::{Mmap, MmapMut};
 mod linear;
 
 /// The CPU whose code has tiles.
-const CPU: &str = "sapphirerapids";
+const CPU: &str = "x86-64-v4-amx";
 
 fn rows() -> Vec<&'static Microkernel> {
     let all: Vec<_> = MICROKERNELS.iter().filter(|m| m.is_configured()).collect();

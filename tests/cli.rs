@@ -478,7 +478,9 @@ fn mistakes_in_arguments() {
 fn cpus_have_names_and_those_of_the_target_are_told() {
     let help = lapidary(&["compile", "--cpu", "help", "-o", "/nowhere.lap"]).ok();
     assert_eq!(lapidary(&["run", "--cpu", "help"]).code, Some(0));
-    for name in ["native", "x86-64-v4-vnni", "icelake-server", "cortex-a76", "neoverse-v2", "apple-m1", "spacemit-k1"] {
+    for name in
+        ["native", "x86-64-v4-vnni", "icelake-server", "cortex-a76", "neoverse-v2", "apple-m1", "spacemit-k1"]
+    {
         assert!(help.lines().any(|line| line.split_whitespace().next() == Some(name)), "{name}: {help}");
     }
     let refused = |args: &[&str]| {

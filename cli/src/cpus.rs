@@ -1,7 +1,7 @@
 //! `--cpu`: its values, and `--cpu help`, which lists them.
 //!
-//! In: the argument. Out: the same; or, for `help`, the names of all CPUs on stdout, and the command ends. A row says what a name's code may
-//! use, as the step of the table that it holds and what it has beyond.
+//! In: the argument. Out: the same; or, for `help`, the names of all CPUs on stdout, and the command ends. A row says
+//! what a name's code may use, as the step of the table that it holds and what it has beyond.
 
 use std::fmt::Write;
 

@@ -123,7 +123,8 @@ fn the_code_that_was_taken_has_a_name() {
     let row = cpus.iter().find(|row| row["cpu"] == cpu).unwrap();
     let listed: Vec<&str> = row["features"].as_array().unwrap().iter().filter_map(|f| f.as_str()).collect();
     assert_eq!(features.trim_end_matches(')'), listed.join(", "));
-    let alone = Command::new(lapidary_run()).arg(&file).args(["-n", "1", "--stats", PROMPT]).output().unwrap();
+    let alone =
+        Command::new(lapidary_run()).arg(&file).args(["-n", "1", "--stats", PROMPT]).output().unwrap();
     let told = String::from_utf8(alone.stderr).unwrap();
     assert!(told.contains(&format!("code for {taken}")), "{told}");
     let json = lapidary(&["run", "-m", name(&file), "-n", "1", "--json", PROMPT]).json();

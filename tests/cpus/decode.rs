@@ -1,7 +1,7 @@
 //! What compiled x86-64 code asks of a CPU, read from its bytes.
 //!
-//! In: an image. Out: the features of all instructions that can be reached, by the names of the table. Tables that lie between functions
-//! are not reached: every function is walked from its entry along its branches.
+//! In: an image. Out: the features of all instructions that can be reached, by the names of the table. Tables that lie
+//! between functions are not reached: every function is walked from its entry along its branches.
 
 use std::collections::{BTreeMap, HashSet};
 

@@ -1,5 +1,5 @@
-//! Machines as data: real CPUs, what Linux says that they have (`/proc/cpuinfo`, hardware capabilities, the line `isa`), and the
-//! step of the table of targets whose code they should take of a file that has all.
+//! Machines as data: real CPUs, what Linux says that they have (`/proc/cpuinfo`, hardware capabilities, the line
+//! `isa`), and the step of the table of targets whose code they should take of a file that has all.
 
 use lapidary_runtime::cpu::{Architecture, Host, Maker, Set};
 
@@ -96,10 +96,12 @@ pub(crate) const MACHINES: &[Machine] = &[
     x86("Skylake", "skylake", "x86-64-v3", INTEL, &[NEHALEM, HASWELL]),
     x86("Skylake-SP", "skylake-avx512", "x86-64-v4", INTEL, &[NEHALEM, HASWELL, SKYLAKE_SP]),
     x86("Cascade Lake", "cascadelake", "x86-64-v4-vnni", INTEL, &[NEHALEM, HASWELL, SKYLAKE_SP, "avx512_vnni"]),
-    x86("Cooper Lake", "cooperlake", "x86-64-v4-vnni", INTEL, &[NEHALEM, HASWELL, SKYLAKE_SP, "avx512_vnni avx512_bf16"]),
+    x86("Cooper Lake", "cooperlake", "x86-64-v4-vnni", INTEL,
+        &[NEHALEM, HASWELL, SKYLAKE_SP, "avx512_vnni avx512_bf16"]),
     x86("Ice Lake-SP", "icelake-server", "x86-64-v4-vnni", INTEL, &[NEHALEM, HASWELL, SKYLAKE_SP, ICE_LAKE]),
     x86("Tiger Lake", "tigerlake", "x86-64-v4-vnni", INTEL, &[NEHALEM, HASWELL, SKYLAKE_SP, ICE_LAKE]),
-    x86("Alder Lake", "alderlake", "x86-64-v3-vnni", INTEL, &[NEHALEM, HASWELL, "avx_vnni gfni vaes vpclmulqdq serialize"]),
+    x86("Alder Lake", "alderlake", "x86-64-v3-vnni", INTEL,
+        &[NEHALEM, HASWELL, "avx_vnni gfni vaes vpclmulqdq serialize"]),
     x86("Sapphire Rapids", "sapphirerapids", "x86-64-v4-amx", INTEL,
         &[NEHALEM, HASWELL, SKYLAKE_SP, ICE_LAKE, SAPPHIRE_RAPIDS, AMX]),
     x86("Sapphire Rapids whose hypervisor hides AMX", "icelake-server", "x86-64-v4-vnni", INTEL,
@@ -109,7 +111,8 @@ pub(crate) const MACHINES: &[Machine] = &[
     x86("Zen 2", "znver2", "x86-64-v3", ZEN, &[NEHALEM, HASWELL, "sse4a sha_ni clzero"]),
     x86("Zen 3", "znver3", "x86-64-v3", ZEN3, &[NEHALEM, HASWELL, "sse4a sha_ni clzero vaes vpclmulqdq"]),
     x86("Zen 4", "znver4", "x86-64-v4-bf16", ZEN3, &[NEHALEM, HASWELL, SKYLAKE_SP, ICE_LAKE, "avx512_bf16 sse4a"]),
-    x86("Zen 5", "znver5", "x86-64-v4-bf16", ZEN5, &[NEHALEM, HASWELL, SKYLAKE_SP, ICE_LAKE, "avx512_bf16 avx_vnni sse4a"]),
+    x86("Zen 5", "znver5", "x86-64-v4-bf16", ZEN5,
+        &[NEHALEM, HASWELL, SKYLAKE_SP, ICE_LAKE, "avx512_bf16 avx_vnni sse4a"]),
     x86("Zen 4 whose hypervisor hides AVX-512 F alone", "znver3", "x86-64-v3", ZEN3,
         &[NEHALEM, HASWELL, "avx512dq avx512bw avx512vl", ICE_LAKE, "avx512_bf16"]),
     arm("Cortex-A53 (Raspberry Pi 3)", "cortex-a53", "aarch64", &[ARMV8]),
@@ -125,7 +128,8 @@ pub(crate) const MACHINES: &[Machine] = &[
     arm("Apple M2", "apple-m2", "aarch64-dotprod", &[ARMV8, ARMV8_2, ARMV8_6, "paca bti"]),
     arm("Apple M4", "apple-m4", "aarch64-dotprod", &[ARMV8, ARMV8_2, ARMV8_6, "paca bti sme"]),
     Machine {
-        name: "SpacemiT K1", cpu: "spacemit-k1", step: "rv64gcv", maker: Maker::NONE, architecture: Architecture::Riscv64,
+        name: "SpacemiT K1", cpu: "spacemit-k1", step: "rv64gcv", maker: Maker::NONE,
+        architecture: Architecture::Riscv64,
         flags: &["c zcd v vlen128 zvl32b zvl64b zicond zba zbb zbc zbs zfh zfhmin zvfh zvfhmin zicboz zvkt"],
     },
 ];

@@ -53,7 +53,8 @@ impl Features {
         const AVX_VNNI: Set = x86(&["avxvnni"]);
         const VNNI: Set = x86(&["avx512vnni"]);
         const BF16: Set = x86(&["avx512bf16"]);
-        const AMX: Set = x86(&["amx-tile", "amx-bf16"]);
+        // What tiles multiply is rounded by AVX-512 BF16.
+        const AMX: Set = x86(&["amx-tile", "amx-bf16", "avx512bf16"]);
         const DOTPROD: Set = Set::of(Architecture::Aarch64, &["dotprod"]);
         let avx512 = set.has(AVX512);
         Features {

@@ -101,6 +101,7 @@ mod tests {
         }
         for row in rows() {
             assert_eq!(row.features, row.features.usable(), "{}", row.name);
+            assert!(row.features.has(super::super::least(row.features.architecture())), "{}", row.name);
             assert!(row.tuning.is_none_or(|t| lapidary_runtime::cpu::Tuning::named(t).is_some()));
         }
         let rank = |name: &str| Target::new(name, Placement::Object).unwrap().rank();

@@ -1,7 +1,8 @@
 //! Cranelift's settings for a set of features.
 //!
-//! A setting is switched on if and only if the row that names it is in the set: what Cranelift may use is what the set says. Each of its
-//! yes-or-no settings is in the table of features or in [`OTHERS`]; a test holds them against Cranelift's own list.
+//! A setting is switched on if and only if the row that names it is in the set: what Cranelift may use is what the set
+//! says. Each of its yes-or-no settings is in the table of features or in [`OTHERS`]; a test holds them against
+//! Cranelift's own list.
 
 use cranelift_codegen::isa::Builder;
 use cranelift_codegen::settings::{Configurable, SetResult};
@@ -49,7 +50,7 @@ mod tests {
 
     use cranelift_codegen::isa;
     use cranelift_codegen::settings::{self, SettingKind};
-    use lapidary_runtime::cpu::{Architecture, Host, Maker};
+    use lapidary_runtime::cpu::Architecture;
 
     use super::super::table::triple;
     use super::super::{Placement, Target};
@@ -73,15 +74,15 @@ mod tests {
         }
     }
 
-    /// Code for a set uses what the set has: settings that are on are the set's rows, and of others those taken for granted.
+    /// Code for a set uses what the set has: settings that are on are the set's rows, and of others those taken for
+    /// granted.
     #[test]
     fn settings_are_those_of_the_set() {
         for architecture in Architecture::ALL {
             let all = Set::all(architecture);
             let singles = all.rows().map(|row| Set::of(architecture, &[row.name]).with_needs());
             for features in singles.chain([Set::empty(architecture), all]) {
-                let host = Host::new(features, Maker::NONE);
-                let target = Target::native(&host, Placement::Object).unwrap();
+                let target = Target::make("a set", features, None, Placement::Object).unwrap();
                 let on = target.isa.isa_flags().into_iter().filter(|f| f.as_bool() == Some(true));
                 let on: BTreeSet<&str> = on.map(|f| f.name).collect();
                 let granted = OTHERS.iter().filter(|(.., why)| why.starts_with("RV64G"));

@@ -1,9 +1,9 @@
 //! Targets: the CPUs that code is made for.
 //!
-//! In: a name, or a machine. Out: a [`Target`]: what code may use there ([`lapidary_runtime::cpu`] is the table of features), what
-//! pays there, and Cranelift's description of both. Names are rows of [`TARGETS`] and [`CPUS`]; `native` is this machine.
-//! Invariants: Cranelift may use what the target's features name and nothing else, and so may microkernels; what code for a
-//! target needs of a CPU are those features.
+//! In: a name, or a machine. Out: a [`Target`]: what code may use there ([`lapidary_runtime::cpu`] is the table of
+//! features), what pays there, and Cranelift's description of both. Names are rows of [`TARGETS`] and [`CPUS`];
+//! `native` is this machine. Invariants: Cranelift may use what the target's features name and nothing else, and so
+//! may microkernels; what code for a target needs of a CPU are those features.
 
 mod choice;
 mod flags;
@@ -20,7 +20,7 @@ use crate::emit::Features;
 
 pub use choice::{cpu_of_target, known, unknown_cpu};
 pub use flags::OTHERS;
-pub use table::{CPUS, Cpu, TARGETS, row, rows, triple, triple_of};
+pub use table::{CPUS, Cpu, TARGETS, least, row, rows, triple, triple_of};
 
 /// A CPU chosen: Cranelift's description of it.
 #[derive(Clone)]
@@ -62,8 +62,13 @@ impl Target {
     /// What `native` is on a machine.
     ///
     /// # Errors
-    /// [`Error::Target`] says what Cranelift refuses.
+    /// [`Error::Target`] says what the machine lacks that all code needs, or what Cranelift refuses.
     pub fn native(host: &Host, placement: Placement) -> Result<Target, Error> {
+        let lacks = least(host.features.architecture()).without(host.features);
+        if !lacks.is_empty() {
+            let reason = format!("all code needs {}, which this machine lacks", lacks.words());
+            return Err(Error::Target { cpu: "native".into(), reason });
+        }
         Target::make("native", host.features, host.tuning, placement)
     }
 
@@ -75,8 +80,8 @@ impl Target {
     ) -> Result<Target, Error> {
         let refuse = |reason: String| Error::Target { cpu: name.into(), reason };
         let mut flags = settings::builder();
-        // Where RISC-V code is to be independent of its place, Cranelift reaches all through a global offset table; else what is
-        // colocated, as everything is here, from the program counter, which is as independent.
+        // Where RISC-V code is to be independent of its place, Cranelift reaches all through a global offset table;
+        // else what is colocated, as everything is here, from the program counter, which is as independent.
         let has_table = set.architecture() == Architecture::Riscv64;
         let pic = if placement == Placement::Object && !has_table { "true" } else { "false" };
         for (key, value) in [

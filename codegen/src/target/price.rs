@@ -10,9 +10,10 @@ impl Target {
     pub fn machine(&self, rounded: bool) -> Machine {
         let f = self.features;
         let formats = |f32, bf16, q8, q4| Formats { f32, bf16, q8, q4 };
-        // Measured by `lapidary calibrate --cpu` on two cores of a Zen 4 server, but for AMX: two cores' peak, of which its kernels are
-        // taken to reach a third, and Arm, taken for a CPU of 128-bit vectors. `gelu`, and products in 8 bits of AVX2, are a Zen 3's,
-        // by what they take there beside `transcendental` and products in f32.
+        // Measured by `lapidary calibrate --cpu` on two cores of a Zen 4 server, but for AMX: two cores' peak, of
+        // which its kernels are taken to reach a third, and Arm, taken for a CPU of 128-bit vectors. `gelu`, and
+        // products in 8 bits of AVX2, are a Zen 3's, by what they take there beside `transcendental` and products in
+        // f32.
         let wide = Machine { flops: Formats::all(228.0), few_flops: 228.0, ..Machine::GENERIC };
         let dot =
             |rounded| if rounded { formats(35.0, 60.0, 71.0, 63.0) } else { formats(35.0, 60.0, 50.0, 48.0) };

@@ -1,8 +1,8 @@
 //! The CPUs that code is made for: features and tuning under a name.
 //!
-//! [`TARGETS`] are the steps at which code gets better; an artifact for no CPU in particular has them all. [`CPUS`] are the names
-//! of CPUs that users know from other compilers (GCC's and LLVM's spelling): rows of the same kind. A name's features are those
-//! that the table of features has of it; add a CPU here.
+//! [`TARGETS`] are the steps at which code gets better; an artifact for no CPU in particular has them all. [`CPUS`]
+//! are the names of CPUs that users know from other compilers (GCC's and LLVM's spelling): rows of the same kind. A
+//! name's features are those that the table of features has of it; add a CPU here.
 
 use lapidary_runtime::cpu::{Architecture, Set};
 
@@ -25,6 +25,16 @@ pub const fn triple(architecture: Architecture) -> &'static str {
         Architecture::X86_64 => "x86_64-unknown-linux-gnu",
         Architecture::Aarch64 => "aarch64-unknown-linux-gnu",
         Architecture::Riscv64 => "riscv64-unknown-linux-gnu",
+    }
+}
+
+/// What every piece of code for an architecture may take for granted, beside what all of its CPUs have: Cranelift
+/// calls libraries or gives up where it lacks.
+pub const fn least(architecture: Architecture) -> Set {
+    match architecture {
+        Architecture::X86_64 => Set::of(architecture, &["sse3", "ssse3", "sse4.1"]),
+        Architecture::Aarch64 => Set::of(architecture, &["neon"]),
+        Architecture::Riscv64 => Set::of(architecture, &["v", "zvl32b", "zvl64b", "zvl128b"]),
     }
 }
 
@@ -55,7 +65,7 @@ const V3_VNNI: Set = x86(V3, &["avxvnni"]);
 const V4: Set = x86(V3, &["avx512f", "avx512bw", "avx512dq", "avx512vl"]);
 const V4_VNNI: Set = x86(V4, &["avx512vnni"]);
 const V4_BF16: Set = x86(V4_VNNI, &["avx512bf16"]);
-const V4_AMX: Set = x86(V4_VNNI, &["amx-tile", "amx-bf16"]);
+const V4_AMX: Set = x86(V4_BF16, &["amx-tile", "amx-bf16"]);
 
 const IVY_BRIDGE: Set = x86(V2, &["avx", "f16c"]);
 const ICE_LAKE: Set = x86(V4_VNNI, &["avx512vbmi", "avx512bitalg"]);

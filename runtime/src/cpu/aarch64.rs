@@ -25,10 +25,13 @@ const fn row(
 pub const FEATURES: &[Feature] = &[
     row("neon", "NEON", (1 << 1, 0), (Pfr0, 20, 0), &[], None, "+simd"),
     row("lse", "atomics of ARMv8.1 (LSE)", (1 << 8, 0), (Isar0, 20, 2), &[], Some("has_lse"), "+lse"),
-    row("fp16", "half-precision arithmetic of ARMv8.2 (FP16)", (1 << 9 | 1 << 10, 0), (Pfr0, 20, 1), &["neon"], Some("has_fp16"), "+fp16"),
-    row("dotprod", "the dot products of ARMv8.2 (dotprod)", (1 << 20, 0), (Isar0, 44, 1), &["neon"], Some("has_dotprod"), "+dotprod"),
+    row("fp16", "half-precision arithmetic of ARMv8.2 (FP16)", (1 << 9 | 1 << 10, 0), (Pfr0, 20, 1),
+        &["neon"], Some("has_fp16"), "+fp16"),
+    row("dotprod", "the dot products of ARMv8.2 (dotprod)", (1 << 20, 0), (Isar0, 44, 1),
+        &["neon"], Some("has_dotprod"), "+dotprod"),
     row("bf16", "products of bf16 of ARMv8.6 (BF16)", (0, 1 << 14), (Isar1, 44, 1), &["neon"], None, "+bf16"),
-    row("i8mm", "products of 8-bit matrices of ARMv8.6 (I8MM)", (0, 1 << 13), (Isar1, 52, 1), &["neon"], Some("has_i8mm"), "+i8mm"),
+    row("i8mm", "products of 8-bit matrices of ARMv8.6 (I8MM)", (0, 1 << 13), (Isar1, 52, 1),
+        &["neon"], Some("has_i8mm"), "+i8mm"),
 ];
 
 /// What AT_HWCAP and AT_HWCAP2 say.

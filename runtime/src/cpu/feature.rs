@@ -1,8 +1,8 @@
 //! What a row of the table of features is.
 //!
-//! A row holds all that anything asks about a feature: its names, how a machine tells that it has it, what code generators and
-//! C compilers call it. Rows are data, so that the same row serves this process, a table of other machines, and a probe
-//! that is written into machine code.
+//! A row holds all that anything asks about a feature: its names, how a machine tells that it has it, what code
+//! generators and C compilers call it. Rows are data, so that the same row serves this process, a table of other
+//! machines, and a probe that is written into machine code.
 
 use super::{aarch64, riscv64, x86_64};
 
@@ -79,8 +79,8 @@ pub struct Feature {
     pub needs: &'static [&'static str],
     /// What Cranelift calls it, if Cranelift can use it: `has_avx512vnni`.
     pub cranelift: Option<&'static str>,
-    /// What GCC and Clang call it: an option on x86-64 (`-mavx512vnni`), elsewhere what follows the name of an architecture in
-    /// `-march` (`+dotprod`, `_zba`).
+    /// What GCC and Clang call it: an option on x86-64 (`-mavx512vnni`), elsewhere what follows the name of an
+    /// architecture in `-march` (`+dotprod`, `_zba`).
     pub compiler: &'static str,
 }
 

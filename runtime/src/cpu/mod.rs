@@ -1,7 +1,7 @@
 //! CPUs: what they have, by the names that artifacts and messages use, and what this one has.
 //!
-//! [`Architecture::features`] is the list: a row a feature, with all that anything asks about it. [`Set`]s of rows say what
-//! code needs and what a machine has. [`host`] is this machine; AMX needs more than being there ([`amx()`]).
+//! [`Architecture::features`] is the list: a row a feature, with all that anything asks about it. [`Set`]s of rows say
+//! what code needs and what a machine has. [`host`] is this machine; AMX needs more than being there ([`amx()`]).
 
 pub mod aarch64;
 mod amx;
@@ -125,7 +125,8 @@ mod tests {
 
     #[test]
     fn arm_and_risc_v_are_told_by_words() {
-        // Of a Raspberry Pi 5: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp.
+        // Of a Raspberry Pi 5: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc
+        // dcpop asimddp.
         assert_eq!(aarch64::decode(0x119fff, 0).to_string(), "neon, lse, fp16, dotprod");
         // Of a Raspberry Pi 4: fp asimd evtstrm crc32 cpuid.
         assert_eq!(aarch64::decode(0x887, 0).to_string(), "neon");

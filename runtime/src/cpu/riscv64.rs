@@ -1,7 +1,7 @@
 //! The features of 64-bit RISC-V beyond RV64G, and how Linux tells them (`Documentation/arch/riscv/hwprobe.rst`).
 //!
-//! Three things may answer: AT_HWCAP has a bit for each extension of one letter, `riscv_hwprobe` (Linux 6.4) knows more, and
-//! the line `isa` of `/proc/cpuinfo` names all that the system knows of. What any of them says is so.
+//! Three things may answer: AT_HWCAP has a bit for each extension of one letter, `riscv_hwprobe` (Linux 6.4) knows
+//! more, and the line `isa` of `/proc/cpuinfo` names all that the system knows of. What any of them says is so.
 
 use super::feature::{Architecture, Feature, Probe, RiscV};
 use super::set::Set;

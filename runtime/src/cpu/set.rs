@@ -1,7 +1,7 @@
 //! Sets of features of one architecture.
 //!
-//! A set is a bit for each row of the architecture's table. Sets of names that are no rows do not compile ([`Set::of`] in a
-//! constant), or are refused ([`Set::named`]).
+//! A set is a bit for each row of the architecture's table. Sets of names that are no rows do not compile ([`Set::of`]
+//! in a constant), or are refused ([`Set::named`]).
 
 use std::fmt;
 

@@ -61,8 +61,8 @@ pub struct Tuning {
 
 /// Every kind.
 pub const TUNINGS: &[Tuning] = &[
-    // Products of bf16 at twice the rate of fused multiply-adds of f32 since Zen 4 (family 25); on Intel's CPUs at half of it
-    // (Sapphire Rapids, measured), where f32 is the better way.
+    // Products of bf16 at twice the rate of fused multiply-adds of f32 since Zen 4 (family 25); on Intel's CPUs at
+    // half of it (Sapphire Rapids, measured), where f32 is the better way.
     Tuning {
         name: "bf16",
         features: Set::of(Architecture::X86_64, &["avx512bf16"]),

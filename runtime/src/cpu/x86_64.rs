@@ -59,7 +59,8 @@ pub const FEATURES: &[Feature] = &[
     row("avx512dq", "AVX-512 DQ", (LEAF_7_EBX, 17, ZMM), &["avx512f"], Some("has_avx512dq"), "-mavx512dq"),
     row("avx512vl", "AVX-512 VL", (LEAF_7_EBX, 31, ZMM), &["avx512f"], Some("has_avx512vl"), "-mavx512vl"),
     row("avx512vbmi", "AVX-512 VBMI", (LEAF_7_ECX, 1, ZMM), &["avx512bw"], Some("has_avx512vbmi"), "-mavx512vbmi"),
-    row("avx512bitalg", "AVX-512 BITALG", (LEAF_7_ECX, 12, ZMM), &["avx512bw"], Some("has_avx512bitalg"), "-mavx512bitalg"),
+    row("avx512bitalg", "AVX-512 BITALG", (LEAF_7_ECX, 12, ZMM), &["avx512bw"], Some("has_avx512bitalg"),
+        "-mavx512bitalg"),
     row("avx512vnni", "AVX-512 VNNI", (LEAF_7_ECX, 11, ZMM), &["avx512f"], Some("has_avx512vnni"), "-mavx512vnni"),
     row("avx512bf16", "AVX-512 BF16", (LEAF_7_1_EAX, 5, ZMM), &["avx512bw"], None, "-mavx512bf16"),
     row("amx-tile", "AMX", (LEAF_7_EDX, 24, TILES), &[], None, "-mamx-tile"),
@@ -67,8 +68,8 @@ pub const FEATURES: &[Feature] = &[
     row("amx-int8", "AMX INT8", (LEAF_7_EDX, 25, TILES), &["amx-tile"], None, "-mamx-int8"),
 ];
 
-/// What `cpuid(leaf, subleaf)`, EAX to EDX, and XCR0, asked for only where there is one, say. Registers on request are taken
-/// to be granted.
+/// What `cpuid(leaf, subleaf)`, EAX to EDX, and XCR0, asked for only where there is one, say. Registers on request are
+/// taken to be granted.
 pub fn decode(cpuid: impl Fn(u32, u32) -> [u32; 4], xcr0: impl FnOnce() -> u64) -> Set {
     let osxsave = cpuid(1, 0)[2] & OSXSAVE != 0;
     let saved = if osxsave { xcr0() } else { 0 };
