@@ -1,5 +1,8 @@
 //! What can go wrong in the runtime, one type for all of it.
 
+use crate::memory;
+use crate::terminal;
+
 /// An error of the runtime.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -53,14 +56,6 @@ pub enum Error {
         what: String,
         /// How much.
         bytes: usize,
-    },
-    /// A worker thread could not be started.
-    #[error("cannot start worker thread {index}: {source}")]
-    Thread {
-        /// Which worker, from 1.
-        index: usize,
-        /// The system's reason.
-        source: std::io::Error,
     },
     /// Tokens do not fit in what is left of the context.
     #[error(
@@ -128,11 +123,13 @@ pub enum Error {
     NoCandidate,
 }
 
-/// An error and its causes on one line. A cause that the error already spells out is not repeated.
+/// An error and its causes on one line, nothing in it that steers a terminal. A cause that the error already spells out is not
+/// repeated.
 pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
     let mut line = String::new();
     for cause in std::iter::successors(Some(error), |e| e.source()) {
         let text = cause.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        let text = terminal::line(&text).into_owned();
         if line.ends_with(&text) {
             continue;
         }
@@ -148,6 +145,6 @@ pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
 pub(crate) fn room<T>(what: &str, n: usize) -> Result<Vec<T>, Error> {
     let mut list = Vec::new();
     let bytes = n.saturating_mul(size_of::<T>());
-    list.try_reserve_exact(n).map_err(|_| Error::Memory { what: what.into(), bytes })?;
+    memory::fallible(|| list.try_reserve_exact(n)).map_err(|_| Error::Memory { what: what.into(), bytes })?;
     Ok(list)
 }

@@ -5,16 +5,20 @@ mod bind;
 pub mod cpu;
 pub mod demand;
 mod error;
+pub mod fault;
 pub mod file;
 pub mod generate;
 mod kv;
+pub mod memory;
 pub mod pool;
 pub mod program;
 mod rng;
 pub mod sampler;
 pub mod session;
+pub mod terminal;
 #[cfg(feature = "text")]
 pub mod text;
+pub mod threads;
 
 pub use artifact::Artifact;
 pub use error::{Error, one_line};

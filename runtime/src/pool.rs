@@ -107,7 +107,7 @@ pub struct Pool {
 
 impl Pool {
     /// A pool of `threads` threads, the caller's included (0 is taken as 1, at most [`MAX_THREADS`]), with
-    /// `scratch_bytes` bytes of scratch each.
+    /// `scratch_bytes` bytes of scratch each; of fewer where the system refuses more ([`Pool::threads`]).
     pub fn new(threads: usize, scratch_bytes: usize) -> Result<Self, Error> {
         let others = threads.clamp(1, MAX_THREADS) - 1;
         let shared = Arc::new(Shared {
@@ -128,17 +128,16 @@ impl Pool {
             let shared = Arc::clone(&pool.shared);
             // First touched by the thread that uses it.
             let mut scratch = scratch()?;
-            let worker = thread::Builder::new()
-                .name(format!("lapidary-{}", index + 1))
-                .spawn(move || {
-                    shared.ready.fetch_add(1, Ordering::Release);
-                    shared.work(index, scratch.as_mut_ptr());
-                })
-                .map_err(|source| Error::Thread { index: index + 1, source })?;
+            let worker = thread::Builder::new().name(format!("lapidary-{}", index + 1)).spawn(move || {
+                shared.ready.fetch_add(1, Ordering::Release);
+                shared.work(index, scratch.as_mut_ptr());
+            });
+            // Where one is refused, so would the next be: those that there are do the work.
+            let Ok(worker) = worker else { break };
             pool.workers.push(worker);
         }
         // Nothing is allocated from here on.
-        while pool.shared.ready.load(Ordering::Acquire) < others {
+        while pool.shared.ready.load(Ordering::Acquire) < pool.workers.len() {
             thread::yield_now();
         }
         Ok(pool)

@@ -15,6 +15,7 @@ use std::ptr::NonNull;
 use serde::{Deserialize, Serialize};
 
 use crate::demand::Demand;
+use crate::memory;
 
 /// A kernel: computes tiles `tile_begin..tile_end` of its tile space.
 ///
@@ -343,15 +344,22 @@ impl Aligned {
     /// # Panics
     /// If there is no memory for them.
     pub fn zeroed(len: usize) -> Self {
-        Self::try_zeroed(len).unwrap_or_else(|| panic!("there is no memory for {len} bytes"))
+        // SAFETY: as the caller says.
+        let ask = |layout| unsafe { alloc_zeroed(layout) };
+        Self::allocate(len, ask).unwrap_or_else(|| panic!("there is no memory for {len} bytes"))
     }
 
     /// `len` zero bytes, or nothing if there is no memory for them.
     pub(crate) fn try_zeroed(len: usize) -> Option<Self> {
+        // SAFETY: as the caller says.
+        Self::allocate(len, |layout| memory::fallible(|| unsafe { alloc_zeroed(layout) }))
+    }
+
+    /// Zero bytes; `zeroed` is given a layout of a size that is not zero.
+    fn allocate(len: usize, zeroed: impl FnOnce(Layout) -> *mut u8) -> Option<Self> {
         // Word-aligned with room to align by hand: for higher alignments the system allocator zeroes by writing.
         let layout = Layout::from_size_align(len.checked_add(Self::BOUNDARY)?, size_of::<u64>()).ok()?;
-        // SAFETY: the layout's size is not zero.
-        let allocation = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        let allocation = NonNull::new(zeroed(layout))?;
         let skip = allocation.as_ptr().align_offset(Self::BOUNDARY);
         // SAFETY: less than a boundary lies before the first multiple of it, which the allocation has to spare.
         let start = unsafe { allocation.add(skip.min(Self::BOUNDARY)) };

@@ -6,19 +6,17 @@
 //! metadata. Code and what describes it are hashed before they are used, always; all else by [`Artifact::verify`].
 //! Nothing guards against a file whose maker meant harm: an artifact is a program.
 
-mod code;
+pub mod code;
 mod program;
 mod shared;
 pub mod write;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
 pub use program::Listing;
@@ -27,8 +25,9 @@ pub use shared::Shared;
 use crate::cpu::{self, Fit, Host};
 use crate::error::Error;
 use crate::file::error::quote;
-use crate::file::{self, safetensors};
+use crate::file::{self, Map, safetensors};
 use crate::program::{Aligned, MadeFor, Program, WeightSource};
+use crate::threads;
 
 /// What the metadata's `format` says.
 pub const FORMAT: &str = "lapidary-artifact";
@@ -105,7 +104,7 @@ impl Section {
 /// An artifact, mapped. The file must not change meanwhile.
 pub struct Artifact {
     path: PathBuf,
-    map: Arc<Mmap>,
+    map: Arc<Map>,
     sections: Vec<Section>,
     by_name: HashMap<String, usize>,
     target: String,
@@ -125,13 +124,8 @@ impl Artifact {
     /// [`Error::File`] for a file that cannot be read, is no artifact, is cut short, or is of a newer version.
     pub fn open(path: impl AsRef<Path>) -> Result<Artifact, Error> {
         let path = path.as_ref();
-        let failed = |source| file::Error::read(path, source);
-        let file = File::open(path).map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
-            return Err(file::Error::file(path, "an artifact (a .lap file)", "no file").into());
-        }
-        // SAFETY: the file is mapped for reading; its owner keeps it unchanged while the artifact lives, as documented.
-        let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+        let (file, _) = file::open(path)?;
+        let map = Map::new(path, &file).map_err(|source| file::Error::read(path, source))?;
         let header = check_format(path, &map)?;
         let mut hashes: HashMap<&str, &str> = HashMap::new();
         let mut metadata: HashMap<&str, &str> = HashMap::new();
@@ -232,12 +226,8 @@ impl Artifact {
             }
             bad
         };
-        let first = std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let own = work();
-            let found = others.into_iter().filter_map(|thread| thread.join().ok().flatten());
-            own.into_iter().chain(found).min_by_key(|(at, _)| *at)
-        });
+        let found = threads::share(threads, work);
+        let first = found.into_iter().flatten().min_by_key(|(at, _)| *at);
         first.map_or(Ok(()), |(_, error)| Err(error))
     }
 
@@ -260,7 +250,7 @@ impl Artifact {
         Ok(listing)
     }
 
-    /// The program for this machine: the best one that it can run, or that for `cpu`. Its code is copied and made executable.
+    /// The program for this machine: the best one that it can run, or that for `cpu`. Its code is copied to memory that runs.
     ///
     /// # Errors
     /// [`Error::Machine`] if the machine cannot run it, [`Error::File`] if it is damaged or malformed.

@@ -3,7 +3,7 @@
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use memmap2::Mmap;
+use crate::file::Map;
 
 /// Bytes that do not change, and live as long as the last owner.
 #[derive(Clone)]
@@ -15,7 +15,7 @@ pub struct Shared {
 
 impl Shared {
     /// A range of a mapping, if the mapping has it.
-    pub(crate) fn new(map: Arc<Mmap>, range: Range<usize>) -> Option<Shared> {
+    pub(crate) fn new(map: Arc<Map>, range: Range<usize>) -> Option<Shared> {
         map.get(range.clone())?;
         Some(Shared { bytes: map, range })
     }

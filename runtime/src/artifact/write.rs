@@ -1,21 +1,21 @@
 //! Writes an artifact.
 //!
 //! In: sections, in their order, and what the metadata say. Out: a file that has its name only once it is whole and on the
-//! disk. The bytes depend on nothing but the input. Where the system can, the file has no name at all until then, so that a
-//! process that is killed leaves nothing; elsewhere it is `.NAME.PID.partial` meanwhile.
+//! disk ([`whole`](crate::file::whole)). The bytes depend on nothing but the input.
 
 use std::borrow::Cow;
-use std::fs::{self, File};
-use std::io::{self, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
 
 use serde_json::{Map, Value, json};
 
 use super::{ALIGN, CODE, CONSTANTS, FORMAT, HASH, Listing, PADDING, PAGE, PROGRAM, VERSION, hash};
 use crate::error::Error;
+use crate::file::whole::Output;
 use crate::program::Image;
+use crate::threads;
 
 /// Bytes written at a time.
 const PIECE: usize = 4 << 20;
@@ -113,18 +113,18 @@ pub fn write(
 ) -> Result<u64, Error> {
     let layout = Layout::new(about, parts);
     let failed = |source| Error::Write { path: path.into(), needed: layout.bytes(), source };
-    refuse_others(path).map_err(failed)?;
-    let mut file = Nameless::create(path).map_err(failed)?;
+    let mut file = Output::create(path).map_err(failed)?;
     let hashes = std::thread::scope(|scope| {
-        let hashes = scope.spawn(|| hash_all(parts));
-        let written = write_data(&mut file.file, &layout, parts, progress);
-        let hashes = hashes.join().unwrap_or_default();
+        let hashes = threads::spawn(scope, || hash_all(parts));
+        let written = write_data(&mut file, &layout, parts, progress);
+        // Without a thread beside, one after the other.
+        let hashes = hashes.map_or_else(|_| hash_all(parts), threads::join);
         written.map(|()| hashes)
     });
     let hashes = hashes.map_err(failed)?;
     let header = layout.header(about, parts, &hashes);
-    let whole = file.file.seek(SeekFrom::Start(0)).and_then(|_| file.file.write_all(&header));
-    whole.and_then(|()| file.file.sync_all()).and_then(|()| file.name(path)).map_err(failed)?;
+    let whole = file.file().write_all_at(&header, 0);
+    whole.and_then(|()| file.file().sync_all()).and_then(|()| file.finish()).map_err(failed)?;
     Ok(layout.bytes())
 }
 
@@ -133,17 +133,7 @@ pub fn write(
 /// # Errors
 /// The system's answer.
 pub fn probe(path: &Path) -> io::Result<()> {
-    refuse_others(path)?;
-    Nameless::create(path).map(drop)
-}
-
-/// Whatever has the name must be a file.
-fn refuse_others(path: &Path) -> io::Result<()> {
-    match fs::metadata(path) {
-        Ok(data) if data.is_dir() => Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")),
-        Ok(data) if !data.is_file() => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file")),
-        _ => Ok(()),
-    }
+    Output::create(path).map(drop)
 }
 
 /// Where everything lies.
@@ -220,13 +210,13 @@ impl Layout {
 
 /// Writes all parts at their places.
 fn write_data(
-    file: &mut File,
+    file: &mut Output,
     layout: &Layout,
     parts: &[Part<'_>],
     progress: &mut dyn FnMut(u64, u64),
 ) -> io::Result<()> {
     let mut at = 0;
-    let fill = |file: &mut File, at: &mut usize, to: usize| {
+    let fill = |file: &mut Output, at: &mut usize, to: usize| {
         let zeros = [0; PAGE];
         while *at < to {
             let n = PAGE.min(to - *at);
@@ -250,101 +240,16 @@ fn write_data(
 /// Each part's hash, on as many threads as there are CPUs.
 fn hash_all(parts: &[Part<'_>]) -> Vec<String> {
     let next = AtomicUsize::new(0);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(parts.len().max(1));
-    let (sender, receiver) = mpsc::channel();
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            let (sender, next) = (sender.clone(), &next);
-            scope.spawn(move || {
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(part) = parts.get(index) else { return };
-                    // The receiver outlives the threads.
-                    let _ = sender.send((index, hash(&part.bytes)));
-                }
-            });
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(parts.len());
+    let work = || {
+        let mut own = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(part) = parts.get(index) else { return own };
+            own.push((index, hash(&part.bytes)));
         }
-    });
-    drop(sender);
-    let mut hashes = vec![String::new(); parts.len()];
-    receiver.iter().for_each(|(index, hash)| hashes[index] = hash);
-    hashes
-}
-
-/// A file that has no name yet, or one that is removed unless it gets another.
-struct Nameless {
-    file: File,
-    /// Where it lies meanwhile, if it has a name.
-    partial: PathBuf,
-    named: bool,
-}
-
-impl Nameless {
-    fn create(path: &Path) -> io::Result<Nameless> {
-        let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?.to_string_lossy();
-        let partial = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        match anonymous(dir) {
-            Some(file) => Ok(Nameless { file, partial, named: false }),
-            None => {
-                // What is left of a process of this number that was killed.
-                let _ = fs::remove_file(&partial);
-                let file = File::create_new(&partial)?;
-                Ok(Nameless { file, partial, named: true })
-            }
-        }
-    }
-
-    /// Gives the file its name, in the place of what has it.
-    fn name(&mut self, path: &Path) -> io::Result<()> {
-        if !self.named {
-            let _ = fs::remove_file(&self.partial);
-            link(&self.file, &self.partial)?;
-            self.named = true;
-        }
-        fs::rename(&self.partial, path)?;
-        self.named = false;
-        Ok(())
-    }
-}
-
-impl Drop for Nameless {
-    fn drop(&mut self) {
-        if self.named {
-            let _ = fs::remove_file(&self.partial);
-        }
-    }
-}
-
-/// A file of this directory without a name, where the file system knows such.
-#[cfg(target_os = "linux")]
-fn anonymous(dir: &Path) -> Option<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    File::options().write(true).custom_flags(libc::O_TMPFILE).mode(0o666).open(dir).ok()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn anonymous(_dir: &Path) -> Option<File> {
-    None
-}
-
-/// Gives a file of [`anonymous`] a name.
-#[cfg(target_os = "linux")]
-fn link(file: &File, path: &Path) -> io::Result<()> {
-    use std::ffi::CString;
-    use std::os::fd::AsRawFd;
-    use std::os::unix::ffi::OsStrExt;
-    let from = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-    let to = CString::new(path.as_os_str().as_bytes())?;
-    let (here, follow) = (libc::AT_FDCWD, libc::AT_SYMLINK_FOLLOW);
-    // SAFETY: both paths end in NUL and live through the call.
-    match unsafe { libc::linkat(here, from.as_ptr(), here, to.as_ptr(), follow) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn link(_file: &File, _path: &Path) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
+    };
+    let mut all = threads::share(threads, work).concat();
+    all.sort_unstable();
+    all.into_iter().map(|(_, hash)| hash).collect()
 }
