@@ -21,7 +21,6 @@ use lapidary_runtime::cpu::Architecture;
 use lapidary_runtime::program::{SlotKind, WeightSource};
 use serde_json::{Value, json};
 
-use crate::interrupt::{self, Again};
 use crate::model::{self, CompileArgs};
 use crate::object::tensor_type;
 use crate::output::{self, Unit, Usage};
@@ -47,7 +46,6 @@ pub(crate) fn write(request: &Request<'_>) -> Result<()> {
         bail!("-o {}: expected a file NAME.lap, found a folder", request.output.display());
     }
     probe(request.output).with_context(|| format!("cannot write {}", request.output.display()))?;
-    interrupt::install(Again::Exit)?;
     let mut model = model::open(request.model)?;
     compile.adjust(&mut model.config);
     let model = Arc::new(model);

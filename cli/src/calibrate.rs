@@ -3,19 +3,18 @@
 //! In: threads, the CPU that code is made for. Out: a calibration ([`crate::calibration`]) where every command that prices finds it,
 //! or in a file of one's own, and a table of its figures.
 
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 use lapidary_codegen::calibrate::{STEPS, Subject, calibrate};
+use lapidary_models::Cache;
 use lapidary_passes::machine::FIGURES;
+use lapidary_runtime::file::whole::Output;
 
 use crate::calibration::{self, Calibration};
 use crate::cpus;
-use crate::interrupt::{self, Again};
 use crate::model::{self, MAX_THREADS};
 use crate::output;
-use crate::pending::Pending;
 
 /// Measure this machine's constants for the cost model, and keep them
 #[derive(clap::Args)]
@@ -41,17 +40,16 @@ const LAST_CACHE: usize = 32 << 20;
 /// Measures and writes.
 pub(crate) fn run(args: &Args) -> Result<()> {
     model::check_cpu(&args.cpu)?;
-    interrupt::install(Again::Exit)?;
     let threads = args.threads.map_or_else(calibration::all_threads, |n| n as usize);
     let path = args.output.clone().or_else(|| Calibration::path(&args.cpu, threads));
     let path =
         path.ok_or_else(|| anyhow!("no cache directory: neither XDG_CACHE_HOME nor HOME is set; -o FILE"))?;
     let failed = || format!("cannot write {}", path.display());
-    if let Some(cache) = path.parent().filter(|_| args.output.is_none()) {
-        fs::create_dir_all(cache).with_context(failed)?;
+    if let Some(cache) = Cache::of_user().filter(|_| args.output.is_none()) {
+        cache.make(0).with_context(failed)?;
     }
     // Before a minute's measuring.
-    let file = Pending::create(&path).with_context(failed)?;
+    let file = Output::create(&path).with_context(failed)?;
     let bar = output::bar(2 * STEPS as u64, "calibrating", output::Unit::Steps);
     let last_cache = calibration::last_cache().unwrap_or(LAST_CACHE);
     let measure = |rounded| {

@@ -13,11 +13,11 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use lapidary_models::weight_cache::Cache;
 use lapidary_passes::Machine;
 use lapidary_passes::machine::FIGURES;
+use lapidary_runtime::file::whole::Output;
 use serde_json::{Map, Value, json};
 
 use crate::model::{Activations, read_text};
 use crate::output;
-use crate::pending::Pending;
 
 /// The version of the files.
 const VERSION: u64 = 3;
@@ -134,9 +134,9 @@ impl Calibration {
     }
 
     /// Writes a file.
-    pub(crate) fn write(&self, mut file: Pending) -> io::Result<()> {
+    pub(crate) fn write(&self, mut file: Output) -> io::Result<()> {
         writeln!(file, "{:#}", self.to_json())?;
-        file.finish()
+        file.finish().map(drop)
     }
 }
 
@@ -144,12 +144,13 @@ impl Calibration {
 pub(crate) fn of_this_machine(code: &str, threads: usize) -> Option<Calibration> {
     static WARNING: Once = Once::new();
     let path = Calibration::path(code, threads).filter(|p| p.exists())?;
+    let trusted = || Cache::of_user().map_or(Ok(()), |cache| cache.check());
     let usable = |c: Calibration| {
         let here = (cpu_name(), threads, code.to_string());
         ensure!((c.cpu.clone(), c.threads, c.code.clone()) == here, "{}: another machine's", path.display());
         Ok(c)
     };
-    match Calibration::read(&path).and_then(usable) {
+    match trusted().map_err(Into::into).and_then(|()| Calibration::read(&path)).and_then(usable) {
         Ok(calibration) => Some(calibration),
         Err(error) => {
             let why = output::one_line(&error);
@@ -219,7 +220,7 @@ mod tests {
     fn a_file_comes_back_as_it_was() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("c.json");
-        let file = Pending::create(&path).expect("it is created");
+        let file = Output::create(&path).expect("it is created");
         calibration().write(file).expect("it is written");
         assert_eq!(Calibration::read(&path).expect("it is read"), calibration());
         assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 1);

@@ -14,7 +14,7 @@ use lapidary_runtime::{Sampler, StopReason, generate};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
-use crate::interrupt::{self, Again, Work};
+use crate::interrupt::{self, Work};
 use crate::model::{Engine, ModelArgs, Stats};
 use crate::output;
 use crate::sampling::SamplingArgs;
@@ -64,7 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         held: Vec::new(),
         stats: Stats::default(),
     };
-    interrupt::install(Again::Nothing)?;
+    interrupt::outlive_work();
     let mut lines = Lines::new()?;
     while let Some(line) = lines.next()? {
         match line.trim() {
@@ -127,7 +127,7 @@ impl Chat<'_> {
         loop {
             let messages = self.messages.make_contiguous();
             let prompt = self.template.render(messages, true)?;
-            let ids = self.engine.tokenizer()?.encode(&prompt, true)?;
+            let ids = self.engine.encode("the message", &prompt)?;
             // At least one token of answer.
             if ids.len() < self.engine.session.context() || self.messages.len() < 3 {
                 self.engine.check_fits("the message", ids.len())?;
@@ -159,7 +159,7 @@ impl Chat<'_> {
             let from = text.len();
             detokenizer.push_to(id, &mut text);
             if text.len() > from
-                && let Err(error) = output::print(&text[from..])
+                && let Err(error) = output::print_words(&text[from..])
             {
                 failed = Some(error);
                 return ControlFlow::Break(());
@@ -181,7 +181,7 @@ impl Chat<'_> {
             return Err(error);
         }
         let rest = detokenizer.finish();
-        output::print(&format!("{rest}\n"))?;
+        output::print_words(&format!("{rest}\n"))?;
         text.push_str(&rest);
         self.held.extend_from_slice(&ids[before..before + generation.prompt_tokens]);
         self.held.extend_from_slice(&generation.tokens);

@@ -12,7 +12,6 @@ use lapidary_codegen::compile::{ImageCompilation, compile_image};
 use lapidary_codegen::target;
 
 use crate::artifact;
-use crate::interrupt::{self, Again};
 use crate::model::{self, CompileArgs};
 use crate::object;
 use crate::output::{self, Usage};
@@ -83,7 +82,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     compile.options(1)?;
     model::check_cpu_name(&compile.cpu)?;
     let paths = object::Paths::new(&args.output)?;
-    interrupt::install(Again::Exit)?;
     let files = paths.create()?;
     let mut model = model::open(args.model.as_deref())?;
     compile.adjust(&mut model.config);

@@ -1,18 +1,26 @@
-//! Ctrl-C: asks the work under way to stop. Where there is no work it ends the program, as it would by itself. A file that is
-//! only half written when the program ends so is removed.
+//! Signals that ask the program to end: Ctrl-C (SIGINT), SIGTERM, SIGHUP. What is half written is removed before it ends, by a
+//! signal's usual exit code, 128 and its number.
+//!
+//! Ctrl-C asks the work under way to stop first; where there is no work, or on a second one, it ends the program. The others end
+//! it at once. A program started so that it ignores SIGHUP (`nohup`) goes on ignoring it. The handler takes no thread and no
+//! memory: it works where the system refuses either.
 
-use std::io;
+use std::mem;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result};
+use lapidary_runtime::file::half_written;
 
 /// Whether there is work that looks at [`Work::flow`].
 static WORKING: AtomicBool = AtomicBool::new(false);
 /// Whether it was asked to stop.
 static ASKED: AtomicBool = AtomicBool::new(false);
+/// Whether a second Ctrl-C ends the program though there is work.
+static AGAIN: AtomicBool = AtomicBool::new(true);
+/// The terminal's settings, to be put back: a line editor changes them.
+static TERMINAL: OnceLock<libc::termios> = OnceLock::new();
 
 /// What a shell reports for a program that Ctrl-C ended: 128 + SIGINT.
 pub(crate) const EXIT_CODE: u8 = 130;
@@ -29,53 +37,50 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// What a second Ctrl-C does while the work is still under way.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Again {
-    /// It ends the program.
-    Exit,
-    /// Nothing: the program outlives its work.
-    Nothing,
-}
-
-/// Takes Ctrl-C over, for the rest of the program.
-pub(crate) fn install(again: Again) -> Result<()> {
-    ctrlc::set_handler(move || {
-        let idle = !WORKING.load(Ordering::Relaxed);
-        let asked = ASKED.swap(true, Ordering::Relaxed);
-        if idle || (asked && again == Again::Exit) {
-            let half = half_written();
-            for path in half.iter() {
-                // Best effort: the program ends here.
-                let _ = std::fs::remove_file(path);
-            }
-            // The lock is held to the end: nobody gives the file its name meanwhile.
-            std::process::exit(EXIT_CODE.into());
+/// Takes the signals over, for the rest of the program.
+pub(crate) fn install() {
+    // SAFETY: all zeros is a value of these; the system fills in the terminal's settings or says that there are none.
+    unsafe {
+        let mut terminal: libc::termios = mem::zeroed();
+        if libc::tcgetattr(libc::STDIN_FILENO, &mut terminal) == 0 {
+            let _ = TERMINAL.set(terminal);
         }
-    })
-    .context("cannot take over Ctrl-C")
+    }
+    let handler = on_signal as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: the handler does only what a handler may; all zeros is a disposition.
+        unsafe {
+            let mut before: libc::sigaction = mem::zeroed();
+            libc::sigaction(signal, ptr::null(), &mut before);
+            if signal == libc::SIGHUP && before.sa_sigaction == libc::SIG_IGN {
+                continue;
+            }
+            let mut ours: libc::sigaction = mem::zeroed();
+            ours.sa_sigaction = handler;
+            // Reads and writes under way go on: what is to end, ends by itself.
+            ours.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
+            libc::sigaction(signal, &ours, ptr::null_mut());
+        }
+    }
 }
 
-/// The files that are removed if Ctrl-C ends the program.
-static HALF_WRITTEN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
-
-fn half_written() -> MutexGuard<'static, Vec<PathBuf>> {
-    HALF_WRITTEN.lock().unwrap_or_else(PoisonError::into_inner)
+/// From now on Ctrl-C never ends the program while there is work: it outlives its work.
+pub(crate) fn outlive_work() {
+    AGAIN.store(false, Ordering::SeqCst);
 }
 
-/// Makes a file with `create`; from then on Ctrl-C removes it.
-pub(crate) fn begin_file<T>(path: &Path, create: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let mut half = half_written();
-    let file = create()?;
-    half.push(path.into());
-    Ok(file)
-}
-
-/// Settles that file with `settle` (a new name, or its end); from then on Ctrl-C does not touch it.
-pub(crate) fn end_file<T>(path: &Path, settle: impl FnOnce() -> T) -> T {
-    let mut half = half_written();
-    half.retain(|other| other != path);
-    settle()
+extern "C" fn on_signal(signal: libc::c_int) {
+    if signal == libc::SIGINT && WORKING.load(Ordering::SeqCst) {
+        let asked = ASKED.swap(true, Ordering::SeqCst);
+        if !(asked && AGAIN.load(Ordering::SeqCst)) {
+            return;
+        }
+    }
+    if let Some(terminal) = TERMINAL.get() {
+        // SAFETY: settings that the system gave.
+        unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, terminal) };
+    }
+    half_written::end_by(signal);
 }
 
 /// Work that Ctrl-C stops, until it is dropped.
@@ -84,8 +89,8 @@ pub(crate) struct Work;
 impl Work {
     /// Begins; nothing was asked yet.
     pub(crate) fn begin() -> Work {
-        ASKED.store(false, Ordering::Relaxed);
-        WORKING.store(true, Ordering::Relaxed);
+        ASKED.store(false, Ordering::SeqCst);
+        WORKING.store(true, Ordering::SeqCst);
         Work
     }
 
@@ -97,6 +102,6 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        WORKING.store(false, Ordering::Relaxed);
+        WORKING.store(false, Ordering::SeqCst);
     }
 }

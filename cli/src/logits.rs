@@ -7,12 +7,11 @@ use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use lapidary_runtime::file::whole::Output;
 use serde_json::json;
 
-use crate::interrupt::{self, Again};
 use crate::model::{Engine, ModelArgs, read_text};
 use crate::output::{self, Unit, Usage};
-use crate::pending::Pending;
 
 /// Write the logits after each of some tokens. A folder without a tokenizer will do.
 #[derive(clap::Args)]
@@ -39,9 +38,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (None, None) => bail!("no token ids: expected --ids or --ids-file"),
     };
     let path = &args.output;
-    interrupt::install(Again::Exit)?;
     // First, so that hours of work are not lost on a folder that is not there.
-    let file = Pending::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let file = Output::create(path).with_context(|| format!("cannot write {}", path.display()))?;
     let mut engine = Engine::new(&args.model)?;
     engine.check_fits("the list of ids", ids.len())?;
     let vocab = engine.model.config.vocab_size;
@@ -128,9 +126,9 @@ impl<W: Write> Writer<W> {
     }
 }
 
-impl Writer<Pending> {
+impl Writer<Output> {
     fn finish(self) -> io::Result<()> {
-        self.out.into_inner().map_err(io::IntoInnerError::into_error)?.finish()
+        self.out.into_inner().map_err(io::IntoInnerError::into_error)?.finish().map(drop)
     }
 }
 

@@ -1,8 +1,8 @@
 //! The `lapidary` command: runs Gemma 2 on CPUs through an e-graph compiler.
 //!
 //! In: arguments. Out: results on stdout; notes, warnings, progress bars and errors on stderr. Exit code 0 is success, 1 a
-//! failure (one line, `error: ...`), 2 a mistake in the arguments, whatever the model, 130 an interruption. A reader that
-//! closes stdout early ends the command quietly.
+//! failure (one line, `error: ...`), 2 a mistake in the arguments, whatever the model, 128 and its number a signal that ended
+//! it (130: Ctrl-C). A reader that closes stdout early ends the command quietly.
 
 mod artifact;
 mod bench;
@@ -24,7 +24,6 @@ mod object;
 mod objective;
 mod opt;
 mod output;
-mod pending;
 mod quantize;
 mod report;
 mod rules;
@@ -40,6 +39,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use lapidary_passes::rules::RuleError;
+use lapidary_runtime::fault;
+use lapidary_runtime::file::inputs;
+use lapidary_runtime::memory::Allocator;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
 
 /// Run Gemma 2 on CPUs through an e-graph compiler.
 #[derive(Parser)]
@@ -80,7 +85,11 @@ enum Command {
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    fault::install();
+    inputs::watch();
+    let command = Cli::parse().command;
+    interrupt::install();
+    let result = match command {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Logits(args) => logits::run(&args),

@@ -18,7 +18,7 @@ use lapidary_models::gemma2::{self, Storage};
 use lapidary_models::{Config, Detokenizer, Model, PRESETS, Tokenizer};
 use lapidary_passes::{RuleSet, Selection, machine as pricing, rules};
 use lapidary_runtime::program::MadeFor;
-use lapidary_runtime::{Artifact, Memory, Session, cpu};
+use lapidary_runtime::{Artifact, Memory, Session, cpu, file};
 use serde_json::{Value, json};
 
 use crate::calibration::{self, Which};
@@ -341,7 +341,12 @@ pub(crate) fn describe(config: &Config) -> lapidary_codegen::Model {
 /// The model of a folder, or the built-in one.
 pub(crate) fn open(path: Option<&Path>) -> Result<Model> {
     match path {
-        Some(path) => Ok(Model::open(path)?),
+        Some(path) => {
+            if let Ok(found) = path.metadata() {
+                file::inputs::note_input(path, &found).with_context(|| path.display().to_string())?;
+            }
+            Ok(Model::open(path)?)
+        }
         None => Ok(Model::built_in()?),
     }
 }
@@ -396,6 +401,7 @@ impl Engine {
         let threads = args.threads();
         let session = Session::new(Arc::new(program), Arc::new(artifact), threads)
             .with_context(|| path.display().to_string())?;
+        tell_threads(&session, threads);
         let (compile, load) = (Duration::ZERO, start.elapsed());
         Ok(Engine { model, session, format, functions: Vec::new(), compile, load })
     }
@@ -424,6 +430,7 @@ impl Engine {
         let start = Instant::now();
         let format = weights.dtype(&model, &format!("{}self_attn.q_proj.weight", gemma2::layer_prefix(0)));
         let session = Session::new(program, Arc::new(weights), threads)?;
+        tell_threads(&session, threads);
         Ok(Engine { model, session, format, functions, compile, load: open + start.elapsed() })
     }
 
@@ -452,6 +459,12 @@ impl Engine {
         })
     }
 
+    /// The ids of `what`, BOS first; one far longer than the context is refused before all of it is tokenised.
+    pub(crate) fn encode(&self, what: &str, text: &str) -> Result<Vec<u32>> {
+        let ids = self.tokenizer()?.encode_within(text, true, self.session.context());
+        ids.with_context(|| format!("{what} is too long"))
+    }
+
     /// A stream from ids to text.
     pub(crate) fn detokenizer(&self) -> Result<Detokenizer> {
         Ok(self.tokenizer()?.detokenizer())
@@ -471,6 +484,14 @@ impl Engine {
             return Ok(());
         }
         Err(anyhow!("{what} is {tokens} tokens, the context is {context} (--context takes more)"))
+    }
+}
+
+/// Says that the system gives fewer threads than were asked for.
+fn tell_threads(session: &Session, asked: usize) {
+    let given = session.threads();
+    if given < asked {
+        output::note("warning", &format!("the system gives {given} of {asked} threads"));
     }
 }
 
@@ -551,7 +572,11 @@ fn rate(tokens: usize, time: Duration) -> f64 {
 
 /// A file as text; the error names it.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    String::from_utf8(bytes)
-        .map_err(|_| anyhow!("{}: expected UTF-8 text, found other bytes", path.display()))
+    Ok(file::text(path, file::read(path)?)?)
+}
+
+/// stdin as text.
+pub(crate) fn read_stdin() -> Result<String> {
+    let name = Path::new("stdin");
+    Ok(file::text(name, file::limited(name, std::io::stdin().lock())?)?)
 }

@@ -11,10 +11,10 @@ use lapidary_codegen::object::weights::TensorType;
 use lapidary_codegen::object::{Object, Parts};
 use lapidary_ir::DType;
 use lapidary_models::Model;
+use lapidary_runtime::file::whole::Output;
 use lapidary_runtime::program::Image;
 
 use crate::output::Usage;
-use crate::pending::Pending;
 use crate::weights::Weights;
 
 /// The name where the output is a folder.
@@ -33,9 +33,9 @@ pub(crate) struct Paths {
 /// The files, until they are whole.
 pub(crate) struct Files<'a> {
     paths: &'a Paths,
-    object: Pending,
-    header: Pending,
-    weights: Pending,
+    object: Output,
+    header: Output,
+    weights: Output,
 }
 
 impl Paths {
@@ -66,7 +66,7 @@ impl Paths {
     /// Begins the files.
     pub(crate) fn create(&self) -> Result<Files<'_>> {
         let create =
-            |path: &Path| Pending::create(path).with_context(|| format!("cannot write {}", path.display()));
+            |path: &Path| Output::create(path).with_context(|| format!("cannot write {}", path.display()));
         Ok(Files {
             object: create(&self.object)?,
             header: create(&self.header)?,
@@ -123,9 +123,8 @@ impl Files<'_> {
         let written = object.weights.write(weights, &mut out).and_then(|()| out.flush());
         drop(out);
         written.with_context(|| failed(&paths.weights, object.weights.bytes))?;
-        for (file, path) in [(tensors, &paths.weights), (header, &paths.header), (elf, &paths.object)] {
-            file.finish().with_context(|| format!("cannot write {}", path.display()))?;
-        }
+        Output::finish_all(vec![tensors, header, elf])
+            .map_err(|(path, e)| anyhow!(e).context(format!("cannot write {}", path.display())))?;
         Ok(())
     }
 }

@@ -59,7 +59,9 @@ fn prices(cpu: &str) -> &'static Measured {
         let hash = this
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325u64, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-        let path = Cache::of_user().map(|c| c.dir.join(format!("kernels-{hash:016x}.txt")));
+        // Without a place to keep them they are measured again.
+        let cache = Cache::of_user().filter(|cache| cache.make(0).is_ok());
+        let path = cache.map(|c| c.dir.join(format!("kernels-{hash:016x}.txt")));
         let known = path.as_deref().map(measure::read).unwrap_or_default();
         let bar = output::bar(0, "measuring kernels", output::Unit::Steps);
         Measured::new(path, threads, known).watched(move |done, of| {

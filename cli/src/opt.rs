@@ -5,7 +5,6 @@
 //! them is in comments.
 
 use std::fmt::Write;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,7 +21,7 @@ use lapidary_passes::{CostModel, Limits, listing};
 use lapidary_runtime::program::{SlotKind, Tiles};
 use serde_json::{Value, json};
 
-use crate::model::{self, CompileArgs, MAX_CHUNK, read_text};
+use crate::model::{self, CompileArgs, MAX_CHUNK, read_stdin, read_text};
 use crate::objective::CostName;
 use crate::output::Usage;
 use crate::{output, trial, what_if};
@@ -268,11 +267,7 @@ pub(crate) fn source(
 ) -> Result<Source> {
     if let Some(path) = file {
         let (name, source) = if path == Path::new("-") {
-            let mut bytes = Vec::new();
-            std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read stdin")?;
-            let text = String::from_utf8(bytes)
-                .map_err(|_| anyhow!("stdin: expected UTF-8 text, found other bytes"))?;
-            ("stdin".to_string(), text)
+            ("stdin".to_string(), read_stdin()?)
         } else {
             (path.display().to_string(), read_text(path)?)
         };

@@ -1,32 +1,43 @@
 //! What people and programs read: stdout, notes on stderr, progress bars.
 //!
-//! Invariants: an error or warning is one line; a bar is drawn only on a terminal; nothing here panics when a pipe closes.
+//! Invariants: an error or warning is one line; a bar is drawn only on a terminal; nothing here panics when a pipe closes; no
+//! control character of a file reaches a terminal.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use lapidary_runtime::terminal;
 use serde_json::Value;
 
-/// Writes `text` to stdout and flushes it.
+/// Writes `text` to stdout and flushes it. What in it could steer a terminal is written out, for it may be a file's.
 pub(crate) fn print(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to stdout")
+    write(&terminal::escape(text))
+}
+
+/// Writes a model's words: the same on a terminal, for a model is a file too; as they are to whatever else reads them.
+pub(crate) fn print_words(text: &str) -> Result<()> {
+    if io::stdout().is_terminal() { print(text) } else { write(text) }
 }
 
 /// Writes a JSON value to stdout, indented, with a line end.
 pub(crate) fn print_json(value: &Value) -> Result<()> {
-    print(&format!("{value:#}\n"))
+    write(&terminal::json(&format!("{value:#}\n")))
 }
 
-/// Writes `label: text` to stderr; a closed stderr is nobody's business.
+fn write(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to stdout")
+}
+
+/// Writes `label: text` to stderr, on one line; a closed stderr is nobody's business.
 pub(crate) fn note(label: &str, text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{label}: {text}");
+    let _ = writeln!(io::stderr().lock(), "{label}: {}", terminal::line(text));
 }
 
-/// Writes a line to stderr.
+/// Writes lines to stderr.
 pub(crate) fn say(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", terminal::escape(text));
 }
 
 /// An error and its causes on one line.

@@ -2,13 +2,13 @@
 //!
 //! In: a folder or the built-in model, formats. Out: a folder; it appears once it is whole. Memory stays at a few MiB a thread.
 
-use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
-use lapidary_models::{Error, FormatChoice, export};
+use anyhow::{Context, Result};
+use lapidary_models::{Destination, Error, FormatChoice, export};
+use lapidary_runtime::file::inputs;
 
-use crate::interrupt::{self, Again, Interrupted, Work};
+use crate::interrupt::{Interrupted, Work};
 use crate::model::{self, MAX_THREADS};
 use crate::output::{self, Unit};
 use crate::synth;
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     /// Folder to write
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Write into a folder that is not empty
+    /// Write into a folder that is not empty: a model's files in it give way once the new ones are whole
     #[arg(long)]
     force: bool,
 }
@@ -43,10 +43,10 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let model = model::open(args.model.as_deref())?;
     let dir = &args.output;
-    if let (Ok(from), Ok(to)) = (fs::canonicalize(&model.path), fs::canonicalize(dir)) {
-        ensure!(from != to, "{}: expected another folder than the model's", dir.display());
+    if let Ok(found) = dir.metadata() {
+        inputs::check_output(&found).with_context(|| format!("cannot write {}", dir.display()))?;
     }
-    synth::make_way(dir, args.force)?;
+    synth::check_place(dir, args.force)?;
     let choice = FormatChoice {
         body: Some(args.weights.stored()),
         head: Some(args.head_weights.unwrap_or(args.weights).stored()),
@@ -55,10 +55,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(n) => n as usize,
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
-    interrupt::install(Again::Exit)?;
     let work = Work::begin();
     let bar = output::bar(0, "converting", Unit::Bytes);
-    let written = export(&model, dir, choice, threads, &mut |done, all| {
+    let written = export(&model, Destination { dir, replace: args.force }, choice, threads, &mut |done, all| {
         bar.set_length(all);
         bar.set_position(done);
         work.flow()

@@ -1,15 +1,14 @@
 //! `lapidary run`: continues a prompt, as a stream of text.
 
-use std::io::Read;
 use std::ops::ControlFlow;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use lapidary_models::Message;
 use lapidary_runtime::{Sampler, StopReason, generate};
 use serde_json::json;
 
-use crate::interrupt::{self, Again, Interrupted, Work};
-use crate::model::{Engine, ModelArgs, Stats};
+use crate::interrupt::{Interrupted, Work};
+use crate::model::{read_stdin, Engine, ModelArgs, Stats};
 use crate::output::{self, Unit};
 use crate::sampling::SamplingArgs;
 
@@ -45,18 +44,16 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let options = args.sampling.options();
     options.validate()?;
-    let prompt = if args.prompt == "-" { stdin()? } else { args.prompt.clone() };
+    let prompt = if args.prompt == "-" { read_stdin()? } else { args.prompt.clone() };
     let mut engine = Engine::new(&args.model)?;
     let model = engine.model.clone();
-    let tokenizer = engine.tokenizer()?;
     let template = model.chat_template.as_ref().filter(|_| !args.raw && model.is_instruction_tuned());
     let ids = match template {
-        Some(template) => tokenizer.encode(&template.render(&[Message::new("user", prompt)], true)?, true)?,
-        None => tokenizer.encode(&prompt, true)?,
+        Some(template) => engine.encode("the prompt", &template.render(&[Message::new("user", prompt)], true)?)?,
+        None => engine.encode("the prompt", &prompt)?,
     };
     engine.check_fits("the prompt", ids.len())?;
     let mut sampler = Sampler::new(options, model.config.vocab_size)?;
-    interrupt::install(Again::Exit)?;
     let work = Work::begin();
 
     let mut detokenizer = engine.detokenizer()?;
@@ -78,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         detokenizer.push_to(id, &mut text);
         if !args.json
             && text.len() > from
-            && let Err(error) = output::print(&text[from..])
+            && let Err(error) = output::print_words(&text[from..])
         {
             failed = Some(error);
             return ControlFlow::Break(());
@@ -115,7 +112,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "stats": stats.json(&engine),
         }))?;
     } else {
-        output::print(&format!("{rest}\n"))?;
+        output::print_words(&format!("{rest}\n"))?;
     }
     if args.stats {
         output::say(stats.text(&engine).trim_end());
@@ -124,12 +121,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(Interrupted.into());
     }
     engine.check_numbers()
-}
-
-fn stdin() -> Result<String> {
-    let mut bytes = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read the prompt from stdin")?;
-    String::from_utf8(bytes).map_err(|_| anyhow!("stdin: expected UTF-8 text, found other bytes"))
 }
 
 fn stop_name(stop: StopReason) -> &'static str {

@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use lapidary_models::config::MAX_LAYERS;
-use lapidary_models::{Config, Error, FormatChoice, LayerType, Model, WeightDType, synthesize};
+use lapidary_models::{Config, Destination, Error, FormatChoice, LayerType, Model, WeightDType, synthesize};
 
-use crate::interrupt::{self, Again, Interrupted, Work};
+use crate::interrupt::{Interrupted, Work};
 use crate::model;
 use crate::output::{self, Unit};
 use crate::weights::Format;
@@ -39,7 +39,7 @@ pub(crate) struct Args {
     /// Folder to write
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Write into a folder that is not empty
+    /// Write into a folder that is not empty: a model's files in it give way once the new ones are whole
     #[arg(long)]
     force: bool,
 }
@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         config.layer_types = (0..layers).map(LayerType::published).collect();
     }
     let dir = &args.output;
-    make_way(dir, args.force)?;
+    check_place(dir, args.force)?;
     let dtype = match args.dtype {
         Stored::Bf16 => WeightDType::BF16,
         Stored::F32 => WeightDType::F32,
@@ -72,10 +72,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         head: args.head_weights.or(args.weights).map(Format::stored),
     };
     let total = config.weight_bytes(dtype);
-    interrupt::install(Again::Exit)?;
     let work = Work::begin();
     let bar = output::bar(total, "writing", Unit::Bytes);
-    let written = synthesize(dir, &config, dtype, choice, args.seed, &mut |done, all| {
+    let written = synthesize(Destination { dir, replace: args.force }, &config, dtype, choice, args.seed, &mut |done, all| {
         bar.set_length(all);
         bar.set_position(done);
         work.flow()
@@ -95,37 +94,15 @@ pub(crate) fn say_size(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Fails for a folder that is not empty, or removes an earlier checkpoint from it.
-pub(crate) fn make_way(dir: &Path, force: bool) -> Result<()> {
+/// Fails for a folder that is not empty, unless it may be written into.
+pub(crate) fn check_place(dir: &Path, force: bool) -> Result<()> {
     match fs::read_dir(dir).map(|mut entries| entries.next().is_some()) {
         Ok(true) => {
             ensure!(force, "{}: the folder is not empty (--force writes into it)", dir.display());
-            clear(dir)
+            Ok(())
         }
         Ok(false) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(e) => bail!("{}: {e}", dir.display()),
     }
-}
-
-/// Removes the files of an earlier checkpoint, and nothing else.
-fn clear(dir: &Path) -> Result<()> {
-    let cannot = || format!("cannot clear {}", dir.display());
-    for entry in fs::read_dir(dir).with_context(cannot)? {
-        let entry = entry.with_context(cannot)?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let ours = name.ends_with(".safetensors")
-            || name == "model.safetensors.index.json"
-            || name == "config.json"
-            || name == "generation_config.json"
-            || name == "tokenizer.json"
-            || name == "tokenizer_config.json"
-            || (name.starts_with('.') && name.ends_with(".partial"));
-        if ours && entry.file_type().with_context(cannot)?.is_file() {
-            fs::remove_file(entry.path())
-                .with_context(|| format!("cannot remove {}", entry.path().display()))?;
-        }
-    }
-    Ok(())
 }

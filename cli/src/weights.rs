@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::ValueEnum;
 use lapidary_ir::DType;
+use lapidary_models::weight_cache::Origin;
 use lapidary_models::{
     Cache, Checkpoint, Model, QuantFormat, Quantization, QuantizedWeights, TensorFormat, WeightDType,
 };
@@ -93,7 +94,13 @@ impl WeightArgs {
         });
         bar.finish_and_clear();
         match opened {
-            Ok(weights) => Ok(Weights::Quantised(weights)),
+            Ok(weights) => {
+                if let Origin::Memory(Some(reason)) = weights.origin() {
+                    let why = output::one_line(&anyhow::Error::msg(reason.to_string()));
+                    output::note("warning", &format!("{why}: converted weights are kept in memory alone"));
+                }
+                Ok(Weights::Quantised(weights))
+            }
             Err(lapidary_models::Error::Stopped) => Err(Interrupted.into()),
             Err(error) => Err(error.into()),
         }

@@ -11,6 +11,7 @@ use std::path::Path;
 use lapidary_ir::Extent;
 use lapidary_passes::measured::{Candidate, Measured, candidates};
 use lapidary_passes::{Machine, Saturated, Selection};
+use lapidary_runtime::file::{self, whole::Output};
 
 use crate::Error;
 use crate::compile::{Options, compile_functions};
@@ -23,7 +24,8 @@ const HEADER: &str = "lapidary measured kernels 2";
 
 /// The prices in a file: none if it is not there, or not one of this version.
 pub fn read(path: &Path) -> BTreeMap<u64, f64> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let bytes = file::read_unnoted(path).unwrap_or_default();
+    let text = String::from_utf8(bytes).unwrap_or_default();
     let mut lines = text.lines();
     if lines.next() != Some(HEADER) {
         return BTreeMap::new();
@@ -42,17 +44,9 @@ fn write(path: &Path, prices: &BTreeMap<u64, f64>) -> std::io::Result<()> {
     for (key, ns) in prices {
         let _ = writeln!(text, "{key:016x} {ns}");
     }
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)?;
-    }
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-    let written = std::fs::File::create(&temporary)
-        .and_then(|mut f| f.write_all(text.as_bytes()))
-        .and_then(|()| std::fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
+    let mut output = Output::create(path)?;
+    output.write_all(text.as_bytes())?;
+    output.finish().map(drop)
 }
 
 /// Measures the kernels of a function that are worth it and have no price yet.

@@ -6,12 +6,11 @@
 //! (`mlp.up_proj.weight`) has one format in all layers; bytes are aligned to their element. Values are not looked at.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use lapidary_runtime::file;
+use lapidary_runtime::file::{self, Map};
 use lapidary_runtime::file::safetensors::{self, Entry};
-use memmap2::Mmap;
 use serde_json::Value;
 
 use crate::config::Config;
@@ -51,7 +50,7 @@ struct Source {
 }
 
 enum Bytes {
-    Mapped(Mmap),
+    Mapped(Map),
     Static(&'static [u8]),
 }
 
@@ -312,18 +311,11 @@ fn exists(path: &Path) -> Result<bool> {
     fs::exists(path).map_err(|source| Error::read(path, source))
 }
 
-/// Maps a file read-only.
-#[allow(unsafe_code)]
+/// Maps a file read-only; that nobody changes it meanwhile is what [`Checkpoint::open`] asks of its caller.
 fn map(path: PathBuf) -> Result<Source> {
-    let failed = |source| Error::read(path.clone(), source);
-    let file = File::open(&path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(Error::file(path, "a file", "a folder or a device"));
-    }
-    // SAFETY: the map is read-only and private; that nobody changes the file meanwhile is what `open` asks of its caller.
-    let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
-    // Where the file system can, what is read from the disk from now on comes in huge pages; else it is slower and no more.
-    #[cfg(target_os = "linux")]
-    let _ = map.advise(memmap2::Advice::HugePage);
+    let (file, _) = file::open(&path)?;
+    let map = Map::new(&path, &file).map_err(|source| Error::read(path.clone(), source))?;
+    // What is read from the disk from now on comes in huge pages.
+    map.advise_huge();
     Ok(Source { path, bytes: Bytes::Mapped(map) })
 }

@@ -4,17 +4,17 @@
 //! Quantised matrices are U8 tensors (N, row_bytes) as [`mod@crate::quantize`] describes, in shards of at most 5 GB, and
 //! `config.json` has `"quantization_config": {"quant_method": "lapidary", "block_size": 32}`. Invariants: bytes do not depend
 //! on threads; memory is a few MiB a thread, whatever the model's size; a file has its final name only once all are whole,
-//! `config.json` last; tensors lie at multiples of their elements.
+//! `config.json` last ([`whole`](lapidary_runtime::file::whole)); tensors lie at multiples of their elements.
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
-use std::fs;
-use std::io;
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use lapidary_runtime::file;
 use lapidary_runtime::file::safetensors::LENGTH_BYTES;
+use lapidary_runtime::file::whole::{Contents, Folder, Refusal};
 use lapidary_runtime::text::{chat, tokenizer};
 use serde_json::{Map, Value, json};
 
@@ -64,16 +64,49 @@ impl FormatChoice {
     }
 }
 
+/// Where a folder is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Destination<'a> {
+    /// The folder, made if need be.
+    pub dir: &'a Path,
+    /// Whether the files of a model that it holds give way, once the new ones are whole; other files stay. Else it must hold
+    /// none.
+    pub replace: bool,
+}
+
+impl<'a> From<&'a Path> for Destination<'a> {
+    fn from(dir: &'a Path) -> Destination<'a> {
+        Destination { dir, replace: false }
+    }
+}
+
+impl<'a> From<&'a PathBuf> for Destination<'a> {
+    fn from(dir: &'a PathBuf) -> Destination<'a> {
+        dir.as_path().into()
+    }
+}
+
+/// A model's folder, as it is written here or by others.
+const CONTENTS: Contents = Contents { shows: shows_a_model, belongs: belongs_to_a_model };
+
+fn shows_a_model(name: &str) -> bool {
+    name.ends_with(".safetensors") || name == INDEX || name == CONFIG
+}
+
+fn belongs_to_a_model(name: &str) -> bool {
+    shows_a_model(name) || TEXT_FILES.contains(&name)
+}
+
 /// Writes a model's folder again with its matrices in other formats, on `threads` threads; `progress` is told the bytes of the
 /// source done and in all, and ends it by breaking.
 ///
 /// # Errors
-/// [`Error::Occupied`] if `dir` holds a model, [`Error::Write`] with the bytes needed if the system refuses, [`Error::File`] for a
+/// [`Error::Occupied`] if the folder holds a model that may not be replaced, [`Error::Write`] with the bytes needed if the system refuses, [`Error::File`] for a
 /// weight that the format cannot hold or a file that cannot be read, [`Error::Stopped`] if `progress` broke off. No file is
 /// left then.
-pub fn export(
+pub fn export<'a>(
     model: &Model,
-    dir: &Path,
+    destination: impl Into<Destination<'a>>,
     choice: FormatChoice,
     threads: usize,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
@@ -93,7 +126,7 @@ pub fn export(
         None => model.config.to_json(),
     };
     mark(&mut config, &matrices);
-    write(dir, &specs, &matrices, &files, &config, threads, progress)
+    write(destination.into(), &specs, &matrices, &files, &config, threads, progress)
 }
 
 /// A tensor to write.
@@ -142,7 +175,7 @@ fn text_files(model: &Model) -> Result<Vec<(&'static str, Vec<u8>)>> {
 
 /// Writes a folder: tensors, then `files`, then the configuration.
 pub(crate) fn write(
-    dir: &Path,
+    destination: Destination<'_>,
     specs: &[TensorSpec],
     matrices: &[Matrix<'_>],
     files: &[(&str, Vec<u8>)],
@@ -153,28 +186,40 @@ pub(crate) fn write(
     let shards = shards(specs, matrices);
     let written = shards.iter().map(|s| s.bytes).sum();
     let total = matrices.iter().map(|m| (m.n * m.from.row_bytes(m.k)) as u64).sum();
-    let mut folder = Folder::new(dir, written)?;
+    let dir = destination.dir;
+    let failed = |path: PathBuf, source| Error::Write { path, needed: written, source };
+    let refused = |refusal| match refusal {
+        Refusal::System(path, source) => failed(path, source),
+        Refusal::Occupied(found) => Error::Occupied { path: dir.into(), found },
+    };
+    let mut folder = Folder::create(dir, CONTENTS, destination.replace).map_err(refused)?;
+    let create = |folder: &mut Folder, name: &str, bytes: &[u8]| {
+        let path = folder.path(name);
+        let made = folder.file(name).and_then(|mut file| file.write_all(bytes).map(|()| file));
+        made.map_err(|e| failed(path, e))
+    };
     let progress = RefCell::new(progress);
     let mut base = 0;
     for shard in &shards {
-        let path = folder.create(&shard.name, &shard.header)?;
+        let file = create(&mut folder, &shard.name, &shard.header)?;
         let own: Vec<Matrix<'_>> = shard.tensors.iter().map(|&i| matrices[i]).collect();
-        let sink = Sink::File { path: &path, offset: shard.header.len() as u64 };
+        let path = folder.path(&shard.name);
+        let sink = Sink::File { path: &path, file: &file, offset: shard.header.len() as u64 };
         let report = |done, _| (*progress.borrow_mut())(base + done, total);
         quantize::stream(&own, sink, threads, &report).map_err(|error| match error {
-            Error::Write { path, source, .. } => folder.failed(&path, source),
+            Error::Write { path, source, .. } => failed(path, source),
             other => other,
         })?;
         base += own.iter().map(|m| (m.n * m.from.row_bytes(m.k)) as u64).sum::<u64>();
     }
     if shards.len() > 1 {
-        folder.create(INDEX, text(&index(&shards, matrices, written)).as_bytes())?;
+        create(&mut folder, INDEX, text(&index(&shards, matrices, written)).as_bytes())?;
     }
     for (name, bytes) in files {
-        folder.create(name, bytes)?;
+        create(&mut folder, name, bytes)?;
     }
-    folder.create(CONFIG, text(config).as_bytes())?;
-    folder.finish()
+    create(&mut folder, CONFIG, text(config).as_bytes())?;
+    folder.finish().map_err(refused)
 }
 
 /// One file of tensors.
@@ -246,57 +291,4 @@ fn index(shards: &[Shard], matrices: &[Matrix<'_>], total: u64) -> Value {
 /// JSON as transformers lays it out.
 pub(crate) fn text(value: &Value) -> String {
     format!("{value:#}\n")
-}
-
-/// A folder whose files get their names at the end.
-struct Folder {
-    dir: PathBuf,
-    needed: u64,
-    /// Temporary and final path of each file.
-    files: Vec<(PathBuf, PathBuf)>,
-}
-
-impl Folder {
-    fn new(dir: &Path, needed: u64) -> Result<Folder> {
-        let folder = Folder { dir: dir.into(), needed, files: Vec::new() };
-        fs::create_dir_all(dir).map_err(|e| folder.failed(dir, e))?;
-        for entry in fs::read_dir(dir).map_err(|source| Error::read(dir, source))? {
-            let entry = entry.map_err(|source| Error::read(dir, source))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name == "config.json" || name == INDEX || name.ends_with(".safetensors") {
-                return Err(Error::Occupied { path: dir.into(), found: name });
-            }
-        }
-        Ok(folder)
-    }
-
-    /// Makes a file under its temporary name, which is returned.
-    fn create(&mut self, name: &str, bytes: &[u8]) -> Result<PathBuf> {
-        let partial = self.dir.join(format!(".{name}.partial"));
-        self.files.push((partial.clone(), self.dir.join(name)));
-        fs::write(&partial, bytes).map_err(|e| self.failed(&partial, e))?;
-        Ok(partial)
-    }
-
-    /// Gives all files their names.
-    fn finish(mut self) -> Result<()> {
-        for (partial, path) in &self.files {
-            fs::rename(partial, path).map_err(|e| self.failed(path, e))?;
-        }
-        self.files.clear();
-        Ok(())
-    }
-
-    fn failed(&self, path: &Path, source: io::Error) -> Error {
-        Error::Write { path: path.into(), needed: self.needed, source }
-    }
-}
-
-impl Drop for Folder {
-    /// Takes what has no final name away; that it may fail changes nothing.
-    fn drop(&mut self) {
-        for (partial, _) in &self.files {
-            let _ = fs::remove_file(partial);
-        }
-    }
 }

@@ -42,7 +42,7 @@ pub use checkpoint::{Checkpoint, TensorView};
 pub use config::{Config, LayerType};
 pub use dtype::{TensorFormat, WeightDType};
 pub use error::{Error, Result};
-pub use export::{FormatChoice, export};
+pub use export::{Destination, FormatChoice, export};
 pub use lapidary_runtime::text::{
     ChatTemplate, Detokenizer, Message, Tokenizer, chat, detokenizer, tokenizer,
 };

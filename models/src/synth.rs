@@ -11,7 +11,6 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
@@ -20,7 +19,7 @@ use serde_json::json;
 use crate::config::Config;
 use crate::dtype::WeightDType;
 use crate::error::Result;
-use crate::export::{self, FormatChoice};
+use crate::export::{self, Destination, FormatChoice};
 use crate::layout::{TensorKind, TensorSpec};
 use crate::model::GENERATION_CONFIG;
 use crate::quantize::Source;
@@ -28,7 +27,7 @@ use crate::quantize::Source;
 /// Most threads that draw and write.
 const THREADS: usize = 8;
 
-/// Writes the checkpoint into `dir`, which is made if need be: drawn as `dtype`, its matrices converted as `choice` says;
+/// Writes the checkpoint: drawn as `dtype`, its matrices converted as `choice` says;
 /// `progress` is told the bytes drawn so far and in all, and ends it by breaking.
 ///
 /// # Errors
@@ -39,15 +38,16 @@ const THREADS: usize = 8;
 /// [`Error::Occupied`]: crate::Error::Occupied
 /// [`Error::Write`]: crate::Error::Write
 /// [`Error::Stopped`]: crate::Error::Stopped
-pub fn synthesize(
-    dir: &Path,
+pub fn synthesize<'a>(
+    destination: impl Into<Destination<'a>>,
     config: &Config,
     dtype: WeightDType,
     choice: FormatChoice,
     seed: u64,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<()> {
-    config.validate(&dir.join(export::CONFIG))?;
+    let destination = destination.into();
+    config.validate(&destination.dir.join(export::CONFIG))?;
     let specs = config.tensors();
     let mut shared: HashMap<u32, Arc<Table>> = HashMap::new();
     let mut table = |spec: &TensorSpec| {
@@ -81,7 +81,7 @@ pub fn synthesize(
     json["dtype"] = json!(dtype.config_name());
     export::mark(&mut json, &matrices);
     let threads = thread::available_parallelism().map_or(1, |n| n.get()).min(THREADS);
-    export::write(dir, &specs, &matrices, &files, &json, threads, progress)
+    export::write(destination, &specs, &matrices, &files, &json, threads, progress)
 }
 
 /// The built-in tokenizer, if every id of it is a row of the embedding table.

@@ -19,13 +19,12 @@ use anyhow::{Context, Result, anyhow};
 use lapidary_codegen::compile::compile_functions;
 use lapidary_ir::{Extent, Module};
 use lapidary_passes::{Limits, Machine, Objective, prepare};
+use lapidary_runtime::file::whole::Output;
 use serde_json::{Value, json};
 
-use crate::interrupt::{self, Again};
 use crate::model::{self, CompileArgs, ModelArgs};
 use crate::opt;
 use crate::output::{self, Usage};
-use crate::pending::Pending;
 
 /// Write a page that shows what the compiler did: graphs, kernels, rules, memory.
 #[derive(clap::Args)]
@@ -61,14 +60,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let error = anyhow!("--measure runs a model: expected -m or the built-in model, which have weights");
         return Err(Usage::new(error).into());
     }
-    interrupt::install(Again::Exit)?;
     let path = &args.output;
-    let mut file = Pending::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let mut file = Output::create(path).with_context(|| format!("cannot write {}", path.display()))?;
     let source =
         opt::source(args.file.as_deref(), args.preset.as_deref(), args.model.as_deref(), &args.compile)?;
     let html = page::html(&collect(args, &source)?)?;
     file.write_all(html.as_bytes())
-        .and_then(|()| file.finish())
+        .and_then(|()| file.finish().map(drop))
         .with_context(|| format!("cannot write {}", path.display()))
 }
 

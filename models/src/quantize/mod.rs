@@ -21,7 +21,7 @@ use half::{bf16, f16};
 use crate::dtype::{TensorFormat, WeightDType};
 
 use self::scale::{Block, LANES, q4, q4_scales, q8};
-pub(crate) use self::stream::{Matrix, Sink, Source, read_at, stream};
+pub(crate) use self::stream::{Matrix, Sink, Source, stream};
 
 /// Elements that share a scale.
 pub const BLOCK: usize = 32;

@@ -1,11 +1,13 @@
 //! Matrices converted on all threads, piece by piece, into memory or a file.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::{ControlFlow, Range};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
+
+use lapidary_runtime::threads;
 
 use super::convert_rows;
 use crate::dtype::TensorFormat;
@@ -41,7 +43,7 @@ pub(crate) type Draw<'a> = dyn Fn(usize, u64, &mut [u8]) + Sync + 'a;
 #[derive(Clone, Copy)]
 pub(crate) enum Source<'a> {
     /// In a file, from a byte on. Read, and not mapped: what has been read does not stay resident.
-    File { path: &'a Path, offset: u64 },
+    File { path: &'a Path, file: &'a File, offset: u64 },
     /// In memory; errors call it by `path`.
     Bytes { path: &'a Path, bytes: &'a [u8] },
     /// Nowhere: made when asked for. Elements, not quants.
@@ -52,8 +54,8 @@ pub(crate) enum Source<'a> {
 pub(crate) enum Sink<'a> {
     /// Into memory of exactly their length.
     Memory(&'a mut [u8]),
-    /// Into a file that is there, from a byte on.
-    File { path: &'a Path, offset: u64 },
+    /// Into a file, which errors call `path`, from a byte on.
+    File { path: &'a Path, file: &'a File, offset: u64 },
 }
 
 /// Part of the output, made and written at once.
@@ -66,7 +68,7 @@ struct Piece<'s> {
 /// Where a piece goes.
 enum Target<'s> {
     Memory(&'s mut [u8]),
-    File { path: &'s Path, offset: u64 },
+    File { path: &'s Path, file: &'s File, offset: u64 },
 }
 
 /// A thread's own memory.
@@ -80,7 +82,7 @@ struct Buffers {
     piece: Vec<u8>,
 }
 
-/// Converts all matrices on `threads` threads; `progress` is told, on the calling thread, the source bytes done and in all,
+/// Converts all matrices on `threads` threads, fewer where the system refuses them; `progress` is told, on the calling thread, the source bytes done and in all,
 /// and ends it by breaking.
 ///
 /// A thread holds about 4 MiB, or a piece, one row and its quants if that is more.
@@ -100,29 +102,36 @@ pub(crate) fn stream(
     let threads = threads.clamp(1, pieces.len().max(1));
     let queue = Mutex::new(pieces.into_iter());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let make = |buffers: &mut Buffers| Some(next()?.make(matrices, buffers, needed as u64));
     thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
-        for _ in 0..threads {
-            let (sender, next) = (sender.clone(), &next);
-            scope.spawn(move || {
+        let start = |_| {
+            let (sender, make) = (sender.clone(), &make);
+            let work = move || {
                 let mut buffers = Buffers::default();
-                while let Some(piece) = next() {
+                while let Some(made) = make(&mut buffers) {
                     // A receiver that is gone met an error: stop.
-                    if sender.send(piece.make(matrices, &mut buffers, needed as u64)).is_err() {
+                    if sender.send(made).is_err() {
                         return;
                     }
                 }
-            });
-        }
+            };
+            // Where one is refused, so would the next be.
+            threads::spawn(scope, work).ok()
+        };
+        let others = (0..threads).map_while(start).count();
         drop(sender);
         let mut done = 0;
-        for result in receiver {
-            done += result?;
-            if progress(done, total).is_break() {
-                return Err(Error::Stopped);
-            }
+        let mut count = |made: Result<u64>| {
+            done += made?;
+            if progress(done, total).is_break() { Err(Error::Stopped) } else { Ok(()) }
+        };
+        if others == 0 {
+            // The system gives no thread beside this one.
+            let mut buffers = Buffers::default();
+            return std::iter::from_fn(|| make(&mut buffers)).try_for_each(count);
         }
-        Ok(())
+        receiver.into_iter().try_for_each(&mut count)
     })
 }
 
@@ -138,11 +147,11 @@ fn pieces(length: usize, mut sink: Sink<'_>) -> Vec<Piece<'_>> {
                 let end = start + first.len();
                 (Target::Memory(first), Sink::Memory(rest), end)
             }
-            Sink::File { path, offset } => {
+            Sink::File { path, file, offset } => {
                 let most = PIECE - (offset % PIECE as u64) as usize;
                 let bytes = most.min(length - start);
-                let rest = Sink::File { path, offset: offset + bytes as u64 };
-                (Target::File { path, offset }, rest, start + bytes)
+                let rest = Sink::File { path, file, offset: offset + bytes as u64 };
+                (Target::File { path, file, offset }, rest, start + bytes)
             }
         };
         pieces.push(Piece { range: start..end, target });
@@ -157,10 +166,10 @@ impl Piece<'_> {
         let Buffers { source, rows, piece } = buffers;
         match self.target {
             Target::Memory(memory) => fill(matrices, self.range, memory, source, rows),
-            Target::File { path, offset } => {
+            Target::File { path, file, offset } => {
                 piece.resize(self.range.len(), 0);
                 let done = fill(matrices, self.range, piece, source, rows)?;
-                match write_at(path, offset, piece) {
+                match file.write_all_at(piece, offset) {
                     Ok(()) => Ok(done),
                     Err(source) => Err(Error::Write { path: path.into(), needed, source }),
                 }
@@ -220,9 +229,10 @@ impl Matrix<'_> {
                 draw(tensor, (row * self.k) as u64, buffer);
                 (Path::new(DRAWN), &buffer[..])
             }
-            Source::File { path, offset } => {
+            Source::File { path, file, offset } => {
                 buffer.resize(length, 0);
-                read_at(path, offset + first as u64, buffer).map_err(|source| Error::read(path, source))?;
+                let read = file.read_exact_at(buffer, offset + first as u64);
+                read.map_err(|source| Error::read(path, source))?;
                 (path, &buffer[..])
             }
         };
@@ -239,16 +249,3 @@ impl Matrix<'_> {
 
 /// What errors call the place of random weights.
 const DRAWN: &str = "<random>";
-
-/// Fills `buffer` from a byte of a file on. Opened each time: threads must not share a file's position.
-pub(crate) fn read_at(path: &Path, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(offset))?;
-    file.read_exact(buffer)
-}
-
-fn write_at(path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::options().write(true).open(path)?;
-    file.seek(SeekFrom::Start(offset))?;
-    file.write_all(bytes)
-}

@@ -6,17 +6,18 @@
 #[path = "../../../cli/src/sampling.rs"]
 mod sampling;
 
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
+use lapidary_runtime::memory::Allocator;
 use lapidary_runtime::text::{Message, Text};
-use lapidary_runtime::{Artifact, Sampler, Session, generate, one_line};
+use lapidary_runtime::{Artifact, Sampler, Session, fault, file, generate, one_line, terminal};
 
 use sampling::SamplingArgs;
 
@@ -56,7 +57,11 @@ struct Args {
     stats: bool,
 }
 
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
 fn main() -> ExitCode {
+    fault::install();
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -86,14 +91,19 @@ fn run(args: &Args) -> Result<()> {
         .threads
         .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |n| n as usize);
     let mut session = Session::new(program, artifact, threads).with_context(|| path.to_string())?;
+    if session.threads() < threads {
+        let given = session.threads();
+        let _ = writeln!(io::stderr().lock(), "warning: the system gives {given} of {threads} threads");
+    }
     let (load, resident) = (start.elapsed(), resident());
 
+    let context = session.context();
+    let encode = |text: &str| tokenizer.encode_within(text, true, context).context("the prompt is too long");
     let template = text.chat_template.as_ref().filter(|_| !args.raw && text.is_instruction_tuned());
     let ids = match template {
-        Some(template) => tokenizer.encode(&template.render(&[Message::new("user", prompt)], true)?, true)?,
-        None => tokenizer.encode(&prompt, true)?,
+        Some(template) => encode(&template.render(&[Message::new("user", prompt)], true)?)?,
+        None => encode(&prompt)?,
     };
-    let context = session.context();
     ensure!(ids.len() <= context, "the prompt is {} tokens, the context is {context}", ids.len());
     let mut sampler = Sampler::new(options, vocab)?;
     let mut detokenizer = tokenizer.detokenizer();
@@ -144,16 +154,16 @@ fn resident() -> String {
     kib.map_or("?".into(), |kib| format!("{:.1}", kib * 1024.0 / 1e6))
 }
 
-/// Writes to stdout at once.
+/// Writes a model's words to stdout at once; what could steer a terminal is written out on one.
 fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
+    let text = if out.is_terminal() { terminal::escape(text) } else { text.into() };
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to stdout")
 }
 
 fn stdin() -> Result<String> {
-    let mut bytes = Vec::new();
-    io::stdin().lock().read_to_end(&mut bytes).context("cannot read the prompt from stdin")?;
-    String::from_utf8(bytes).map_err(|_| anyhow!("stdin: expected UTF-8 text, found other bytes"))
+    let name = Path::new("stdin");
+    Ok(file::text(name, file::limited(name, io::stdin().lock())?)?)
 }
 
 /// Whether an error is that stdout's reader went away.

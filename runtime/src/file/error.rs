@@ -7,6 +7,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::terminal;
+
 /// Short for a result of reading a file.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -61,6 +63,14 @@ pub enum Error {
         /// The template's own words, on one line.
         message: String,
     },
+    /// A text has more tokens than there is room for.
+    #[error("at least {tokens} tokens, the context is {most}")]
+    Long {
+        /// Tokens that were counted before the rest was left.
+        tokens: usize,
+        /// The context.
+        most: usize,
+    },
     /// Text that the tokenizer cannot encode.
     #[error("{path}: cannot encode the text: {message}", path = path.display())]
     Encode {
@@ -114,7 +124,7 @@ pub fn line(message: impl fmt::Display) -> String {
     for c in message.to_string().chars() {
         match c {
             '\n' | '\r' | '\t' => text.push(' '),
-            c if c.is_control() => text.extend(c.escape_unicode()),
+            c if terminal::steers(c) => text.extend(c.escape_unicode()),
             c => text.push(c),
         }
     }

@@ -134,7 +134,7 @@ fn bare(error: io::Error) -> io::Error {
 pub struct Folder {
     dir: PathBuf,
     replace: bool,
-    is_ours: fn(&str) -> bool,
+    contents: Contents,
     /// Names of the files, in the order in which they get them.
     names: Vec<String>,
     /// In this order removed: files, then the hidden folder, then the folder if it was made.
@@ -143,6 +143,15 @@ pub struct Folder {
     _lock: File,
     _partial: Listed,
     made: Option<Listed>,
+}
+
+/// What such a folder consists of, by name.
+#[derive(Clone, Copy)]
+pub struct Contents {
+    /// The files that show that there is such a folder already.
+    pub shows: fn(&str) -> bool,
+    /// All that belong to it: they give way to the new ones.
+    pub belongs: fn(&str) -> bool,
 }
 
 /// Why a folder is not written.
@@ -155,12 +164,12 @@ pub enum Refusal {
 }
 
 impl Folder {
-    /// Makes the folder if need be. `is_ours` tells by name the files that such a folder consists of: without `replace` it must
-    /// hold none; with it they are removed when this is finished, and others stay.
+    /// Makes the folder if need be. Without `replace` it must hold none of what shows that there is one already; with it, what
+    /// belongs to an earlier one is removed when this is finished, and other files stay.
     ///
     /// # Errors
     /// [`Refusal`]; then nothing was changed.
-    pub fn create(dir: &Path, is_ours: fn(&str) -> bool, replace: bool) -> Result<Folder, Refusal> {
+    pub fn create(dir: &Path, contents: Contents, replace: bool) -> Result<Folder, Refusal> {
         let failed = |e: io::Error| Refusal::System(dir.into(), e);
         half_written::settle(|| {
             let made = make(dir).map_err(failed)?;
@@ -169,12 +178,12 @@ impl Folder {
                 true => Some(half_written::list(dir, Kind::Folder).map_err(failed)?),
                 false => None,
             };
-            let begun = Folder::begin(dir, is_ours, replace);
+            let begun = Folder::begin(dir, contents, replace);
             match begun {
                 Ok((partial, _lock, _partial)) => Ok(Folder {
                     dir: dir.into(),
                     replace,
-                    is_ours,
+                    contents,
                     names: Vec::new(),
                     files: Vec::new(),
                     partial,
@@ -195,7 +204,7 @@ impl Folder {
 
     fn begin(
         dir: &Path,
-        is_ours: fn(&str) -> bool,
+        contents: Contents,
         replace: bool,
     ) -> Result<(TempDir, File, Listed), Refusal> {
         let failed = |e: io::Error| Refusal::System(dir.into(), e);
@@ -203,12 +212,8 @@ impl Folder {
         inputs::note_output(dir, &found).map_err(failed)?;
         // Whoever finishes looks for folders that nobody writes: not between the two steps.
         let _finishing = lock(dir).map_err(failed)?;
-        let ours = ours(dir, is_ours).map_err(failed)?;
-        match ours.first() {
-            Some(first) if !replace => return Err(Refusal::Occupied(first.clone())),
-            _ => {}
-        }
-        for name in &ours {
+        let earlier = earlier(dir, contents, replace)?;
+        for name in &earlier {
             let path = dir.join(name);
             if let Ok(found) = fs::metadata(&path) {
                 inputs::check_output(&found).map_err(|e| Refusal::System(path, e))?;
@@ -252,14 +257,10 @@ impl Folder {
         half_written::settle(|| {
             let failed = |e: io::Error| Refusal::System(self.dir.clone(), e);
             let _finishing = lock(&self.dir).map_err(failed)?;
-            let mut ours = ours(&self.dir, self.is_ours).map_err(failed)?;
-            match ours.first() {
-                Some(first) if !self.replace => return Err(Refusal::Occupied(first.clone())),
-                _ => {}
-            }
+            let mut earlier = earlier(&self.dir, self.contents, self.replace)?;
             // Without what makes it a folder of such files first, so that half of one is never taken for whole.
-            ours.sort_by_key(|name| self.names.last() != Some(name));
-            for name in &ours {
+            earlier.sort_by_key(|name| self.names.last() != Some(name));
+            for name in &earlier {
                 let path = self.dir.join(name);
                 fs::remove_file(&path).map_err(|e| Refusal::System(path, e))?;
             }
@@ -315,13 +316,17 @@ fn lock(dir: &Path) -> io::Result<File> {
     }
 }
 
-/// Names of files (or links) that such a folder consists of, in order.
-fn ours(dir: &Path, is_ours: fn(&str) -> bool) -> io::Result<Vec<String>> {
+/// Names of the files (or links) of an earlier folder, in order.
+fn earlier(dir: &Path, contents: Contents, replace: bool) -> Result<Vec<String>, Refusal> {
+    let failed = |e: io::Error| Refusal::System(dir.into(), e);
     let mut all = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if is_ours(&name) && !entry.file_type()?.is_dir() {
+        if (contents.shows)(&name) && !replace {
+            return Err(Refusal::Occupied(name));
+        }
+        if (contents.belongs)(&name) && replace && !entry.file_type().map_err(failed)?.is_dir() {
             all.push(name);
         }
     }

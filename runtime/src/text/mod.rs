@@ -10,6 +10,7 @@ mod bpe;
 pub mod chat;
 pub mod detokenizer;
 pub mod tokenizer;
+mod within;
 
 pub use chat::{ChatTemplate, Message};
 pub use detokenizer::Detokenizer;
