@@ -1,5 +1,6 @@
 //! The command line, end to end: what each command prints, writes and exits with, on the built-in model and on folders made
-//! here. `cli/bad_input.rs` has what is refused, `cli/interrupt.rs` Ctrl-C.
+//! here. `cli/bad_input.rs` has what is refused, `cli/inputs.rs` files that are none, `cli/outputs.rs` outputs that are inputs,
+//! `cli/interrupt.rs` signals, `cli/refusals.rs` what the system refuses.
 #![allow(clippy::unwrap_used)]
 
 #[path = "cli/artifact.rs"]
@@ -12,13 +13,21 @@ mod command;
 mod explain;
 #[path = "cli/folder.rs"]
 mod folder;
+#[path = "cli/inputs.rs"]
+mod inputs;
 #[cfg(unix)]
 #[path = "cli/interrupt.rs"]
 mod interrupt;
 #[path = "cli/lab.rs"]
 mod lab;
+#[path = "cli/outputs.rs"]
+mod outputs;
 #[path = "cli/pricing.rs"]
 mod pricing;
+#[path = "cli/refusals.rs"]
+mod refusals;
+#[path = "cli/surroundings.rs"]
+mod surroundings;
 #[cfg(unix)]
 #[path = "cli/writing.rs"]
 mod writing;

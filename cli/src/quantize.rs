@@ -57,11 +57,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let work = Work::begin();
     let bar = output::bar(0, "converting", Unit::Bytes);
-    let written = export(&model, Destination { dir, replace: args.force }, choice, threads, &mut |done, all| {
-        bar.set_length(all);
-        bar.set_position(done);
-        work.flow()
-    });
+    let written =
+        export(&model, Destination { dir, replace: args.force }, choice, threads, &mut |done, all| {
+            bar.set_length(all);
+            bar.set_position(done);
+            work.flow()
+        });
     bar.finish_and_clear();
     match written {
         Err(Error::Stopped) => return Err(Interrupted.into()),

@@ -8,7 +8,7 @@ use lapidary_runtime::{Sampler, StopReason, generate};
 use serde_json::json;
 
 use crate::interrupt::{Interrupted, Work};
-use crate::model::{read_stdin, Engine, ModelArgs, Stats};
+use crate::model::{Engine, ModelArgs, Stats, read_stdin};
 use crate::output::{self, Unit};
 use crate::sampling::SamplingArgs;
 
@@ -49,7 +49,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let model = engine.model.clone();
     let template = model.chat_template.as_ref().filter(|_| !args.raw && model.is_instruction_tuned());
     let ids = match template {
-        Some(template) => engine.encode("the prompt", &template.render(&[Message::new("user", prompt)], true)?)?,
+        Some(template) => {
+            engine.encode("the prompt", &template.render(&[Message::new("user", prompt)], true)?)?
+        }
         None => engine.encode("the prompt", &prompt)?,
     };
     engine.check_fits("the prompt", ids.len())?;

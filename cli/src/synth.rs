@@ -74,11 +74,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let total = config.weight_bytes(dtype);
     let work = Work::begin();
     let bar = output::bar(total, "writing", Unit::Bytes);
-    let written = synthesize(Destination { dir, replace: args.force }, &config, dtype, choice, args.seed, &mut |done, all| {
-        bar.set_length(all);
-        bar.set_position(done);
-        work.flow()
-    });
+    let written = synthesize(
+        Destination { dir, replace: args.force },
+        &config,
+        dtype,
+        choice,
+        args.seed,
+        &mut |done, all| {
+            bar.set_length(all);
+            bar.set_position(done);
+            work.flow()
+        },
+    );
     bar.finish_and_clear();
     match written {
         Err(Error::Stopped) => return Err(Interrupted.into()),

@@ -44,6 +44,9 @@ pub enum Error {
         /// Cranelift's words.
         reason: String,
     },
+    /// The system gives no memory that code can run in.
+    #[error("the system gives no memory that code can run in: {0}")]
+    Memory(std::io::Error),
     /// A program that cannot become an object.
     #[error("cannot make an object: {0}")]
     Object(String),

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lapidary_runtime::file::{self, Map};
 use lapidary_runtime::file::safetensors::{self, Entry};
+use lapidary_runtime::file::{self, Map};
 use serde_json::Value;
 
 use crate::config::Config;

@@ -78,7 +78,8 @@ impl Cache {
     pub(super) fn like(&self, key: u128) -> Vec<PathBuf> {
         let start = format!("{:016x}", key >> 64);
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        let named = entries.filter(|e| e.file_name().to_str().is_some_and(|n| n.starts_with(&start) && is_whole(n)));
+        let named =
+            entries.filter(|e| e.file_name().to_str().is_some_and(|n| n.starts_with(&start) && is_whole(n)));
         let mut all: Vec<PathBuf> = named.map(|e| e.path()).collect();
         all.sort();
         all
@@ -93,7 +94,8 @@ impl Cache {
     pub(super) fn make_room(&self, own: &Path, needed: u64) -> Result<()> {
         let above = |others: u64| {
             let expected = format!("room for {needed} bytes");
-            let beside = if others > 0 { format!(", {others} bytes being written beside") } else { String::new() };
+            let beside =
+                if others > 0 { format!(", {others} bytes being written beside") } else { String::new() };
             Error::file(&self.dir, expected, format!("a limit of {} bytes{beside}", self.limit))
         };
         if needed > self.limit {

@@ -142,7 +142,8 @@ impl<'a> Files<'a> {
     pub(super) fn content(&self, model: &Model, threads: usize) -> Result<u64> {
         let mut hash = Fields::new();
         for OnDisk { path, file, found, .. } in &self.files {
-            let bytes = usize::try_from(found.len()).map_err(|_| Error::read(*path, io::ErrorKind::FileTooLarge.into()))?;
+            let bytes = usize::try_from(found.len())
+                .map_err(|_| Error::read(*path, io::ErrorKind::FileTooLarge.into()))?;
             let read = |start: usize, piece: &mut [u8]| file.read_exact_at(piece, start as u64);
             let file = digest(bytes, threads, &read).map_err(|e| Error::read(*path, e))?;
             hash.field(&file.to_le_bytes());
@@ -173,12 +174,18 @@ impl Fields {
 
 /// A hash of bytes in memory (or mapped), at the speed of memory, on `threads` threads: the hash of the hashes of its pieces.
 pub(super) fn digest_of(bytes: &[u8], threads: usize) -> u128 {
-    pieces(bytes.len(), threads, || |piece: std::ops::Range<usize>| Ok(xxhash_rust::xxh3::xxh3_128(&bytes[piece])))
-        .unwrap_or_else(|_| unreachable!("memory is read without fail"))
+    pieces(bytes.len(), threads, || {
+        |piece: std::ops::Range<usize>| Ok(xxhash_rust::xxh3::xxh3_128(&bytes[piece]))
+    })
+    .unwrap_or_else(|_| unreachable!("memory is read without fail"))
 }
 
 /// The same of bytes that `read` fills in, from a place on.
-fn digest(bytes: usize, threads: usize, read: &(dyn Fn(usize, &mut [u8]) -> io::Result<()> + Sync)) -> io::Result<u128> {
+fn digest(
+    bytes: usize,
+    threads: usize,
+    read: &(dyn Fn(usize, &mut [u8]) -> io::Result<()> + Sync),
+) -> io::Result<u128> {
     pieces(bytes, threads, || {
         let mut buffer = Vec::new();
         move |piece: std::ops::Range<usize>| {

@@ -6,12 +6,11 @@
 //! input ([`inputs`]). What the name leads to may be a link, which is replaced and not followed.
 
 use std::ffi::OsString;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use tempfile::{Builder, NamedTempFile, TempDir};
+use tempfile::{Builder, NamedTempFile};
 
 use super::half_written::{self, Kind, Listed};
 use super::inputs;
@@ -47,12 +46,9 @@ impl Output {
         let name = path.file_name().ok_or_else(|| other("it has no file name"))?;
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         half_written::settle(|| {
-            let file = Builder::new()
-                .prefix(&hidden(&name.to_string_lossy()))
-                .suffix(PARTIAL)
-                .permissions(Permissions::from_mode(0o666))
-                .tempfile_in(dir)
-                .map_err(bare)?;
+            let open = |path: &Path| File::options().read(true).write(true).create_new(true).open(path);
+            let prefix = hidden(&name.to_string_lossy());
+            let file = Builder::new().prefix(&prefix).suffix(PARTIAL).make_in(dir, open)?;
             let listed = half_written::list(file.path(), Kind::File)?;
             Ok(Output { file, path: path.into(), listed })
         })
@@ -117,16 +113,6 @@ fn hidden(name: &str) -> OsString {
     format!(".{}.", &name[..cut]).into()
 }
 
-/// The system's own error: tempfile's repeats the folder, which the caller names.
-fn bare(error: io::Error) -> io::Error {
-    match error.get_ref().and_then(|inner| inner.source()).and_then(|e| e.downcast_ref::<io::Error>()) {
-        Some(source) => {
-            source.raw_os_error().map_or_else(|| source.kind().into(), io::Error::from_raw_os_error)
-        }
-        None => error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error),
-    }
-}
-
 /// A folder's files being written within it, in a hidden folder, removed unless they are finished.
 ///
 /// Several processes may write one folder at once: each finishes alone, holding the folder's lock, and the last one's files
@@ -139,7 +125,7 @@ pub struct Folder {
     names: Vec<String>,
     /// In this order removed: files, then the hidden folder, then the folder if it was made.
     files: Vec<Listed>,
-    partial: TempDir,
+    partial: PathBuf,
     _lock: File,
     _partial: Listed,
     made: Option<Listed>,
@@ -202,11 +188,7 @@ impl Folder {
         })
     }
 
-    fn begin(
-        dir: &Path,
-        contents: Contents,
-        replace: bool,
-    ) -> Result<(TempDir, File, Listed), Refusal> {
+    fn begin(dir: &Path, contents: Contents, replace: bool) -> Result<(PathBuf, File, Listed), Refusal> {
         let failed = |e: io::Error| Refusal::System(dir.into(), e);
         let found = fs::metadata(dir).map_err(failed)?;
         inputs::note_output(dir, &found).map_err(failed)?;
@@ -219,14 +201,12 @@ impl Folder {
                 inputs::check_output(&found).map_err(|e| Refusal::System(path, e))?;
             }
         }
-        let partial = Builder::new()
-            .prefix(FOLDER)
-            .suffix(PARTIAL)
-            .permissions(Permissions::from_mode(0o777))
-            .tempdir_in(dir)
-            .map_err(|e| failed(bare(e)))?;
-        let listed = half_written::list(partial.path(), Kind::Folder).map_err(failed)?;
-        let lock = lock(partial.path()).map_err(failed)?;
+        let make = |path: &Path| fs::create_dir(path);
+        let partial = Builder::new().prefix(FOLDER).suffix(PARTIAL).make_in(dir, make).map_err(failed)?;
+        // Only files are removed by their owner: a folder is by the one that this becomes.
+        let partial = partial.into_temp_path().keep().map_err(|e| failed(e.error))?;
+        let listed = half_written::list(&partial, Kind::Folder).map_err(failed)?;
+        let lock = lock(&partial).map_err(failed)?;
         Ok((partial, lock, listed))
     }
 
@@ -235,7 +215,7 @@ impl Folder {
     /// # Errors
     /// The system's answer.
     pub fn file(&mut self, name: &str) -> io::Result<File> {
-        let path = self.partial.path().join(name);
+        let path = self.partial.join(name);
         half_written::settle(|| {
             self.files.push(half_written::list(&path, Kind::File)?);
             let file = File::options().read(true).write(true).create_new(true).open(&path)?;
@@ -266,11 +246,11 @@ impl Folder {
             }
             for name in &self.names {
                 let path = self.dir.join(name);
-                fs::rename(self.partial.path().join(name), &path).map_err(|e| Refusal::System(path, e))?;
+                fs::rename(self.partial.join(name), &path).map_err(|e| Refusal::System(path, e))?;
             }
             self.made = None;
             if self.replace {
-                remove_abandoned(&self.dir, self.partial.path());
+                remove_abandoned(&self.dir, &self.partial);
             }
             Ok(())
         })
@@ -280,8 +260,7 @@ impl Folder {
 impl Drop for Folder {
     /// Takes away what has no final name; that it may fail changes nothing.
     fn drop(&mut self) {
-        let partial = self.partial.path().to_path_buf();
-        let _ = fs::remove_dir_all(&partial);
+        let _ = fs::remove_dir_all(&self.partial);
         if self.made.is_some() {
             let _ = fs::remove_dir(&self.dir);
         }
