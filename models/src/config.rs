@@ -1,19 +1,27 @@
 //! A Gemma 2's configuration, from and to `config.json`.
 //!
 //! In: the file's bytes, in the older dialect (`rope_theta`, `hidden_act`, `torch_dtype`) or the newer one
-//! (`rope_parameters`, `layer_types`, `dtype`). Out: a [`Config`] under the file's own names. Invariants: every field of the
-//! file is used, is in [`IGNORED`] (it changes nothing that is computed here), or is refused by name; the sizes of a `Config`
-//! are bounded ([`Config::validate`]), so products of them fit u64 and usize.
+//! (`rope_parameters`, `layer_types`, `dtype`). Out: a [`Config`] under the file's own names, and a [`Warning`] that names the
+//! fields nobody knows. Invariants: every field of the file is used, is a row of [`HARMLESS`] (it changes nothing that is computed
+//! here while a condition holds), or is named in the warning; refused is only a value that is malformed or known to change the
+//! result. What is absent is what transformers' `Gemma2Config` takes for it. The sizes of a `Config` are bounded
+//! ([`Config::validate`]), so products of them fit u64 and usize.
+
+mod fields;
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use lapidary_runtime::file;
-use lapidary_runtime::file::fields::{Fields, is_positive};
+use lapidary_runtime::file::fields::{Fields, is_off, is_positive};
 
-use crate::error::{Error, Result};
+use crate::error::{Result, Warning, quote};
+use crate::folder;
+use crate::preset::PRESETS;
 use crate::quantize::BLOCK;
+
+pub use fields::{HARMLESS, When};
 
 /// Which keys a layer's queries see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,7 +80,8 @@ pub struct Config {
     pub final_logit_softcapping: Option<f32>,
     /// Tokens of context the model was made for.
     pub max_position_embeddings: usize,
-    /// Whether the head's matrix is the embedding table; always true.
+    /// Whether the head's matrix is said to be the embedding table. It always is: where this is false, the checkpoint must hold an
+    /// equal copy.
     pub tie_word_embeddings: bool,
     /// The token that starts every text.
     pub bos_token_id: u32,
@@ -84,142 +93,95 @@ pub struct Config {
 
 /// The model type this crate builds.
 const MODEL_TYPE: &str = "gemma2";
-/// The class whose weights are read.
+/// The class whose weights are read; trainers put more after it.
 const ARCHITECTURE: &str = "Gemma2ForCausalLM";
+/// The same without a head of its own, which a tied head does not need.
+const BARE_ARCHITECTURE: &str = "Gemma2Model";
+/// Ends of the names of classes whose heads predict no tokens.
+const OTHER_HEADS: &[&str] =
+    &["Classification", "Answering", "MaskedLM", "MultipleChoice", "ConditionalGeneration", "Retrieval"];
 /// The `quant_method` of a checkpoint whose matrices are rows of quants as [`quantize`](crate::quantize) describes.
 const QUANT_METHOD: &str = "lapidary";
 /// The one activation.
 const ACTIVATION: &str = "gelu_pytorch_tanh";
+/// Its names in transformers: the same function, written otherwise.
+const ACTIVATIONS: &[&str] = &[ACTIVATION, "gelu_python_tanh", "gelu_new", "gelu_fast", "gelu_accurate"];
 /// Largest size of one axis: 64 times the widest published.
 const MAX_SIZE: u64 = 1 << 24;
 /// Largest number of layers: 22 times the deepest published.
 pub const MAX_LAYERS: u64 = 1024;
-/// The caps of transformers' `Gemma2Config` for a file that does not name them.
-const ATTN_CAP: f32 = 50.0;
-const FINAL_CAP: f32 = 30.0;
-
-/// Fields of transformers' `PretrainedConfig` that change nothing computed here: how the model was trained, how Python
-/// loads, labels, prints or samples it. Dtypes are stated by the checkpoint itself, tensor by tensor.
-pub const IGNORED: &[&str] = &[
-    // Provenance and loading.
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "_commit_hash",
-    "_name_or_path",
-    "auto_map",
-    "attn_implementation",
-    "dtype",
-    "name_or_path",
-    "torch_dtype",
-    "torchscript",
-    "transformers_version",
-    "transformers.js_config",
-    "tf_legacy_loss",
-    "use_bfloat16",
-    "use_cache",
-    "cache_implementation",
-    "chunk_size_feed_forward",
-    "gradient_checkpointing",
-    "pruned_heads",
-    "unsloth_fixed",
-    "unsloth_version",
-    // Training.
-    "attention_dropout",
-    "finetuning_task",
-    "initializer_range",
-    "problem_type",
-    "task_specific_params",
-    // What a call returns.
-    "output_attentions",
-    "output_hidden_states",
-    "output_scores",
-    "return_dict",
-    "return_dict_in_generate",
-    "id2label",
-    "label2id",
-    "num_labels",
-    // Other architectures' halves.
-    "cross_attention_hidden_size",
-    "decoder_start_token_id",
-    "is_decoder",
-    "prefix",
-    "sep_token_id",
-    "tie_encoder_decoder",
-    "tokenizer_class",
-    // Defaults of sampling, which transformers itself moved to generation_config.json.
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "diversity_penalty",
-    "do_sample",
-    "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "exponential_decay_length_penalty",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "length_penalty",
-    "max_length",
-    "min_length",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "remove_invalid_values",
-    "repetition_penalty",
-    "suppress_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "typical_p",
-];
+/// The configuration's file.
+pub(crate) const CONFIG: &str = "config.json";
 
 impl Config {
-    /// Reads `config.json` of a folder.
+    /// Reads `config.json` of a folder; what there is to warn of is left out.
     ///
     /// # Errors
-    /// [`Error::Missing`] without the file; otherwise as [`Config::from_json`].
+    /// As [`Config::read_folder`].
     pub fn from_folder(dir: &Path) -> Result<Config> {
-        let path = dir.join("config.json");
+        Ok(Config::read_folder(dir)?.0)
+    }
+
+    /// Reads a configuration from JSON; what there is to warn of is left out.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn from_json(path: &Path, bytes: &[u8]) -> Result<Config> {
+        Ok(Config::read(path, bytes)?.0)
+    }
+
+    /// Reads `config.json` of a folder, and what there is to warn of.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] without the file; otherwise as [`Config::read`].
+    pub fn read_folder(dir: &Path) -> Result<(Config, Option<Warning>)> {
+        let path = dir.join(CONFIG);
         match file::read_if_present(&path)? {
-            Some(bytes) => Config::from_json(&path, &bytes),
-            None => Err(Error::Missing { path: dir.into(), file: "config.json".into() }),
+            Some(bytes) => Config::read(&path, &bytes),
+            None => Err(folder::lacks(dir, CONFIG.into())),
         }
     }
 
-    /// Reads a configuration from JSON; `path` is what errors call it.
+    /// Reads a configuration from JSON; `path` is what errors call it. A warning names the fields that are not known.
     ///
     /// # Errors
-    /// [`Error::File`] if it is not a JSON object, [`Error::File`] for a field that is missing, malformed, not supported
-    /// or not known.
-    pub fn from_json(path: &Path, bytes: &[u8]) -> Result<Config> {
+    /// [`Error::File`] if it is not a JSON object, and naming the field for a value that is missing, malformed, or known to change
+    /// the result.
+    pub fn read(path: &Path, bytes: &[u8]) -> Result<(Config, Option<Warning>)> {
         let mut f = Fields::parse(path, bytes)?;
-        refuse_unsupported(&mut f)?;
-        let rope_theta = rope_theta(&mut f)?;
-        let vocab_size = f.integer("vocab_size", 1, MAX_SIZE)?;
-        let num_hidden_layers = f.integer("num_hidden_layers", 1, MAX_LAYERS)? as usize;
+        let mut unknown = Vec::new();
+        let tie_word_embeddings = refuse_unsupported(&mut f, &mut unknown)?;
+        // What transformers' class of the same name takes for a field that is absent is what its 2B has.
+        let d = PRESETS[0].config();
+        let rope_theta = rope_theta(&mut f, d.rope_theta, &mut unknown)?;
+        let vocab_size = size(&mut f, "vocab_size", d.vocab_size, MAX_SIZE)?;
+        let largest_id = vocab_size as u64 - 1;
+        let num_hidden_layers = size(&mut f, "num_hidden_layers", d.num_hidden_layers, MAX_LAYERS)?;
+        let layer_types = layer_types(&mut f, num_hidden_layers)?;
         let config = Config {
-            vocab_size: vocab_size as usize,
-            hidden_size: f.integer("hidden_size", 1, MAX_SIZE)? as usize,
-            intermediate_size: f.integer("intermediate_size", 1, MAX_SIZE)? as usize,
+            vocab_size,
+            hidden_size: size(&mut f, "hidden_size", d.hidden_size, MAX_SIZE)?,
+            intermediate_size: size(&mut f, "intermediate_size", d.intermediate_size, MAX_SIZE)?,
             num_hidden_layers,
-            num_attention_heads: f.integer("num_attention_heads", 1, MAX_SIZE)? as usize,
-            num_key_value_heads: f.integer("num_key_value_heads", 1, MAX_SIZE)? as usize,
-            head_dim: f.integer("head_dim", 2, MAX_SIZE)? as usize,
-            query_pre_attn_scalar: f.positive("query_pre_attn_scalar")?,
-            rms_norm_eps: f.positive("rms_norm_eps")?,
+            num_attention_heads: size(&mut f, "num_attention_heads", d.num_attention_heads, MAX_SIZE)?,
+            num_key_value_heads: size(&mut f, "num_key_value_heads", d.num_key_value_heads, MAX_SIZE)?,
+            head_dim: size(&mut f, "head_dim", d.head_dim, MAX_SIZE)?,
+            query_pre_attn_scalar: scalar(&mut f, "query_pre_attn_scalar", d.query_pre_attn_scalar)?,
+            rms_norm_eps: scalar(&mut f, "rms_norm_eps", d.rms_norm_eps)?,
             rope_theta,
-            sliding_window: f.integer("sliding_window", 1, MAX_SIZE)? as usize,
-            layer_types: layer_types(&mut f, num_hidden_layers)?,
-            attn_logit_softcapping: cap(&mut f, "attn_logit_softcapping", ATTN_CAP)?,
-            final_logit_softcapping: cap(&mut f, "final_logit_softcapping", FINAL_CAP)?,
-            max_position_embeddings: f.integer("max_position_embeddings", 1, MAX_SIZE)? as usize,
-            tie_word_embeddings: true,
-            bos_token_id: f.optional_integer("bos_token_id", 0, vocab_size - 1)?.unwrap_or(2) as u32,
-            eos_token_id: f.tokens("eos_token_id", vocab_size - 1)?.unwrap_or_else(|| vec![1]),
-            pad_token_id: f.optional_integer("pad_token_id", 0, vocab_size - 1)?.unwrap_or(0) as u32,
+            sliding_window: sliding_window(&mut f, &layer_types, d.sliding_window)?,
+            layer_types,
+            attn_logit_softcapping: cap(&mut f, "attn_logit_softcapping", d.attn_logit_softcapping)?,
+            final_logit_softcapping: cap(&mut f, "final_logit_softcapping", d.final_logit_softcapping)?,
+            max_position_embeddings: size(&mut f, "max_position_embeddings", d.max_position_embeddings, MAX_SIZE)?,
+            tie_word_embeddings,
+            bos_token_id: f.optional_integer("bos_token_id", 0, largest_id)?.map_or(d.bos_token_id, |n| n as u32),
+            eos_token_id: f.tokens("eos_token_id", largest_id)?.filter(|l| !l.is_empty()).unwrap_or(d.eos_token_id),
+            pad_token_id: pad(&mut f, largest_id)?.unwrap_or(d.pad_token_id),
         };
-        f.finish(IGNORED)?;
         config.validate(path)?;
-        Ok(config)
+        fields::hold(path, &config, f.rest(), &mut unknown)?;
+        Ok((config, Warning::of_unknown(path, &unknown)))
     }
 
     /// Checks what [`Config::from_json`] guarantees, for a configuration made or changed in Rust; `path` is what errors
@@ -273,7 +235,6 @@ impl Config {
         let expected = format!("{} entries, one a layer", c.num_hidden_layers);
         let found = json!(format!("{} entries", c.layer_types.len()));
         check(c.layer_types.len() == c.num_hidden_layers, "layer_types", &expected, found)?;
-        check(c.tie_word_embeddings, "tie_word_embeddings", "true", json!(false))?;
         let token = |id: u32| (id as usize) < c.vocab_size;
         let expected = format!("token ids below vocab_size {}", c.vocab_size);
         check(token(c.bos_token_id), "bos_token_id", &expected, json!(c.bos_token_id))?;
@@ -293,32 +254,52 @@ impl Config {
 
     /// The configuration as a `config.json` that [`Config::from_json`] reads back equal.
     pub fn to_json(&self) -> Value {
-        let c = self;
+        let Config {
+            vocab_size,
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            query_pre_attn_scalar,
+            rms_norm_eps,
+            rope_theta,
+            sliding_window,
+            layer_types,
+            attn_logit_softcapping,
+            final_logit_softcapping,
+            max_position_embeddings,
+            tie_word_embeddings,
+            bos_token_id,
+            eos_token_id,
+            pad_token_id,
+        } = self;
         json!({
             "architectures": [ARCHITECTURE],
             "attention_bias": false,
             "attention_dropout": 0.0,
-            "attn_logit_softcapping": c.attn_logit_softcapping,
-            "bos_token_id": c.bos_token_id,
-            "eos_token_id": match c.eos_token_id[..] { [one] => json!(one), ref list => json!(list) },
-            "final_logit_softcapping": c.final_logit_softcapping,
-            "head_dim": c.head_dim,
+            "attn_logit_softcapping": attn_logit_softcapping,
+            "bos_token_id": bos_token_id,
+            "eos_token_id": match eos_token_id[..] { [one] => json!(one), ref list => json!(list) },
+            "final_logit_softcapping": final_logit_softcapping,
+            "head_dim": head_dim,
             "hidden_activation": ACTIVATION,
-            "hidden_size": c.hidden_size,
-            "intermediate_size": c.intermediate_size,
-            "layer_types": c.layer_types.iter().map(|t| t.name()).collect::<Vec<_>>(),
-            "max_position_embeddings": c.max_position_embeddings,
+            "hidden_size": hidden_size,
+            "intermediate_size": intermediate_size,
+            "layer_types": layer_types.iter().map(|t| t.name()).collect::<Vec<_>>(),
+            "max_position_embeddings": max_position_embeddings,
             "model_type": MODEL_TYPE,
-            "num_attention_heads": c.num_attention_heads,
-            "num_hidden_layers": c.num_hidden_layers,
-            "num_key_value_heads": c.num_key_value_heads,
-            "pad_token_id": c.pad_token_id,
-            "query_pre_attn_scalar": integer_if_whole(c.query_pre_attn_scalar),
-            "rms_norm_eps": c.rms_norm_eps,
-            "rope_parameters": { "rope_theta": c.rope_theta, "rope_type": "default" },
-            "sliding_window": c.sliding_window,
-            "tie_word_embeddings": c.tie_word_embeddings,
-            "vocab_size": c.vocab_size,
+            "num_attention_heads": num_attention_heads,
+            "num_hidden_layers": num_hidden_layers,
+            "num_key_value_heads": num_key_value_heads,
+            "pad_token_id": pad_token_id,
+            "query_pre_attn_scalar": integer_if_whole(*query_pre_attn_scalar),
+            "rms_norm_eps": rms_norm_eps,
+            "rope_parameters": { "rope_theta": rope_theta, "rope_type": "default" },
+            "sliding_window": sliding_window,
+            "tie_word_embeddings": tie_word_embeddings,
+            "vocab_size": vocab_size,
         })
     }
 }
@@ -329,42 +310,75 @@ fn integer_if_whole(x: f64) -> Value {
     if x.fract() == 0.0 && x.abs() <= 9_007_199_254_740_992.0 { json!(x as i64) } else { json!(x) }
 }
 
-/// Takes the fields of which only one value is built.
-fn refuse_unsupported(f: &mut Fields) -> file::Result<()> {
+/// Takes the fields of which only one value is built; whether the head is said to be the embedding table.
+fn refuse_unsupported(f: &mut Fields, unknown: &mut Vec<String>) -> file::Result<bool> {
     match f.take("model_type") {
         Some(t) if t == MODEL_TYPE => {}
         Some(other) => return Err(f.refuse("model_type", &json!(MODEL_TYPE).to_string(), &other)),
-        None => return Err(f.absent("model_type", &json!(MODEL_TYPE).to_string())),
-    }
-    f.only("architectures", json!([ARCHITECTURE]))?;
-    let activation = f.take("hidden_activation");
-    let act = f.take("hidden_act");
-    for (name, value) in [("hidden_activation", &activation), ("hidden_act", &act)] {
-        match value {
-            Some(v) if v == ACTIVATION => break,
-            Some(v) => return Err(f.refuse(name, &json!(ACTIVATION).to_string(), v)),
-            None => {}
-        }
-    }
-    f.only("tie_word_embeddings", json!(true))?;
-    f.only("attention_bias", json!(false))?;
-    f.only("use_bidirectional_attention", json!(false))?;
-    if let Some(value) = f.take("rope_scaling") {
-        return Err(f.refuse("rope_scaling", "null", &value));
-    }
-    // Tensors state their own formats; this tells other programs that the U8 ones are rows of quants.
-    if let Some(mut quantization) = f.object("quantization_config")? {
-        match quantization.take("quant_method") {
-            Some(method) if method == QUANT_METHOD => {}
-            Some(other) => {
-                return Err(quantization.refuse("quant_method", &json!(QUANT_METHOD).to_string(), &other));
+        None => {
+            // What a hub sends in place of a file.
+            if let Some(Value::String(error)) = f.take("error") {
+                let found = format!("a server's error {}", quote(&error));
+                return Err(file::Error::file(f.path(), "a configuration", found));
             }
-            None => return Err(quantization.absent("quant_method", &json!(QUANT_METHOD).to_string())),
+            return Err(f.absent("model_type", &json!(MODEL_TYPE).to_string()));
         }
-        quantization.only("block_size", json!(BLOCK))?;
-        quantization.finish(&[])?;
     }
+    architectures(f, unknown)?;
+    activation(f)?;
+    // Tensors state their own formats; this tells other programs that the U8 ones are rows of quants. Another program's is of no
+    // account beside plain tensors, and its tensors are refused where they are read.
+    let ours = |v: &Value| v["quant_method"] == QUANT_METHOD;
+    match f.take("quantization_config") {
+        Some(value) if ours(&value) && value["block_size"] != BLOCK => {
+            let found = &value["block_size"];
+            return Err(f.refuse("quantization_config.block_size", &BLOCK.to_string(), found));
+        }
+        _ => {}
+    }
+    match f.take("tie_word_embeddings") {
+        None => Ok(true),
+        Some(Value::String(text)) => {
+            Err(f.refuse("tie_word_embeddings", "true or false", &Value::String(text)))
+        }
+        Some(value) => Ok(!is_off(&value)),
+    }
+}
+
+/// Holds `architectures` against what is built. transformers itself goes by `model_type`, so a class that is not known says
+/// nothing, but a head of another kind does.
+fn architectures(f: &mut Fields, unknown: &mut Vec<String>) -> file::Result<()> {
+    let Some(value) = f.take("architectures") else { return Ok(()) };
+    let names: Option<Vec<&str>> = match &value {
+        Value::String(name) => Some(vec![name]),
+        Value::Array(list) => list.iter().map(Value::as_str).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => None,
+    };
+    let expected = json!([ARCHITECTURE]).to_string();
+    let Some(names) = names else { return Err(f.refuse("architectures", &expected, &value)) };
+    if names.is_empty() || names.iter().any(|n| n.starts_with(ARCHITECTURE) || *n == BARE_ARCHITECTURE) {
+        return Ok(());
+    }
+    if names.iter().any(|n| OTHER_HEADS.iter().any(|head| n.ends_with(head))) {
+        return Err(f.refuse("architectures", &expected, &value));
+    }
+    unknown.push("architectures".into());
     Ok(())
+}
+
+/// Holds the activation against the one that is built. As in transformers, `hidden_activation` goes before `hidden_act`, of
+/// which Gemma's `gelu` has always meant the form with tanh.
+fn activation(f: &mut Fields) -> file::Result<()> {
+    let stated = f.take_nullable("hidden_activation");
+    let older = f.take("hidden_act");
+    let known = |v: &Value| ACTIVATIONS.iter().any(|name| v == name);
+    let (name, value) = match (&stated, &older) {
+        (Some(v), _) if !v.is_null() => ("hidden_activation", v),
+        (None, Some(v)) if v == "gelu" => return Ok(()),
+        (_, Some(v)) => ("hidden_act", v),
+        (_, None) => return Ok(()),
+    };
+    if known(value) { Ok(()) } else { Err(f.refuse(name, &json!(ACTIVATION).to_string(), value)) }
 }
 
 /// The `quantization_config` of a checkpoint that holds quantised matrices.
@@ -372,23 +386,113 @@ pub(crate) fn quantization_config() -> Value {
     json!({ "quant_method": QUANT_METHOD, "block_size": BLOCK })
 }
 
-/// The rotary base: `rope_theta`, or the newer dialect's `rope_parameters`.
-fn rope_theta(f: &mut Fields) -> file::Result<f64> {
-    let older = f.optional_positive("rope_theta")?;
-    let mut newer = None;
-    if let Some(mut rope) = f.object("rope_parameters")? {
-        for name in ["rope_type", "type"] {
-            rope.only(name, json!("default"))?;
+/// The rotary base: `rope_theta`, or the newer dialect's `rope_parameters`, which may be given for each kind of layer.
+fn rope_theta(f: &mut Fields, default: f64, unknown: &mut Vec<String>) -> file::Result<f64> {
+    let mut found: Option<(String, f64)> = None;
+    let mut hold = |f: &Fields, name: &str, theta: Option<f64>| {
+        let Some(theta) = theta else { return Ok(()) };
+        match &found {
+            Some((first, other)) if *other != theta => {
+                Err(f.refuse(name, &format!("{other}, as `{first}` says"), &json!(theta)))
+            }
+            Some(_) => Ok(()),
+            None => {
+                found = Some((name.into(), theta));
+                Ok(())
+            }
         }
-        newer = rope.optional_positive("rope_theta")?;
-        rope.finish(&[])?;
+    };
+    for name in ["rope_parameters", "rope_scaling"] {
+        let Some(value) = f.take(name).filter(|v| !is_off(v)) else { continue };
+        let Value::Object(map) = value else { return Err(f.refuse(name, "an object or null", &value)) };
+        let mut all = f.inner(name, map);
+        for kind in [LayerType::Sliding, LayerType::Full] {
+            if let Some(mut one) = all.object(kind.name())? {
+                let theta = rope(&mut one)?;
+                hold(f, &format!("{name}.{}.rope_theta", kind.name()), theta)?;
+                unknown.extend(one.rest().filter(|(_, v)| !v.is_null()).map(|(name, _)| name));
+            }
+        }
+        let theta = rope(&mut all)?;
+        hold(f, &format!("{name}.rope_theta"), theta)?;
+        unknown.extend(all.rest().filter(|(_, v)| !v.is_null()).map(|(name, _)| name));
     }
-    match (older, newer) {
-        (Some(a), Some(b)) if a != b => {
-            Err(f.refuse("rope_theta", &format!("rope_parameters.rope_theta {b}"), &json!(a)))
+    let theta = f.optional_positive("rope_theta")?;
+    hold(f, "rope_theta", theta)?;
+    Ok(found.map_or(default, |(_, theta)| theta))
+}
+
+/// Takes the fields of one description of RoPE, which must be the plain one; its base, where it says so.
+fn rope(f: &mut Fields) -> file::Result<Option<f64>> {
+    let mut plain = false;
+    let mut linear = false;
+    for name in ["rope_type", "type"] {
+        match f.take(name) {
+            None => {}
+            Some(kind) if kind == "default" => plain = true,
+            Some(kind) if kind == "linear" => linear = true,
+            Some(other) => return Err(f.refuse(name, "\"default\"", &other)),
         }
-        (Some(theta), _) | (None, Some(theta)) => Ok(theta),
-        (None, None) => Err(f.absent("rope_theta", "a finite number above 0, here or in rope_parameters")),
+    }
+    // Positions divided by 1 are the positions.
+    let factor = f.take("factor");
+    if linear && factor.is_none() {
+        return Err(f.absent("factor", "1, for another scales positions"));
+    }
+    let ones = [("factor", factor), ("partial_rotary_factor", f.take("partial_rotary_factor")), ("attention_factor", f.take("attention_factor"))];
+    for (name, value) in ones {
+        if let Some(value) = value.filter(|v| v.as_f64() != Some(1.0)) {
+            return Err(f.refuse(name, "1", &value));
+        }
+    }
+    // Of types that are refused.
+    for name in ["original_max_position_embeddings", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor", "finetuned"] {
+        if plain || linear {
+            f.take(name);
+        }
+    }
+    f.optional_positive("rope_theta")
+}
+
+/// A size; the default where the file does not name it.
+fn size(f: &mut Fields, name: &str, default: usize, max: u64) -> file::Result<usize> {
+    if f.is_null(name) {
+        return Err(f.refuse(name, &format!("an integer from 1 to {max}"), &Value::Null));
+    }
+    Ok(f.optional_integer(name, 1, max)?.map_or(default, |n| n as usize))
+}
+
+/// A number above zero; the default where the file does not name it.
+fn scalar(f: &mut Fields, name: &str, default: f64) -> file::Result<f64> {
+    if f.is_null(name) {
+        return Err(f.refuse(name, "a finite number above 0", &Value::Null));
+    }
+    Ok(f.optional_positive(name)?.unwrap_or(default))
+}
+
+/// The window; null where no layer slides, which then has the default, unused.
+fn sliding_window(f: &mut Fields, layers: &[LayerType], default: usize) -> file::Result<usize> {
+    let slides = layers.contains(&LayerType::Sliding);
+    if f.is_null("sliding_window") && slides {
+        let expected = format!("an integer from 1 to {MAX_SIZE}, for layers that slide");
+        return Err(f.refuse("sliding_window", &expected, &Value::Null));
+    }
+    if f.is_null("sliding_window") {
+        f.take("sliding_window");
+        // Its twin says as much.
+        f.take("sliding_window_size");
+        return Ok(default);
+    }
+    size(f, "sliding_window", default, MAX_SIZE)
+}
+
+/// The padding token, if there is one: it is never produced, so one outside of the vocabulary is none.
+fn pad(f: &mut Fields, largest_id: u64) -> file::Result<Option<u32>> {
+    let Some(value) = f.take("pad_token_id") else { return Ok(None) };
+    match value.as_f64() {
+        Some(id) if (0.0..=largest_id as f64).contains(&id) && id.fract() == 0.0 => Ok(Some(id as u32)),
+        Some(id) if id.fract() == 0.0 => Ok(None),
+        _ => Err(f.refuse("pad_token_id", "a token id", &value)),
     }
 }
 
@@ -406,9 +510,9 @@ fn layer_types(f: &mut Fields, layers: usize) -> file::Result<Vec<LayerType>> {
 }
 
 /// A softcap: null switches it off, and a file that does not name it means the default.
-fn cap(f: &mut Fields, name: &str, default: f32) -> file::Result<Option<f32>> {
+fn cap(f: &mut Fields, name: &str, default: Option<f32>) -> file::Result<Option<f32>> {
     match f.take_nullable(name) {
-        None => Ok(Some(default)),
+        None => Ok(default),
         Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64().filter(|x| is_positive(*x)) {
             Some(x) => Ok(Some(x as f32)),

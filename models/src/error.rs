@@ -2,8 +2,9 @@
 //!
 //! Every message is one line; what is wrong with a file comes from the runtime, which reads them.
 
+use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lapidary_runtime::file;
 pub(crate) use lapidary_runtime::file::error::{json, line, quote};
@@ -43,16 +44,18 @@ pub enum Error {
     NotAFolder {
         /// The path.
         path: PathBuf,
-        /// What it is: `a file` or `nothing`.
-        found: &'static str,
+        /// What it is, `a file` or `nothing`, and what may have been meant.
+        found: String,
     },
     /// A folder lacks a file that it needs.
-    #[error("{path} has no {file}", path = path.display())]
+    #[error("{path} has no {file}{cause}", path = path.display())]
     Missing {
         /// The folder.
         path: PathBuf,
         /// The file, or the files of which one would do.
         file: String,
+        /// What the folder may be instead, after a semicolon; or nothing.
+        cause: String,
     },
     /// A preset that is not there.
     #[error("unknown preset {name}: expected one of {known}")]
@@ -62,6 +65,50 @@ pub enum Error {
         /// The names that exist.
         known: String,
     },
+}
+
+/// What is worth a line to a user of a file that was read all the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// The file.
+    pub path: PathBuf,
+    /// What is strange about it: one line of bounded length, whatever the file holds.
+    pub message: String,
+}
+
+impl Warning {
+    /// Names the fields that are not known, if there are any.
+    pub(crate) fn of_unknown(path: &Path, names: &[String]) -> Option<Warning> {
+        let fields = match names.len() {
+            0 => return None,
+            1 => "field is",
+            _ => "fields are",
+        };
+        let message = format!("{fields} not known and ignored: {}", list(names));
+        Some(Warning { path: path.into(), message })
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.message)
+    }
+}
+
+/// Names of a file, each quoted and cut; of many, the first.
+pub(crate) fn list(names: &[String]) -> String {
+    /// Names that are listed, and characters of each.
+    const NAMES: usize = 12;
+    const LENGTH: usize = 60;
+    let cut = |name: &String| match name.char_indices().nth(LENGTH) {
+        Some((at, _)) => format!("{}...", quote(&name[..at])),
+        None => quote(name),
+    };
+    let mut text = names.iter().take(NAMES).map(cut).collect::<Vec<_>>().join(", ");
+    if names.len() > NAMES {
+        text.push_str(&format!(" and {} more", names.len() - NAMES));
+    }
+    text
 }
 
 impl Error {

@@ -19,7 +19,7 @@ use lapidary_runtime::text::{chat, tokenizer};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{INDEX, SINGLE};
-use crate::config;
+use crate::config::{self, CONFIG};
 use crate::dtype::TensorFormat;
 use crate::error::{Error, Result};
 use crate::layout::{EMBEDDING, TensorSpec};
@@ -27,8 +27,6 @@ use crate::model::{GENERATION_CONFIG, Model};
 use crate::quantize::{self, Matrix, Sink};
 use crate::weight_cache::Files;
 
-/// The configuration's file.
-pub(crate) const CONFIG: &str = "config.json";
 /// Bytes of tensors in one shard; transformers' own default.
 const SHARD_BYTES: u64 = 5_000_000_000;
 /// The tensors of a file start at a multiple of this.
@@ -121,8 +119,7 @@ pub fn export<'a>(
     let files = text_files(model)?;
     // The file's own words where there is a file: they say more than is computed here.
     let mut config = match file::read_if_present(&model.path.join(CONFIG))? {
-        Some(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|e| Error::file(model.path.join(CONFIG), "a JSON object", crate::error::line(e)))?,
+        Some(bytes) => file::fields::json(&model.path.join(CONFIG), &bytes)?,
         None => model.config.to_json(),
     };
     mark(&mut config, &matrices);
@@ -143,9 +140,11 @@ pub(crate) fn matrix<'a>(
     Matrix { name: &spec.name, source, from, n, k, to }
 }
 
-/// Says in a configuration whether matrices are quantised.
+/// Says in a configuration whether matrices are quantised, and that the head is the embedding table.
 pub(crate) fn mark(config: &mut Value, matrices: &[Matrix<'_>]) {
     let Value::Object(fields) = config else { return };
+    // A copy of the embedding table, which an untied model's head may be here, is not written.
+    fields.entry("tie_word_embeddings").and_modify(|tied| *tied = json!(true));
     if matrices.iter().any(|m| matches!(m.to, TensorFormat::Quant(_))) {
         fields.insert("quantization_config".into(), config::quantization_config());
     } else {

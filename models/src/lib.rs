@@ -5,7 +5,7 @@
 //!
 //! | module | what it knows |
 //! |---|---|
-//! | [`config`] | `config.json`: every field is used or refused |
+//! | [`config`] | `config.json`: every field is used, known to be harmless, or warned of |
 //! | [`preset`] | the published sizes, by name |
 //! | [`size`] | parameters, weight bytes, KV bytes, FLOPs of a configuration |
 //! | [`gemma2`] | the graph of a configuration, in primitives |
@@ -27,9 +27,11 @@ pub mod config;
 pub mod dtype;
 pub mod error;
 pub mod export;
+mod folder;
 pub mod gemma2;
 pub mod layout;
 pub mod model;
+mod names;
 pub mod preset;
 pub mod quantize;
 pub mod size;
@@ -41,7 +43,7 @@ pub mod weight_cache;
 pub use checkpoint::{Checkpoint, TensorView};
 pub use config::{Config, LayerType};
 pub use dtype::{TensorFormat, WeightDType};
-pub use error::{Error, Result};
+pub use error::{Error, Result, Warning};
 pub use export::{Destination, FormatChoice, export};
 pub use lapidary_runtime::text::{
     ChatTemplate, Detokenizer, Message, Tokenizer, chat, detokenizer, tokenizer,

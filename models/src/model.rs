@@ -4,7 +4,6 @@
 //! chat template. Invariants: the tokenizer's ids and the stop tokens are rows of the embedding table; the tokenizer and the
 //! configuration agree on BOS.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use lapidary_runtime::file;
@@ -17,7 +16,8 @@ use lapidary_runtime::text::Text;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Warning};
+use crate::folder;
 
 /// The file that holds the stop tokens of newer folders. Its defaults of sampling are the caller's business.
 pub const GENERATION_CONFIG: &str = "generation_config.json";
@@ -39,6 +39,8 @@ pub struct Model {
     pub chat_template: Option<ChatTemplate>,
     /// The tokens that end a text: those of `generation_config.json` and `config.json`, ascending.
     pub stop_tokens: Vec<u32>,
+    /// What is strange about its files, though they were read: a line each.
+    pub warnings: Vec<Warning>,
 }
 
 impl Model {
@@ -48,9 +50,10 @@ impl Model {
     /// [`Error::NotAFolder`], [`Error::Missing`] without configuration or weights, and what the parts refuse.
     pub fn open(dir: impl AsRef<Path>) -> Result<Model> {
         let dir = dir.as_ref();
-        check_folder(dir)?;
-        let config = Config::from_folder(dir)?;
+        folder::check(dir)?;
+        let (config, unknown) = Config::read_folder(dir)?;
         let checkpoint = Checkpoint::open(dir, &config)?;
+        let warnings = unknown.into_iter().chain(checkpoint.warning().cloned()).collect();
         let tokenizer = Tokenizer::from_folder(dir)?;
         let chat_template = match &tokenizer {
             Some(t) => ChatTemplate::from_folder(dir, t.bos_token(), t.eos_token())?,
@@ -58,7 +61,7 @@ impl Model {
         };
         let generation = file::read_if_present(&dir.join(GENERATION_CONFIG))?;
         let stop_tokens = stop_tokens(dir, generation.as_deref(), &config)?;
-        Model { path: dir.into(), config, checkpoint, tokenizer, chat_template, stop_tokens }.check()
+        Model { path: dir.into(), config, checkpoint, tokenizer, chat_template, stop_tokens, warnings }.check()
     }
 
     /// The model of an artifact; its checkpoint is absent, for the artifact itself is the source of weights.
@@ -68,12 +71,13 @@ impl Model {
     pub fn from_artifact(artifact: &Artifact) -> Result<Model> {
         let path = artifact.path().to_path_buf();
         let Some(bytes) = artifact.section(artifact::CONFIG) else {
-            return Err(Error::Missing { path, file: artifact::CONFIG.into() });
+            return Err(Error::Missing { path, file: artifact::CONFIG.into(), cause: String::new() });
         };
-        let config = Config::from_json(&path.join(artifact::CONFIG), bytes)?;
+        let (config, unknown) = Config::read(&path.join(artifact::CONFIG), bytes)?;
+        let warnings = Vec::from_iter(unknown);
         let Text { tokenizer, chat_template, stop_tokens } = Text::of(artifact, config.vocab_size)?;
         let checkpoint = Checkpoint::absent();
-        Model { path, config, checkpoint, tokenizer, chat_template, stop_tokens }.check()
+        Model { path, config, checkpoint, tokenizer, chat_template, stop_tokens, warnings }.check()
     }
 
     /// The bytes of the tokenizer's file, if there is one.
@@ -103,8 +107,8 @@ impl Model {
         let (bos, eos) = (tokenizer.bos_token(), tokenizer.eos_token());
         let chat_template = ChatTemplate::from_config(dir, tiny::TOKENIZER_CONFIG, bos, eos)?;
         let stop_tokens = stop_tokens(dir, Some(tiny::GENERATION_CONFIG), &config)?;
-        let tokenizer = Some(tokenizer);
-        Model { path: dir.into(), config, checkpoint, tokenizer, chat_template, stop_tokens }.check()
+        let (tokenizer, warnings) = (Some(tokenizer), Vec::new());
+        Model { path: dir.into(), config, checkpoint, tokenizer, chat_template, stop_tokens, warnings }.check()
     }
 
     /// Whether the model was tuned to take turns: its stop tokens include `<end_of_turn>`.
@@ -128,17 +132,6 @@ impl Model {
         }
         Ok(self)
     }
-}
-
-/// Refuses what is no folder.
-fn check_folder(dir: &Path) -> Result<()> {
-    let found = match fs::metadata(dir) {
-        Ok(data) if data.is_dir() => return Ok(()),
-        Ok(_) => "a file",
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => "nothing",
-        Err(source) => return Err(Error::read(dir, source)),
-    };
-    Err(Error::NotAFolder { path: dir.into(), found })
 }
 
 /// The tokens that end a text, from `generation_config.json`'s bytes and the configuration.

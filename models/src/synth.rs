@@ -16,7 +16,7 @@ use std::thread;
 
 use serde_json::json;
 
-use crate::config::Config;
+use crate::config::{CONFIG, Config};
 use crate::dtype::WeightDType;
 use crate::error::Result;
 use crate::export::{self, Destination, FormatChoice};
@@ -47,7 +47,7 @@ pub fn synthesize<'a>(
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<()> {
     let destination = destination.into();
-    config.validate(&destination.dir.join(export::CONFIG))?;
+    config.validate(&destination.dir.join(CONFIG))?;
     let specs = config.tensors();
     let mut shared: HashMap<u32, Arc<Table>> = HashMap::new();
     let mut table = |spec: &TensorSpec| {

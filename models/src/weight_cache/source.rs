@@ -84,7 +84,7 @@ impl<'a> Files<'a> {
         let Some(view) = model.checkpoint.tensor(name) else {
             return Err(Error::tensor(&model.path, name, "it", "no such tensor"));
         };
-        let Some((file, offset)) = self.tensors.get(name) else {
+        let Some((file, offset)) = self.tensors.get(model.checkpoint.stored_name(name)) else {
             return Ok((view, Source::Bytes { path: &model.path, bytes: view.bytes }));
         };
         let OnDisk { path, file, .. } = &self.files[*file];

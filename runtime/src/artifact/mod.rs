@@ -25,7 +25,7 @@ pub use shared::Shared;
 use crate::cpu::{self, Fit, Host};
 use crate::error::Error;
 use crate::file::error::quote;
-use crate::file::{self, Map, safetensors};
+use crate::file::{self, Map, cause, safetensors};
 use crate::program::{Aligned, MadeFor, Program, WeightSource};
 use crate::threads;
 
@@ -41,6 +41,8 @@ pub const PAGE: usize = 4096;
 const MAX_HEADER: u64 = 4 << 20;
 /// The most bytes of a `program` section, many times what a model's takes: parsed, it takes several times as many.
 const MAX_PROGRAM: usize = 4 << 20;
+/// The most CPUs that a file may have code for: several times as many as there are names of CPUs.
+const MAX_CPUS: usize = 256;
 /// The most bytes of a configuration or a template: parsed, it takes up to 36 times as many.
 pub(crate) const MAX_TEXT: usize = 1 << 20;
 
@@ -142,7 +144,7 @@ impl Artifact {
                 .ok_or_else(|| missing(path, &format!("__metadata__.{name}"), "a text"))
         };
         let (target, weights) = (field("target")?.to_string(), field("weights")?.to_string());
-        let cpus: Vec<String> = field("cpus")?.split(',').map(str::to_string).collect();
+        let cpus = cpus(path, field("cpus")?)?;
         let mut sections = Vec::with_capacity(header.entries.len());
         for entry in header.entries {
             if entry.name.starts_with(PADDING) {
@@ -360,8 +362,10 @@ fn check_format(path: &Path, bytes: &[u8]) -> Result<safetensors::Header, Error>
     match length {
         Some(length) if length <= MAX_HEADER && bytes.get(8) == Some(&b'{') => {}
         Some(_) => {
-            let start = quote(&String::from_utf8_lossy(&bytes[..8]));
-            return Err(file::Error::file(path, expected, format!("a file that starts with {start}")).into());
+            let found = cause::of(&bytes[..bytes.len().min(1000)]).unwrap_or_else(|| {
+                format!("a file that starts with {}", quote(&String::from_utf8_lossy(&bytes[..8])))
+            });
+            return Err(file::Error::file(path, expected, found).into());
         }
         None => return Err(file::Error::file(path, expected, format!("{} bytes", bytes.len())).into()),
     }
@@ -379,6 +383,29 @@ fn check_format(path: &Path, bytes: &[u8]) -> Result<safetensors::Header, Error>
         return Err(file::Error::file(path, expected, format!("version {}{hint}", quote(version))).into());
     }
     Ok(header)
+}
+
+/// The names of CPUs in the metadata: few, plain and distinct.
+fn cpus(path: &Path, list: &str) -> Result<Vec<String>, Error> {
+    let wrong = |expected: &str, found: String| {
+        let (field, expected) = ("__metadata__.cpus".into(), expected.into());
+        file::Error::Field { path: path.into(), field, expected, found }
+    };
+    let count = list.split(',').count();
+    if count > MAX_CPUS {
+        return Err(wrong(&format!("at most {MAX_CPUS} names"), format!("{count}")).into());
+    }
+    let mut names: Vec<String> = Vec::with_capacity(count);
+    for name in list.split(',') {
+        if name.is_empty() || name.len() > MAX_CPUS || !name.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(wrong("plain names of CPUs", quote(name)).into());
+        }
+        if names.iter().any(|n| n == name) {
+            return Err(wrong("each name once", format!("a second {}", quote(name))).into());
+        }
+        names.push(name.into());
+    }
+    Ok(names)
 }
 
 /// SHA-256 in hexadecimal.

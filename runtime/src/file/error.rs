@@ -124,7 +124,7 @@ pub fn line(message: impl fmt::Display) -> String {
     for c in message.to_string().chars() {
         match c {
             '\n' | '\r' | '\t' => text.push(' '),
-            c if terminal::steers(c) => text.extend(c.escape_unicode()),
+            c if terminal::steers(c) || is_invisible(c) => text.extend(c.escape_unicode()),
             c => text.push(c),
         }
     }
@@ -133,6 +133,11 @@ pub fn line(message: impl fmt::Display) -> String {
         text.push_str("...");
     }
     text
+}
+
+/// Whether a character only changes how others are shown: marks of direction, joiners, the byte order mark.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// A JSON value as it was written, on one line, cut.

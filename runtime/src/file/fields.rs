@@ -1,4 +1,4 @@
-//! A JSON object that is taken apart field by field, so that what nobody took can be refused.
+//! A JSON object that is taken apart field by field, so that what nobody took is known.
 //!
 //! In: the bytes of a file. Out: checked values, or an [`Error::Field`] naming the file and the field.
 
@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use crate::file::cause;
 use crate::file::error::{self, Error, Result};
 
 /// What is left of an object.
@@ -18,21 +19,32 @@ pub struct Fields {
 impl Fields {
     /// The object in `bytes`.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Fields> {
-        match serde_json::from_slice(bytes) {
-            Ok(Value::Object(map)) => Ok(Fields { path: path.into(), prefix: String::new(), map }),
-            Ok(other) => Err(Error::file(path, "a JSON object", error::json(&other))),
-            Err(e) => Err(Error::file(path, "a JSON object", error::line(format!("malformed JSON: {e}")))),
+        match json(path, bytes)? {
+            Value::Object(map) => Ok(Fields { path: path.into(), prefix: String::new(), map }),
+            other => Err(Error::file(path, "a JSON object", error::json(&other))),
         }
+    }
+
+    /// The file, as errors call it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether a field is there, as null.
+    pub fn is_null(&self, name: &str) -> bool {
+        self.map.get(name).is_some_and(Value::is_null)
+    }
+
+    /// An object that was the value of field `name`.
+    pub fn inner(&self, name: &str, map: Map<String, Value>) -> Fields {
+        Fields { path: self.path.clone(), prefix: format!("{}{name}.", self.prefix), map }
     }
 
     /// The object in field `name`, or nothing where it is absent or null.
     pub fn object(&mut self, name: &str) -> Result<Option<Fields>> {
         match self.take(name) {
             None => Ok(None),
-            Some(Value::Object(map)) => {
-                let prefix = format!("{}{name}.", self.prefix);
-                Ok(Some(Fields { path: self.path.clone(), prefix, map }))
-            }
+            Some(Value::Object(map)) => Ok(Some(self.inner(name, map))),
             Some(other) => Err(self.refuse(name, "an object", &other)),
         }
     }
@@ -77,15 +89,16 @@ impl Fields {
         found.ok_or_else(|| self.absent(name, POSITIVE))
     }
 
-    /// A list of token ids: an integer or a list of integers, or nothing where it is absent.
+    /// A list of token ids: an integer or a list of integers, or nothing where it is absent. -1 stands for no token.
     pub fn tokens(&mut self, name: &str, max: u64) -> Result<Option<Vec<u32>>> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let one = |v: &Value| integer(v).filter(|n| *n <= max).and_then(|n| u32::try_from(n).ok());
+        let some = |v: &&Value| v.as_f64() != Some(-1.0);
         let all: Option<Vec<u32>> = match &value {
-            Value::Array(list) => list.iter().map(one).collect(),
-            single => one(single).map(|n| vec![n]),
+            Value::Array(list) => list.iter().filter(some).map(one).collect(),
+            single => Some(single).filter(some).map(one).into_iter().collect(),
         };
-        match all.filter(|l| !l.is_empty()) {
+        match all {
             Some(list) => Ok(Some(list)),
             None => Err(self.refuse(name, &format!("token ids from 0 to {max}"), &value)),
         }
@@ -99,14 +112,9 @@ impl Fields {
         }
     }
 
-    /// Refuses whatever is left, except the names in `ignored` and values that switch nothing on.
-    pub fn finish(self, ignored: &[&str]) -> Result<()> {
-        let off = |v: &Value| matches!(v, Value::Null | Value::Bool(false));
-        let left = self.map.iter().find(|(name, v)| !off(v) && !ignored.contains(&name.as_str()));
-        match left {
-            None => Ok(()),
-            Some((name, value)) => Err(self.refuse(name, "no such field (it is not known)", value)),
-        }
+    /// What nobody took, in the file's order: whole names, dots between levels.
+    pub fn rest(self) -> impl Iterator<Item = (String, Value)> {
+        self.map.into_iter().map(move |(name, value)| (format!("{}{name}", self.prefix), value))
     }
 
     /// The error for a value.
@@ -120,8 +128,35 @@ impl Fields {
     }
 
     fn error(&self, name: &str, expected: &str, found: String) -> Error {
-        let field = error::line(format!("{}{}", self.prefix, name.escape_debug()));
-        Error::Field { path: self.path.clone(), field, expected: expected.into(), found }
+        let field = format!("{}{name}", self.prefix);
+        refused(&self.path, &field, expected, found)
+    }
+}
+
+/// The error for a field by its whole name.
+pub fn refused(path: &Path, field: &str, expected: &str, found: String) -> Error {
+    let field = error::line(field.escape_debug());
+    Error::Field { path: path.into(), field, expected: expected.into(), found }
+}
+
+/// The JSON in `bytes`, a byte order mark before it or not.
+pub fn json(path: &Path, bytes: &[u8]) -> Result<Value> {
+    serde_json::from_slice(cause::without_bom(bytes)).map_err(|e| {
+        let cut = if e.is_eof() { " (the file is cut short)" } else { "" };
+        let found = cause::of(bytes).unwrap_or_else(|| error::line(format!("malformed JSON: {e}{cut}")));
+        Error::file(path, "a JSON object", found)
+    })
+}
+
+/// Whether a value is false in Python, where most configurations are written: it switches nothing on.
+pub fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(on) => !on,
+        Value::Number(n) => n.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
     }
 }
 

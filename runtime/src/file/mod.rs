@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+pub mod cause;
 pub mod error;
 pub mod fields;
 pub mod half_written;
@@ -124,7 +125,35 @@ pub fn limited(path: &Path, stream: impl Read) -> Result<Vec<u8>> {
     if bytes.len() as u64 > LIMIT {
         return Err(Error::file(path, format!("at most {LIMIT} bytes"), "more"));
     }
-    Ok(bytes)
+    as_text(path, bytes)
+}
+
+/// Refuses what can be no text, and takes the byte order mark off JSON. (A template keeps it, as in Python.)
+fn as_text(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>> {
+    let is_json = path.extension().is_some_and(|e| e == "json");
+    match cause::foreign(&bytes) {
+        Some(found) => Err(Error::file(path, if is_json { "JSON" } else { "text" }, found)),
+        None if is_json => Ok(cause::without_bom(&bytes).to_vec()),
+        None => Ok(bytes),
+    }
+}
+
+/// Whether there is a file (or a folder).
+///
+/// # Errors
+/// [`Error::File`] for a link that leads to nothing, [`Error::Read`] if the system does not say.
+pub fn exists(path: &Path) -> Result<bool> {
+    if fs::exists(path).map_err(|source| Error::read(path, source))? {
+        return Ok(true);
+    }
+    match fs::read_link(path) {
+        Ok(target) => {
+            let target = error::quote(&target.to_string_lossy());
+            let found = format!("a link to {target}, where nothing is (an interrupted download, or a moved folder)");
+            Err(Error::file(path, "a file", found))
+        }
+        Err(_) => Ok(false),
+    }
 }
 
 /// Bytes as text; errors call them `path`.
@@ -140,9 +169,5 @@ pub fn text(path: &Path, bytes: Vec<u8>) -> Result<String> {
 /// # Errors
 /// As [`read`].
 pub fn read_if_present(path: &Path) -> Result<Option<Vec<u8>>> {
-    if fs::exists(path).map_err(|source| Error::Read { path: path.into(), source })? {
-        read(path).map(Some)
-    } else {
-        Ok(None)
-    }
+    if exists(path)? { read(path).map(Some) } else { Ok(None) }
 }

@@ -14,6 +14,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
+use crate::file::cause;
 use crate::file::error::{self, Error, Result, quote};
 
 /// Bytes of the field that holds the header's length.
@@ -104,13 +105,20 @@ pub fn header(path: &Path, file: &[u8]) -> Result<Header> {
 /// The header's bytes, and where the data lies.
 fn split<'a>(path: &Path, file: &'a [u8]) -> Result<(&'a [u8], Range<usize>)> {
     let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
-        let found = format!("{} bytes", file.len());
+        let found = match file {
+            [] => "0 bytes (an empty file)".into(),
+            some => format!("{} bytes", some.len()),
+        };
         return Err(Error::file(path, "a safetensors file: at least 8 bytes", found));
     };
     let length = u64::from_le_bytes(*length);
     let most = MAX_HEADER.min(rest.len() as u64);
-    if length > most {
-        let found = format!("a length of {length}");
+    if length > most || length == 0 {
+        if let Some(found) = cause::of(&file[..file.len().min(1000)]) {
+            return Err(Error::file(path, "a safetensors file", found));
+        }
+        let cut = if length <= MAX_HEADER { " (the file is cut short)" } else { "" };
+        let found = format!("a length of {length}{cut}");
         return Err(Error::file(path, format!("a header of at most {most} bytes"), found));
     }
     let length = length as usize;
