@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use lapidary_codegen::compile::{ImageCompilation, compile_image};
 use lapidary_codegen::target::{self, Placement, TARGETS, Target};
-use lapidary_models::{Tokenizer, gemma2};
+use lapidary_models::{Config, Tokenizer, gemma2};
 use lapidary_runtime::Artifact;
 use lapidary_runtime::artifact::Listing;
 use lapidary_runtime::artifact::write::{About, Part, Variant, probe, write as write_artifact};
@@ -18,6 +18,7 @@ use lapidary_runtime::artifact::{
     CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_TABLES,
 };
 use lapidary_runtime::cpu::Architecture;
+use lapidary_runtime::file::error::line;
 use lapidary_runtime::program::{SlotKind, WeightSource};
 use serde_json::{Value, json};
 
@@ -177,41 +178,70 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<()> {
     output::print(&format!("{}: {} sections verified\n", args.file.display(), artifact.sections().len()))
 }
 
-/// Bytes that a session of a program allocates, on one thread: caches, then temporaries, scratch and activations.
-fn memory(listing: &Listing) -> (u64, u64) {
-    let plan = &listing.plan;
-    let caches = |function: usize| -> u64 {
-        let Some(function) = listing.functions.get(function) else { return 0 };
-        // A cache may have two slots, as what is read and as what is written.
-        let mut sizes = std::collections::BTreeMap::new();
-        for slot in &function.slots {
-            if let SlotKind::Cache { heads, rows, row_bytes, .. } = slot.kind {
-                sizes.insert(
-                    slot.name.as_str(),
-                    (heads as u64).saturating_mul(rows as u64).saturating_mul(row_bytes as u64),
-                );
-            }
-        }
-        sizes.values().sum()
-    };
-    let kv = plan.layers.iter().map(|layer| caches(layer.function)).sum();
-    let variants = || listing.functions.iter().flat_map(|f| &f.variants);
-    let arena = variants().map(|v| v.arena_bytes).max().unwrap_or(0);
-    let scratch = variants().map(|v| v.scratch_bytes).max().unwrap_or(0);
-    let activations = plan.chunk * (2 * plan.hidden + 2) * 4 + plan.vocab * 4;
-    (kv, (arena + scratch + activations) as u64)
+/// Bytes that a session of a program allocates for a context, on one thread: caches of local layers and of global ones, then
+/// temporaries, scratch and activations.
+struct MemoryOf {
+    kv_local: u64,
+    kv_global: u64,
+    working: u64,
 }
 
-/// Shows what an artifact holds.
-pub(crate) fn inspect(path: &Path, as_json: bool) -> Result<()> {
+impl MemoryOf {
+    fn new(listing: &Listing, context: usize) -> MemoryOf {
+        let plan = &listing.plan;
+        let mut memory = MemoryOf { kv_local: 0, kv_global: 0, working: 0 };
+        for layer in &plan.layers {
+            let Some(function) = listing.functions.get(layer.function) else { continue };
+            // A cache may have two slots, as what is read and as what is written.
+            let mut caches = std::collections::BTreeMap::new();
+            for slot in &function.slots {
+                if let SlotKind::Cache { heads, rows, row_bytes, window } = slot.kind {
+                    let row = (heads as u64).saturating_mul(row_bytes as u64);
+                    let bytes = row.saturating_mul(rows.min(context) as u64);
+                    caches.insert(slot.name.as_str(), (window.is_some(), bytes));
+                }
+            }
+            for (local, bytes) in caches.into_values() {
+                let all = if local { &mut memory.kv_local } else { &mut memory.kv_global };
+                *all = all.saturating_add(bytes);
+            }
+        }
+        let variants = || listing.functions.iter().flat_map(|f| &f.variants);
+        let arena = variants().map(|v| v.arena_bytes).max().unwrap_or(0);
+        let scratch = variants().map(|v| v.scratch_bytes).max().unwrap_or(0);
+        let activations = plan.chunk * (2 * plan.hidden + 2) * 4 + plan.vocab * 4;
+        memory.working = (arena + scratch + activations) as u64;
+        memory
+    }
+
+    fn kv(&self) -> u64 {
+        self.kv_local.saturating_add(self.kv_global)
+    }
+}
+
+/// The positions that memory is counted for: those of `--context`, which may not be more than was compiled.
+fn context_of(path: &Path, listing: &Listing, asked: Option<u64>) -> Result<usize> {
+    let compiled = listing.plan.context;
+    match asked {
+        Some(n) if n > compiled as u64 => {
+            bail!("--context {n}: {} is compiled for at most {compiled} positions", path.display())
+        }
+        Some(n) => Ok(n as usize),
+        None => Ok(compiled),
+    }
+}
+
+/// Shows what an artifact holds: a summary; with `verbose`, every kernel and every section with its hash too.
+pub(crate) fn inspect(path: &Path, context: Option<u64>, verbose: bool, as_json: bool) -> Result<()> {
     use std::fmt::Write;
     let artifact = Artifact::open(path)?;
     let listings = artifact.cpus().iter().map(|cpu| artifact.listing(cpu)).collect::<Result<Vec<_>, _>>()?;
+    let counted = listings.iter().map(|l| context_of(path, l, context)).collect::<Result<Vec<usize>>>()?;
     let (weights, others): (Vec<_>, Vec<_>) = artifact.sections().iter().partition(|s| s.is_weight());
     let weight_bytes: u64 = weights.iter().map(|s| s.bytes.len() as u64).sum();
     if as_json {
-        let cpus = listings.iter().map(|l| {
-            let (kv, rest) = memory(l);
+        let cpus = listings.iter().zip(&counted).map(|(l, &context)| {
+            let memory = MemoryOf::new(l, context);
             let kernels = l
                 .symbols
                 .iter()
@@ -223,8 +253,11 @@ pub(crate) fn inspect(path: &Path, as_json: bool) -> Result<()> {
                 "code_of": l.code,
                 "context": l.plan.context,
                 "chunk": l.plan.chunk,
-                "kv_bytes": kv,
-                "working_bytes": rest,
+                "kv_context": context,
+                "kv_bytes": memory.kv(),
+                "kv_local_bytes": memory.kv_local,
+                "kv_global_bytes": memory.kv_global,
+                "working_bytes": memory.working,
                 "kernels": kernels.collect::<Vec<Value>>(),
             })
         });
@@ -243,30 +276,61 @@ pub(crate) fn inspect(path: &Path, as_json: bool) -> Result<()> {
     }
     let size = |n: u64| output::bytes(n);
     let mut text = format!("{}\n\n", path.display());
-    writeln!(text, "target    {}", artifact.target())?;
-    writeln!(text, "file      {}", size(artifact.bytes() as u64))?;
-    writeln!(text, "weights   {}, {} tensors, {}", artifact.weights(), weights.len(), size(weight_bytes))?;
-    for l in &listings {
-        let (kv, rest) = memory(l);
+    writeln!(text, "target    {}", line(artifact.target()))?;
+    writeln!(text, "file      {}, {} sections", size(artifact.bytes() as u64), artifact.sections().len())?;
+    writeln!(text, "model     {}", summary(&artifact)?)?;
+    let tensors = weights.len();
+    writeln!(text, "weights   {}, {tensors} tensors, {}", line(artifact.weights()), size(weight_bytes))?;
+    writeln!(text, "text      {}", texts(&artifact))?;
+    writeln!(text, "CPUs      {}", line(artifact.cpus().join(", ")))?;
+    for (l, &context) in listings.iter().zip(&counted) {
+        let memory = MemoryOf::new(l, context);
         let code: u64 = l.symbols.iter().map(|s| s.bytes).sum();
-        writeln!(text, "\n{}: needs {}", l.cpu, l.features.join(", "))?;
-        let same = if l.code == l.cpu { String::new() } else { format!(", the same as for {}", l.code) };
+        writeln!(text, "\n{}: needs {}", line(&l.cpu), line(l.features.join(", ")))?;
+        let same =
+            if l.code == l.cpu { String::new() } else { format!(", the same as for {}", line(&l.code)) };
         writeln!(text, "  code    {} in {} functions{same}", size(code), l.symbols.len())?;
+        let (compiled, chunk) = (l.plan.context, l.plan.chunk);
+        writeln!(text, "  calls   of at most {chunk} tokens, {compiled} positions")?;
         writeln!(
             text,
-            "  memory  of a context of {}: KV {}, working memory {}",
-            l.plan.context,
-            size(kv),
-            size(rest)
+            "  memory  of a context of {context}: KV {} (local layers {}, global {}), working memory {}",
+            size(memory.kv()),
+            size(memory.kv_local),
+            size(memory.kv_global),
+            size(memory.working)
         )?;
-        for symbol in &l.symbols {
-            writeln!(text, "  {:<44}{:>9} B", symbol.name, output::grouped(symbol.bytes))?;
+        for symbol in l.symbols.iter().filter(|_| verbose) {
+            writeln!(text, "  {:<44}{:>9} B", line(&symbol.name), output::grouped(symbol.bytes))?;
         }
     }
-    writeln!(text, "\nsections")?;
-    for s in others.iter().chain(&weights) {
-        let bytes = output::grouped(s.bytes.len() as u64);
-        writeln!(text, "  {:<60}{:>5}{bytes:>16} B  {}", s.name, s.dtype, s.hash)?;
+    if verbose {
+        writeln!(text, "\nsections")?;
+        for s in others.iter().chain(&weights) {
+            let bytes = output::grouped(s.bytes.len() as u64);
+            writeln!(text, "  {:<60}{:>5}{bytes:>16} B  {}", line(&s.name), line(&s.dtype), s.hash)?;
+        }
     }
     output::print(&text)
+}
+
+/// What an artifact's configuration says, in a line.
+fn summary(artifact: &Artifact) -> Result<String> {
+    let Some(bytes) = artifact.section(CONFIG) else { return Ok("no configuration".into()) };
+    let c = Config::from_json(&artifact.path().join(CONFIG), bytes)?;
+    let layers = crate::inspect::layers(&c);
+    let (parameters, context) = (c.parameter_counts().total(), c.max_position_embeddings);
+    let (parameters, hidden, vocab) = (output::grouped(parameters), c.hidden_size, c.vocab_size);
+    Ok(format!(
+        "{parameters} parameters, {layers}; hidden {hidden}, vocabulary {vocab}, made for {context} positions"
+    ))
+}
+
+/// Which of a text's parts an artifact has.
+fn texts(artifact: &Artifact) -> String {
+    let parts =
+        [("tokenizer", TOKENIZER), ("chat template", CHAT_TEMPLATE), ("stop tokens", GENERATION_CONFIG)];
+    let held = parts.into_iter().filter(|(_, section)| artifact.section(section).is_some());
+    let held: Vec<&str> = held.map(|(name, _)| name).collect();
+    if held.is_empty() { "none".into() } else { held.join(", ") }
 }

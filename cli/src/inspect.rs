@@ -3,17 +3,18 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use lapidary_models::{Config, LayerType, TensorFormat, WeightDType, checkpoint};
 use serde_json::{Value, json};
 
 use crate::model::{self, KvCache, MAX_CHUNK, MAX_CONTEXT};
-use crate::output;
+use crate::output::{self, Usage};
 
 /// Show a model's configuration, parameters, bytes and FLOPs.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  lapidary inspect --preset 2b --vocab 256128\n  \
-    lapidary inspect -m gemma-2-2b --context 4096 --json")]
+    lapidary inspect -m gemma-2-2b --context 4096 --json\n  \
+    lapidary inspect -m model.lap --verbose")]
 pub(crate) struct Args {
     /// Hugging Face folder of a Gemma 2, or an artifact NAME.lap [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL", conflicts_with = "preset")]
@@ -28,15 +29,21 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_CONTEXT))]
     context: Option<u64>,
     /// Most tokens of one call, which ring caches hold besides their window
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=MAX_CHUNK))]
+    #[arg(long, value_name = "N", default_value_t = CHUNK, value_parser = clap::value_parser!(u64).range(1..=MAX_CHUNK))]
     chunk: u64,
     /// How cached keys and values are held
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = KvCache::Bf16)]
     kv_cache: KvCache,
+    /// Of an artifact, list every kernel and every section with its hash
+    #[arg(long)]
+    verbose: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
+
+/// The most tokens of one call, unless told otherwise.
+const CHUNK: u64 = 512;
 
 /// What there is to say of weights.
 struct Weights {
@@ -48,7 +55,15 @@ struct Weights {
 /// Prints it.
 pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(path) = args.model.as_deref().filter(|path| lapidary_runtime::Artifact::is_named_so(path)) {
-        return crate::artifact::inspect(path, args.json);
+        let fixed = [
+            ("--vocab", args.vocab.is_some()),
+            ("--chunk", args.chunk != CHUNK),
+            ("--kv-cache", args.kv_cache != KvCache::Bf16),
+        ];
+        if let Some((option, _)) = fixed.into_iter().find(|(_, given)| *given) {
+            return Err(Usage::new(anyhow!("{option}: {} is compiled already", path.display())).into());
+        }
+        return crate::artifact::inspect(path, args.context, args.verbose, args.json);
     }
     let (name, mut config, stored) = source(args)?;
     if let Some(vocab) = args.vocab {
@@ -122,11 +137,14 @@ fn source(args: &Args) -> Result<(String, Config, Option<Weights>)> {
         return Ok((format!("gemma-2-{preset}"), Config::preset(preset)?, None));
     }
     if let Some(dir) = &args.model {
-        let holds = |file: &str| dir.join(file).exists();
+        // A link to nothing is a file that is missing, not one that was never there.
+        let holds = |file: &str| dir.join(file).symlink_metadata().is_ok();
         let bare = holds("config.json") && !holds(checkpoint::SINGLE) && !holds(checkpoint::INDEX);
         if bare {
             output::note("note", &format!("{}: no weights, bytes are counted for BF16", dir.display()));
-            return Ok((dir.display().to_string(), Config::from_folder(dir)?, None));
+            let (config, warning) = Config::read_folder(dir)?;
+            warning.iter().for_each(model::warn);
+            return Ok((dir.display().to_string(), config, None));
         }
     }
     let model = model::open(args.model.as_deref())?;
@@ -143,7 +161,7 @@ fn source(args: &Args) -> Result<(String, Config, Option<Weights>)> {
 }
 
 /// `13 local, 13 global: LGLG...`.
-fn layers(config: &Config) -> String {
+pub(crate) fn layers(config: &Config) -> String {
     let of = |kind| config.layer_types.iter().filter(|t| **t == kind).count();
     let letters: String = config
         .layer_types

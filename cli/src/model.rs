@@ -15,7 +15,7 @@ use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::{Compilation, Options, compile};
 use lapidary_ir::{BLOCK, DType, Function, InputKind, Module};
 use lapidary_models::gemma2::{self, Storage};
-use lapidary_models::{Config, Detokenizer, Model, PRESETS, Tokenizer};
+use lapidary_models::{Config, Detokenizer, Model, PRESETS, Tokenizer, Warning};
 use lapidary_passes::{RuleSet, Selection, machine as pricing, rules};
 use lapidary_runtime::program::MadeFor;
 use lapidary_runtime::{Artifact, Memory, Session, cpu, file};
@@ -338,17 +338,20 @@ pub(crate) fn describe(config: &Config) -> lapidary_codegen::Model {
     }
 }
 
-/// The model of a folder, or the built-in one.
+/// The model of a folder, or the built-in one. What is strange about a folder is said.
 pub(crate) fn open(path: Option<&Path>) -> Result<Model> {
-    match path {
-        Some(path) => {
-            if let Ok(found) = path.metadata() {
-                file::inputs::note_input(path, &found).with_context(|| path.display().to_string())?;
-            }
-            Ok(Model::open(path)?)
-        }
-        None => Ok(Model::built_in()?),
+    let Some(path) = path else { return Ok(Model::built_in()?) };
+    if let Ok(found) = path.metadata() {
+        file::inputs::note_input(path, &found).with_context(|| path.display().to_string())?;
     }
+    let model = Model::open(path)?;
+    model.warnings.iter().for_each(warn);
+    Ok(model)
+}
+
+/// Says what is strange about a file.
+pub(crate) fn warn(warning: &Warning) {
+    output::note("warning", &warning.to_string());
 }
 
 /// A model ready to run.

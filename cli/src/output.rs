@@ -20,7 +20,8 @@ pub(crate) fn print_words(text: &str) -> Result<()> {
     if io::stdout().is_terminal() { print(text) } else { write(text) }
 }
 
-/// Writes a JSON value to stdout, indented, with a line end.
+/// Writes a JSON value to stdout, indented, with a line end. JSON itself escapes the control characters of ASCII; those beyond
+/// move a terminal too.
 pub(crate) fn print_json(value: &Value) -> Result<()> {
     write(&terminal::json(&format!("{value:#}\n")))
 }

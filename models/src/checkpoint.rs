@@ -236,16 +236,19 @@ impl Checkpoint {
                     (TensorFormat::Float(table), Some(dtype)) => {
                         equal_values(table, t.bytes, dtype, head, tied)
                     }
-                    (TensorFormat::Float(table), None) if entry.dtype == "F64" => equal_doubles(table, t.bytes, head),
+                    (TensorFormat::Float(table), None) if entry.dtype == "F64" => {
+                        equal_doubles(table, t.bytes, head)
+                    }
                     (TensorFormat::Float(_) | TensorFormat::Quant(_), _) => false,
                 }
         });
         // A quantised table has another shape in the file.
-        let same = same || self.tensors.get(EMBEDDING).is_some_and(|t| {
-            t.entry.dtype == entry.dtype
-                && t.entry.shape == entry.shape
-                && self.files[t.file].bytes.get()[t.entry.bytes.clone()] == *head
-        });
+        let same = same
+            || self.tensors.get(EMBEDDING).is_some_and(|t| {
+                t.entry.dtype == entry.dtype
+                    && t.entry.shape == entry.shape
+                    && self.files[t.file].bytes.get()[t.entry.bytes.clone()] == *head
+            });
         if same {
             return Ok(());
         }
@@ -258,10 +261,11 @@ impl Checkpoint {
         /// bf16 and f16 round by less.
         const TOLERANCE: f32 = 1.0 / 128.0;
         let bytes = &self.files[file].bytes.get()[entry.bytes.clone()];
-        let found = WeightDType::from_name(&entry.dtype).and_then(|dtype| match bytes.len() / dtype.bytes() {
-            1 => values(dtype, bytes).next(),
-            _ => None,
-        });
+        let found =
+            WeightDType::from_name(&entry.dtype).and_then(|dtype| match bytes.len() / dtype.bytes() {
+                1 => values(dtype, bytes).next(),
+                _ => None,
+            });
         match found {
             Some(x) if (x / scale - 1.0).abs() <= TOLERANCE => Ok(()),
             _ => {
@@ -327,8 +331,12 @@ impl Found {
 fn values(dtype: WeightDType, bytes: &[u8]) -> Box<dyn Iterator<Item = f32> + '_> {
     match dtype {
         WeightDType::F32 => Box::new(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
-        WeightDType::F16 => Box::new(bytes.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32())),
-        WeightDType::BF16 => Box::new(bytes.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32())),
+        WeightDType::F16 => {
+            Box::new(bytes.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()))
+        }
+        WeightDType::BF16 => {
+            Box::new(bytes.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()))
+        }
     }
 }
 

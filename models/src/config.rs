@@ -133,7 +133,7 @@ impl Config {
     /// Reads `config.json` of a folder, and what there is to warn of.
     ///
     /// # Errors
-    /// [`Error::Missing`] without the file; otherwise as [`Config::read`].
+    /// [`Error::Missing`](crate::Error::Missing) without the file; otherwise as [`Config::read`].
     pub fn read_folder(dir: &Path) -> Result<(Config, Option<Warning>)> {
         let path = dir.join(CONFIG);
         match file::read_if_present(&path)? {
@@ -145,7 +145,7 @@ impl Config {
     /// Reads a configuration from JSON; `path` is what errors call it. A warning names the fields that are not known.
     ///
     /// # Errors
-    /// [`Error::File`] if it is not a JSON object, and naming the field for a value that is missing, malformed, or known to change
+    /// [`Error::File`](crate::Error::File) if it is not a JSON object, and naming the field for a value that is missing, malformed, or known to change
     /// the result.
     pub fn read(path: &Path, bytes: &[u8]) -> Result<(Config, Option<Warning>)> {
         let mut f = Fields::parse(path, bytes)?;
@@ -173,10 +173,20 @@ impl Config {
             layer_types,
             attn_logit_softcapping: cap(&mut f, "attn_logit_softcapping", d.attn_logit_softcapping)?,
             final_logit_softcapping: cap(&mut f, "final_logit_softcapping", d.final_logit_softcapping)?,
-            max_position_embeddings: size(&mut f, "max_position_embeddings", d.max_position_embeddings, MAX_SIZE)?,
+            max_position_embeddings: size(
+                &mut f,
+                "max_position_embeddings",
+                d.max_position_embeddings,
+                MAX_SIZE,
+            )?,
             tie_word_embeddings,
-            bos_token_id: f.optional_integer("bos_token_id", 0, largest_id)?.map_or(d.bos_token_id, |n| n as u32),
-            eos_token_id: f.tokens("eos_token_id", largest_id)?.filter(|l| !l.is_empty()).unwrap_or(d.eos_token_id),
+            bos_token_id: f
+                .optional_integer("bos_token_id", 0, largest_id)?
+                .map_or(d.bos_token_id, |n| n as u32),
+            eos_token_id: f
+                .tokens("eos_token_id", largest_id)?
+                .filter(|l| !l.is_empty())
+                .unwrap_or(d.eos_token_id),
             pad_token_id: pad(&mut f, largest_id)?.unwrap_or(d.pad_token_id),
         };
         config.validate(path)?;
@@ -188,7 +198,7 @@ impl Config {
     /// call it.
     ///
     /// # Errors
-    /// [`Error::File`] naming the first field that is out of range or does not fit another.
+    /// [`Error::File`](crate::Error::File) naming the first field that is out of range or does not fit another.
     pub fn validate(&self, path: &Path) -> Result<()> {
         let check = |ok: bool, field: &str, expected: &str, found: Value| {
             let error = || file::Error::Field {
@@ -439,14 +449,25 @@ fn rope(f: &mut Fields) -> file::Result<Option<f64>> {
     if linear && factor.is_none() {
         return Err(f.absent("factor", "1, for another scales positions"));
     }
-    let ones = [("factor", factor), ("partial_rotary_factor", f.take("partial_rotary_factor")), ("attention_factor", f.take("attention_factor"))];
+    let ones = [
+        ("factor", factor),
+        ("partial_rotary_factor", f.take("partial_rotary_factor")),
+        ("attention_factor", f.take("attention_factor")),
+    ];
     for (name, value) in ones {
         if let Some(value) = value.filter(|v| v.as_f64() != Some(1.0)) {
             return Err(f.refuse(name, "1", &value));
         }
     }
     // Of types that are refused.
-    for name in ["original_max_position_embeddings", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor", "finetuned"] {
+    for name in [
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "low_freq_factor",
+        "high_freq_factor",
+        "finetuned",
+    ] {
         if plain || linear {
             f.take(name);
         }

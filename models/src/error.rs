@@ -97,16 +97,22 @@ impl fmt::Display for Warning {
 
 /// Names of a file, each quoted and cut; of many, the first.
 pub(crate) fn list(names: &[String]) -> String {
-    /// Names that are listed, and characters of each.
+    /// Names that are listed, characters of each, and bytes (escaped) after which no further one is.
     const NAMES: usize = 12;
-    const LENGTH: usize = 60;
+    const LENGTH: usize = 40;
+    const BYTES: usize = 400;
     let cut = |name: &String| match name.char_indices().nth(LENGTH) {
         Some((at, _)) => format!("{}...", quote(&name[..at])),
         None => quote(name),
     };
-    let mut text = names.iter().take(NAMES).map(cut).collect::<Vec<_>>().join(", ");
-    if names.len() > NAMES {
-        text.push_str(&format!(" and {} more", names.len() - NAMES));
+    let (mut text, mut listed) = (String::new(), 0);
+    while listed < names.len().min(NAMES) && text.len() < BYTES {
+        text.push_str(if listed > 0 { ", " } else { "" });
+        text.push_str(&cut(&names[listed]));
+        listed += 1;
+    }
+    if listed < names.len() {
+        text.push_str(&format!(" and {} more", names.len() - listed));
     }
     text
 }

@@ -129,7 +129,8 @@ fn nothing_at(path: &Path) -> String {
 /// Where the Hugging Face cache holds a model of the hub.
 fn cached(hub: &str) -> Option<String> {
     let of = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    let home = || Some(of("XDG_CACHE_HOME").or_else(|| Some(of("HOME")?.join(".cache")))?.join("huggingface"));
+    let home =
+        || Some(of("XDG_CACHE_HOME").or_else(|| Some(of("HOME")?.join(".cache")))?.join("huggingface"));
     let cache = of("HF_HUB_CACHE").or_else(|| Some(of("HF_HOME").or_else(home)?.join("hub")))?;
     snapshot(&cache.join(format!("models--{}", hub.replace('/', "--"))))
 }
@@ -211,5 +212,8 @@ fn cause_in_cache(dir: &Path, names: &[String]) -> Option<String> {
     let models: Vec<&String> = held.iter().filter(|n| n.starts_with("models--")).collect();
     let gemma = models.iter().find(|n| n.to_lowercase().contains("gemma-2"));
     let model = gemma.or(models.first())?;
-    Some(format!("it is the root of a Hugging Face cache: give a model's snapshot, as {}", whole(&hub.join(model))))
+    Some(format!(
+        "it is the root of a Hugging Face cache: give a model's snapshot, as {}",
+        whole(&hub.join(model))
+    ))
 }

@@ -61,7 +61,8 @@ impl Model {
         };
         let generation = file::read_if_present(&dir.join(GENERATION_CONFIG))?;
         let stop_tokens = stop_tokens(dir, generation.as_deref(), &config)?;
-        Model { path: dir.into(), config, checkpoint, tokenizer, chat_template, stop_tokens, warnings }.check()
+        Model { path: dir.into(), config, checkpoint, tokenizer, chat_template, stop_tokens, warnings }
+            .check()
     }
 
     /// The model of an artifact; its checkpoint is absent, for the artifact itself is the source of weights.
@@ -108,7 +109,8 @@ impl Model {
         let chat_template = ChatTemplate::from_config(dir, tiny::TOKENIZER_CONFIG, bos, eos)?;
         let stop_tokens = stop_tokens(dir, Some(tiny::GENERATION_CONFIG), &config)?;
         let (tokenizer, warnings) = (Some(tokenizer), Vec::new());
-        Model { path: dir.into(), config, checkpoint, tokenizer, chat_template, stop_tokens, warnings }.check()
+        Model { path: dir.into(), config, checkpoint, tokenizer, chat_template, stop_tokens, warnings }
+            .check()
     }
 
     /// Whether the model was tuned to take turns: its stop tokens include `<end_of_turn>`.

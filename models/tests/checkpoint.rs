@@ -162,6 +162,26 @@ fn malformed_entries() {
         ),
         (&|p| p.push(UP, "BF16", &[1], &[0; 2]), "expected one entry, found a second of the same name"),
         (
+            &|p| p.push("model.layers.1.self_attn.q_proj.bias", "BF16", &[8], &[0; 16]),
+            "tensor \"model.layers.1.self_attn.q_proj.bias\": expected no bias",
+        ),
+        (
+            &|p| p.push("model.layers.0.self_attn.q_norm.weight", "BF16", &[4], &[0; 8]),
+            "expected no norm of queries",
+        ),
+        (
+            &|p| p.push("model.layers.2.mlp.up_proj.weight", "BF16", &[12, 8], &[0; 192]),
+            "expected no tensor of this name, as num_hidden_layers is 2",
+        ),
+        (
+            &|p| p.push("model.layers.0.self_attn.q_proj.lora_A.weight", "BF16", &[1, 8], &[0; 16]),
+            "expected no LoRA adapter",
+        ),
+        (
+            &|p| p.push("model.embed_tokens.embed_scale", "BF16", &[], &[0x80, 0x3f]),
+            "expected 2.828125, found 1",
+        ),
+        (
             &|p| p.push("model.extra.weight", "BF16", &[1], &[0; 2]),
             "tensor \"model.extra.weight\": expected no tensor of this name",
         ),
@@ -194,15 +214,206 @@ fn offsets(entry: &Value) -> Vec<usize> {
     serde_json::from_value(entry["data_offsets"].clone()).unwrap()
 }
 
+/// The embedding table's values.
+fn table(parts: &mut Parts) -> Vec<f32> {
+    let place = offsets(parts.entry(EMBEDDING));
+    let chunks = parts.data[place[0]..place[1]].as_chunks().0.to_vec();
+    chunks.into_iter().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect()
+}
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// Values in a dtype of safetensors.
+fn encoded(values: &[f32], dtype: &str) -> Vec<u8> {
+    let one = |x: &f32| match dtype {
+        "F64" => f64::from(*x).to_le_bytes().to_vec(),
+        "F32" => x.to_le_bytes().to_vec(),
+        "F16" => half::f16::from_f32(*x).to_le_bytes().to_vec(),
+        "BF16" => half::bf16::from_f32(*x).to_le_bytes().to_vec(),
+        other => panic!("{other}"),
+    };
+    values.iter().flat_map(one).collect()
+}
+
 #[test]
-fn what_changes_nothing_passes() {
+fn heads_that_repeat_the_table_pass() {
+    for dtype in ["BF16", "F16", "F32", "F64"] {
+        for name in ["lm_head.weight", "language_model.lm_head.weight"] {
+            let with = |change: &dyn Fn(&mut Vec<f32>), tied: bool| {
+                let mut parts = Parts::small();
+                let mut values = table(&mut parts);
+                change(&mut values);
+                parts.push(name, dtype, &[32, 8], &encoded(&values, dtype));
+                let dir = TempDir::new().unwrap();
+                fs::write(dir.path().join("model.safetensors"), parts.bytes()).unwrap();
+                let mut config = small();
+                config.tie_word_embeddings = tied;
+                Checkpoint::open(dir.path(), &config)
+            };
+            let checkpoint = with(&|_| (), true).unwrap();
+            assert!(checkpoint.tensor("lm_head.weight").is_none() && checkpoint.warning().is_none());
+            let found = message(with(&|v| v[7] += 0.5, true));
+            assert!(found.contains(&format!("tensor {name:?}: expected a copy of {EMBEDDING}")), "{found}");
+            // Where the file says that it is not tied, only an equal one is as good as tied.
+            let exact = dtype != "F16";
+            assert_eq!(
+                with(&|_| (), false).is_ok(),
+                exact
+                    || table(&mut Parts::small()).iter().all(|x| { half::f16::from_f32(*x).to_f32() == *x })
+            );
+        }
+    }
+    let mut config = small();
+    config.tie_word_embeddings = false;
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("model.safetensors"), Parts::small().bytes()).unwrap();
+    let found = message(Checkpoint::open(dir.path(), &config));
+    assert!(
+        found.contains("\"lm_head.weight\": expected a head of its own, as tie_word_embeddings is false"),
+        "{found}"
+    );
+}
+
+#[test]
+fn a_table_may_be_stored_as_the_head() {
     let mut parts = Parts::small();
-    let place = offsets(parts.entry("model.embed_tokens.weight"));
-    let table = parts.data[place[0]..place[1]].to_vec();
-    parts.push("lm_head.weight", "BF16", &[32, 8], &table);
-    parts.push("model.layers.0.self_attn.rotary_emb.inv_freq", "F32", &[2], &[0; 8]);
+    parts.header.iter_mut().find(|(n, _)| n == EMBEDDING).unwrap().0 = "lm_head.weight".into();
+    let (ours, theirs) = (parts.open().unwrap(), Parts::small().open().unwrap());
+    assert_eq!(ours.tensor(EMBEDDING), theirs.tensor(EMBEDDING));
+}
+
+#[test]
+fn buffers_that_trainers_leave_pass() {
+    let mut parts = Parts::small();
+    for name in [
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.rotary_emb.inv_freq",
+        "model.rotary_emb.original_inv_freq",
+        "model.layers.0.self_attn.rotary_emb.cos_cached",
+        "model.layers.1.self_attn.masked_bias",
+        "model.layers.1.attn.masked_bias",
+        "local_freqs_cis",
+        "model.causal_mask",
+        "model.layers.0.self_attn.k_scale",
+        "model.layers.0.mlp.up_proj.input_quantizer._amax",
+        "v_head.summary.weight",
+    ] {
+        parts.push(name, "F32", &[2], &[7; 8]);
+    }
+    let scale = half::bf16::from_f32(8f32.sqrt()).to_le_bytes();
+    parts.push("model.embed_tokens.embed_scale", "BF16", &[], &scale);
     let c = parts.open().unwrap();
-    assert!(c.tensor("lm_head.weight").is_none());
+    assert!(c.names().eq(Parts::small().open().unwrap().names()));
+}
+
+/// The small model with each name changed.
+fn renamed(change: impl Fn(&str) -> String) -> Parts {
+    let mut parts = Parts::small();
+    parts.header.iter_mut().filter(|(n, _)| n != "__metadata__").for_each(|(n, _)| *n = change(n));
+    parts
+}
+
+#[test]
+fn prefixes() {
+    let whole = Parts::small().open().unwrap();
+    let bare = |n: &str| n.strip_prefix("model.").unwrap().to_string();
+    for prefix in [
+        "",
+        "model.",
+        "language_model.model.",
+        "model.language_model.",
+        "_orig_mod.model.",
+        "module.model.",
+        "base_model.model.model.",
+        "transformer.",
+    ] {
+        let parts = renamed(|n| format!("{prefix}{}", bare(n)));
+        let c = parts.open().unwrap_or_else(|e| panic!("{prefix}: {e}"));
+        assert!(c.names().all(|n| c.tensor(n) == whole.tensor(n)) && c.names().eq(whole.names()), "{prefix}");
+    }
+    // What wrappers put between.
+    for (part, with) in
+        [("layers.0.", "layers.0._checkpoint_wrapped_module."), (".weight", ".base_layer.weight")]
+    {
+        let parts = renamed(|n| n.replace(part, with));
+        let c = parts.open().unwrap_or_else(|e| panic!("{with}: {e}"));
+        assert!(c.names().all(|n| c.tensor(n) == whole.tensor(n)), "{with}");
+    }
+    // One tensor under another prefix: nothing is certain.
+    let parts = renamed(|n| if n == UP { format!("x.{n}") } else { n.into() });
+    assert!(
+        message(parts.open())
+            .contains(&format!("tensor {UP:?}: expected shape [12, 8], found no such tensor"))
+    );
+    // Two models, neither under the published prefix.
+    let mut parts = renamed(|n| format!("a.{n}"));
+    for (name, entry) in renamed(|n| format!("b.{n}")).header.into_iter().filter(|(n, _)| n != "__metadata__")
+    {
+        let shape: Vec<usize> = serde_json::from_value(entry["shape"].clone()).unwrap();
+        let bytes = vec![0; 2 * shape.iter().product::<usize>()];
+        parts.push(&name, "BF16", &shape, &bytes);
+    }
+    let found = message(parts.open());
+    assert!(
+        found.contains("expected one model, found it under \"a.model.\" and under \"b.model.\""),
+        "{found}"
+    );
+    // The same tensor twice, once wrapped.
+    let mut parts = Parts::small();
+    parts.push(&UP.replace("layers", "_orig_mod.layers"), "BF16", &[12, 8], &[0; 192]);
+    assert!(message(parts.open()).contains("expected one tensor of this meaning"));
+}
+
+/// A quantised checkpoint is refused by the name of its format.
+#[test]
+fn quantised_tensors_are_named() {
+    /// Tensors beside (or in place of) a matrix: the end of the name, dtype, elements, bytes of one.
+    type Beside = &'static [(&'static str, &'static str, usize, usize)];
+    let cases: &[(&str, Beside, bool)] = &[
+        (
+            "GPTQ",
+            &[
+                ("qweight", "I32", 4, 4),
+                ("qzeros", "I32", 1, 4),
+                ("scales", "F16", 4, 2),
+                ("g_idx", "I32", 8, 4),
+            ],
+            false,
+        ),
+        ("AWQ", &[("qweight", "I32", 4, 4), ("qzeros", "I32", 1, 4), ("scales", "F16", 4, 2)], false),
+        ("bitsandbytes (8 bits)", &[("weight", "I8", 96, 1), ("SCB", "F32", 12, 4)], false),
+        (
+            "bitsandbytes (4 bits)",
+            &[
+                ("weight", "U8", 48, 1),
+                ("weight.absmax", "U8", 2, 1),
+                ("weight.quant_state.bitsandbytes__nf4", "U8", 8, 1),
+            ],
+            false,
+        ),
+        ("FP8", &[("weight", "F8_E4M3", 96, 1), ("weight_scale", "F32", 1, 4)], false),
+        ("FP8", &[("weight", "F8_E4M3", 96, 1)], false),
+        ("compressed-tensors", &[("weight_packed", "I32", 12, 4), ("weight_scale", "BF16", 12, 2)], false),
+        ("MLX", &[("weight", "U32", 12, 4), ("scales", "BF16", 12, 2), ("biases", "BF16", 12, 2)], false),
+        ("HQQ", &[("W_q", "U8", 48, 1), ("meta", "U8", 4, 1)], false),
+        // Beside plain weights, too: they may stand for others.
+        ("AWQ or GPTQ", &[("qweight", "I32", 4, 4)], true),
+    ];
+    for (format, beside, keep) in cases {
+        let mut parts = Parts::small();
+        if !keep {
+            // The data stay, so that there is no hole; the name is of no account.
+            parts.header.iter_mut().find(|(n, _)| n == UP).unwrap().0 = "rotary_emb.inv_freq".into();
+        }
+        // The widest first, so that all are aligned.
+        let mut beside = beside.to_vec();
+        beside.sort_by_key(|(_, _, _, size)| std::cmp::Reverse(*size));
+        for (end, dtype, elements, size) in beside {
+            parts.push(&UP.replace("weight", end), dtype, &[elements], &vec![0; elements * size]);
+        }
+        let found = message(parts.open());
+        assert!(found.contains(format) && found.contains("model.layers.1.mlp.up_proj"), "{format}: {found}");
+    }
 }
 
 /// Two shards and an index: (folder, index).
@@ -251,13 +462,6 @@ fn shards() {
     }
     assert!(changed(UP, json!(7)).contains("found 7"));
     assert!(changed(UP, json!("model-7.safetensors")).contains("has no model-7.safetensors"));
-    assert!(
-        changed("model.extra", json!("model-0.safetensors"))
-            .contains("tensor \"model.extra\": expected it in")
-    );
-    let here = index["weight_map"][UP].as_str().unwrap();
-    let other = if here == "model-0.safetensors" { "model-1.safetensors" } else { "model-0.safetensors" };
-    assert!(changed(UP, json!(other)).contains(&format!("expected it in {other}")));
     write_index(dir.path(), &json!({"weight_map": []}));
     assert!(message(Checkpoint::open(dir.path(), &small())).contains("`weight_map`"));
     write_index(dir.path(), &index);
@@ -276,8 +480,90 @@ fn folders() {
     assert!(refused(dir.path()).ends_with("has no config.json"));
     let config = dir.path().join("config.json");
     fs::write(&config, small().to_json().to_string()).unwrap();
-    assert!(refused(&config).ends_with("expected a folder, found a file"));
+    assert!(refused(&config).contains("expected a folder, found a file (give "));
     assert!(refused(dir.path()).ends_with("has no model.safetensors and no model.safetensors.index.json"));
+}
+
+/// What index and shards say differently is of no account while each tensor that is needed is in one place.
+#[test]
+fn indices_and_shards_may_differ() {
+    let whole = Parts::small().open().unwrap();
+    let (dir, index) = sharded();
+    let opened = |index: &Value| {
+        write_index(dir.path(), index);
+        let c = Checkpoint::open(dir.path(), &small()).unwrap();
+        assert!(c.names().eq(whole.names()) && c.names().all(|n| c.tensor(n) == whole.tensor(n)));
+        c.warning().map(|w| w.to_string())
+    };
+    let changed = |change: &dyn Fn(&mut Value)| {
+        let mut index = index.clone();
+        change(&mut index);
+        index
+    };
+    let map = |i: &mut Value| i["weight_map"].as_object_mut().unwrap().clone();
+    let here = map(&mut index.clone())[UP].clone();
+    let other = if here == "model-0.safetensors" { "model-1.safetensors" } else { "model-0.safetensors" };
+    // In a shard but not in the index; in another shard than the index says.
+    assert_eq!(opened(&changed(&|i| drop(i["weight_map"].as_object_mut().unwrap().remove(UP)))), None);
+    assert_eq!(opened(&changed(&|i| i["weight_map"][UP] = json!(other))), None);
+    // In the index but in no shard: a warning, in one line whatever the name.
+    let warning = opened(&changed(&|i| {
+        i["weight_map"]["lm_head.weight"] = json!(other);
+        i["weight_map"]["a\n\u{1b}[2J"] = json!(other);
+    }));
+    let warning = warning.unwrap();
+    assert!(warning.ends_with(r#"not needed: "a\n\u{1b}[2J", "lm_head.weight""#), "{warning}");
+
+    // An equal head in a shard, in the index or not; another one.
+    let path = dir.path().join(other);
+    let shard = fs::read(&path).unwrap();
+    let with_head = |change: u8| {
+        let mut whole = Parts::small();
+        let place = offsets(whole.entry(EMBEDDING));
+        let mut head = whole.data[place[0]..place[1]].to_vec();
+        head[0] ^= change;
+        let mut parts = Parts::read(&shard);
+        parts.push("lm_head.weight", "BF16", &[32, 8], &head);
+        fs::write(&path, parts.bytes()).unwrap();
+    };
+    with_head(0);
+    assert_eq!(opened(&index), None);
+    assert_eq!(opened(&changed(&|i| i["weight_map"]["lm_head.weight"] = json!(other))), None);
+    with_head(1);
+    write_index(dir.path(), &index);
+    assert!(message(Checkpoint::open(dir.path(), &small())).contains("\"lm_head.weight\": expected a copy"));
+
+    // A tensor in two shards: equal, or as the index says, or nobody knows.
+    let twice = |value: u8| {
+        let mut parts = Parts::read(&shard);
+        let mut whole = Parts::small();
+        let place = offsets(whole.entry(UP));
+        let mut bytes = whole.data[place[0]..place[1]].to_vec();
+        bytes[0] ^= value;
+        parts.push(UP, "BF16", &[12, 8], &bytes);
+        fs::write(&path, parts.bytes()).unwrap();
+    };
+    twice(0);
+    assert_eq!(opened(&changed(&|i| drop(i["weight_map"].as_object_mut().unwrap().remove(UP)))), None);
+    twice(1);
+    assert_eq!(opened(&index), None);
+    write_index(dir.path(), &changed(&|i| drop(i["weight_map"].as_object_mut().unwrap().remove(UP))));
+    let found = message(Checkpoint::open(dir.path(), &small()));
+    assert!(found.contains(&format!("tensor {UP:?}: expected the values that it has in")), "{found}");
+
+    // One that is needed and in no shard.
+    let parts = Parts::read(&shard);
+    let mut left = Parts { header: vec![], data: vec![] };
+    let lost = parts.header[0].0.clone();
+    for (name, entry) in &parts.header[1..] {
+        let shape: Vec<usize> = serde_json::from_value(entry["shape"].clone()).unwrap();
+        let place = offsets(entry);
+        left.push(name, "BF16", &shape, &parts.data[place[0]..place[1]]);
+    }
+    fs::write(&path, left.bytes()).unwrap();
+    write_index(dir.path(), &index);
+    let found = message(Checkpoint::open(dir.path(), &small()));
+    assert!(found.contains(&format!("index.json: tensor {lost:?}: expected it in {other:?}")), "{found}");
 }
 
 proptest! {

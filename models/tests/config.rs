@@ -1,10 +1,16 @@
-//! `config.json`: both dialects, every refusal by name, the published counts, and bytes that never panic.
+//! `config.json`: both dialects, the published files, what changes nothing, what is warned of, every refusal by name, the
+//! published counts, and bytes that never panic.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 
+use std::ops::ControlFlow;
+
 use lapidary_ir::DType;
-use lapidary_models::{Config, LayerType, ParameterCounts, WeightDType};
+use lapidary_models::config::{HARMLESS, When};
+use lapidary_models::{
+    Config, FormatChoice, LayerType, Model, PRESETS, ParameterCounts, WeightDType, synthesize,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -18,11 +24,38 @@ fn parse(value: &Value) -> lapidary_models::Result<Config> {
     Config::from_json(Path::new("config.json"), value.to_string().as_bytes())
 }
 
-/// The message for the tiny configuration with some fields replaced.
-fn refusal(changes: Value) -> String {
+/// The tiny configuration with some fields replaced.
+fn changed(changes: &Value) -> Value {
     let mut value = tiny();
     value.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-    let message = parse(&value).expect_err(&changes.to_string()).to_string();
+    value
+}
+
+/// The tiny configuration without a field.
+fn without(name: &str) -> Value {
+    let mut value = tiny();
+    value.as_object_mut().unwrap().remove(name).expect(name);
+    value
+}
+
+/// What a file makes, and the warning, which must be one line.
+fn read(value: &Value) -> (Config, Option<String>) {
+    let read = Config::read(Path::new("config.json"), value.to_string().as_bytes());
+    let (config, warning) = read.unwrap_or_else(|e| panic!("{value}: {e}"));
+    let warning = warning.map(|w| w.to_string());
+    assert!(warning.iter().all(|w| !w.chars().any(char::is_control) && w.len() < 1000), "{warning:?}");
+    (config, warning)
+}
+
+/// Checks that some fields change nothing, and are nothing to warn of.
+#[track_caller]
+fn changes_nothing(changes: Value) {
+    assert_eq!(read(&changed(&changes)), (parse(&tiny()).unwrap(), None), "{changes}");
+}
+
+/// The message for the tiny configuration with some fields replaced.
+fn refusal(changes: Value) -> String {
+    let message = parse(&changed(&changes)).expect_err(&changes.to_string()).to_string();
     assert!(!message.contains('\n'), "{message}");
     message
 }
@@ -66,13 +99,226 @@ fn softcaps_default_and_switch_off() {
     assert_eq!((c.attn_logit_softcapping, c.final_logit_softcapping), (Some(50.0), None));
 }
 
+/// The three `config.json`s as published, sizes of the 2B, 9B and 27B.
+fn published() -> [Value; 3] {
+    let of = |sizes: [usize; 6], scalar: f64, more: Value| {
+        let [hidden, layers, heads, kv_heads, head_dim, intermediate] = sizes;
+        let mut value = json!({
+            "architectures": ["Gemma2ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+            "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": 1,
+            "final_logit_softcapping": 30.0, "head_dim": head_dim, "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh", "hidden_size": hidden, "initializer_range": 0.02,
+            "intermediate_size": intermediate, "max_position_embeddings": 8192, "model_type": "gemma2",
+            "num_attention_heads": heads, "num_hidden_layers": layers, "num_key_value_heads": kv_heads,
+            "pad_token_id": 0, "query_pre_attn_scalar": scalar, "rms_norm_eps": 1e-06, "rope_theta": 10000.0,
+            "sliding_window": 4096, "torch_dtype": "bfloat16", "transformers_version": "4.42.0.dev0",
+            "use_cache": true, "vocab_size": 256000
+        });
+        value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        value
+    };
+    let more = || json!({ "_attn_implementation": "eager", "sliding_window_size": 4096 });
+    [
+        of([2304, 26, 8, 4, 256, 9216], 256.0, json!({})),
+        of([3584, 42, 16, 8, 256, 14336], 256.0, more()),
+        of([4608, 46, 32, 16, 128, 36864], 144.0, more()),
+    ]
+}
+
 #[test]
-fn activation_may_be_null() {
-    let mut value = tiny();
-    value["hidden_activation"] = Value::Null;
-    assert!(parse(&value).is_ok());
-    value["hidden_act"] = json!("gelu");
-    assert!(parse(&value).unwrap_err().to_string().contains("`hidden_act`"));
+fn published_configurations_open() {
+    for (published, preset) in published().into_iter().zip(PRESETS) {
+        assert_eq!(read(&published), (preset.config(), None), "{}", preset.name);
+        // The same file with small shapes, as a folder with weights.
+        let mut small = published;
+        for (name, size) in [
+            ("vocab_size", 4096),
+            ("hidden_size", 32),
+            ("intermediate_size", 48),
+            ("num_hidden_layers", 3),
+            ("num_attention_heads", 4),
+            ("num_key_value_heads", 2),
+            ("head_dim", 16),
+        ] {
+            small[name] = json!(size);
+        }
+        let config = read(&small).0;
+        assert_eq!(config.query_pre_attn_scalar, preset.query_pre_attn_scalar);
+        let dir = tempfile::TempDir::new().unwrap();
+        let write = |dtype| {
+            synthesize(dir.path(), &config, dtype, FormatChoice::default(), 1, &mut |_, _| {
+                ControlFlow::Continue(())
+            })
+        };
+        write(WeightDType::BF16).unwrap();
+        std::fs::write(dir.path().join("config.json"), small.to_string()).unwrap();
+        let model = Model::open(dir.path()).unwrap();
+        assert_eq!((model.config, model.warnings), (config, vec![]), "{}", preset.name);
+    }
+}
+
+#[test]
+fn activations() {
+    // transformers reads hidden_activation and not hidden_act; Gemma's "gelu" there has always meant the form with tanh.
+    changes_nothing(json!({"hidden_activation": null}));
+    for other in ["gelu", "relu", "silu"] {
+        changes_nothing(json!({"hidden_act": other}));
+    }
+    for same in ["gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_python_tanh"] {
+        changes_nothing(json!({"hidden_activation": same}));
+        changes_nothing(json!({"hidden_activation": null, "hidden_act": same}));
+    }
+    let mut older = without("hidden_activation");
+    older["hidden_act"] = json!("gelu");
+    assert_eq!(read(&older), (parse(&tiny()).unwrap(), None));
+    older["hidden_act"] = json!("silu");
+    assert!(parse(&older).unwrap_err().to_string().contains("`hidden_act`"));
+    assert!(refusal(json!({"hidden_activation": null, "hidden_act": "gelu"})).contains("`hidden_act`"));
+    assert!(refusal(json!({"hidden_activation": "gelu"})).contains("`hidden_activation`"));
+}
+
+#[test]
+fn what_changes_nothing() {
+    for changes in [
+        json!({"sliding_window_size": 128, "_attn_implementation": "eager", "attn_implementation": "sdpa"}),
+        json!({"sliding_window_size": 128.0}),
+        json!({"sliding_window_size": null}),
+        json!({"sliding_window_pattern": 2, "_sliding_window_pattern": 2}),
+        json!({"max_seq_length": 2048, "pretraining_tp": 1, "use_cache": false}),
+        json!({"rope_scaling": null}),
+        json!({"rope_scaling": {}}),
+        json!({"rope_scaling": {"rope_type": "default"}}),
+        json!({"rope_scaling": {"type": "default"}}),
+        json!({"rope_scaling": {"rope_type": "default", "factor": 1.0, "original_max_position_embeddings": 8192}}),
+        json!({"rope_scaling": {"type": "linear", "factor": 1.0}}),
+        json!({"rope_parameters": {"rope_theta": 10000, "rope_type": "default", "partial_rotary_factor": 1.0}}),
+        json!({"rope_parameters": {}}),
+        json!({"rope_parameters": null, "rope_theta": 10000}),
+        json!({"rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "default", "rope_theta": 1e4}
+        }}),
+        json!({"partial_rotary_factor": 1.0}),
+        json!({"partial_rotary_factor": 1}),
+        json!({"rope_local_base_freq": 10000.0}),
+        json!({"attention_bias": null, "mlp_bias": false, "use_bidirectional_attention": null}),
+        json!({"attention_bias": 0}),
+        json!({"pad_token_id": -1}),
+        json!({"pad_token_id": 4096}),
+        json!({"pad_token_id": null}),
+        json!({"eos_token_id": []}),
+        json!({"eos_token_id": null}),
+        json!({"eos_token_id": -1}),
+        json!({"eos_token_id": [1, -1]}),
+        json!({"bos_token_id": null}),
+        json!({"tie_word_embeddings": null}),
+        json!({"architectures": null}),
+        json!({"architectures": ["Gemma2Model"]}),
+        json!({"architectures": ["Gemma2ForCausalLMWithValueHead"]}),
+        json!({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}),
+        json!({"quantization_config": {"load_in_4bit": true, "quant_method": "bitsandbytes"}}),
+        json!({"quantization_config": {"bits": 4}, "compression_config": {}, "quantization": {"group_size": 64}}),
+        json!({"unsloth_version": "2024.9", "unsloth_fixed": true, "unsloth_anything": [1]}),
+        json!({"id2label": {"0": "A"}, "label2id": {"A": 0}, "num_labels": 1}),
+        json!({"torch_dtype": "float16", "dtype": "auto", "_name_or_path": "google/gemma-2-2b"}),
+        json!({"hidden_dropout_prob": 0.1, "initializer_range": 1, "neftune_noise_alpha": 5}),
+        json!({"a_field_of_the_future": null}),
+    ] {
+        changes_nothing(changes);
+    }
+}
+
+/// Each row of the table: a value that fulfils its condition changes nothing; one that does not is refused by name.
+#[test]
+fn every_harmless_field() {
+    let own = |twin: &str| match twin {
+        "rope_theta" => json!(10_000.0),
+        name => tiny()[name].clone(),
+    };
+    for (name, when) in HARMLESS {
+        let (good, bad) = match when {
+            When::Always => (json!(["any", {"value": 3}]), None),
+            When::Off => (json!(false), Some(json!(true))),
+            When::On => (json!(true), Some(json!(false))),
+            When::Is(x) => (json!(x), Some(json!(x / 2.0))),
+            When::As(twin) => (own(twin), Some(json!(7))),
+            When::Period => (json!(2), Some(json!(6))),
+        };
+        changes_nothing(json!({ *name: good }));
+        changes_nothing(json!({ *name: null }));
+        if let Some(bad) = bad {
+            let message = refusal(json!({ *name: bad }));
+            assert!(message.contains(&format!("`{name}`")), "{message}");
+            if let When::As(twin) = when {
+                assert!(message.contains(&format!("`{twin}`")), "both are named: {message}");
+            }
+        }
+        let twice = HARMLESS.iter().filter(|(other, _)| other == name).count();
+        assert_eq!(twice, 1, "{name}");
+    }
+}
+
+/// What transformers' `Gemma2Config` takes for what is absent.
+#[test]
+fn absent_fields_have_the_defaults_of_transformers() {
+    let (config, warning) = read(&json!({"model_type": "gemma2"}));
+    assert_eq!((config, warning), (Config::preset("2b").unwrap(), None));
+}
+
+#[test]
+fn full_layers_need_no_window() {
+    let full = json!({"layer_types": vec!["full_attention"; 5], "sliding_window": null, "sliding_window_size": 4096});
+    let (config, warning) = read(&changed(&full));
+    assert!(config.layer_types.iter().all(|t| *t == LayerType::Full));
+    assert_eq!(warning, None);
+    assert_eq!(parse(&config.to_json()).unwrap(), config);
+    let one = json!({"layer_types": ["full_attention", "full_attention", "sliding_attention", "full_attention", "full_attention"],
+        "sliding_window": null});
+    assert!(refusal(one).contains("`sliding_window`"));
+}
+
+#[test]
+fn unknown_fields_are_named_in_one_warning() {
+    let (config, warning) =
+        read(&changed(&json!({"brand_new": 1, "another\n\u{1b}[31m": {"x": []}, "off": false})));
+    assert_eq!(config, parse(&tiny()).unwrap());
+    let expected =
+        r#"config.json: fields are not known and ignored: "brand_new", "another\n\u{1b}[31m", "off""#;
+    assert_eq!(warning.unwrap(), expected);
+    let (_, warning) = read(&changed(&json!({"rope_parameters": {"rope_theta": 1e4, "rope_new": 3}})));
+    assert_eq!(
+        warning.unwrap(),
+        r#"config.json: field is not known and ignored: "rope_parameters.rope_new""#
+    );
+    let (_, warning) = read(&changed(&json!({"architectures": ["SomebodysOwnModel"]})));
+    assert!(warning.unwrap().contains("\"architectures\""));
+    // However many there are, and however long.
+    let many: serde_json::Map<_, _> =
+        (0..50_000).map(|i| (format!("{i}{}", "x\u{202e}".repeat(200)), json!(i))).collect();
+    let (_, warning) = read(&changed(&many.into()));
+    let warning = warning.unwrap();
+    assert!(warning.ends_with(" more") && !warning.contains('\u{202e}'), "{warning}");
+}
+
+#[test]
+fn byte_order_marks_and_wrong_encodings() {
+    let text = tiny().to_string();
+    let marked = [b"\xEF\xBB\xBF", text.as_bytes()].concat();
+    assert_eq!(Config::from_json(Path::new("c"), &marked).unwrap(), parse(&tiny()).unwrap());
+    let wide = |bytes: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(bytes).collect::<Vec<u8>>();
+    let message = |bytes: &[u8]| Config::from_json(Path::new("c"), bytes).unwrap_err().to_string();
+    for bytes in [
+        [b"\xFF\xFE", &wide(u16::to_le_bytes)[..]].concat(),
+        [b"\xFE\xFF", &wide(u16::to_be_bytes)[..]].concat(),
+        wide(u16::to_le_bytes),
+        wide(u16::to_be_bytes),
+    ] {
+        assert!(message(&bytes).contains("UTF-16"), "{}", message(&bytes));
+    }
+    assert!(message(&text.as_bytes()[..text.len() / 2]).contains("cut short"));
+    assert!(message(b" \n").contains("an empty file"));
+    assert!(message(b"{\"error\": \"Repository not found\"}").contains("\"Repository not found\""));
+    assert!(message(b"Access to model google/gemma-2-2b is restricted.").contains("the text \"Access to"));
 }
 
 #[test]
@@ -81,27 +327,60 @@ fn refusals_name_the_field() {
         (json!({"model_type": "llama"}), "field `model_type`: expected \"gemma2\", found \"llama\""),
         (json!({"model_type": null}), "`model_type`"),
         (json!({"architectures": ["Gemma2ForSequenceClassification"]}), "`architectures`"),
+        (json!({"architectures": ["Gemma2ForTokenClassification"]}), "`architectures`"),
+        (json!({"architectures": 3}), "`architectures`"),
         (
             json!({"hidden_activation": "relu"}),
             "field `hidden_activation`: expected \"gelu_pytorch_tanh\", found \"relu\"",
         ),
         (json!({"attention_bias": true}), "`attention_bias`"),
+        (json!({"attention_bias": 1}), "`attention_bias`"),
         (json!({"use_bidirectional_attention": true}), "`use_bidirectional_attention`"),
-        (json!({"tie_word_embeddings": false}), "`tie_word_embeddings`"),
-        (json!({"quantization_config": {"bits": 4}}), "`quantization_config.quant_method`"),
-        (json!({"rope_scaling": {"type": "linear"}}), "`rope_scaling`"),
+        (json!({"tie_word_embeddings": "yes"}), "`tie_word_embeddings`"),
+        (
+            json!({"quantization_config": {"quant_method": "lapidary", "block_size": 64}}),
+            "`quantization_config.block_size`: expected 32, found 64",
+        ),
+        (json!({"rope_scaling": {"type": "linear"}}), "`rope_scaling.factor`"),
+        (
+            json!({"rope_scaling": {"type": "linear", "factor": 2.0}}),
+            "`rope_scaling.factor`: expected 1, found 2.0",
+        ),
+        (json!({"rope_scaling": {"factor": 8}}), "`rope_scaling.factor`"),
+        (json!({"rope_scaling": {"rope_type": "dynamic", "factor": 1.0}}), "`rope_scaling.rope_type`"),
+        (json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}), "`rope_scaling.rope_type`"),
+        (json!({"rope_scaling": {"rope_type": "default", "type": "yarn"}}), "`rope_scaling.type`"),
+        (json!({"rope_scaling": "linear"}), "`rope_scaling`"),
         (json!({"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}), "`rope_parameters.rope_type`"),
         (json!({"rope_parameters": {"rope_theta": 1e4, "factor": 8}}), "`rope_parameters.factor`"),
-        (json!({"rope_parameters": {}}), "`rope_theta`"),
-        (json!({"rope_theta": 5e4}), "`rope_theta`"),
+        (
+            json!({"rope_parameters": {"partial_rotary_factor": 0.5}}),
+            "`rope_parameters.partial_rotary_factor`",
+        ),
+        (
+            json!({"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}),
+            "expected 10000, as `rope_parameters.sliding_attention.rope_theta` says",
+        ),
+        (
+            json!({"rope_theta": 5e4}),
+            "field `rope_theta`: expected 10000, as `rope_parameters.rope_theta` says",
+        ),
+        (
+            json!({"sliding_window_size": 2048}),
+            "field `sliding_window_size`: expected 128, as `sliding_window` says, found 2048",
+        ),
+        (json!({"sliding_window_pattern": 6}), "`sliding_window_pattern`"),
+        (json!({"partial_rotary_factor": 0.5}), "`partial_rotary_factor`"),
         (json!({"use_moe": true}), "`use_moe`"),
-        (json!({"new\nfield": 3}), "`new\\nfield`"),
+        (json!({"num_experts": 8}), "`num_experts`"),
+        (json!({"pruned_heads": {"0": [1]}}), "`pruned_heads`"),
         (json!({"hidden_size": 0}), "`hidden_size`"),
         (json!({"hidden_size": -8}), "`hidden_size`"),
         (json!({"hidden_size": 288.5}), "`hidden_size`"),
         (json!({"hidden_size": "288"}), "`hidden_size`"),
         (json!({"hidden_size": 18446744073709551615u64}), "`hidden_size`"),
-        (json!({"vocab_size": null}), "`vocab_size`: expected an integer from 1 to 16777216, found nothing"),
+        (json!({"vocab_size": null}), "`vocab_size`: expected an integer from 1 to 16777216, found null"),
+        (json!({"rms_norm_eps": null}), "`rms_norm_eps`"),
         (json!({"num_hidden_layers": 100000}), "`num_hidden_layers`"),
         (json!({"num_hidden_layers": 6}), "`layer_types`"),
         (json!({"layer_types": ["chunked_attention"]}), "`layer_types`"),
@@ -114,8 +393,9 @@ fn refusals_name_the_field() {
         (json!({"attn_logit_softcapping": 0.0}), "`attn_logit_softcapping`"),
         (json!({"sliding_window": null}), "`sliding_window`"),
         (json!({"eos_token_id": 4096}), "`eos_token_id`"),
-        (json!({"eos_token_id": []}), "`eos_token_id`"),
+        (json!({"eos_token_id": [1, "2"]}), "`eos_token_id`"),
         (json!({"bos_token_id": 1.5}), "`bos_token_id`"),
+        (json!({"pad_token_id": "<pad>"}), "`pad_token_id`"),
     ];
     for (change, expected) in cases {
         let message = refusal(change);
@@ -129,6 +409,8 @@ fn integers_may_be_written_as_floats() {
     let mut value = tiny();
     value["hidden_size"] = json!(288.0);
     value["query_pre_attn_scalar"] = json!(72.0);
+    value["sliding_window"] = json!(128.0);
+    value["eos_token_id"] = json!([1.0]);
     assert_eq!(parse(&value).unwrap(), parse(&tiny()).unwrap());
 }
 

@@ -10,7 +10,10 @@ const BOM: &[u8] = b"\xEF\xBB\xBF";
 
 /// Beginnings of files that are downloaded or saved in place of a model's, and what they are.
 const BEGINNINGS: &[(&[u8], &str)] = &[
-    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer (`git lfs pull` fetches the file itself)"),
+    (
+        b"version https://git-lfs.github.com/spec/",
+        "a Git LFS pointer (`git lfs pull` fetches the file itself)",
+    ),
     (b"GGUF", "a GGUF file, which only llama.cpp and its kin read"),
     (b"PK\x03\x04", "a ZIP archive (a PyTorch checkpoint, or a download that is still packed)"),
     (b"\x80\x02", "a Python pickle (a PyTorch checkpoint)"),

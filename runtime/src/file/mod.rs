@@ -149,7 +149,8 @@ pub fn exists(path: &Path) -> Result<bool> {
     match fs::read_link(path) {
         Ok(target) => {
             let target = error::quote(&target.to_string_lossy());
-            let found = format!("a link to {target}, where nothing is (an interrupted download, or a moved folder)");
+            let found =
+                format!("a link to {target}, where nothing is (an interrupted download, or a moved folder)");
             Err(Error::file(path, "a file", found))
         }
         Err(_) => Ok(false),
