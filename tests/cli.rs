@@ -9,6 +9,8 @@ mod artifact;
 mod bad_input;
 #[path = "cli/command.rs"]
 mod command;
+#[path = "cli/configuration.rs"]
+mod configuration;
 #[path = "cli/explain.rs"]
 mod explain;
 #[path = "cli/folder.rs"]

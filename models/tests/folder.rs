@@ -8,6 +8,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use lapidary_models::{Config, FormatChoice, Model, WeightDType, export, synthesize};
+use lapidary_runtime::file;
 use tempfile::TempDir;
 
 const WEIGHTS: &str = "model.safetensors";
@@ -53,15 +54,8 @@ fn with(files: &[&str]) -> TempDir {
 #[test]
 fn pointers_and_pages_in_place_of_any_file() {
     Model::open(small().path()).unwrap();
-    let files = [
-        "config.json",
-        WEIGHTS,
-        INDEX,
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "generation_config.json",
-        "chat_template.jinja",
-    ];
+    let files =
+        ["config.json", WEIGHTS, INDEX, "tokenizer.json", "tokenizer_config.json", "generation_config.json"];
     let gzip = [b"\x1f\x8b\x08\0".as_slice(), &[0; 40]].concat();
     let contents: [(&[u8], &str); 6] = [
         (POINTER.as_bytes(), "Git LFS pointer"),
@@ -69,7 +63,7 @@ fn pointers_and_pages_in_place_of_any_file() {
         (b"PK\x03\x04\x14\0\0\0\0\0archive/data.pkl", "ZIP archive"),
         (b"GGUF\x03\0\0\0\x20\x01\0\0\0\0\0\0", "GGUF file"),
         (&gzip, "gzip"),
-        (b"\xff\xfe{\0}\0", "UTF-16"),
+        (b"\xff\xfe{\0\n\0\n\0\n\0}\0", "UTF-16"),
     ];
     for file in files {
         for (content, cause) in contents {
@@ -89,6 +83,12 @@ fn pointers_and_pages_in_place_of_any_file() {
         symlink("../../blobs/3f289bc0", dir.path().join(file)).unwrap();
         refused(dir.path(), &[file, "a link to \"../../blobs/3f289bc0\", where nothing is"]);
     }
+    let dir = small();
+    let template = dir.path().join("chat_template.jinja");
+    fs::write(&template, POINTER).unwrap();
+    assert!(
+        file::read(&template).unwrap_err().to_string().contains("expected text, found a Git LFS pointer")
+    );
     for file in ["config.json", "tokenizer.json", "generation_config.json", WEIGHTS] {
         let dir = small();
         fs::write(dir.path().join(file), "").unwrap();

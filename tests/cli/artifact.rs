@@ -73,6 +73,107 @@ fn both_commands_print_what_the_compiler_in_memory_prints() {
 }
 
 #[test]
+fn inspect_opens_with_a_summary() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("tiny.lap");
+    lapidary(&["compile", "-o", name(&file), "--context", "900", "--chunk", "64"]).ok();
+    let inspect = |args: &[&str]| lapidary(&[&["inspect", "-m", name(&file)], args].concat());
+    let summary = inspect(&[]).ok();
+    let lines: Vec<&str> = summary.lines().collect();
+    assert!(lines.len() < 20 && lines[0] == name(&file), "{summary}");
+    for line in ["target ", "file ", "model ", "weights ", "text ", "CPUs "] {
+        assert!(lines[1..8].iter().any(|l| l.starts_with(line)), "{line}: {summary}");
+    }
+    assert!(summary.contains("6,162,336 parameters, 3 local, 2 global: LGLGL"), "{summary}");
+    assert!(summary.contains("text      tokenizer, stop tokens"), "{summary}");
+    assert!(summary.contains("of at most 64 tokens, 900 positions\n"), "{summary}");
+    // Kernels and hashes are there for who asks.
+    let verbose = inspect(&["--verbose"]).ok();
+    let json = inspect(&["--json"]).json();
+    let kernels = json["cpus"][0]["kernels"].as_array().unwrap();
+    let hashes = json["sections"].as_array().unwrap().iter().map(|s| s["sha256"].as_str().unwrap());
+    let names = kernels.iter().map(|k| k["name"].as_str().unwrap());
+    for text in names.chain(hashes) {
+        assert!(verbose.contains(text) && !summary.contains(text), "{text}");
+    }
+
+    // Two global layers hold each position, three local ones their window and the chunk; 2 heads of 64, 2 bytes.
+    let row = 2 * 2 * 64 * 2;
+    let kv = |args: &[&str]| {
+        let cpu = &inspect(&[args, &["--json"]].concat()).json()["cpus"][0];
+        assert_eq!(cpu["context"], 900);
+        ["kv_context", "kv_local_bytes", "kv_global_bytes", "kv_bytes"].map(|n| cpu[n].as_u64().unwrap())
+    };
+    assert_eq!(kv(&[]), [900, 3 * 192 * row, 2 * 900 * row, (3 * 192 + 2 * 900) * row]);
+    assert_eq!(kv(&["--context", "600"]), [600, 3 * 192 * row, 2 * 600 * row, (3 * 192 + 2 * 600) * row]);
+    assert_eq!(kv(&["--context", "100"]), [100, 3 * 100 * row, 2 * 100 * row, 5 * 100 * row]);
+    assert!(inspect(&["--context", "600"]).ok().contains("of a context of 600: "));
+    inspect(&["--context", "901"]).fails(&["--context 901", "tiny.lap", "900"]);
+    for option in [&["--vocab", "7"][..], &["--chunk", "7"], &["--kv-cache", "f32"]] {
+        let refused = inspect(option);
+        assert!(refused.code == Some(2) && refused.err.contains(option[0]), "{}", refused.err);
+    }
+}
+
+/// A file with other metadata, its data in the same places of their pages.
+fn with_metadata(good: &[u8], change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
+    let (length, rest) = good.split_first_chunk().unwrap();
+    let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+    let mut json: serde_json::Value = serde_json::from_slice(header).unwrap();
+    change(&mut json["__metadata__"]);
+    let mut text = json.to_string();
+    let whole = (8 + text.len()).next_multiple_of(4096) + (8 + header.len()) % 4096;
+    text.push_str(&" ".repeat(whole - 8 - text.len()));
+    [&(text.len() as u64).to_le_bytes(), text.as_bytes(), data].concat()
+}
+
+#[test]
+fn hostile_metadata() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("tiny.lap");
+    lapidary(&["compile", "-o", name(&file)]).ok();
+    let good = fs::read(&file).unwrap();
+    let write = |change: &dyn Fn(&mut serde_json::Value)| {
+        fs::write(&file, with_metadata(&good, change)).unwrap();
+    };
+    write(&|_| ());
+    lapidary(&["verify", name(&file)]).ok();
+
+    // Many CPUs, and many times the same: neither takes longer nor says more than one line.
+    let distinct: Vec<String> = (0..100_000).map(|i| format!("cpu{i}")).collect();
+    for (cpus, expected) in [
+        (distinct.join(","), "at most 256 names, found 100000"),
+        (["native"; 100_000].join(","), "at most 256 names, found 100000"),
+        (["native"; 2].join(","), "each name once"),
+        ("\u{1b}[2J".into(), r#""\u{1b}[2J""#),
+        (String::new(), "plain names"),
+    ] {
+        write(&|m| m["cpus"] = cpus.clone().into());
+        let start = std::time::Instant::now();
+        for command in [
+            &["inspect", "-m"][..],
+            &["inspect", "--verbose", "-m"],
+            &["inspect", "--json", "-m"],
+            &["verify"],
+            &["run", "hi", "-m"],
+        ] {
+            lapidary(&[command, &[name(&file)]].concat()).fails(&["tiny.lap", "cpus", expected]);
+        }
+        assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+    }
+
+    // Control characters do not reach a terminal as they are.
+    write(&|m| {
+        m["target"] = "x\u{1b}[2J\u{9b}1m\u{202e}".into();
+        m["weights"] = "q4\u{7f}\u{85}".into();
+    });
+    for args in [&[][..], &["--verbose"], &["--json"]] {
+        let shown = lapidary(&[&["inspect", "-m", name(&file)], args].concat()).ok();
+        assert!(shown.chars().all(|c| c == '\n' || !c.is_control()), "{shown:?}");
+    }
+}
+
+#[test]
 fn targets_and_places_that_do_not_fit() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("other.lap");
