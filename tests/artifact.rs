@@ -73,8 +73,8 @@ fn build(path: &Path, model: &Model, cpus: &[&str], weights: bool) {
     parts.push(Part::text(TOKENIZER, file));
     let special = r#"{"bos_token":"<bos>","eos_token":"<eos>"}"#;
     parts.push(Part::text(TOKENIZER_CONFIG, special.as_bytes()));
-    let template = model.chat_template.as_ref().unwrap().source();
-    parts.push(Part::text(CHAT_TEMPLATE, template.into_bytes()));
+    let template = model.chat_template.as_ref().unwrap().source().unwrap();
+    parts.push(Part::text(CHAT_TEMPLATE, template.as_bytes()));
     let stop = format!(r#"{{"eos_token_id":{:?}}}"#, model.stop_tokens);
     parts.push(Part::text(GENERATION_CONFIG, stop.into_bytes()));
     for spec in model.config.tensors().into_iter().filter(|_| weights) {

@@ -81,7 +81,7 @@ pub(crate) fn write(request: &Request<'_>) -> Result<()> {
     let mut parts = Part::images(&variants.collect::<Vec<_>>());
     parts.push(Part::text(CONFIG, model.config.to_json().to_string().into_bytes()));
     if let (Some(tokenizer), Some(file)) = (&model.tokenizer, model.tokenizer_file()?) {
-        let special = json!({ "bos_token": tokenizer.bos_token(), "eos_token": tokenizer.eos_token() });
+        let special = tokenizer.special_tokens().to_json();
         if let Some(tables) = Tokenizer::tables(&file) {
             parts.push(Part::text(TOKENIZER_TABLES, tables));
         }
@@ -89,7 +89,7 @@ pub(crate) fn write(request: &Request<'_>) -> Result<()> {
         parts.push(Part::text(TOKENIZER_CONFIG, special.to_string().into_bytes()));
     }
     if let Some(template) = &model.chat_template {
-        parts.push(Part::text(CHAT_TEMPLATE, template.source().into_bytes()));
+        parts.push(Part::text(CHAT_TEMPLATE, template.source()?.as_bytes()));
     }
     let generation = json!({ "eos_token_id": model.stop_tokens });
     parts.push(Part::text(GENERATION_CONFIG, generation.to_string().into_bytes()));

@@ -46,7 +46,8 @@ pub use dtype::{TensorFormat, WeightDType};
 pub use error::{Error, Result, Warning};
 pub use export::{Destination, FormatChoice, export};
 pub use lapidary_runtime::text::{
-    ChatTemplate, Detokenizer, Message, Tokenizer, chat, detokenizer, tokenizer,
+    ChatTemplate, Content, Detokenizer, Message, SpecialTokens, Tokenizer, chat, detokenizer, special,
+    tokenizer,
 };
 pub use model::Model;
 pub use preset::{PRESETS, Preset};

@@ -12,7 +12,7 @@ use lapidary_runtime::text::chat::ChatTemplate;
 use lapidary_runtime::text::tokenizer::Tokenizer;
 
 use lapidary_runtime::artifact::{self, Artifact};
-use lapidary_runtime::text::Text;
+use lapidary_runtime::text::{self, Text};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
@@ -37,7 +37,7 @@ pub struct Model {
     pub tokenizer: Option<Tokenizer>,
     /// Its chat template.
     pub chat_template: Option<ChatTemplate>,
-    /// The tokens that end a text: those of `generation_config.json` and `config.json`, ascending.
+    /// The tokens that end a text: those of `generation_config.json` and `config.json`, EOS and `<end_of_turn>`, ascending.
     pub stop_tokens: Vec<u32>,
     /// What is strange about its files, though they were read: a line each.
     pub warnings: Vec<Warning>,
@@ -56,11 +56,11 @@ impl Model {
         let warnings = unknown.into_iter().chain(checkpoint.warning().cloned()).collect();
         let tokenizer = Tokenizer::from_folder(dir)?;
         let chat_template = match &tokenizer {
-            Some(t) => ChatTemplate::from_folder(dir, t.bos_token(), t.eos_token())?,
+            Some(t) => ChatTemplate::from_folder(dir, t.special_tokens())?,
             None => None,
         };
         let generation = file::read_if_present(&dir.join(GENERATION_CONFIG))?;
-        let stop_tokens = stop_tokens(dir, generation.as_deref(), &config)?;
+        let stop_tokens = stop_tokens(dir, generation.as_deref(), &config, tokenizer.as_ref())?;
         Model { path: dir.into(), config, checkpoint, tokenizer, chat_template, stop_tokens, warnings }
             .check()
     }
@@ -105,18 +105,18 @@ impl Model {
         let weights = dir.join(crate::checkpoint::SINGLE);
         let checkpoint = Checkpoint::from_static(&weights, tiny::weights(), &config)?;
         let tokenizer = Tokenizer::from_bytes(dir, tiny::TOKENIZER, Some(tiny::TOKENIZER_CONFIG))?;
-        let (bos, eos) = (tokenizer.bos_token(), tokenizer.eos_token());
-        let chat_template = ChatTemplate::from_config(dir, tiny::TOKENIZER_CONFIG, bos, eos)?;
-        let stop_tokens = stop_tokens(dir, Some(tiny::GENERATION_CONFIG), &config)?;
+        let path = dir.join(crate::tokenizer::TOKENIZER_CONFIG);
+        let chat_template =
+            ChatTemplate::from_config(&path, tiny::TOKENIZER_CONFIG, tokenizer.special_tokens())?;
         let (tokenizer, warnings) = (Some(tokenizer), Vec::new());
+        let stop_tokens = stop_tokens(dir, Some(tiny::GENERATION_CONFIG), &config, tokenizer.as_ref())?;
         Model { path: dir.into(), config, checkpoint, tokenizer, chat_template, stop_tokens, warnings }
             .check()
     }
 
-    /// Whether the model was tuned to take turns: its stop tokens include `<end_of_turn>`.
+    /// Whether the model was tuned to take turns.
     pub fn is_instruction_tuned(&self) -> bool {
-        let end = self.tokenizer.as_ref().and_then(Tokenizer::end_of_turn_id);
-        end.is_some_and(|id| self.stop_tokens.contains(&id))
+        text::is_instruction_tuned(self.tokenizer.as_ref(), self.chat_template.as_ref())
     }
 
     /// Holds the tokenizer against the configuration.
@@ -136,14 +136,17 @@ impl Model {
     }
 }
 
-/// The tokens that end a text, from `generation_config.json`'s bytes and the configuration.
-fn stop_tokens(dir: &Path, generation: Option<&[u8]>, config: &Config) -> Result<Vec<u32>> {
-    let mut all = config.eos_token_id.clone();
+/// The tokens that end a text, from `generation_config.json`'s bytes, the configuration and the tokenizer.
+fn stop_tokens(
+    dir: &Path,
+    generation: Option<&[u8]>,
+    config: &Config,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Vec<u32>> {
+    let mut listed = config.eos_token_id.clone();
     if let Some(bytes) = generation {
         let mut fields = Fields::parse(&dir.join(GENERATION_CONFIG), bytes)?;
-        all.extend(fields.tokens("eos_token_id", config.vocab_size as u64 - 1)?.unwrap_or_default());
+        listed.extend(fields.tokens("eos_token_id", config.vocab_size as u64 - 1)?.unwrap_or_default());
     }
-    all.sort_unstable();
-    all.dedup();
-    Ok(all)
+    Ok(text::stop_tokens(listed, tokenizer))
 }

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::LazyLock;
 
-use lapidary_models::{ChatTemplate, Message, Model, Tokenizer};
+use lapidary_models::{ChatTemplate, Message, Model, SpecialTokens, Tokenizer};
 use lapidary_runtime::artifact::Shared;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -18,6 +18,10 @@ static THEIRS: LazyLock<tokenizers::Tokenizer> =
 
 /// The template of the published gemma-2-2b-it.
 const PUBLISHED: &str = "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}";
+
+fn template(source: &str) -> ChatTemplate {
+    ChatTemplate::new(source, &SpecialTokens::of(&[("bos_token", "<bos>"), ("eos_token", "<eos>")]))
+}
 
 fn chat() -> [Message; 3] {
     [Message::new("user", " Hello. "), Message::new("assistant", "Hi!"), Message::new("user", "Why?\n")]
@@ -81,7 +85,7 @@ fn pieces_end_between_characters() {
 
 #[test]
 fn the_published_template() {
-    let template = ChatTemplate::new(PUBLISHED.into(), "<bos>", "<eos>").unwrap();
+    let template = template(PUBLISHED);
     let text = template.render(&chat(), true).unwrap();
     assert_eq!(text, RENDERED);
     let ids = TINY.encode(&text, true).unwrap();
@@ -102,15 +106,15 @@ fn the_built_in_template() {
     assert!(
         template.render(&[Message::new("system", "x")], true).unwrap_err().to_string().contains("not system")
     );
-    assert_eq!(model.stop_tokens, [1]);
+    assert_eq!(model.stop_tokens, [1, 107]);
     assert!(!model.is_instruction_tuned());
 }
 
 #[test]
 fn templates_in_the_manner_of_python() {
     let render = |source: &str| {
-        let template = ChatTemplate::new(source.into(), "<bos>", "<eos>").unwrap();
-        template.render(&[Message::new("user", "  a-b \n")], false).map_err(|e| e.to_string())
+        let made = template(source);
+        made.render(&[Message::new("user", "  a-b \n")], false).map_err(|e| e.to_string())
     };
     let first = |rest: &str| render(&format!("{{{{ messages[0]{rest} }}}}")).unwrap();
     assert_eq!(first(".content.strip()"), "a-b");
@@ -126,18 +130,21 @@ fn templates_in_the_manner_of_python() {
     );
     let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}";
     assert!(render(endless).unwrap_err().starts_with("chat template: "));
-    let broken = ChatTemplate::new("{% if %}".into(), "", "").err().unwrap().to_string();
-    assert!(broken.starts_with("chat template: ") && !broken.contains('\n'), "{broken}");
+    let broken = template("{% if %}").check().unwrap_err().to_string();
+    assert!(broken.contains("expected a chat template that compiles") && !broken.contains('\n'), "{broken}");
 }
 
 #[test]
 fn a_list_of_templates_has_a_default() {
-    let parse = |v: Value| ChatTemplate::from_config(Path::new("m"), v.to_string().as_bytes(), "<bos>", "");
+    let parse = |v: Value| {
+        ChatTemplate::from_config(Path::new("m"), v.to_string().as_bytes(), &SpecialTokens::default())
+    };
     let list =
         json!({"chat_template": [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]});
     assert_eq!(parse(list).unwrap().unwrap().render(&[], false).unwrap(), "d");
     assert!(parse(json!({})).unwrap().is_none());
-    assert!(parse(json!({"chat_template": [1]})).err().unwrap().to_string().contains("`chat_template`"));
+    let none = parse(json!({"chat_template": [1]})).unwrap().unwrap();
+    assert!(none.check().unwrap_err().to_string().contains("`chat_template`"));
 }
 
 /// Text without what stands for something else: special tokens, and the sign for a space.

@@ -49,6 +49,11 @@ impl Fields {
         }
     }
 
+    /// The names of what is left.
+    pub fn names(&self) -> Vec<String> {
+        self.map.keys().cloned().collect()
+    }
+
     /// Takes a field; null counts as absent.
     pub fn take(&mut self, name: &str) -> Option<Value> {
         self.map.shift_remove(name).filter(|v| !v.is_null())

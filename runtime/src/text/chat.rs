@@ -1,16 +1,20 @@
 //! Messages to the text of a prompt, by the model's own chat template.
 //!
-//! In: a Jinja template, from `chat_template.jinja` or `tokenizer_config.json`, and messages. Out: text that starts with BOS
+//! In: a Jinja template, from one of the places that transformers reads it from, and messages. Out: text that starts with BOS
 //! and holds special tokens written out; [`Tokenizer::encode`](super::Tokenizer::encode) parses them. The environment is
-//! transformers': `trim_blocks`, `lstrip_blocks`, `raise_exception`, and Python's methods of strings and dicts. A template's
-//! work is bounded, so a hostile one ends in an error.
+//! transformers' ([`jinja`](super::jinja)). A template's work is bounded, so a hostile one ends in an error; one that is
+//! broken is an error where it is used, not where its folder is opened.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Value, ValueKind, from_args};
-use minijinja::{Environment, ErrorKind, State, context};
+use minijinja::value::Value;
+use minijinja::{Environment, ErrorKind, context};
+use serde_json::Value as Json;
 
+use super::jinja::{self, NAME};
+use super::source;
+use super::special::SpecialTokens;
 use super::tokenizer::TOKENIZER_CONFIG;
 use crate::file;
 use crate::file::error::{self, Error, Result};
@@ -18,10 +22,51 @@ use crate::file::fields::Fields;
 
 /// The file that holds the template in newer folders.
 pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
-/// Instructions a rendering may take: a thousand a message of a long chat.
-const FUEL: u64 = 20_000_000;
-/// The template's name within its environment.
-const NAME: &str = "chat";
+/// The folder of further templates.
+const ADDITIONAL: &str = "additional_chat_templates";
+/// The file that holds the template of a processor, in older folders.
+const PROCESSOR: &str = "chat_template.json";
+/// The field that holds the template.
+const FIELD: &str = "chat_template";
+/// The template of several that is meant for messages alone.
+const DEFAULT: &str = "default";
+/// Steps, or 64 bytes of text each, that every rendering may take; published templates take a few hundred.
+const FUEL: u64 = 50_000;
+/// The same for each message.
+const MESSAGE_FUEL: u64 = 300;
+/// Bytes of messages for a further one: each may be copied some thirty times.
+const BYTES: u64 = 2;
+
+/// What a message says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A text.
+    Text(String),
+    /// Texts, as `[{"type": "text", "text": ...}]`.
+    Parts(Vec<String>),
+}
+
+impl From<String> for Content {
+    fn from(text: String) -> Content {
+        Content::Text(text)
+    }
+}
+
+impl From<&str> for Content {
+    fn from(text: &str) -> Content {
+        Content::Text(text.into())
+    }
+}
+
+impl Content {
+    /// Its bytes.
+    fn len(&self) -> usize {
+        match self {
+            Content::Text(text) => text.len(),
+            Content::Parts(parts) => parts.iter().map(String::len).sum(),
+        }
+    }
+}
 
 /// One message of a chat.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,173 +74,164 @@ pub struct Message {
     /// `user` or `assistant`; a template may know more.
     pub role: String,
     /// What was said.
-    pub content: String,
+    pub content: Content,
 }
 
 impl Message {
     /// A message.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
+    pub fn new(role: impl Into<String>, content: impl Into<Content>) -> Message {
         Message { role: role.into(), content: content.into() }
+    }
+
+    /// As a template sees it. Parts that it does not loop over come as one text, where Python would show their list.
+    fn value(&self, loops: bool) -> Value {
+        let content = match &self.content {
+            Content::Text(text) => Value::from(text.as_str()),
+            Content::Parts(parts) if loops => {
+                parts.iter().map(|text| context! { type => "text", text => text.as_str() }).collect()
+            }
+            Content::Parts(parts) => Value::from(parts.concat()),
+        };
+        Value::from_pairs([("role", Value::from(self.role.as_str())), ("content", content)])
     }
 }
 
-/// A compiled chat template.
+/// A chat template.
 pub struct ChatTemplate {
-    environment: Environment<'static>,
-    bos_token: String,
-    eos_token: String,
+    path: PathBuf,
+    /// Its text, or what a file should have held and what it holds.
+    source: std::result::Result<String, (String, String)>,
+    special: SpecialTokens,
+    /// Compiled by the first who needs it; else what is wrong with it.
+    environment: OnceLock<std::result::Result<Environment<'static>, String>>,
 }
 
 impl ChatTemplate {
-    /// The template of a folder, or nothing where it has none: `chat_template.jinja` if present, else the field
-    /// `chat_template` of `tokenizer_config.json`, a string or a list of which the one named `default` counts.
+    /// The template of a folder, or nothing where it has none: `chat_template.jinja` if present, else the one named `default`
+    /// in `additional_chat_templates`, else the field `chat_template` of `tokenizer_config.json` (a string, or a list of which
+    /// the one named `default` counts), else of `chat_template.json`.
     ///
     /// # Errors
-    /// [`Error::Read`], [`Error::File`], [`Error::Field`]; [`Error::Template`] if it does not compile.
-    pub fn from_folder(dir: &Path, bos_token: &str, eos_token: &str) -> Result<Option<ChatTemplate>> {
-        let path = dir.join(CHAT_TEMPLATE);
-        if let Some(bytes) = file::read_if_present(&path)? {
-            let source = String::from_utf8(bytes)
-                .map_err(|_| Error::file(path, "a template in UTF-8", "other bytes"))?;
-            return ChatTemplate::new(source, bos_token, eos_token).map(Some);
-        }
-        match file::read_if_present(&dir.join(TOKENIZER_CONFIG))? {
-            Some(config) => ChatTemplate::from_config(dir, &config, bos_token, eos_token),
-            None => Ok(None),
-        }
-    }
-
-    /// The template in the bytes of `tokenizer_config.json`, or nothing where it has none.
-    ///
-    /// # Errors
-    /// As [`ChatTemplate::from_folder`].
-    pub fn from_config(
-        dir: &Path,
-        config: &[u8],
-        bos_token: &str,
-        eos_token: &str,
-    ) -> Result<Option<ChatTemplate>> {
-        let mut fields = Fields::parse(&dir.join(TOKENIZER_CONFIG), config)?;
-        let Some(value) = fields.take("chat_template") else { return Ok(None) };
-        let default = |list: &Vec<serde_json::Value>| {
-            let named = list.iter().find(|t| t["name"] == "default")?;
-            named["template"].as_str().map(str::to_string)
-        };
-        let source = match &value {
-            serde_json::Value::String(source) => Some(source.clone()),
-            other => other.as_array().and_then(default),
-        };
-        match source {
-            Some(source) => ChatTemplate::new(source, bos_token, eos_token).map(Some),
-            None => {
-                let expected = "a template, or a list of {name, template} with one named default";
-                Err(fields.refuse("chat_template", expected, &value))
+    /// [`Error::Read`]; [`Error::File`] if `tokenizer_config.json` is malformed.
+    pub fn from_folder(dir: &Path, special: &SpecialTokens) -> Result<Option<ChatTemplate>> {
+        for path in [dir.join(CHAT_TEMPLATE), dir.join(ADDITIONAL).join("default.jinja")] {
+            if let Some(bytes) = file::read_if_present(&path)? {
+                return Ok(Some(ChatTemplate::from_bytes(path, bytes, special)));
             }
         }
+        for name in [TOKENIZER_CONFIG, PROCESSOR] {
+            let path = dir.join(name);
+            if let Some(bytes) = file::read_if_present(&path)?
+                && let Some(template) = ChatTemplate::from_config(&path, &bytes, special)?
+            {
+                return Ok(Some(template));
+            }
+        }
+        Ok(None)
     }
 
-    /// Compiles a template.
+    /// The template in the field `chat_template` of the JSON file `path`, whose bytes are `config`; nothing where it has none.
     ///
     /// # Errors
-    /// [`Error::Template`] if it does not compile.
-    pub fn new(source: String, bos_token: &str, eos_token: &str) -> Result<ChatTemplate> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?;
-        environment.set_syntax(syntax);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(python_method);
-        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment.add_template_owned(NAME, source).map_err(failed)?;
-        Ok(ChatTemplate { environment, bos_token: bos_token.into(), eos_token: eos_token.into() })
+    /// [`Error::File`] if the file is malformed.
+    pub fn from_config(path: &Path, config: &[u8], special: &SpecialTokens) -> Result<Option<ChatTemplate>> {
+        let Some(value) = Fields::parse(path, config)?.take(FIELD) else { return Ok(None) };
+        let default = || -> Option<&str> {
+            let named = value.as_array()?.iter().find(|t| t["name"] == DEFAULT)?;
+            named["template"].as_str()
+        };
+        let source = match (&value, default()) {
+            (Json::String(source), _) => Ok(source.clone()),
+            (_, Some(source)) => Ok(source.to_string()),
+            (other, None) => {
+                let expected = "a template, or a list of {name, template} with one named default";
+                Err((format!("as `{FIELD}` {expected}"), error::json(other)))
+            }
+        };
+        Ok(Some(ChatTemplate::with(path.into(), source, special)))
+    }
+
+    /// The template whose file's bytes these are; errors call it `path`.
+    pub fn from_bytes(path: PathBuf, bytes: Vec<u8>, special: &SpecialTokens) -> ChatTemplate {
+        let source =
+            String::from_utf8(bytes).map_err(|_| ("a template in UTF-8".into(), "other bytes".into()));
+        ChatTemplate::with(path, source, special)
+    }
+
+    /// The template of this text.
+    pub fn new(source: impl Into<String>, special: &SpecialTokens) -> ChatTemplate {
+        ChatTemplate::with(CHAT_TEMPLATE.into(), Ok(source.into()), special)
+    }
+
+    fn with(
+        path: PathBuf,
+        source: std::result::Result<String, (String, String)>,
+        special: &SpecialTokens,
+    ) -> ChatTemplate {
+        ChatTemplate { path, source, special: special.clone(), environment: OnceLock::new() }
     }
 
     /// The template's own text.
-    pub fn source(&self) -> String {
-        self.environment.get_template(NAME).map(|t| t.source().to_string()).unwrap_or_default()
+    ///
+    /// # Errors
+    /// [`Error::File`] if its file holds none.
+    pub fn source(&self) -> Result<&str> {
+        let refuse = |(expected, found): &(String, String)| Error::file(&self.path, expected, found);
+        self.source.as_deref().map_err(refuse)
+    }
+
+    /// Compiles it, once.
+    ///
+    /// # Errors
+    /// [`Error::File`] if that fails.
+    pub fn check(&self) -> Result<()> {
+        self.environment().map(|_| ())
+    }
+
+    fn environment(&self) -> Result<&Environment<'static>> {
+        let source = self.source()?;
+        let compiled = self.environment.get_or_init(|| jinja::compile(source).map_err(words));
+        compiled.as_ref().map_err(|found| Error::file(&self.path, "a chat template that compiles", found))
     }
 
     /// The prompt for `messages`; with `add_generation_prompt` it ends where the model's turn begins.
     ///
     /// # Errors
-    /// [`Error::Template`] with the template's own words if it refuses the messages.
+    /// [`Error::File`] if it does not compile, [`Error::Template`] with the template's own words if it refuses the messages.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let template = self.environment.get_template(NAME).map_err(failed)?;
-        let messages =
-            messages.iter().map(|m| context! { role => m.role.as_str(), content => m.content.as_str() });
-        let context = context! {
-            messages => messages.collect::<Vec<Value>>(),
-            add_generation_prompt,
-            bos_token => self.bos_token.as_str(),
-            eos_token => self.eos_token.as_str(),
+        let mut environment = self.environment()?.clone();
+        let bytes: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
+        let fuel = FUEL + MESSAGE_FUEL * messages.len() as u64 + bytes as u64 / BYTES;
+        environment.set_fuel(Some(fuel));
+        let failed = |e: minijinja::Error| {
+            let message = match e.kind() {
+                ErrorKind::OutOfFuel => format!("it is not done after {fuel} steps"),
+                _ => words(e),
+            };
+            Error::Template { message }
         };
-        template.render(context).map_err(failed)
+        let template = environment.get_template(NAME).map_err(failed)?;
+        let loops = source::loops_over_content(self.source()?);
+        let special = self.special.named().map(|(name, token)| (name, Value::from(token)));
+        let mut all: Vec<(&str, Value)> = special.collect();
+        if !self.special.additional().is_empty() {
+            let list = self.special.additional().iter().map(|t| Value::from(t.as_str()));
+            all.push(("additional_special_tokens", list.collect()));
+        }
+        all.extend([
+            ("messages", messages.iter().map(|m| m.value(loops)).collect()),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+        ]);
+        template.render(Value::from_pairs(all)).map_err(failed)
     }
 }
 
-fn failed(e: minijinja::Error) -> Error {
-    let message = match (e.kind(), e.detail()) {
+/// What the engine says, on one line.
+fn words(e: minijinja::Error) -> String {
+    match (e.kind(), e.detail()) {
         (ErrorKind::InvalidOperation, Some(detail)) => error::line(detail),
         _ => error::line(e),
-    };
-    Error::Template { message }
-}
-
-/// Python's methods that templates call on strings and dicts.
-fn python_method(
-    state: &mut State,
-    value: &Value,
-    method: &str,
-    args: &[Value],
-) -> Result<Value, minijinja::Error> {
-    let unknown = || minijinja::Error::from(ErrorKind::UnknownMethod);
-    if value.kind() == ValueKind::Map {
-        return match method {
-            "items" => {
-                let () = from_args(args)?;
-                state.apply_filter("items", std::slice::from_ref(value))
-            }
-            "keys" => Ok(Value::from_iter(value.try_iter()?)),
-            "get" => {
-                let (key, default): (Value, Option<Value>) = from_args(args)?;
-                let found = value.get_item(&key)?;
-                Ok(if found.is_undefined() { default.unwrap_or(Value::from(())) } else { found })
-            }
-            _ => Err(unknown()),
-        };
-    }
-    let text = value.as_str().ok_or_else(unknown)?;
-    let trimmed = |end: fn(&str, &str) -> String| -> Result<Value, minijinja::Error> {
-        let (chars,): (Option<&str>,) = from_args(args)?;
-        Ok(end(text, chars.unwrap_or(WHITESPACE)).into())
-    };
-    match method {
-        "strip" => trimmed(|s, set| s.trim_matches(|c| set.contains(c)).into()),
-        "lstrip" => trimmed(|s, set| s.trim_start_matches(|c| set.contains(c)).into()),
-        "rstrip" => trimmed(|s, set| s.trim_end_matches(|c| set.contains(c)).into()),
-        "startswith" => from_args(args).map(|(s,): (&str,)| text.starts_with(s).into()),
-        "endswith" => from_args(args).map(|(s,): (&str,)| text.ends_with(s).into()),
-        "upper" => from_args(args).map(|()| text.to_uppercase().into()),
-        "lower" => from_args(args).map(|()| text.to_lowercase().into()),
-        "title" | "capitalize" => state.apply_filter(method, std::slice::from_ref(value)),
-        "replace" => from_args(args).map(|(from, to): (&str, &str)| text.replace(from, to).into()),
-        "find" => from_args(args).map(|(s,): (&str,)| {
-            let chars = |at: usize| text[..at].chars().count() as i64;
-            text.find(s).map_or(-1, chars).into()
-        }),
-        "split" => {
-            let (separator, most): (Option<&str>, Option<usize>) = from_args(args)?;
-            let most = most.map_or(usize::MAX, |n| n.saturating_add(1));
-            Ok(match separator {
-                Some(s) => text.splitn(most, s).map(Value::from).collect(),
-                None => text.split_whitespace().map(Value::from).collect(),
-            })
-        }
-        _ => Err(unknown()),
     }
 }
-
-/// What Python's `str.strip` removes, as far as prompts hold it.
-const WHITESPACE: &str = " \t\n\r\x0b\x0c\u{85}\u{a0}\u{2028}\u{2029}\u{3000}";

@@ -4,16 +4,23 @@
 //! |---|---|
 //! | [`tokenizer`] | text to ids, by a folder's `tokenizer.json` |
 //! | [`detokenizer`] | ids to text, as they come |
+//! | [`special`] | the special tokens that a folder names |
 //! | [`chat`] | messages to the text of a prompt, by the model's template |
 
 mod bpe;
 pub mod chat;
+mod components;
 pub mod detokenizer;
+mod jinja;
+mod json;
+mod source;
+pub mod special;
 pub mod tokenizer;
 mod within;
 
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatTemplate, Content, Message};
 pub use detokenizer::Detokenizer;
+pub use special::SpecialTokens;
 pub use tokenizer::Tokenizer;
 
 use crate::artifact::{
@@ -28,7 +35,7 @@ pub struct Text {
     pub tokenizer: Option<Tokenizer>,
     /// The chat template.
     pub chat_template: Option<ChatTemplate>,
-    /// The tokens that end a text, ascending.
+    /// The tokens that end a text, as [`stop_tokens`] has them.
     pub stop_tokens: Vec<u32>,
 }
 
@@ -47,21 +54,18 @@ impl Text {
         };
         let chat_template = match (&tokenizer, artifact.section(CHAT_TEMPLATE)) {
             (Some(t), Some(bytes)) => {
-                let refuse = |found: String| {
-                    file::Error::file(path.join(CHAT_TEMPLATE), "a chat template in UTF-8", found)
-                };
-                let source = String::from_utf8(bytes.to_vec()).map_err(|_| refuse("other bytes".into()))?;
-                let template = ChatTemplate::new(source, t.bos_token(), t.eos_token());
-                Some(template.map_err(|e| refuse(e.to_string()))?)
+                let path = path.join(CHAT_TEMPLATE);
+                Some(ChatTemplate::from_bytes(path, bytes.to_vec(), t.special_tokens()))
             }
             _ => None,
         };
-        let stop_tokens = match artifact.section(GENERATION_CONFIG) {
+        let listed = match artifact.section(GENERATION_CONFIG) {
             Some(bytes) => Fields::parse(&path.join(GENERATION_CONFIG), bytes)?
                 .tokens("eos_token_id", vocab.saturating_sub(1) as u64)?
                 .unwrap_or_default(),
             None => Vec::new(),
         };
+        let stop_tokens = stop_tokens(listed, tokenizer.as_ref());
         if let Some(t) = &tokenizer
             && t.vocab_size() > vocab
         {
@@ -71,9 +75,24 @@ impl Text {
         Ok(Text { tokenizer, chat_template, stop_tokens })
     }
 
-    /// Whether the model was tuned to take turns: its stop tokens include `<end_of_turn>`.
+    /// Whether the model was tuned to take turns.
     pub fn is_instruction_tuned(&self) -> bool {
-        let end = self.tokenizer.as_ref().and_then(Tokenizer::end_of_turn_id);
-        end.is_some_and(|id| self.stop_tokens.contains(&id))
+        is_instruction_tuned(self.tokenizer.as_ref(), self.chat_template.as_ref())
     }
+}
+
+/// Whether a model was tuned to take turns: it has a chat template and `<end_of_turn>` in its vocabulary, and its folder does
+/// not say that it is a base model.
+pub fn is_instruction_tuned(tokenizer: Option<&Tokenizer>, template: Option<&ChatTemplate>) -> bool {
+    let turns = |t: &Tokenizer| t.end_of_turn_id().is_some() && !t.special_tokens().is_base();
+    template.is_some() && tokenizer.is_some_and(turns)
+}
+
+/// The tokens that end a text, ascending: those that the configurations list, EOS, and `<end_of_turn>`.
+pub fn stop_tokens(mut listed: Vec<u32>, tokenizer: Option<&Tokenizer>) -> Vec<u32> {
+    listed.extend(tokenizer.and_then(Tokenizer::eos_id));
+    listed.extend(tokenizer.and_then(Tokenizer::end_of_turn_id));
+    listed.sort_unstable();
+    listed.dedup();
+    listed
 }

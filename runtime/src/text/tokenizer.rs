@@ -8,18 +8,17 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::{Value, json};
-
-use tokenizers::{
-    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
-};
+use serde::Deserialize;
+use tokenizers::models::bpe::BPE;
+use tokenizers::{AddedToken, Model, TokenizerImpl};
 
 use super::bpe::Bpe;
+use super::components::{Components, Never, Replace, Split};
 use super::detokenizer::{Detokenizer, Piece, Pieces};
+use super::special::{SPECIAL_TOKENS_MAP, SpecialTokens};
 use crate::artifact::Shared;
 use crate::file;
 use crate::file::error::{self, Error, Result, quote};
-use crate::file::fields::Fields;
 
 /// The file that holds the vocabulary.
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -30,31 +29,38 @@ pub const TABLES: &str = crate::artifact::TOKENIZER_TABLES;
 /// The token that ends a turn of a chat.
 pub const END_OF_TURN: &str = "<end_of_turn>";
 
-/// Gemma's BOS and EOS, for a folder that does not name them.
-const BOS: &str = "<bos>";
-const EOS: &str = "<eos>";
+/// Gemma's special tokens, for a folder that does not name them.
+const DEFAULTS: [(&str, &str); 5] = [
+    ("bos_token", "<bos>"),
+    ("eos_token", "<eos>"),
+    ("unk_token", "<unk>"),
+    ("pad_token", "<pad>"),
+    ("mask_token", "<mask>"),
+];
 /// The largest id that is believed: as the largest vocabulary of a configuration.
 const MAX_ID: u32 = 1 << 24;
+/// Ids that may stand for nothing, beyond as many as there are tokens.
+const HOLES: usize = 1 << 16;
 
 /// What finds tokens.
 enum Inner {
-    /// The crate's own, from a whole `tokenizer.json`.
-    Whole(Box<tokenizers::Tokenizer>),
+    /// By the crate's own model, from a whole `tokenizer.json`.
+    Whole(Box<Around<BPE>>),
     /// The same around tables that are read in place.
-    Mapped(Box<Mapped>),
+    Mapped(Box<Around<Bpe>>),
 }
 
-/// The crate's tokenizer, its model ours.
-type Mapped =
-    TokenizerImpl<Bpe, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+/// The crate's tokenizer around a model.
+type Around<M> = TokenizerImpl<M, Replace, Split, Never, Never>;
 
 /// A tokenizer.
 pub struct Tokenizer {
     path: PathBuf,
     inner: Inner,
     pieces: Pieces,
-    bos: (String, u32),
-    eos: (String, Option<u32>),
+    special: SpecialTokens,
+    bos: u32,
+    eos: Option<u32>,
 }
 
 impl Tokenizer {
@@ -65,24 +71,41 @@ impl Tokenizer {
     pub fn from_folder(dir: &Path) -> Result<Option<Tokenizer>> {
         let Some(tokenizer) = file::read_if_present(&dir.join(TOKENIZER))? else { return Ok(None) };
         let config = file::read_if_present(&dir.join(TOKENIZER_CONFIG))?;
-        Tokenizer::from_bytes(dir, &tokenizer, config.as_deref()).map(Some)
+        let mut tokenizer = Tokenizer::from_bytes(dir, &tokenizer, config.as_deref())?;
+        let path = dir.join(SPECIAL_TOKENS_MAP);
+        if let Some(bytes) = file::read_if_present(&path)? {
+            tokenizer.special.add_missing(SpecialTokens::parse(&path, &bytes)?);
+        }
+        Ok(Some(tokenizer))
     }
 
     /// The tokenizer in the bytes of `tokenizer.json` and, if there is one, `tokenizer_config.json`; errors say they lie in
     /// `dir`.
     ///
     /// # Errors
-    /// [`Error::File`] for a malformed file or one without its BOS token, [`Error::Field`] for a decoder that is not Gemma's.
+    /// [`Error::File`] for a malformed file or one without its BOS token, [`Error::Field`] for a part that is not Gemma's.
     pub fn from_bytes(dir: &Path, tokenizer: &[u8], config: Option<&[u8]>) -> Result<Tokenizer> {
+        /// The file, of which the other fields are read by [`Components`].
+        #[derive(Deserialize)]
+        struct File {
+            model: BPE,
+        }
         let path = dir.join(TOKENIZER);
-        check_decoder(&path, tokenizer)?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(tokenizer)
-            .map_err(|e| Error::file(&path, "a tokenizer", error::line(e)))?;
-        // Lengths are the caller's business: nothing is cut or filled here.
-        inner.with_truncation(None).map_err(|e| Error::file(&path, "a tokenizer", error::line(e)))?;
-        inner.with_padding(None);
-        let pieces = Pieces::Listed(pieces(&path, &inner)?);
-        Tokenizer::with(dir, Inner::Whole(Box::new(inner)), pieces, config)
+        let parts = Components::parse(&path, tokenizer, true)?;
+        let refuse = |e: serde_json::Error| Error::file(&path, "a tokenizer", error::line(e));
+        let File { model } = serde_json::from_slice(tokenizer).map_err(refuse)?;
+        let texts = check_ids(&path, &model, &parts)?;
+        let inner = assemble(&path, model, parts)?;
+        let added = pieces_of(&inner);
+        let mut pieces = vec![Piece::Nothing; texts.len()];
+        for (piece, text) in pieces.iter_mut().zip(&texts) {
+            *piece = text.as_deref().map_or(Piece::Nothing, Piece::of);
+        }
+        for (id, piece) in added {
+            pieces.resize(pieces.len().max(id as usize + 1), Piece::Nothing);
+            pieces[id as usize] = piece;
+        }
+        Tokenizer::with(dir, Inner::Whole(Box::new(inner)), Pieces::Listed(pieces.into()), config)
     }
 
     /// The tables that [`Tokenizer::from_tables`] reads, of the bytes of a `tokenizer.json`; nothing for a tokenizer that
@@ -109,30 +132,10 @@ impl Tokenizer {
     /// As [`Tokenizer::from_bytes`].
     pub fn from_tables(dir: &Path, tables: Shared, config: Option<&[u8]>) -> Result<Tokenizer> {
         let path = dir.join(TABLES);
-        let refuse = |found: String| Error::file(&path, "a tokenizer's tables", found);
-        let bpe = Bpe::new(tables).map_err(refuse)?;
-        check_decoder(&path, bpe.json())?;
-        let mut fields = Fields::parse(&path, bpe.json())?;
-        let mut part = |name: &str| fields.take(name).unwrap_or(Value::Null);
-        let malformed = |e: serde_json::Error| refuse(error::line(e));
-        let mut inner = Mapped::new(bpe.clone());
-        let normalizer: Option<NormalizerWrapper> =
-            serde_json::from_value(part("normalizer")).map_err(malformed)?;
-        inner.with_normalizer(normalizer).map_err(|e| refuse(error::line(e)))?;
-        let split: Option<PreTokenizerWrapper> =
-            serde_json::from_value(part("pre_tokenizer")).map_err(malformed)?;
-        inner.with_pre_tokenizer(split);
-        let post: Option<PostProcessorWrapper> =
-            serde_json::from_value(part("post_processor")).map_err(malformed)?;
-        inner.with_post_processor(post);
-        let added: Option<Vec<AddedToken>> =
-            serde_json::from_value(part("added_tokens")).map_err(malformed)?;
-        inner.add_tokens(added.unwrap_or_default()).map_err(|e| refuse(error::line(e)))?;
-        let added: HashMap<u32, Piece> = inner
-            .get_added_tokens_decoder()
-            .into_iter()
-            .map(|(id, t)| (id, if t.special { Piece::Nothing } else { Piece::of(&t.content) }))
-            .collect();
+        let bpe = Bpe::new(tables).map_err(|found| Error::file(&path, "a tokenizer's tables", found))?;
+        let parts = Components::parse(&path, bpe.json(), false)?;
+        let inner = assemble(&path, bpe.clone(), parts)?;
+        let added = pieces_of(&inner);
         let ids = added.keys().map(|&id| id as usize + 1).max().unwrap_or(0).max(bpe.ids());
         let pieces = Pieces::Mapped(bpe, Arc::new(added), ids);
         Tokenizer::with(dir, Inner::Mapped(Box::new(inner)), pieces, config)
@@ -140,17 +143,19 @@ impl Tokenizer {
 
     fn with(dir: &Path, inner: Inner, pieces: Pieces, config: Option<&[u8]>) -> Result<Tokenizer> {
         let path = dir.join(TOKENIZER);
-        let (mut bos, mut eos) = (BOS.to_string(), EOS.to_string());
-        if let Some(bytes) = config {
-            let mut fields = Fields::parse(&dir.join(TOKENIZER_CONFIG), bytes)?;
-            bos = special(&mut fields, "bos_token")?.unwrap_or(bos);
-            eos = special(&mut fields, "eos_token")?.unwrap_or(eos);
-        }
-        let Some(bos_id) = inner.token_to_id(&bos) else {
+        let mut special = match config {
+            Some(bytes) => SpecialTokens::parse(&dir.join(TOKENIZER_CONFIG), bytes)?,
+            None => SpecialTokens::default(),
+        };
+        let bos = special.get("bos_token").unwrap_or(DEFAULTS[0].1).to_string();
+        let Some(bos) = inner.token_to_id(&bos) else {
             return Err(Error::file(path, format!("the BOS token {}", quote(&bos)), "no such token"));
         };
-        let eos_id = inner.token_to_id(&eos);
-        Ok(Tokenizer { path, inner, pieces, bos: (bos, bos_id), eos: (eos, eos_id) })
+        for (name, token) in DEFAULTS {
+            special.name(name, Some(token).filter(|t| inner.token_to_id(t).is_some()));
+        }
+        let eos = special.get("eos_token").and_then(|token| inner.token_to_id(token));
+        Ok(Tokenizer { path, inner, pieces, special, bos, eos })
     }
 
     /// The ids of `text`. With `add_bos`, the first is BOS and the second is not, whether or not the text (say, a rendered
@@ -169,12 +174,12 @@ impl Tokenizer {
             return Ok(ids.to_vec());
         }
         while let [first, rest @ ..] = ids
-            && *first == self.bos.1
+            && *first == self.bos
         {
             ids = rest;
         }
         let mut all = Vec::with_capacity(ids.len() + 1);
-        all.push(self.bos.1);
+        all.push(self.bos);
         all.extend_from_slice(ids);
         Ok(all)
     }
@@ -193,24 +198,29 @@ impl Tokenizer {
         Detokenizer::new(self.pieces.clone())
     }
 
+    /// The special tokens that the folder names, and Gemma's where it does not.
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.special
+    }
+
     /// The id of BOS.
     pub fn bos_id(&self) -> u32 {
-        self.bos.1
+        self.bos
     }
 
     /// BOS as text: `<bos>`.
     pub fn bos_token(&self) -> &str {
-        &self.bos.0
+        self.special.get("bos_token").unwrap_or(DEFAULTS[0].1)
     }
 
     /// The id of EOS, if the vocabulary has it.
     pub fn eos_id(&self) -> Option<u32> {
-        self.eos.1
+        self.eos
     }
 
     /// EOS as text: `<eos>`.
     pub fn eos_token(&self) -> &str {
-        &self.eos.0
+        self.special.get("eos_token").unwrap_or(DEFAULTS[1].1)
     }
 
     /// The id of `<end_of_turn>`, if the vocabulary has it.
@@ -221,6 +231,14 @@ impl Tokenizer {
     /// The id of a token by its text.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    /// A token's own text, as the vocabulary has it: `▁the`, `<0x0A>`.
+    pub fn piece(&self, id: u32) -> Option<String> {
+        match &self.inner {
+            Inner::Whole(inner) => inner.id_to_token(id),
+            Inner::Mapped(inner) => inner.id_to_token(id),
+        }
     }
 
     /// One more than the largest id.
@@ -247,46 +265,48 @@ impl Inner {
     }
 }
 
-/// A special token's text: a string, or an object that holds it as `content`.
-fn special(fields: &mut Fields, name: &str) -> Result<Option<String>> {
-    match fields.take(name) {
-        None => Ok(None),
-        Some(Value::String(token)) => Ok(Some(token)),
-        Some(value) => match value.get("content").and_then(Value::as_str) {
-            Some(token) => Ok(Some(token.to_string())),
-            None => Err(fields.refuse(name, "a token", &value)),
-        },
+/// The texts of a model's ids, if they can be those of a vocabulary.
+fn check_ids(path: &Path, model: &BPE, parts: &Components) -> Result<Vec<Option<String>>> {
+    let vocab = model.get_vocab();
+    let refuse = |expected: String, found: String| Err(Error::file(path, expected, found));
+    let largest = vocab.values().copied().chain(parts.added.iter().map(|(id, _)| *id)).max().unwrap_or(0);
+    let most = MAX_ID.min((2 * (vocab.len() + parts.added.len()) + HOLES) as u32);
+    if largest > most {
+        return refuse(format!("ids up to {most}"), largest.to_string());
     }
-}
-
-/// Refuses a decoder that [`Detokenizer`] does not do.
-fn check_decoder(path: &Path, bytes: &[u8]) -> Result<()> {
-    let gemma = json!({ "type": "Sequence", "decoders": [
-        { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
-        { "type": "ByteFallback" },
-        { "type": "Fuse" },
-    ] });
-    let mut fields = Fields::parse(path, bytes)?;
-    match fields.take("decoder") {
-        Some(decoder) if decoder == gemma => Ok(()),
-        Some(other) => Err(fields.refuse("decoder", &gemma.to_string(), &other)),
-        None => Err(fields.absent("decoder", &gemma.to_string())),
-    }
-}
-
-/// What each id stands for.
-fn pieces(path: &Path, inner: &tokenizers::Tokenizer) -> Result<Arc<[Piece]>> {
-    let largest = inner.get_vocab(true).into_values().max().unwrap_or(0);
-    if largest > MAX_ID {
-        return Err(Error::file(path, format!("ids up to {MAX_ID}"), largest.to_string()));
-    }
-    let added = inner.get_added_tokens_decoder();
-    let piece = |id: u32| {
-        let token = inner.id_to_token(id).filter(|_| !added.get(&id).is_some_and(|t| t.special));
-        match token {
-            None => Piece::Nothing,
-            Some(token) => Piece::of(&token),
+    let mut texts = vec![None; largest as usize + 1];
+    for (text, id) in vocab {
+        if text.is_empty() {
+            return refuse("tokens that are texts".into(), format!("id {id} of an empty one"));
         }
-    };
-    Ok((0..=largest).map(piece).collect())
+        if let Some(other) = texts[id as usize].replace(text) {
+            return refuse(format!("id {id} once"), format!("it twice, as {}", quote(&other)));
+        }
+    }
+    Ok(texts)
+}
+
+/// A tokenizer of its parts; added tokens have the ids that the file says.
+fn assemble<M: Model>(path: &Path, model: M, parts: Components) -> Result<Around<M>> {
+    let refuse = |e: tokenizers::Error| Error::file(path, "a tokenizer", error::line(e));
+    let mut inner = Around::new(model);
+    inner.with_normalizer(parts.normalizer).map_err(refuse)?;
+    inner.with_pre_tokenizer(parts.pre_tokenizer);
+    let (ids, tokens): (Vec<u32>, Vec<AddedToken>) = parts.added.into_iter().unzip();
+    let texts: Vec<String> = tokens.iter().map(|t| t.content.clone()).collect();
+    inner.add_tokens(tokens).map_err(refuse)?;
+    for (id, text) in ids.into_iter().zip(texts) {
+        let found = inner.token_to_id(&text);
+        if found != Some(id) {
+            let found = found.map_or("no id".into(), |id| format!("id {id}"));
+            return Err(Error::file(path, format!("the added token {} as id {id}", quote(&text)), found));
+        }
+    }
+    Ok(inner)
+}
+
+/// What added tokens stand for.
+fn pieces_of<M: Model>(inner: &Around<M>) -> HashMap<u32, Piece> {
+    let piece = |t: &AddedToken| if t.special { Piece::Nothing } else { Piece::of(&t.content) };
+    inner.get_added_tokens_decoder().iter().map(|(id, t)| (*id, piece(t))).collect()
 }
