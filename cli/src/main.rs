@@ -30,6 +30,7 @@ mod rules;
 mod run;
 mod sampling;
 mod synth;
+mod tokenize;
 mod trial;
 mod weights;
 mod what_if;
@@ -64,6 +65,7 @@ enum Command {
     Run(run::Args),
     Chat(chat::Args),
     Logits(logits::Args),
+    Tokenize(tokenize::Args),
     Compile(compile::Args),
     Verify(artifact::VerifyArgs),
     Bench(bench::Args),
@@ -93,6 +95,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Logits(args) => logits::run(&args),
+        Command::Tokenize(args) => tokenize::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Verify(args) => artifact::verify(&args),
         Command::Bench(args) => bench::run(&args),

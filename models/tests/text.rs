@@ -141,7 +141,7 @@ fn a_list_of_templates_has_a_default() {
     };
     let list =
         json!({"chat_template": [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]});
-    assert_eq!(parse(list).unwrap().unwrap().render(&[], false).unwrap(), "d");
+    assert_eq!(parse(list).unwrap().unwrap().render(&chat(), false).unwrap(), "d");
     assert!(parse(json!({})).unwrap().is_none());
     let none = parse(json!({"chat_template": [1]})).unwrap().unwrap();
     assert!(none.check().unwrap_err().to_string().contains("`chat_template`"));

@@ -83,6 +83,47 @@ impl Message {
         Message { role: role.into(), content: content.into() }
     }
 
+    /// The messages in the bytes of a JSON list of `{"role", "content"}`, a content a text or a list of
+    /// `{"type": "text", "text"}`; `path` is what errors call it.
+    ///
+    /// # Errors
+    /// [`Error::File`] for another form, which names the message, counted from 0.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Message>> {
+        let list = match serde_json::from_slice(bytes) {
+            Ok(Json::Array(list)) => list,
+            Ok(other) => return Err(Error::file(path, "a JSON list of messages", error::json(&other))),
+            Err(e) => {
+                let found = error::line(format!("malformed JSON: {e}"));
+                return Err(Error::file(path, "a JSON list of messages", found));
+            }
+        };
+        let one = |(i, value): (usize, &Json)| {
+            let refuse = |expected: &str, found: &Json| {
+                Error::file(path, format!("message {i}: {expected}"), error::json(found))
+            };
+            let fields = value.as_object().ok_or_else(|| refuse("an object of role and content", value))?;
+            if let Some((name, _)) =
+                fields.iter().find(|(name, v)| !matches!(name.as_str(), "role" | "content") && !v.is_null())
+            {
+                return Err(refuse("no other fields than role and content", &Json::from(name.as_str())));
+            }
+            let role =
+                value["role"].as_str().ok_or_else(|| refuse("a role that is a text", &value["role"]))?;
+            let part = |part: &Json| {
+                let text = part["text"].as_str().filter(|_| part["type"] == "text");
+                text.map(str::to_string)
+                    .ok_or_else(|| refuse("parts {\"type\": \"text\", \"text\": ...}", part))
+            };
+            let content = match &value["content"] {
+                Json::String(text) => Content::Text(text.clone()),
+                Json::Array(parts) => Content::Parts(parts.iter().map(part).collect::<Result<_>>()?),
+                other => return Err(refuse("a content that is a text or a list of parts", other)),
+            };
+            Ok(Message::new(role, content))
+        };
+        list.iter().enumerate().map(one).collect()
+    }
+
     /// As a template sees it. Parts that it does not loop over come as one text, where Python would show their list.
     fn value(&self, loops: bool) -> Value {
         let content = match &self.content {
@@ -200,6 +241,12 @@ impl ChatTemplate {
     /// [`Error::File`] if it does not compile, [`Error::Template`] with the template's own words if it refuses the messages.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let mut environment = self.environment()?.clone();
+        if messages.is_empty() {
+            // transformers' words.
+            let message =
+                "Cannot apply chat template to an empty conversation. Provide at least one message.".into();
+            return Err(Error::Template { message });
+        }
         let bytes: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
         let fuel = FUEL + MESSAGE_FUEL * messages.len() as u64 + bytes as u64 / BYTES;
         environment.set_fuel(Some(fuel));

@@ -79,23 +79,36 @@ impl Tokenizer {
         Ok(Some(tokenizer))
     }
 
+    /// The tokenizer of one file of any name, with Gemma's special tokens.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_bytes`], and [`Error::Read`].
+    pub fn from_file(path: &Path) -> Result<Tokenizer> {
+        Tokenizer::whole(path, &file::read(path)?, None)
+    }
+
     /// The tokenizer in the bytes of `tokenizer.json` and, if there is one, `tokenizer_config.json`; errors say they lie in
     /// `dir`.
     ///
     /// # Errors
     /// [`Error::File`] for a malformed file or one without its BOS token, [`Error::Field`] for a part that is not Gemma's.
     pub fn from_bytes(dir: &Path, tokenizer: &[u8], config: Option<&[u8]>) -> Result<Tokenizer> {
+        let special = special(dir, config)?;
+        Tokenizer::whole(&dir.join(TOKENIZER), tokenizer, special)
+    }
+
+    /// The tokenizer in the bytes of the file `path`.
+    fn whole(path: &Path, tokenizer: &[u8], special: Option<SpecialTokens>) -> Result<Tokenizer> {
         /// The file, of which the other fields are read by [`Components`].
         #[derive(Deserialize)]
         struct File {
             model: BPE,
         }
-        let path = dir.join(TOKENIZER);
-        let parts = Components::parse(&path, tokenizer, true)?;
-        let refuse = |e: serde_json::Error| Error::file(&path, "a tokenizer", error::line(e));
+        let parts = Components::parse(path, tokenizer, true)?;
+        let refuse = |e: serde_json::Error| Error::file(path, "a tokenizer", error::line(e));
         let File { model } = serde_json::from_slice(tokenizer).map_err(refuse)?;
-        let texts = check_ids(&path, &model, &parts)?;
-        let inner = assemble(&path, model, parts)?;
+        let texts = check_ids(path, &model, &parts)?;
+        let inner = assemble(path, model, parts)?;
         let added = pieces_of(&inner);
         let mut pieces = vec![Piece::Nothing; texts.len()];
         for (piece, text) in pieces.iter_mut().zip(&texts) {
@@ -105,7 +118,7 @@ impl Tokenizer {
             pieces.resize(pieces.len().max(id as usize + 1), Piece::Nothing);
             pieces[id as usize] = piece;
         }
-        Tokenizer::with(dir, Inner::Whole(Box::new(inner)), Pieces::Listed(pieces.into()), config)
+        Tokenizer::with(path, Inner::Whole(Box::new(inner)), Pieces::Listed(pieces.into()), special)
     }
 
     /// The tables that [`Tokenizer::from_tables`] reads, of the bytes of a `tokenizer.json`; nothing for a tokenizer that
@@ -138,15 +151,12 @@ impl Tokenizer {
         let added = pieces_of(&inner);
         let ids = added.keys().map(|&id| id as usize + 1).max().unwrap_or(0).max(bpe.ids());
         let pieces = Pieces::Mapped(bpe, Arc::new(added), ids);
-        Tokenizer::with(dir, Inner::Mapped(Box::new(inner)), pieces, config)
+        let special = special(dir, config)?;
+        Tokenizer::with(&dir.join(TOKENIZER), Inner::Mapped(Box::new(inner)), pieces, special)
     }
 
-    fn with(dir: &Path, inner: Inner, pieces: Pieces, config: Option<&[u8]>) -> Result<Tokenizer> {
-        let path = dir.join(TOKENIZER);
-        let mut special = match config {
-            Some(bytes) => SpecialTokens::parse(&dir.join(TOKENIZER_CONFIG), bytes)?,
-            None => SpecialTokens::default(),
-        };
+    fn with(path: &Path, inner: Inner, pieces: Pieces, special: Option<SpecialTokens>) -> Result<Tokenizer> {
+        let mut special = special.unwrap_or_default();
         let bos = special.get("bos_token").unwrap_or(DEFAULTS[0].1).to_string();
         let Some(bos) = inner.token_to_id(&bos) else {
             return Err(Error::file(path, format!("the BOS token {}", quote(&bos)), "no such token"));
@@ -155,7 +165,7 @@ impl Tokenizer {
             special.name(name, Some(token).filter(|t| inner.token_to_id(t).is_some()));
         }
         let eos = special.get("eos_token").and_then(|token| inner.token_to_id(token));
-        Ok(Tokenizer { path, inner, pieces, special, bos, eos })
+        Ok(Tokenizer { path: path.into(), inner, pieces, special, bos, eos })
     }
 
     /// The ids of `text`. With `add_bos`, the first is BOS and the second is not, whether or not the text (say, a rendered
@@ -263,6 +273,11 @@ impl Inner {
             Inner::Mapped(inner) => inner.token_to_id(token),
         }
     }
+}
+
+/// The special tokens that the bytes of `tokenizer_config.json` name.
+fn special(dir: &Path, config: Option<&[u8]>) -> Result<Option<SpecialTokens>> {
+    config.map(|bytes| SpecialTokens::parse(&dir.join(TOKENIZER_CONFIG), bytes)).transpose()
 }
 
 /// The texts of a model's ids, if they can be those of a vocabulary.
