@@ -23,6 +23,8 @@ use lapidary_runtime::{Artifact, Session};
 
 #[path = "artifact/damage.rs"]
 mod damage;
+#[path = "artifact/fuzz.rs"]
+mod fuzz;
 
 /// The weights of a model.
 struct Weights(Arc<Model>);

@@ -1,25 +1,25 @@
 //! Random bytes and mutated valid input for everything that parses a user's file: `config.json`, the safetensors header, the
-//! safetensors index, the tensor language. What must come out is a value that keeps its type's promises, or an error of one
-//! line; never a panic, and never more memory than [`MOST`].
+//! safetensors index, the tensor language, rules, chat templates, tokenizers, the cache of weights. What must come out is a
+//! value that keeps its type's promises, or an error of one line; never a panic, and never more memory than [`MOST`]. The
+//! promises are in [`lapidary_tests::fuzz`]. `LAPIDARY_FUZZ_CASES=N` tries N times as many cases.
 #![allow(clippy::unwrap_used)]
 
+#[path = "fuzz/text.rs"]
+mod text;
+
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::fmt::Display;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
 
 use lapidary_codegen::Options;
 use lapidary_codegen::compile::compile_functions;
 use lapidary_ir::text::parse_module;
-use lapidary_ir::verify::verify;
-use lapidary_ir::{DType, Module};
+use lapidary_models::Config;
 use lapidary_models::checkpoint::parse_index;
-use lapidary_models::gemma2::{self, Storage};
-use lapidary_models::{Config, WeightDType};
-use lapidary_passes::check::check_rule;
-use lapidary_passes::{Limits, RuleSet, Selection, prepare, rules};
+use lapidary_passes::Selection;
 use lapidary_runtime::file::safetensors;
+use lapidary_tests::fuzz::{config, functions, header, index, module, rules, settled};
 use proptest::prelude::*;
 
 /// Bytes that may be allocated at a time: beyond it an allocation fails, which aborts the test.
@@ -47,6 +47,12 @@ unsafe impl GlobalAlloc for Limited {
         // SAFETY: the caller's promise: `at` came from `alloc` with this layout.
         unsafe { System.dealloc(at, layout) }
     }
+}
+
+/// How many cases a property is tried on.
+fn cases(few: u32) -> u32 {
+    let times = std::env::var("LAPIDARY_FUZZ_CASES").ok().and_then(|n| n.parse::<u32>().ok());
+    few.saturating_mul(times.unwrap_or(1))
 }
 
 /// One change of a text: what, where, how much.
@@ -120,37 +126,8 @@ fn edited(valid: &[u8], edits: &[Edit]) -> Vec<u8> {
     bytes
 }
 
-/// The value, or nothing after an error that is one line of bounded length.
-fn settled<T, E: Display>(result: Result<T, E>) -> Option<T> {
-    match result {
-        Ok(value) => Some(value),
-        Err(error) => {
-            let line = error.to_string();
-            assert!(!line.is_empty() && line.len() < 4096, "{} bytes", line.len());
-            assert!(!line.contains(|c: char| c.is_control()), "{line:?}");
-            None
-        }
-    }
-}
-
 const CONFIGS: &[&[u8]] =
     &[include_bytes!("../models/data/tiny-gemma2/config.json"), include_bytes!("golden/gqa-4/config.json")];
-
-/// What is accepted can be counted, written, read back and built.
-fn config(bytes: &[u8]) {
-    let Some(config) = settled(Config::from_json(Path::new("config.json"), bytes)) else { return };
-    config.weight_bytes(WeightDType::F32);
-    config.kv_bytes(usize::MAX, usize::MAX, DType::F32);
-    config.flops_per_token(usize::MAX);
-    assert_eq!(config.tensors().len(), 2 + 11 * config.num_hidden_layers);
-    let again = Config::from_json(Path::new("again"), config.to_json().to_string().as_bytes()).unwrap();
-    assert_eq!(again, config);
-    module(&config).functions.iter().for_each(|f| verify(f).unwrap());
-}
-
-fn module(config: &Config) -> Module {
-    gemma2::module(config, &Storage { weight: &|_| DType::BF16, cache: DType::BF16 })
-}
 
 /// A file of three tensors.
 static HEADER: LazyLock<Vec<u8>> = LazyLock::new(|| {
@@ -165,26 +142,7 @@ static HEADER: LazyLock<Vec<u8>> = LazyLock::new(|| {
     [&(json.len() as u64).to_le_bytes()[..], json.as_bytes(), &[0; 16]].concat()
 });
 
-/// What is accepted lies in the file, in order, without overlap.
-fn header(file: &[u8]) {
-    let Some(entries) = settled(safetensors::read(Path::new("model.safetensors"), file)) else { return };
-    let mut end = entries.first().map_or(file.len(), |e| e.bytes.start);
-    for entry in &entries {
-        assert!(entry.bytes.start == end && entry.bytes.end <= file.len());
-        end = entry.bytes.end;
-    }
-    assert_eq!(end, file.len());
-}
-
 const SHARDS: &[u8] = include_bytes!("golden/gqa-4/model.safetensors.index.json");
-
-/// What is accepted are names in the same folder.
-fn index(bytes: &[u8]) {
-    let Some(map) = settled(parse_index(Path::new("index"), bytes)) else { return };
-    for file in map.values() {
-        assert_eq!(Path::new(file).file_name(), Some(file.as_ref()));
-    }
-}
 
 /// The built-in model's functions as text, as written and fused.
 static FUNCTIONS: LazyLock<Vec<String>> = LazyLock::new(|| {
@@ -202,17 +160,6 @@ static FUNCTIONS: LazyLock<Vec<String>> = LazyLock::new(|| {
     let fused = reports.iter().map(|r| r.variants.last().unwrap().function.to_string());
     module.functions.iter().map(ToString::to_string).chain(fused).collect()
 });
-
-/// What is accepted prints to what parses to the same.
-fn functions(text: &str) {
-    let Some(module) = settled(parse_module(text)) else { return };
-    for function in &module.functions {
-        settled(verify(function));
-        let printed = function.to_string();
-        let again = parse_module(&printed).map(|m| m.functions[0].to_string());
-        assert_eq!(again.ok().as_ref(), Some(&printed), "of\n{text}");
-    }
-}
 
 #[test]
 fn valid_input_is_accepted() {
@@ -234,38 +181,6 @@ fn deep_nesting() {
         functions(&format!("function f(%x: f32[T,4] rows) {{\n v0 = {deep}"));
     }
 }
-
-/// Parses rules; what parses prints as itself, and is checked and applied without a panic.
-fn rules(text: &str) {
-    let parsed = rules::text::parse(text);
-    if let Err(error) = &parsed {
-        assert_eq!(error.excerpt().split('\n').count(), 2, "{error}");
-    }
-    let Some(parsed) = settled(parsed) else { return };
-    let printed: String = parsed.iter().map(ToString::to_string).collect();
-    assert_eq!(rules::text::parse(&printed).as_ref(), Ok(&parsed), "{printed}");
-    if parsed.is_empty() {
-        return;
-    }
-    let set = Arc::new(RuleSet::with_user(parsed));
-    for prepared in set.prepared().iter().filter(|p| p.group == rules::USER) {
-        check_rule(&set, &prepared.rule, 1, 7);
-    }
-    let selection = Selection::of(set, "user", &[], &[]).unwrap();
-    for function in &*SMALL {
-        settled(prepare(function, &selection, Limits { iterations: 4, nodes: 400 }));
-    }
-}
-
-/// Functions that rules are applied to.
-static SMALL: LazyLock<Vec<lapidary_ir::Function>> = LazyLock::new(|| {
-    let source = "function f(%x: f32[T,8] rows, %w: f32[8] weight, %p: bf16[4,8] weight) {
-        n = (mul (mul %x (rsqrt (add (mean (mul %x %x) 1) 1e-6))) (add 1.0 %w))
-        y = (matmul n (transpose (cast %p f32) [1,0]))
-        return y=(mul (tanh (div y 30.0)) 30.0), s=(softmax y none none online)
-    }";
-    parse_module(source).unwrap().functions
-});
 
 /// A file of rules that uses every predicate.
 const RULES: &str = "; a comment
@@ -289,7 +204,7 @@ rule three approximate(1e-3) \"m\" {
 ";
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: cases(300), ..ProptestConfig::default() })]
 
     #[test]
     fn mutated_rules(which in any::<prop::sample::Index>(), edits in edits()) {
@@ -313,7 +228,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 4000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: cases(4000), ..ProptestConfig::default() })]
 
     #[test]
     fn random_bytes(bytes in prop::collection::vec(any::<u8>(), 0..300)) {

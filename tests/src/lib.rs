@@ -1,7 +1,9 @@
-//! What the tests share: models compiled under any selection of rules, sessions on them, reference logits.
+//! What the tests share: models compiled under any selection of rules, sessions on them, reference logits, what must hold of
+//! any input.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod amx;
+pub mod fuzz;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
