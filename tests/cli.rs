@@ -30,6 +30,8 @@ mod pricing;
 mod refusals;
 #[path = "cli/surroundings.rs"]
 mod surroundings;
+#[path = "cli/tokenize.rs"]
+mod tokenize;
 #[cfg(unix)]
 #[path = "cli/writing.rs"]
 mod writing;
