@@ -1,27 +1,34 @@
 //! A tokenizer's vocabulary and merges as tables that are read in place: nothing is parsed before the first text.
 //!
 //! In: the JSON of a byte-pair tokenizer, once, when an artifact is written; then the tables' bytes, mapped. Out: tokens, the
-//! same as the crate `tokenizers` finds. Invariants: every read is bounds-checked, so damaged tables give wrong tokens or
-//! none, never more; a text of n characters takes O(n log n).
+//! same as the crate `tokenizers` finds. Invariants: every block is held against its sum when it is first read, so damage is an
+//! error and costs no reading ahead; every read is bounds-checked, so tables that were made wrong, with right sums, give wrong
+//! tokens or none, never more; a text of n characters takes O(n log n).
 //!
 //! Layout, in words of 32 bits, little-endian: the header ([`HEADER`] words: version, ids, tokens, merges, flags, id of the
 //! unknown token or [`NONE`], bytes of JSON, bytes of text); for each id the end of its text; the ids of tokens, ascending by
 //! text; for each id, and one more, the first of its merges as the left part; merges of three words (right part, rank,
-//! result), ascending by left and right part. Then the rest of the tokenizer as JSON, and the tokens' texts by id.
+//! result), ascending by left and right part. Then the rest of the tokenizer as JSON, and the tokens' texts by id. Then the sum of
+//! each block of [`BLOCK`] bytes of all this: the first word of its SHA-256.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tokenizers::models::bpe::BpeTrainer;
 use tokenizers::{Model, Token};
 
 use crate::artifact::{MAX_TEXT, Shared};
 
 /// The version of the layout.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Bytes that share a sum.
+const BLOCK: usize = 4096;
 /// Words of the header.
 const HEADER: usize = 8;
 /// No id.
@@ -37,6 +44,11 @@ const IGNORE_MERGES: u32 = 4;
 /// The largest id that is believed: as the largest vocabulary of a configuration.
 const MAX_ID: u64 = 1 << 24;
 
+/// What is known of a block, or of all.
+const UNREAD: u8 = 0;
+const GOOD: u8 = 1;
+const DAMAGED: u8 = 2;
+
 /// Byte-pair encoding by mapped tables.
 #[derive(Clone)]
 pub(crate) struct Bpe {
@@ -51,12 +63,15 @@ pub(crate) struct Bpe {
     merges: Range<usize>,
     json: Range<usize>,
     text: Range<usize>,
+    sums: Range<usize>,
+    /// What is known of each block; the last is of all of them. Shared by all copies.
+    seen: Arc<[AtomicU8]>,
 }
 
 impl Bpe {
     /// Tables in `bytes`, or what is wrong with them.
     pub(crate) fn new(bytes: Shared) -> Result<Bpe, String> {
-        let word = |i: usize| read(&bytes, 0, i).ok_or("no header");
+        let word = |i: usize| word_at(&bytes, i * WORD).ok_or("no header");
         let version = word(0)?;
         if version != VERSION {
             return Err(format!("version {version}"));
@@ -79,11 +94,63 @@ impl Bpe {
         let (ends, by_text) = (take(ids * WORD), take(tokens * WORD));
         let (first, merges) = (take((ids + 1) * WORD), take(merges * 3 * WORD));
         let (json, text) = (take(json), take(text));
-        if at != bytes.len() {
-            return Err(format!("{} bytes, of which the header counts {at}", bytes.len()));
+        let blocks = text.end.div_ceil(BLOCK);
+        let sums = text.end..text.end + blocks * WORD;
+        if sums.end != bytes.len() {
+            return Err(format!("{} bytes, of which the header counts {}", bytes.len(), sums.end));
         }
         let unknown = Some(unknown).filter(|&id| id != NONE);
-        Ok(Bpe { bytes, ids, flags, unknown, ends, by_text, first, merges, json, text })
+        let seen = (0..=blocks).map(|_| AtomicU8::new(UNREAD)).collect();
+        let bpe = Bpe { bytes, ids, flags, unknown, ends, by_text, first, merges, json, text, sums, seen };
+        match bpe.slice(0..HEADER * WORD).and(bpe.slice(bpe.json.clone())) {
+            Some(_) => Ok(bpe),
+            None => Err("damaged ones".into()),
+        }
+    }
+
+    /// Bytes, if their blocks are what they were when they were written.
+    fn slice(&self, range: Range<usize>) -> Option<&[u8]> {
+        let slice = self.bytes.get(range.clone())?;
+        for block in range.start / BLOCK..range.end.div_ceil(BLOCK) {
+            match self.seen.get(block)?.load(Ordering::Relaxed) {
+                GOOD => {}
+                DAMAGED => return None,
+                _ => self.check(block)?,
+            }
+        }
+        Some(slice)
+    }
+
+    /// Holds a block against its sum.
+    fn check(&self, block: usize) -> Option<()> {
+        let end = self.sums.start.min((block + 1) * BLOCK);
+        let sum = word_at(&self.bytes, self.sums.start + block * WORD)?;
+        let good = sum_of(self.bytes.get(block * BLOCK..end)?) == sum;
+        self.seen.get(block)?.store(if good { GOOD } else { DAMAGED }, Ordering::Relaxed);
+        if !good {
+            self.seen.last()?.store(DAMAGED, Ordering::Relaxed);
+        }
+        good.then_some(())
+    }
+
+    /// Whether damage was met.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.seen.last().is_some_and(|all| all.load(Ordering::Relaxed) == DAMAGED)
+    }
+
+    /// Word `index` of those from byte `start` on.
+    fn read(&self, start: usize, index: usize) -> Option<u32> {
+        let at = start + index * WORD;
+        self.slice(at..at + WORD)?.first_chunk().map(|word| u32::from_le_bytes(*word))
+    }
+
+    /// Makes the sums of tables right, whatever else is wrong with them.
+    pub(crate) fn seal(bytes: &mut Vec<u8>) {
+        // The sums are a word for each block before them.
+        let blocks = bytes.len().div_ceil(BLOCK + WORD);
+        let end = bytes.len().saturating_sub(blocks * WORD);
+        bytes.truncate(end);
+        append_sums(bytes);
     }
 
     /// The tables of a tokenizer's JSON, or nothing for one that they cannot hold.
@@ -142,12 +209,13 @@ impl Bpe {
         let mut bytes: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
         bytes.extend(rest.bytes());
         bytes.extend(text.bytes());
+        append_sums(&mut bytes);
         Some(bytes)
     }
 
     /// The tokenizer's JSON but for vocabulary and merges.
     pub(crate) fn json(&self) -> &[u8] {
-        self.bytes.get(self.json.clone()).unwrap_or_default()
+        self.slice(self.json.clone()).unwrap_or_default()
     }
 
     /// Ids: one more than the largest.
@@ -158,10 +226,12 @@ impl Bpe {
     /// The text of a token.
     pub(crate) fn text(&self, id: u32) -> Option<&str> {
         let id = id as usize;
-        let end = read(&self.bytes, self.ends.start, id).filter(|_| id < self.ids)? as usize;
-        let start = if id == 0 { 0 } else { read(&self.bytes, self.ends.start, id - 1)? as usize };
-        let text = self.bytes.get(self.text.clone())?.get(start..end).filter(|t| !t.is_empty())?;
-        std::str::from_utf8(text).ok()
+        let end = self.read(self.ends.start, id).filter(|_| id < self.ids)? as usize;
+        let start = if id == 0 { 0 } else { self.read(self.ends.start, id - 1)? as usize };
+        if start >= end || end > self.text.len() {
+            return None;
+        }
+        std::str::from_utf8(self.slice(self.text.start + start..self.text.start + end)?).ok()
     }
 
     /// The token of a text.
@@ -169,7 +239,7 @@ impl Bpe {
         let (mut low, mut high) = (0, self.by_text.len() / WORD);
         while low < high {
             let middle = (low + high) / 2;
-            let id = read(&self.bytes, self.by_text.start, middle)?;
+            let id = self.read(self.by_text.start, middle)?;
             match self.text(id)?.cmp(text) {
                 std::cmp::Ordering::Less => low = middle + 1,
                 std::cmp::Ordering::Equal => return Some(id),
@@ -182,10 +252,10 @@ impl Bpe {
     /// Rank and result of a merge.
     fn merge(&self, left: u32, right: u32) -> Option<(u32, u32)> {
         let left = Some(left as usize).filter(|&id| id < self.ids)?;
-        let first = |i: usize| read(&self.bytes, self.first.start, i);
+        let first = |i: usize| self.read(self.first.start, i);
         let count = self.merges.len() / (3 * WORD);
         let (mut low, mut high) = (first(left)? as usize, (first(left + 1)? as usize).min(count));
-        let field = |merge: usize, i: usize| read(&self.bytes, self.merges.start, 3 * merge + i);
+        let field = |merge: usize, i: usize| self.read(self.merges.start, 3 * merge + i);
         while low < high {
             let middle = (low + high) / 2;
             match field(middle, 0)?.cmp(&right) {
@@ -287,9 +357,19 @@ impl Symbol {
     }
 }
 
-/// Word `index` of those from byte `start` on.
-fn read(bytes: &[u8], start: usize, index: usize) -> Option<u32> {
-    bytes.get(start + index * WORD..)?.first_chunk().map(|word| u32::from_le_bytes(*word))
+/// The word at a byte.
+fn word_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|word| u32::from_le_bytes(*word))
+}
+
+/// A block's sum.
+fn sum_of(block: &[u8]) -> u32 {
+    word_at(&Sha256::digest(block), 0).unwrap_or(0)
+}
+
+fn append_sums(bytes: &mut Vec<u8>) {
+    let sums: Vec<u8> = bytes.chunks(BLOCK).flat_map(|block| sum_of(block).to_le_bytes()).collect();
+    bytes.extend(sums);
 }
 
 impl Model for Bpe {
@@ -301,6 +381,9 @@ impl Model for Bpe {
             Some(id) => vec![Symbol::new(id, sequence.len())],
             None => self.encode(sequence),
         };
+        if self.is_damaged() {
+            return Err("its tables are damaged".into());
+        }
         let mut at = 0;
         let token = |s: Symbol| {
             at += s.bytes;

@@ -60,7 +60,12 @@ impl Pieces {
             Pieces::Listed(pieces) => pieces.get(id as usize).map(Cow::Borrowed),
             Pieces::Mapped(bpe, added, _) => match added.get(&id) {
                 Some(piece) => Some(Cow::Borrowed(piece)),
-                None => bpe.text(id).map(|token| Cow::Owned(Piece::of(token))),
+                None => match bpe.text(id) {
+                    Some(token) => Some(Cow::Owned(Piece::of(token))),
+                    // What should be read is said, not left out.
+                    None if bpe.is_damaged() => Some(Cow::Owned(Piece::Text("\u{FFFD}".into()))),
+                    None => None,
+                },
             },
         }
     }

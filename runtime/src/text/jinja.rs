@@ -40,8 +40,10 @@ pub(super) fn compile(source: &str) -> Result<Environment<'static>, Error> {
     });
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", json::to_json);
-    environment.add_filter("trim", |text: String, set: Option<String>| {
-        trim(&text, set.as_deref(), true, true).to_string()
+    environment.add_filter("trim", |state: &State, value: &Value, set: Option<&str>| {
+        let text = value.to_string();
+        state.consume_fuel((text.len().saturating_mul(set.map_or(0, str::len)) / READ) as u64)?;
+        Ok::<_, Error>(trim(&text, set, true, true).to_string())
     });
     environment.add_filter(HELD, |state: &State, value: Value| held(state, &value, 0, false));
     environment.add_filter(KEPT, |state: &State, value: Value| held(state, &value, 0, true));
