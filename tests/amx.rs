@@ -1,4 +1,4 @@
-//! AMX machine code, run by the CPU or by the emulator of `src/amx.rs`: tiles against loops, their bytes read back, whole
+//! AMX machine code, run by the CPU or by the emulator of `src/emulator/`: tiles against loops, their bytes read back, whole
 //! models against the same without AMX.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(clippy::unwrap_used)]
@@ -15,7 +15,7 @@ use lapidary_ir::DType;
 use lapidary_models::{QuantFormat, Quantization, QuantizedWeights, gemma2};
 use lapidary_passes::Selection;
 use lapidary_runtime::{Rng, Session};
-use lapidary_tests::{Setup, amx, golden, golden_model, logits, session};
+use lapidary_tests::{Setup, emulator, golden, golden_model, logits, session};
 use memmap2::{Mmap, MmapMut};
 
 #[path = "amx/linear.rs"]
@@ -36,13 +36,11 @@ fn tile(micro: &Microkernel, shape: usize, weight_stride: i32, c_stride: i32) ->
     Tile { operands, weights, columns, nr, panel, weight_stride, c_stride }
 }
 
-/// Whether code with tiles runs here. Without AVX-512, which such code uses beside them, these tests are skipped.
-fn ready() -> bool {
-    let ready = amx::ready();
-    if !ready {
-        eprintln!("skipped: this machine has no AVX-512");
-    }
-    ready
+/// Makes code with tiles run here, and what of AVX-512 it uses beside them: by the CPU, or else by the emulator.
+fn make_ready() {
+    // Asks the system for the tile registers, where there are some.
+    lapidary_runtime::cpu::amx();
+    assert!(emulator::install(), "the system gives no handler");
 }
 
 /// Raw code, executable.
@@ -62,9 +60,7 @@ fn value(bits: u16) -> f32 {
 
 #[test]
 fn tiles_match_a_loop() {
-    if !ready() {
-        return;
-    }
+    make_ready();
     let mut random = Rng::new(3);
     let mut next = || (random.next_u64() >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
     for micro in rows() {
@@ -159,9 +155,7 @@ fn divergence(reference: &[f32], other: &[f32], vocab: usize) -> f64 {
 
 #[test]
 fn a_model_in_bf16_stays_close() -> Result<()> {
-    if !ready() {
-        return Ok(());
-    }
+    make_ready();
     let model = golden_model("tiny-short")?;
     let ids = golden("tiny-short")?.ids;
     let exact = logits(&mut session(&model, &Setup::default())?, &ids)?;
@@ -178,9 +172,7 @@ fn a_model_in_bf16_stays_close() -> Result<()> {
 
 #[test]
 fn f32_activations_hold_the_tolerance() -> Result<()> {
-    if !ready() {
-        return Ok(());
-    }
+    make_ready();
     for case in ["tiny-short", "gqa-4", "odd-27b"] {
         let mut session = session(&golden_model(case)?, &Setup { cpu: CPU, ..Setup::default() })?;
         let worst = lapidary_tests::worst_difference(&mut session, &golden(case)?)?;
@@ -191,9 +183,7 @@ fn f32_activations_hold_the_tolerance() -> Result<()> {
 
 #[test]
 fn quantised_weights_unpack_to_tiles() -> Result<()> {
-    if !ready() {
-        return Ok(());
-    }
+    make_ready();
     let model = golden_model("tiny-short")?;
     let ids = golden("tiny-short")?.ids;
     for format in [QuantFormat::Q8, QuantFormat::Q4] {

@@ -10,8 +10,6 @@
 mod append;
 #[path = "fused/attention.rs"]
 mod attention;
-#[path = "fused/cpu.rs"]
-mod cpu;
 #[path = "fused/elementwise.rs"]
 mod elementwise;
 #[path = "fused/gather.rs"]
@@ -32,5 +30,3 @@ mod reduce;
 mod rope;
 #[path = "fused/softmax.rs"]
 mod softmax;
-#[path = "fused/vnni.rs"]
-mod vnni;

@@ -1,8 +1,7 @@
 //! What the tests share: models compiled under any selection of rules, sessions on them, reference logits, what must hold of
 //! any input.
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub mod amx;
+pub mod emulator;
 pub mod fuzz;
 
 use std::path::{Path, PathBuf};

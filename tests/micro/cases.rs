@@ -1,0 +1,429 @@
+//! Calls of raw microkernels at their edges, and what they must come to.
+
+use lapidary_codegen::micro::{
+    self, DOT_ROWS, Dot, Emit, MICROKERNELS, Microkernel, Mix, Raw, Rows, Scores, Tile, Widen,
+    int8_quant_bytes, int8_row_bytes,
+};
+use lapidary_codegen::target::Target;
+use lapidary_ir::{BLOCK, DType};
+
+use crate::operands::{Source, Values, float_bytes};
+
+/// An operand in memory, or a number.
+#[derive(Clone, Debug)]
+pub(crate) enum Operand {
+    In(Vec<u8>),
+    /// Results; one a call.
+    Out(Vec<u8>),
+    /// So many bytes into an operand before.
+    Within(usize, usize),
+    Number(u64),
+}
+
+/// What results must be.
+pub(crate) enum Want {
+    /// f32: each a value and the size of what was summed up; none stays as it was.
+    Floats(Vec<Option<(f64, f64)>>),
+    Bytes(Vec<u8>),
+}
+
+/// One call.
+pub(crate) struct Case {
+    pub(crate) raw: Raw,
+    pub(crate) operands: Vec<Operand>,
+    pub(crate) want: Want,
+}
+
+const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+const STORED: [DType; 4] = [DType::F32, DType::BF16, DType::F16, DType::Q8];
+
+/// Every case of a row.
+pub(crate) fn all(micro: &Microkernel, targets: &[Target], values: Values) -> Vec<Case> {
+    let source = &mut Source::new(micro.name.len() as u64, values);
+    match micro.emit {
+        Emit::RawDot(_) | Emit::PairedDot(_) => dots(micro, source),
+        Emit::RawRows(_) => rows(micro, source),
+        Emit::RawTile(_) | Emit::ConfiguredTile(_) => tiles(micro, source),
+        Emit::IntegerTile(..) => integer_tiles(micro, source),
+        Emit::RawScores(_) => scores(micro, source),
+        Emit::RawMix(_) => mixes(micro, source),
+        Emit::RawWiden(_) => widenings(micro, targets, source),
+        Emit::Dot(_) | Emit::Inline(_) => unreachable!("no raw code"),
+    }
+}
+
+/// A sum of products: its value and size.
+fn dot<'a>(start: f64, pairs: impl Iterator<Item = (&'a f64, f64)>) -> (f64, f64) {
+    pairs.fold((start, start.abs()), |(sum, size), (a, b)| (sum + a * b, size + (a * b).abs()))
+}
+
+fn dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
+    let mut cases = vec![];
+    let mut add = |dtype: DType, k: usize| {
+        for rows in [1, DOT_ROWS] {
+            let (x, values) = match micro.operands {
+                DType::Q8 => rounded_x(dtype, k, source),
+                _ => {
+                    let row = source.row(DType::F32, k);
+                    (row.bytes, row.values)
+                }
+            };
+            let (weights, ws) = source.rows(dtype, rows, k, 0);
+            let want = ws.iter().map(|w| Some(dot(0.0, w.iter().zip(values.iter().copied())))).collect();
+            cases.push(Case {
+                raw: Raw::Dot(Dot { operands: micro.operands, dtype, k, rows }),
+                operands: vec![Operand::In(x), Operand::In(weights), Operand::Out(vec![0xa5; 4 * rows])],
+                want: Want::Floats(want),
+            });
+        }
+    };
+    for dtype in FLOATS.into_iter().filter(|_| micro.operands != DType::Q8) {
+        [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 67, 131].into_iter().for_each(|k| add(dtype, k));
+    }
+    for dtype in [DType::Q8, DType::Q4] {
+        [1, 2, 3, 4, 5, 7, 8, 9, 16, 21, 36].into_iter().for_each(|blocks| add(dtype, blocks * BLOCK));
+    }
+    cases
+}
+
+/// A row of x rounded to 8 bits: quants, for 4 bits both first halves of a pair of blocks, then both second halves; scales; sums.
+fn rounded_x(weights: DType, k: usize, source: &mut Source) -> (Vec<u8>, Vec<f64>) {
+    let quants: Vec<i64> = (0..k).map(|_| source.quant(-127, 127)).collect();
+    let scales: Vec<f32> = (0..k / BLOCK).map(|_| source.scale()).collect();
+    let mut bytes = vec![0; int8_quant_bytes(k)];
+    for (i, &quant) in quants.iter().enumerate() {
+        let (pair, block, half, rest) = (i / 64, i / 32 % 2, i / 16 % 2, i % 16);
+        let at = if weights == DType::Q4 { 64 * pair + 32 * half + 16 * block + rest } else { i };
+        bytes[at] = quant as i8 as u8;
+    }
+    bytes.extend(float_bytes(&scales));
+    for block in quants.chunks(BLOCK) {
+        bytes.extend((block.iter().sum::<i64>() as i32).to_le_bytes());
+    }
+    bytes.resize(int8_row_bytes(k), 0);
+    (bytes, quants.iter().enumerate().map(|(i, &q)| q as f64 * f64::from(scales[i / BLOCK])).collect())
+}
+
+fn rows(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
+    let mut cases = vec![];
+    for &(count, nr) in micro.shapes {
+        for (k, pad) in [(1, 0), (2, 1), (31, 0), (32, 0), (33, 3), (67, 0), (131, 5)] {
+            let (x, xs) = source.rows(DType::BF16, count, k, 2 * pad);
+            let (weights, ws) = source.rows(DType::BF16, nr, k, 2 * pad);
+            let c_row = nr + pad;
+            let mut want = vec![None; count * c_row];
+            for t in 0..count {
+                for n in 0..nr {
+                    want[t * c_row + n] = Some(dot(0.0, ws[n].iter().zip(xs[t].iter().copied())));
+                }
+            }
+            let stride = (k + pad) as i32 * 2;
+            let (x_stride, weight_stride, c_stride) = (stride, stride, c_row as i32 * 4);
+            cases.push(Case {
+                raw: Raw::Rows(Rows { k, rows: count, nr, x_stride, weight_stride, c_stride }),
+                operands: vec![
+                    Operand::In(x),
+                    Operand::In(weights),
+                    Operand::Out(vec![0xa5; 4 * count * c_row]),
+                ],
+                want: Want::Floats(want),
+            });
+        }
+    }
+    cases
+}
+
+/// What tiles start from: results, padding beside them; as bytes and as numbers.
+fn before(source: &mut Source, n: usize) -> (Vec<u8>, Vec<f32>) {
+    let floats: Vec<f32> = (0..n).map(|_| source.float()).collect();
+    (float_bytes(&floats), floats)
+}
+
+fn tiles(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
+    let mut cases = vec![];
+    // Elements of k in one step of x's panel.
+    let step = if micro.operands == DType::BF16 { 2 } else { 1 };
+    let lengths: Vec<usize> = match micro.is_configured() {
+        true => [1, 2, 3, 16].iter().map(|n| n * micro.kr).collect(),
+        false => [1, 2, 3, 4, 5, 7, 8, 33].iter().map(|n| n * step).collect(),
+    };
+    for &(columns, nr) in micro.shapes {
+        for (at, &k) in lengths.iter().enumerate() {
+            for accumulate in [false, true] {
+                let pad = [0, 16][at % 2];
+                // Rows of x beyond the tile's columns hold NaN.
+                let mut x = vec![0xff; k * micro.mr * micro.operands.bytes()];
+                let (size, mut xs) = (micro.operands.bytes(), vec![vec![]; columns]);
+                for (t, values) in xs.iter_mut().enumerate() {
+                    let row = source.row(micro.operands, k);
+                    for (i, element) in row.bytes.chunks(size).enumerate() {
+                        let place = (i / step * micro.mr + t) * step + i % step;
+                        x[place * size..][..size].copy_from_slice(element);
+                    }
+                    *values = row.values;
+                }
+                let (weights, ws) = source.rows(micro.operands, nr, k, pad * size);
+                let c_row = micro.mr + pad;
+                let (c, old) = before(source, nr * c_row);
+                let mut want = vec![None; nr * c_row];
+                for n in 0..nr {
+                    for t in 0..columns {
+                        let start = if accumulate { f64::from(old[n * c_row + t]) } else { 0.0 };
+                        want[n * c_row + t] = Some(dot(start, ws[n].iter().zip(xs[t].iter().copied())));
+                    }
+                }
+                let tile = Tile {
+                    operands: micro.operands,
+                    weights: micro.operands,
+                    columns,
+                    nr,
+                    panel: micro.mr,
+                    weight_stride: ((k + pad) * size) as i32,
+                    c_stride: c_row as i32 * 4,
+                };
+                cases.push(Case {
+                    raw: Raw::Tile(tile),
+                    operands: vec![
+                        Operand::In(x),
+                        Operand::In(weights),
+                        Operand::Out(c),
+                        Operand::Number((k / step) as u64),
+                        Operand::Number(accumulate.into()),
+                    ],
+                    want: Want::Floats(want),
+                });
+            }
+        }
+    }
+    cases
+}
+
+fn integer_tiles(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
+    let mut cases = vec![];
+    for &(columns, nr) in micro.shapes {
+        for weights in [DType::Q8, DType::Q4] {
+            for (blocks, accumulate) in [(1, false), (1, true), (3, false), (3, true)] {
+                cases.push(integer_tile(micro, (columns, nr), weights, (blocks, accumulate), source));
+            }
+        }
+    }
+    cases
+}
+
+fn integer_tile(
+    micro: &Microkernel,
+    (columns, nr): (usize, usize),
+    weights: DType,
+    (blocks, accumulate): (usize, bool),
+    source: &mut Source,
+) -> Case {
+    let panel = micro.mr;
+    // x, block by block: scales, -8 times the sums of quants, quants four of a row at a time.
+    let quants: Vec<i64> = (0..blocks * BLOCK * panel).map(|_| source.quant(-127, 127)).collect();
+    let quant = |k: usize, t: usize| quants[k * panel + t];
+    let x_scales: Vec<f32> = (0..blocks * panel).map(|_| source.scale()).collect();
+    let mut x = vec![];
+    for b in 0..blocks {
+        x.extend(float_bytes(&x_scales[b * panel..][..panel]));
+        for t in 0..panel {
+            let sum: i64 = (0..BLOCK).map(|k| quant(b * BLOCK + k, t)).sum();
+            x.extend((-8 * sum as i32).to_le_bytes());
+        }
+        for step in 0..BLOCK / 4 {
+            for t in 0..panel {
+                x.extend((0..4).map(|j| quant(b * BLOCK + 4 * step + j, t) as i8 as u8));
+            }
+        }
+    }
+    // Weights, unsigned by 8 or 128, whole or in halves of 4 bits, the upper ones first; then the scale.
+    let (low, high, shift) = if weights == DType::Q4 { (-8, 7, 8) } else { (-127, 127, 128) };
+    let stride = micro.held_bytes(weights, blocks * BLOCK) + 64;
+    let is_halved = micro.held_bytes(weights, BLOCK) == 2 * BLOCK + 4;
+    let ws: Vec<i64> = (0..nr * blocks * BLOCK).map(|_| source.quant(low, high)).collect();
+    let w_scales: Vec<f32> = (0..nr * blocks).map(|_| source.scale()).collect();
+    let mut held = vec![];
+    for n in 0..nr {
+        for b in 0..blocks {
+            let block = ws[(n * blocks + b) * BLOCK..][..BLOCK].iter().map(|w| (w + shift) as u8);
+            match is_halved {
+                true => {
+                    held.extend(block.clone().map(|w| w >> 4));
+                    held.extend(block.map(|w| w & 15));
+                }
+                false => held.extend(block),
+            }
+            held.extend(w_scales[n * blocks + b].to_le_bytes());
+        }
+        held.resize((n + 1) * stride, 0xff);
+    }
+    let c_row = panel + 4;
+    let (c, old) = before(source, nr * c_row);
+    let mut want = vec![None; nr * c_row];
+    for n in 0..nr {
+        for t in 0..columns {
+            let start = if accumulate { f64::from(old[n * c_row + t]) } else { 0.0 };
+            let mut sum = (start, start.abs());
+            for b in 0..blocks {
+                let row = &ws[(n * blocks + b) * BLOCK..][..BLOCK];
+                let dot: i64 = row.iter().enumerate().map(|(k, w)| w * quant(b * BLOCK + k, t)).sum();
+                let part =
+                    dot as f64 * f64::from(w_scales[n * blocks + b]) * f64::from(x_scales[b * panel + t]);
+                sum = (sum.0 + part, sum.1 + part.abs());
+            }
+            want[n * c_row + t] = Some(sum);
+        }
+    }
+    let (weight_stride, c_stride) = (stride as i32, c_row as i32 * 4);
+    Case {
+        raw: Raw::Tile(Tile { operands: DType::Q8, weights, columns, nr, panel, weight_stride, c_stride }),
+        operands: vec![
+            Operand::In(x),
+            Operand::In(held),
+            Operand::Out(c),
+            Operand::Number(blocks as u64),
+            Operand::Number(accumulate.into()),
+        ],
+        want: Want::Floats(want),
+    }
+}
+
+fn scores(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
+    let mut cases = vec![];
+    for &(most, rows) in micro.shapes {
+        for dtype in STORED {
+            for (heads, blocks, pad) in [(1, 1, 0), (most, 1, 3), (1, 2, 1), (most, 3, 0), (most, 8, 5)] {
+                let k = blocks * BLOCK;
+                let (queries, qs) = source.rows(DType::F32, heads, k, 4 * pad);
+                let (keys, values) = source.rows(dtype, rows, k, 0);
+                let c_row = rows + pad;
+                let mut want = vec![None; heads * c_row];
+                for h in 0..heads {
+                    for r in 0..rows {
+                        want[h * c_row + r] = Some(dot(0.0, values[r].iter().zip(qs[h].iter().copied())));
+                    }
+                }
+                let (q_stride, c_stride) = ((k + pad) as i32 * 4, c_row as i32 * 4);
+                cases.push(Case {
+                    raw: Raw::Scores(Scores { dtype, k, rows, heads, q_stride, c_stride }),
+                    operands: vec![
+                        Operand::In(queries),
+                        Operand::In(keys),
+                        Operand::Out(vec![0xa5; 4 * heads * c_row]),
+                        Operand::Within(1, 0),
+                    ],
+                    want: Want::Floats(want),
+                });
+            }
+        }
+    }
+    cases
+}
+
+fn mixes(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
+    let mut cases = vec![];
+    for &(widest, most) in micro.shapes {
+        for dtype in STORED {
+            for columns in (BLOCK..=widest).step_by(BLOCK) {
+                for (heads, rows, column, pad) in [(1, 1, 0, 0), (most, 3, BLOCK, 2), (most, 9, 2 * BLOCK, 0)]
+                {
+                    let k = columns + 2 * BLOCK;
+                    let (bytes, values) = source.rows(dtype, rows, k, 0);
+                    let (weights, ws) = source.rows(DType::F32, heads, rows, 4 * pad);
+                    let c_row = columns + pad;
+                    let (c, old) = before(source, heads * c_row);
+                    let mut want = vec![None; heads * c_row];
+                    for h in 0..heads {
+                        for i in 0..columns {
+                            let start = f64::from(old[h * c_row + i]);
+                            let column = values.iter().map(|row| row[column + i]);
+                            want[h * c_row + i] = Some(dot(start, ws[h].iter().zip(column)));
+                        }
+                    }
+                    let (weight_stride, c_stride) = ((rows + pad) as i32 * 4, c_row as i32 * 4);
+                    cases.push(Case {
+                        raw: Raw::Mix(Mix { dtype, k, column, columns, heads, weight_stride, c_stride }),
+                        operands: vec![
+                            Operand::In(bytes),
+                            Operand::In(weights),
+                            Operand::Out(c),
+                            Operand::Number(rows as u64),
+                            Operand::Within(0, 0),
+                        ],
+                        want: Want::Floats(want),
+                    });
+                }
+            }
+        }
+    }
+    cases
+}
+
+fn widenings(micro: &Microkernel, targets: &[Target], source: &mut Source) -> Vec<Case> {
+    // To what the tiles read that are chosen with this row.
+    let mut forms: Vec<(DType, bool)> = vec![(DType::F32, false)];
+    for target in
+        targets.iter().filter(|t| micro::widening(&t.features).is_some_and(|w| w.name == micro.name))
+    {
+        let tiles = MICROKERNELS.iter().filter(|m| m.is_packed() && (m.runs_on)(&target.features));
+        forms.extend(tiles.map(|m| (m.operands, m.held_bytes(DType::Q8, BLOCK) == 2 * BLOCK + 4)));
+    }
+    forms.sort_unstable();
+    forms.dedup();
+    let mut cases = vec![];
+    for (to, is_halved) in forms {
+        for from in [DType::F32, DType::BF16, DType::F16, DType::Q8, DType::Q4] {
+            if to == DType::Q8 && !from.is_quantised() {
+                continue;
+            }
+            for blocks in [1, 2, 5] {
+                let row = source.row(from, blocks * BLOCK);
+                let scales = row.bytes.len() - blocks * 2;
+                let want: Vec<u8> = match to {
+                    DType::Q8 => held(from, is_halved, &row.bytes, blocks),
+                    DType::BF16 => {
+                        row.values.iter().flat_map(|&v| nearest_bf16(v as f32).to_le_bytes()).collect()
+                    }
+                    _ => row.values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect(),
+                };
+                cases.push(Case {
+                    raw: Raw::Widen(Widen { from, to }),
+                    operands: vec![
+                        Operand::In(row.bytes),
+                        Operand::Within(0, if from.is_quantised() { scales } else { 0 }),
+                        Operand::Out(vec![0xa5; want.len()]),
+                        Operand::Number(blocks as u64),
+                    ],
+                    want: Want::Bytes(want),
+                });
+            }
+        }
+    }
+    cases
+}
+
+/// The nearest bf16, of two as near the even one; there are no denormals here.
+fn nearest_bf16(x: f32) -> u16 {
+    let (below, rest) = ((x.to_bits() >> 16) as u16, x.to_bits() & 0xffff);
+    below + u16::from(rest > 0x8000 || rest == 0x8000 && below & 1 == 1)
+}
+
+/// A row's blocks as integer tiles read them.
+fn held(from: DType, is_halved: bool, row: &[u8], blocks: usize) -> Vec<u8> {
+    let (quants, scales) = row.split_at(row.len() - 2 * blocks);
+    let mut held = vec![];
+    for (block, scale) in quants.chunks(quants.len() / blocks).zip(scales.chunks(2)) {
+        match (from, is_halved) {
+            (DType::Q4, _) => {
+                held.extend(block.iter().map(|b| b & 15));
+                held.extend(block.iter().map(|b| b >> 4));
+            }
+            (_, true) => {
+                held.extend(block.iter().map(|b| (b ^ 0x80) >> 4));
+                held.extend(block.iter().map(|b| b & 15));
+            }
+            (_, false) => held.extend(block.iter().map(|b| b ^ 0x80)),
+        }
+        held.extend([0, 0, scale[0], scale[1]]);
+    }
+    held
+}

@@ -1,0 +1,393 @@
+//! Vector registers: AVX2, FMA, F16C, AVX-VNNI, AVX-512 F, BW, DQ, VL, VNNI and BF16, as far as microkernels use them.
+//!
+//! After Intel's Software Developer's Manual, volume 2. A register is 16 dwords; what lies beyond an instruction's width is
+//! zeroed. Elements that a mask leaves out are not read, not written, and kept or zeroed in the register.
+
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+use super::scalar::mask;
+use super::{Cpu, Fault};
+
+const LANES: usize = 16;
+const BYTES: usize = 4 * LANES;
+
+/// A vector register, 32 bits a lane.
+pub(super) type Vector = [u32; LANES];
+
+/// A vector register's number.
+fn number(register: Register) -> usize {
+    let first = match register {
+        r if r.is_zmm() => Register::ZMM0,
+        r if r.is_ymm() => Register::YMM0,
+        _ => Register::XMM0,
+    };
+    register as usize - first as usize
+}
+
+/// A vector register's bytes.
+fn width(register: Register) -> usize {
+    match register {
+        r if r.is_zmm() => 64,
+        r if r.is_ymm() => 32,
+        _ => 16,
+    }
+}
+
+fn bytes(vector: Vector) -> [u8; BYTES] {
+    std::array::from_fn(|at| vector[at / 4].to_le_bytes()[at % 4])
+}
+
+fn from_bytes(bytes: [u8; BYTES]) -> Vector {
+    std::array::from_fn(|lane| u32::from_le_bytes(std::array::from_fn(|at| bytes[4 * lane + at])))
+}
+
+/// Lane by lane.
+fn lanes(f: impl Fn(usize) -> u32) -> Vector {
+    std::array::from_fn(f)
+}
+
+fn float_lanes(f: impl Fn(usize) -> f32) -> Vector {
+    std::array::from_fn(|lane| f(lane).to_bits())
+}
+
+/// Halves of 16 bits.
+fn half(vector: &Vector, at: usize) -> u16 {
+    (vector[at / 2] >> (16 * (at % 2))) as u16
+}
+
+fn half_lanes(f: impl Fn(usize) -> u16) -> Vector {
+    lanes(|lane| u32::from(f(2 * lane)) | u32::from(f(2 * lane + 1)) << 16)
+}
+
+fn byte(vector: &Vector, at: usize) -> u8 {
+    vector[at / 4].to_le_bytes()[at % 4]
+}
+
+fn byte_lanes(f: impl Fn(usize) -> u8) -> Vector {
+    lanes(|lane| u32::from_le_bytes(std::array::from_fn(|at| f(4 * lane + at))))
+}
+
+/// Denormals are 0.
+pub(super) fn flush(x: f32) -> f32 {
+    if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
+}
+
+/// A bf16's value, denormals as 0.
+pub(super) fn bf16(bits: u16) -> f32 {
+    flush(f32::from_bits(u32::from(bits) << 16))
+}
+
+/// To the nearest bf16, ties to even; denormals are 0, NaN stays one.
+fn to_bf16(x: f32) -> u16 {
+    let bits = flush(x).to_bits();
+    if x.is_nan() {
+        return (bits >> 16) as u16 | 0x40;
+    }
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+/// An f16's value: exact.
+fn f16(bits: u16) -> f32 {
+    let (sign, exponent, fraction) = (u32::from(bits >> 15) << 31, bits >> 10 & 31, u32::from(bits & 0x3ff));
+    let magnitude = match exponent {
+        0 => (fraction as f32 * 2f32.powi(-24)).to_bits(),
+        31 if fraction == 0 => f32::INFINITY.to_bits(),
+        31 => 0x7fc0_0000 | fraction << 13,
+        _ => (u32::from(exponent) + 127 - 15) << 23 | fraction << 13,
+    };
+    f32::from_bits(sign | magnitude)
+}
+
+fn saturate(x: i32) -> u16 {
+    x.clamp(i32::from(i16::MIN), i32::from(i16::MAX)) as i16 as u16
+}
+
+/// Bytes of an instruction's elements, by which masks count.
+fn element_bytes(i: &Instruction) -> usize {
+    match i.mnemonic() {
+        Mnemonic::Vmovdqu8 => 1,
+        Mnemonic::Vmovdqu16 | Mnemonic::Vcvtne2ps2bf16 => 2,
+        Mnemonic::Vextractf64x4 | Mnemonic::Vpxorq | Mnemonic::Vpandq => 8,
+        _ => 4,
+    }
+}
+
+impl Cpu {
+    /// A vector operand, from a register or memory: what memory gives, then zeros; or one element for all lanes.
+    fn vector(&self, i: &Instruction, operand: u32) -> Result<Vector, Fault> {
+        match i.op_kind(operand) {
+            OpKind::Register if i.op_register(operand).is_vector_register() => {
+                Ok(self.vectors[number(i.op_register(operand))])
+            }
+            OpKind::Memory => {
+                let (at, size) = (self.address(i), i.memory_size());
+                let mut value = [0; BYTES];
+                if i.is_broadcast() {
+                    if size.element_size() != 4 {
+                        return Err(Fault::Unknown(*i));
+                    }
+                    self.read(i, at, &mut value[..4])?;
+                    return Ok([from_bytes(value)[0]; LANES]);
+                }
+                let into = value.get_mut(..size.size()).ok_or(Fault::Unknown(*i))?;
+                match i.op_mask() {
+                    Register::None => self.read(i, at, into)?,
+                    k => {
+                        let mask = self.masks[mask(k)];
+                        for (e, element) in into.chunks_mut(size.element_size()).enumerate() {
+                            if mask >> e & 1 == 1 {
+                                self.read(i, at + (e * size.element_size()) as u64, element)?;
+                            }
+                        }
+                    }
+                }
+                Ok(from_bytes(value))
+            }
+            _ => Err(Fault::Unknown(*i)),
+        }
+    }
+
+    /// Sets the first operand, a vector register or memory.
+    fn set(&mut self, i: &Instruction, value: Vector) -> Result<(), Fault> {
+        let size = element_bytes(i);
+        let mask = match i.op_mask() {
+            Register::None => u64::MAX,
+            k => self.masks[mask(k)],
+        };
+        let value = bytes(value);
+        match i.op_kind(0) {
+            OpKind::Memory => {
+                let (at, all) = (self.address(i), i.memory_size().size());
+                if mask == u64::MAX {
+                    return self.write(i, at, value.get(..all).ok_or(Fault::Unknown(*i))?);
+                }
+                for e in (0..all / size).filter(|e| mask >> e & 1 == 1) {
+                    self.write(i, at + (e * size) as u64, &value[e * size..(e + 1) * size])?;
+                }
+            }
+            _ if !i.op_register(0).is_vector_register() => return Err(Fault::Unknown(*i)),
+            _ => {
+                let register = i.op_register(0);
+                let before = bytes(self.vectors[number(register)]);
+                self.vectors[number(register)] = from_bytes(std::array::from_fn(|at| {
+                    if at >= width(register) || (mask >> (at / size) & 1 == 0 && i.zeroing_masking()) {
+                        0
+                    } else if mask >> (at / size) & 1 == 1 {
+                        value[at]
+                    } else {
+                        before[at]
+                    }
+                }));
+            }
+        }
+        Ok(())
+    }
+
+    /// One vector instruction.
+    pub(super) fn vector_step(&mut self, i: &Instruction) -> Result<(), Fault> {
+        // General registers as a result.
+        if i.mnemonic() == Mnemonic::Vmovd && i.op_register(0).is_gpr32() {
+            let word = self.vector(i, 1)?[0];
+            self.general[super::scalar::number(i.op_register(0))] = u64::from(word);
+            return Ok(());
+        }
+        let value = self.result(i)?;
+        self.set(i, value)
+    }
+
+    /// What a vector instruction sets its first operand to.
+    fn result(&self, i: &Instruction) -> Result<Vector, Fault> {
+        use Mnemonic as M;
+        let vector = |operand| self.vector(i, operand);
+        let float = |operand| Ok::<_, Fault>(self.vector(i, operand)?.map(f32::from_bits));
+        let count = u32::from(i.immediate8());
+        // Shifts are by a constant.
+        let shift = |f: &dyn Fn(u32) -> u32| -> Result<Vector, Fault> {
+            match i.op_kind(2) {
+                OpKind::Immediate8 => Ok(vector(1)?.map(f)),
+                _ => Err(Fault::Unknown(*i)),
+            }
+        };
+        Ok(match i.mnemonic() {
+            M::Vmovups
+            | M::Vmovaps
+            | M::Vmovdqu
+            | M::Vmovdqa
+            | M::Vmovdqu8
+            | M::Vmovdqu16
+            | M::Vmovdqu32
+            | M::Vmovdqa32 => vector(1)?,
+            M::Vmovss if i.op_count() == 2 => vector(1)?,
+            M::Vmovd => match i.op_kind(1) {
+                OpKind::Register if i.op_register(1).is_vector_register() => vector(1)?,
+                _ => {
+                    let word = self.scalar_source(i, 1)? as u32;
+                    lanes(|lane| if lane == 0 { word } else { 0 })
+                }
+            },
+            M::Vpbroadcastd | M::Vbroadcastss => match i.op_kind(1) {
+                OpKind::Register if i.op_register(1).is_gpr32() => [self.scalar_source(i, 1)? as u32; LANES],
+                _ => [vector(1)?[0]; LANES],
+            },
+            M::Vpxor | M::Vpxord | M::Vpxorq | M::Vxorps => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                lanes(|lane| a[lane] ^ b[lane])
+            }
+            M::Vpand | M::Vpandd | M::Vpandq | M::Vandps => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                lanes(|lane| a[lane] & b[lane])
+            }
+            M::Vpor | M::Vpord | M::Vorps => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                lanes(|lane| a[lane] | b[lane])
+            }
+            // Into a vector alone; into a mask it has another shape.
+            M::Vpcmpeqd if i.op_register(0).is_vector_register() => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                lanes(|lane| if a[lane] == b[lane] { u32::MAX } else { 0 })
+            }
+            M::Vpaddd => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                lanes(|lane| a[lane].wrapping_add(b[lane]))
+            }
+            M::Vpsubd => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                lanes(|lane| a[lane].wrapping_sub(b[lane]))
+            }
+            M::Vpaddw => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                half_lanes(|at| half(&a, at).wrapping_add(half(&b, at)))
+            }
+            M::Vpslld => shift(&|word| word.checked_shl(count).unwrap_or(0))?,
+            M::Vpsrld => shift(&|word| word.checked_shr(count).unwrap_or(0))?,
+            M::Vpsrad => shift(&|word| (word as i32 >> count.min(31)) as u32)?,
+            M::Vpsrlw => shift(&|word| {
+                let half = |half: u16| u32::from(half.checked_shr(count).unwrap_or(0));
+                half(word as u16) | half((word >> 16) as u16) << 16
+            })?,
+            M::Vpmovzxbd => {
+                let from = vector(1)?;
+                lanes(|lane| u32::from(byte(&from, lane)))
+            }
+            M::Vpmovsxbd => {
+                let from = vector(1)?;
+                lanes(|lane| i32::from(byte(&from, lane) as i8) as u32)
+            }
+            M::Vpmovzxwd => {
+                let from = vector(1)?;
+                lanes(|lane| u32::from(half(&from, lane)))
+            }
+            M::Vpermps | M::Vpermd => {
+                let (index, from) = (vector(1)?, vector(2)?);
+                let among = width(i.op_register(0)) / 4;
+                lanes(|lane| from[index[lane] as usize % among])
+            }
+            M::Vextractf128 | M::Vextracti128 => {
+                let (from, first) = (vector(1)?, 4 * (count as usize & 1));
+                lanes(|lane| if lane < 4 { from[first + lane] } else { 0 })
+            }
+            M::Vextractf64x4 => {
+                let (from, first) = (vector(1)?, 8 * (count as usize & 1));
+                lanes(|lane| if lane < 8 { from[first + lane] } else { 0 })
+            }
+            M::Vinserti128 | M::Vinsertf128 => {
+                let (into, from, first) = (vector(1)?, vector(2)?, 4 * (count as usize & 1));
+                lanes(|lane| if (first..first + 4).contains(&lane) { from[lane - first] } else { into[lane] })
+            }
+            M::Vcvtdq2ps => {
+                let from = vector(1)?;
+                float_lanes(|lane| from[lane] as i32 as f32)
+            }
+            M::Vcvtph2ps => {
+                let from = vector(1)?;
+                float_lanes(|lane| f16(half(&from, lane)))
+            }
+            // The lower half of the results are the third operand's.
+            M::Vcvtne2ps2bf16 => {
+                let (upper, lower) = (float(1)?, float(2)?);
+                let each = width(i.op_register(0)) / 4;
+                half_lanes(|at| match at {
+                    at if at < each => to_bf16(lower[at]),
+                    at if at < 2 * each => to_bf16(upper[at - each]),
+                    _ => 0,
+                })
+            }
+            M::Vaddps => {
+                let (a, b) = (float(1)?, float(2)?);
+                float_lanes(|lane| a[lane] + b[lane])
+            }
+            M::Vsubps => {
+                let (a, b) = (float(1)?, float(2)?);
+                float_lanes(|lane| a[lane] - b[lane])
+            }
+            M::Vmulps => {
+                let (a, b) = (float(1)?, float(2)?);
+                float_lanes(|lane| a[lane] * b[lane])
+            }
+            // Within each 128 bits.
+            M::Vhaddps => {
+                let (a, b) = (float(1)?, float(2)?);
+                float_lanes(|lane| {
+                    let (group, at) = (lane / 4 * 4, lane % 4);
+                    let from = if at < 2 { &a } else { &b };
+                    from[group + at % 2 * 2] + from[group + at % 2 * 2 + 1]
+                })
+            }
+            M::Vfmadd231ps => {
+                let (c, a, b) = (float(0)?, float(1)?, float(2)?);
+                float_lanes(|lane| a[lane].mul_add(b[lane], c[lane]))
+            }
+            M::Vfmadd231ss => {
+                let (c, a, b) = (float(0)?, float(1)?, float(2)?);
+                float_lanes(|lane| if lane == 0 { a[0].mul_add(b[0], c[0]) } else { c[lane] })
+            }
+            // Unsigned bytes of the second operand times signed ones of the third.
+            M::Vpdpbusd => {
+                let (sums, a, b) = (vector(0)?, vector(1)?, vector(2)?);
+                lanes(|lane| {
+                    let product = |at: usize| {
+                        i32::from(byte(&a, 4 * lane + at)) * i32::from(byte(&b, 4 * lane + at) as i8)
+                    };
+                    (sums[lane] as i32).wrapping_add((0..4).map(product).sum()) as u32
+                })
+            }
+            M::Vpmaddubsw => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                half_lanes(|at| {
+                    let product = |at: usize| i32::from(byte(&a, at)) * i32::from(byte(&b, at) as i8);
+                    saturate(product(2 * at) + product(2 * at + 1))
+                })
+            }
+            M::Vpmaddwd => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                lanes(|lane| {
+                    let product = |at: usize| i32::from(half(&a, at) as i16) * i32::from(half(&b, at) as i16);
+                    product(2 * lane).wrapping_add(product(2 * lane + 1)) as u32
+                })
+            }
+            M::Vpabsb => {
+                let from = vector(1)?;
+                byte_lanes(|at| (byte(&from, at) as i8).unsigned_abs())
+            }
+            M::Vpsignb => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                byte_lanes(|at| match (byte(&b, at) as i8).signum() {
+                    0 => 0,
+                    1 => byte(&a, at),
+                    _ => (byte(&a, at) as i8).wrapping_neg() as u8,
+                })
+            }
+            // Each product fused with its sum, the odd elements' first; denormals are 0 on the way.
+            M::Vdpbf16ps => {
+                let (sums, a, b) = (float(0)?, vector(1)?, vector(2)?);
+                float_lanes(|lane| {
+                    let add = |sum: f32, at: usize| {
+                        flush(bf16(half(&a, at)).mul_add(bf16(half(&b, at)), flush(sum)))
+                    };
+                    add(add(sums[lane], 2 * lane + 1), 2 * lane)
+                })
+            }
+            _ => return Err(Fault::Unknown(*i)),
+        })
+    }
+}
