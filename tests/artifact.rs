@@ -25,6 +25,8 @@ use lapidary_runtime::{Artifact, Session};
 mod damage;
 #[path = "artifact/fuzz.rs"]
 mod fuzz;
+#[path = "artifact/signing.rs"]
+mod signing;
 
 /// The weights of a model.
 struct Weights(Arc<Model>);
@@ -85,7 +87,7 @@ fn build(path: &Path, model: &Model, cpus: &[&str], weights: bool) {
         parts.push(Part::weight(&spec.name, dtype, shape, tensor.bytes));
     }
     let cpus: Vec<String> = cpus.iter().map(|c| c.to_string()).collect();
-    let about = About { target: &triple(), cpus: &cpus, weights: "f32", compiler: "test" };
+    let about = About { target: &triple(), cpus: &cpus, weights: "f32", compiler: "test", key: None };
     write(path, &about, &parts, &mut |_, _| {}).unwrap();
 }
 

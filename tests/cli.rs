@@ -28,6 +28,8 @@ mod outputs;
 mod pricing;
 #[path = "cli/refusals.rs"]
 mod refusals;
+#[path = "cli/signing.rs"]
+mod signing;
 #[path = "cli/surroundings.rs"]
 mod surroundings;
 #[path = "cli/tokenize.rs"]

@@ -12,11 +12,11 @@ use lapidary_codegen::compile::{ImageCompilation, compile_image};
 use lapidary_codegen::target::{self, Placement, TARGETS, Target};
 use lapidary_models::{Config, Tokenizer, gemma2};
 use lapidary_runtime::Artifact;
-use lapidary_runtime::artifact::Listing;
 use lapidary_runtime::artifact::write::{About, Part, Variant, probe, write as write_artifact};
 use lapidary_runtime::artifact::{
     CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_TABLES,
 };
+use lapidary_runtime::artifact::{Listing, PrivateKey};
 use lapidary_runtime::cpu::Architecture;
 use lapidary_runtime::file::error::line;
 use lapidary_runtime::program::{SlotKind, WeightSource};
@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 use crate::model::{self, CompileArgs};
 use crate::object::tensor_type;
 use crate::output::{self, Unit, Usage};
+use crate::trust::TrustArgs;
 use crate::weights::WeightArgs;
 
 /// What to write.
@@ -35,11 +36,14 @@ pub(crate) struct Request<'a> {
     /// `cpu` may be several names, separated by commas.
     pub(crate) compile: CompileArgs,
     pub(crate) output: &'a Path,
+    /// File of the key that signs it.
+    pub(crate) sign: Option<&'a Path>,
 }
 
 /// Compiles and writes an artifact.
 pub(crate) fn write(request: &Request<'_>) -> Result<()> {
     let compile = &request.compile;
+    let key = request.sign.map(PrivateKey::read).transpose()?;
     let targets = targets(request.target, &compile.cpu)?;
     compile.for_cpu(&targets[0].name).options(1)?;
     // Before hours of quantising: a place that cannot be written to.
@@ -103,8 +107,13 @@ pub(crate) fn write(request: &Request<'_>) -> Result<()> {
     let cpus: Vec<String> = targets.iter().map(|t| t.name.clone()).collect();
     let format = weights.dtype(&model, &format!("{}self_attn.q_proj.weight", gemma2::layer_prefix(0)));
     let triple = triple(&targets[0]);
-    let about =
-        About { target: &triple, cpus: &cpus, weights: format.name(), compiler: env!("CARGO_PKG_VERSION") };
+    let about = About {
+        target: &triple,
+        cpus: &cpus,
+        weights: format.name(),
+        compiler: env!("CARGO_PKG_VERSION"),
+        key: key.as_ref(),
+    };
     let bar = output::bar(0, "writing", Unit::Bytes);
     let bytes = write_artifact(request.output, &about, &parts, &mut |done, total| {
         bar.set_length(total);
@@ -159,23 +168,34 @@ fn triple(target: &Target) -> String {
     target::triple(target.set.architecture()).to_string()
 }
 
-/// Hold every section of an artifact against its hash
+/// Hold every section of an artifact against its hash, and its signature against the key it names. Hashes prove a file's integrity, not
+/// its origin: --trust does
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  lapidary verify model.lap")]
+#[command(
+    after_help = "Examples:\n  lapidary verify model.lap\n  lapidary verify model.lap --trust release.pub"
+)]
 pub(crate) struct VerifyArgs {
     /// Artifact to verify
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    #[command(flatten)]
+    trust: TrustArgs,
 }
 
 /// Verifies.
 pub(crate) fn verify(args: &VerifyArgs) -> Result<()> {
-    let artifact = Artifact::open(&args.file)?;
+    let (artifact, signer) = args.trust.open(&args.file)?;
     artifact.verify()?;
     for cpu in artifact.cpus() {
         artifact.listing(cpu)?;
     }
-    output::print(&format!("{}: {} sections verified\n", args.file.display(), artifact.sections().len()))
+    let signed = match (signer, artifact.signed_by()) {
+        (Some(file), Some(key)) => format!(", signed by {key} ({})", file.display()),
+        (None, Some(key)) => format!(", signed by {key}, which no --trust vouches for"),
+        (_, None) => String::new(),
+    };
+    let (file, sections) = (args.file.display(), artifact.sections().len());
+    output::print(&format!("{file}: {sections} sections verified{signed}\n"))
 }
 
 /// Bytes that a session of a program allocates for a context, on one thread: caches of local layers and of global ones, then
@@ -270,6 +290,7 @@ pub(crate) fn inspect(path: &Path, context: Option<u64>, verbose: bool, as_json:
             "weights": artifact.weights(),
             "weight_bytes": weight_bytes,
             "file_bytes": artifact.bytes(),
+            "signed_by": artifact.signed_by(),
             "cpus": cpus.collect::<Vec<Value>>(),
             "sections": sections.collect::<Vec<Value>>(),
         }));
@@ -278,6 +299,9 @@ pub(crate) fn inspect(path: &Path, context: Option<u64>, verbose: bool, as_json:
     let mut text = format!("{}\n\n", path.display());
     writeln!(text, "target    {}", line(artifact.target()))?;
     writeln!(text, "file      {}, {} sections", size(artifact.bytes() as u64), artifact.sections().len())?;
+    if let Some(key) = artifact.signed_by() {
+        writeln!(text, "signed    by {key}, says the file; `lapidary verify --trust PUBKEY` checks it")?;
+    }
     writeln!(text, "model     {}", summary(&artifact)?)?;
     let tensors = weights.len();
     writeln!(text, "weights   {}, {tensors} tensors, {}", line(artifact.weights()), size(weight_bytes))?;

@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// Artifact to write; or object file to write, or folder to write model.o to, header and weights go beside it
     #[arg(short, long, value_name = "PATH")]
     output: PathBuf,
+    /// Sign the artifact: PEM file of an ed25519 private key, as `openssl genpkey -algorithm ed25519` writes it
+    #[arg(long, value_name = "KEY")]
+    sign: Option<PathBuf>,
     #[command(flatten)]
     weights: WeightArgs,
     #[command(flatten)]
@@ -69,7 +72,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             weights: &args.weights,
             compile,
             output: &args.output,
+            sign: args.sign.as_deref(),
         });
+    }
+    if args.sign.is_some() {
+        bail!(Usage::new(anyhow!("--sign: only an artifact can be signed, not an object")));
     }
     if compile.cpu.contains(',') {
         bail!(Usage::new(anyhow!("--cpu {}: an object is for one CPU", compile.cpu)));

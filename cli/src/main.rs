@@ -32,6 +32,7 @@ mod sampling;
 mod synth;
 mod tokenize;
 mod trial;
+mod trust;
 mod weights;
 mod what_if;
 mod why_not;

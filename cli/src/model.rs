@@ -25,6 +25,7 @@ use crate::calibration::{self, Which};
 use crate::cpus;
 use crate::objective::CostName;
 use crate::output::{self, Usage};
+use crate::trust::TrustArgs;
 use crate::weights::WeightArgs;
 
 /// The most positions that `--context` takes: 2048 times what Gemma 2 was made for.
@@ -111,6 +112,8 @@ pub(crate) struct ModelArgs {
     /// Of an artifact, hold every section against its hash first
     #[arg(long)]
     pub(crate) verify: bool,
+    #[command(flatten)]
+    pub(crate) trust: TrustArgs,
     #[command(flatten)]
     pub(crate) weights: WeightArgs,
     #[command(flatten)]
@@ -377,6 +380,10 @@ impl Engine {
             return Engine::with_artifact(args, path);
         }
         // What is wrong whatever the model comes first.
+        if !args.trust.trust.is_empty() {
+            let what = args.model.as_ref().map_or("the built-in model".into(), |m| m.display().to_string());
+            bail!("--trust: {what} is no artifact (NAME.lap), which alone can be signed");
+        }
         args.compile.options(1)?;
         check_cpu(&args.compile.cpu)?;
         let start = Instant::now();
@@ -393,7 +400,7 @@ impl Engine {
         if let Some(option) = args.compile.of_compilation().or(args.weights.given()) {
             bail!("{option}: {} is compiled already; `lapidary compile` takes {option}", path.display());
         }
-        let artifact = Artifact::open(path)?;
+        let (artifact, _) = args.trust.open(path)?;
         if args.verify {
             artifact.verify()?;
         }

@@ -10,7 +10,7 @@ use super::command::{binary, lapidary, name};
 const PROMPT: &str = "It is a truth universally acknowledged";
 
 /// `lapidary-run`, built beside `lapidary`.
-fn lapidary_run() -> PathBuf {
+pub(crate) fn lapidary_run() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let built =
         Command::new(env!("CARGO")).current_dir(root).args(["build", "-q", "-p", "lapidary-run"]).status();

@@ -63,6 +63,7 @@ pub(super) fn run(args: &Args, phases: &[Phase], needed: usize, threads: u64) ->
     let model = |compile: CompileArgs| ModelArgs {
         model: args.model.clone(),
         verify: false,
+        trust: Default::default(),
         threads: Some(threads),
         weights: WeightArgs::of(format, args.head_weights, args.no_cache),
         compile,

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use crate::calibration::cpu_name;
 use crate::model::{Activations, CompileArgs, Engine, MAX_CONTEXT, MAX_THREADS, ModelArgs};
 use crate::output::{self, Usage};
+use crate::trust::TrustArgs;
 use crate::weights::{Format, WeightArgs};
 
 /// Measure tokens a second, beside what the machine can do.
@@ -70,6 +71,8 @@ pub(crate) struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    trust: TrustArgs,
     #[command(flatten)]
     compile: CompileArgs,
 }
@@ -143,6 +146,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let model_args = ModelArgs {
             model: args.model.clone(),
             verify: false,
+            trust: args.trust.clone(),
             threads: Some(count),
             weights: weights.clone(),
             compile,

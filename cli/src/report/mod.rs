@@ -101,6 +101,7 @@ fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
     let measured = if args.measure {
         let model = ModelArgs {
             verify: false,
+            trust: Default::default(),
             model: args.model.clone(),
             threads: args.threads,
             weights: Default::default(),

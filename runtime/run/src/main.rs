@@ -5,6 +5,8 @@
 
 #[path = "../../../cli/src/sampling.rs"]
 mod sampling;
+#[path = "../../../cli/src/trust.rs"]
+mod trust;
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -17,9 +19,10 @@ use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
 use lapidary_runtime::memory::Allocator;
 use lapidary_runtime::text::{Message, Text};
-use lapidary_runtime::{Artifact, Sampler, Session, fault, file, generate, one_line, terminal};
+use lapidary_runtime::{Sampler, Session, fault, file, generate, one_line, terminal};
 
 use sampling::SamplingArgs;
+use trust::TrustArgs;
 
 /// Continue a text by a compiled model, an artifact that `lapidary compile` wrote.
 #[derive(Parser)]
@@ -49,6 +52,8 @@ struct Args {
     /// Hold every section of the file against its hash first
     #[arg(long)]
     verify: bool,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// Give the prompt to the model as it is, without the chat template of an instruction-tuned one
     #[arg(long)]
     raw: bool,
@@ -77,7 +82,7 @@ fn run(args: &Args) -> Result<()> {
     let options = args.sampling.options();
     options.validate()?;
     let prompt = if args.prompt == "-" { stdin()? } else { args.prompt.clone() };
-    let artifact = Arc::new(Artifact::open(&args.artifact)?);
+    let artifact = Arc::new(args.trust.open(&args.artifact)?.0);
     if args.verify {
         artifact.verify()?;
     }

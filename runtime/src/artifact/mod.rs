@@ -4,11 +4,12 @@
 //! its own, and weights in place. The container is a safetensors file whose tensors are *sections*. Invariants of an open
 //! artifact: sections lie within the file, apart from each other, each at a multiple of [`ALIGN`] bytes and with a hash in the
 //! metadata. Code and what describes it are hashed before they are used, always; all else by [`Artifact::verify`].
-//! Nothing guards against a file whose maker meant harm: an artifact is a program.
+//! Nothing guards against a file whose maker meant harm: an artifact is a program. Whose it is, [`Artifact::signer`] proves.
 
 pub mod code;
 mod program;
 mod shared;
+pub mod signature;
 pub mod write;
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use sha2::{Digest, Sha256};
 
 pub use program::Listing;
 pub use shared::Shared;
+pub use signature::{PrivateKey, PublicKey};
 
 use crate::cpu::{self, Fit, Host};
 use crate::error::Error;
@@ -28,6 +30,8 @@ use crate::file::error::quote;
 use crate::file::{self, Map, cause, safetensors};
 use crate::program::{Aligned, MadeFor, Program, WeightSource};
 use crate::threads;
+
+use self::signature::{SIGNATURE, SIGNATURE_BYTES, SIGNED_BY};
 
 /// What the metadata's `format` says.
 pub const FORMAT: &str = "lapidary-artifact";
@@ -112,6 +116,8 @@ pub struct Artifact {
     target: String,
     cpus: Vec<String>,
     weights: String,
+    /// The key that the file says signed it, if it is signed.
+    signed_by: Option<String>,
 }
 
 impl Artifact {
@@ -146,8 +152,18 @@ impl Artifact {
         let (target, weights) = (field("target")?.to_string(), field("weights")?.to_string());
         let cpus = cpus(path, field("cpus")?)?;
         let mut sections = Vec::with_capacity(header.entries.len());
+        let mut signed_by = None;
         for entry in header.entries {
             if entry.name.starts_with(PADDING) {
+                continue;
+            }
+            if entry.name == SIGNATURE {
+                let (start, end) = (entry.bytes.start, entry.bytes.end);
+                if end != map.len() || end - start != SIGNATURE_BYTES {
+                    let expected = format!("the file's last {SIGNATURE_BYTES} bytes");
+                    return Err(refuse(path, SIGNATURE, &expected, format!("bytes {start} to {end}")));
+                }
+                signed_by = Some(field(SIGNED_BY)?.to_string());
                 continue;
             }
             if !entry.bytes.start.is_multiple_of(ALIGN) {
@@ -167,7 +183,40 @@ impl Artifact {
             sections.push(section);
         }
         let by_name = sections.iter().enumerate().map(|(i, s)| (s.name.clone(), i)).collect();
-        Ok(Artifact { path: path.into(), map: Arc::new(map), sections, by_name, target, cpus, weights })
+        Ok(Artifact {
+            path: path.into(),
+            map: Arc::new(map),
+            sections,
+            by_name,
+            target,
+            cpus,
+            weights,
+            signed_by,
+        })
+    }
+
+    /// The key that the file says signed it, if it is signed: base64. Nothing has checked it; see [`Artifact::signer`].
+    pub fn signed_by(&self) -> Option<&str> {
+        self.signed_by.as_deref()
+    }
+
+    /// The key among these that signed the file, every byte of which is read. To be asked before anything else of an artifact is used.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a file that is not signed, or by none of these keys, or changed since.
+    pub fn signer<'k>(&self, keys: &'k [PublicKey]) -> Result<&'k PublicKey, Error> {
+        let trusted = keys.iter().map(|key| quote(&key.to_string())).collect::<Vec<String>>().join(" or ");
+        let wrong = |found: String| -> Error {
+            file::Error::file(&self.path, format!("a signature by ed25519 key {trusted}"), found).into()
+        };
+        let Some(signed_by) = &self.signed_by else { return Err(wrong("no signature".into())) };
+        let (bytes, signature) = self.map.split_at(self.map.len() - SIGNATURE_BYTES);
+        signature::signer(bytes, signature, keys).ok_or_else(|| {
+            wrong(match keys.iter().any(|key| key.to_string() == *signed_by) {
+                true => "one that does not fit the file's bytes (it was changed after it was signed)".into(),
+                false => format!("one by {}", quote(signed_by)),
+            })
+        })
     }
 
     /// The file.
@@ -210,7 +259,8 @@ impl Artifact {
         Shared::new(self.map.clone(), self.sections[*self.by_name.get(name)?].bytes.clone())
     }
 
-    /// Holds every section against its hash, on as many threads as there are CPUs.
+    /// Holds every section against its hash, on as many threads as there are CPUs; then the signature, if there is one, against the key
+    /// that the file names.
     ///
     /// # Errors
     /// [`Error::File`] naming the first section, by place, that is damaged.
@@ -230,7 +280,13 @@ impl Artifact {
         };
         let found = threads::share(threads, work);
         let first = found.into_iter().flatten().min_by_key(|(at, _)| *at);
-        first.map_or(Ok(()), |(_, error)| Err(error))
+        first.map_or(Ok(()), |(_, error)| Err(error))?;
+        // The key that the file itself names vouches for nothing, but damage shows.
+        let Some(key) = &self.signed_by else { return Ok(()) };
+        let known = PublicKey::parse(key).ok_or_else(|| {
+            refuse(&self.path, &format!("__metadata__.{SIGNED_BY}"), "an ed25519 key in base64", quote(key))
+        })?;
+        self.signer(std::slice::from_ref(&known)).map(|_| ())
     }
 
     /// The description of a CPU's code, its hash checked, and itself against the code's length.

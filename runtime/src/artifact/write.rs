@@ -4,14 +4,19 @@
 //! disk ([`whole`](crate::file::whole)). The bytes depend on nothing but the input.
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use memmap2::MmapOptions;
 use serde_json::{Map, Value, json};
 
-use super::{ALIGN, CODE, CONSTANTS, FORMAT, HASH, Listing, PADDING, PAGE, PROGRAM, VERSION, hash};
+use super::signature::{SIGNATURE, SIGNATURE_BYTES, SIGNED_BY};
+use super::{
+    ALIGN, CODE, CONSTANTS, FORMAT, HASH, Listing, PADDING, PAGE, PROGRAM, PrivateKey, VERSION, hash,
+};
 use crate::error::Error;
 use crate::file::whole::Output;
 use crate::program::Image;
@@ -99,6 +104,8 @@ pub struct About<'a> {
     pub weights: &'a str,
     /// The compiler's version.
     pub compiler: &'a str,
+    /// What signs the file, if anything does.
+    pub key: Option<&'a PrivateKey>,
 }
 
 /// Writes the file; `progress` is told the bytes so far and those of the whole.
@@ -124,8 +131,17 @@ pub fn write(
     let hashes = hashes.map_err(failed)?;
     let header = layout.header(about, parts, &hashes);
     let whole = file.file().write_all_at(&header, 0);
+    let whole = whole.and_then(|()| about.key.map_or(Ok(()), |key| sign(file.file(), key, layout.bytes())));
     whole.and_then(|()| file.file().sync_all()).and_then(|()| file.finish()).map_err(failed)?;
     Ok(layout.bytes())
+}
+
+/// Appends the signature of what is written to a file that is to have so many bytes with it.
+fn sign(file: &File, key: &PrivateKey, bytes: u64) -> io::Result<()> {
+    let signed = bytes as usize - SIGNATURE_BYTES;
+    // SAFETY: the file is this process' own, under a name of its own.
+    let map = unsafe { MmapOptions::new().len(signed).map(file) }?;
+    file.write_all_at(&key.sign(&map), signed as u64)
 }
 
 /// Fails if no file can be made at `path`, and leaves none: for a caller that has hours of work to do before it writes.
@@ -142,6 +158,8 @@ struct Layout {
     start: usize,
     /// Offset of each part within the data.
     offsets: Vec<usize>,
+    /// Offset of the signature, if there is one: the data's last bytes.
+    signature: Option<usize>,
     /// Bytes of the data.
     end: usize,
 }
@@ -155,7 +173,9 @@ impl Layout {
             offsets.push(end);
             end += part.bytes.len();
         }
-        let mut layout = Layout { start: 0, offsets, end };
+        let signature = about.key.map(|_| end.next_multiple_of(ALIGN));
+        end = signature.map_or(end, |at| at + SIGNATURE_BYTES);
+        let mut layout = Layout { start: 0, offsets, signature, end };
         // Hashes have one length, so that the header's is known before they are.
         let none = vec![hash(&[]); parts.len()];
         layout.start = (8 + layout.text(about, parts, &none).len()).next_multiple_of(PAGE);
@@ -180,6 +200,9 @@ impl Layout {
         ] {
             metadata.insert(name.into(), text.into());
         }
+        if let Some(key) = about.key {
+            metadata.insert(SIGNED_BY.into(), key.public().to_string().into());
+        }
         for (part, hash) in parts.iter().zip(hashes) {
             metadata.insert(format!("{HASH}{}", part.name), hash.as_str().into());
         }
@@ -195,6 +218,12 @@ impl Layout {
             }
             end = at + part.bytes.len();
             header.insert(part.name.clone(), entry(part.dtype, &part.shape, at, end));
+        }
+        if let Some(at) = self.signature {
+            if at > end {
+                header.insert(format!("{PADDING}{padding}"), entry("U8", &[at - end], end, at));
+            }
+            header.insert(SIGNATURE.into(), entry("U8", &[SIGNATURE_BYTES], at, self.end));
         }
         Value::Object(header).to_string()
     }
@@ -234,7 +263,8 @@ fn write_data(
             progress(at as u64, layout.bytes());
         }
     }
-    Ok(())
+    // The signature itself comes last of all.
+    layout.signature.map_or(Ok(()), |offset| fill(file, &mut at, layout.start + offset))
 }
 
 /// Each part's hash, on as many threads as there are CPUs.
