@@ -85,7 +85,9 @@ pub(crate) fn build(
     weights: &Weights,
 ) -> Result<Object> {
     let tensor = |name: &str| tensor_type(model, weights, name);
-    let parts = Parts { image, cpu, prefix: &paths.prefix, tensor: &tensor };
+    let stop: Vec<i32> = model.stop_tokens.iter().map(|&id| id as i32).collect();
+    let bos = model.config.bos_token_id as i32;
+    let parts = Parts { image, cpu, prefix: &paths.prefix, bos, stop: &stop, tensor: &tensor };
     Ok(lapidary_codegen::object::build(&parts)?)
 }
 

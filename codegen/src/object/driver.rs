@@ -18,7 +18,7 @@ use lapidary_runtime::program::{self, FRAME_KEYS, FRAME_ROWS, Image, Tiles};
 
 use super::state::{Call, FROM_BITS, From, READY, STATE_ALIGN, State, word};
 use super::weights::{HASH_FACTOR, HASH_SHIFT, WEIGHT_ALIGN, WeightsFile};
-use super::{Status, refuse};
+use super::{Status, guard, refuse};
 use crate::Error;
 use crate::target::Target;
 
@@ -49,6 +49,16 @@ pub struct Reference {
     pub to: Referent,
     /// Added to the address.
     pub addend: i64,
+}
+
+impl Reference {
+    /// Moves the place `by` bytes up, with all of its function.
+    pub(super) fn shift(&mut self, by: u32) {
+        self.at += by;
+        if let Referent::Instruction(at) = &mut self.to {
+            *at += by;
+        }
+    }
 }
 
 /// A function of the driver.
@@ -109,6 +119,7 @@ pub fn emit(target: &Target, image: &Image, state: &State, weights: &WeightsFile
         maker.define(&name, false, 2, None, |w, p| run(w, steps, p[0], p[1]))?;
     }
     maker.define("init", true, 6, Some(I32), |w, p| init(w, state, weights, template, p))?;
+    maker.functions.last_mut().map_or(Ok(()), |init| guard::put_before(target, init))?;
     maker.define("decode", true, 2, Some(I32), |w, p| decode(w, p[0], p[1]))?;
     maker.define("logits", true, 1, Some(I64), |w, p| {
         output(w, p[0], &state.head, word::LOGITS_VALID, 0, |w, s| w.offset(s, state.logits as i64));
@@ -123,6 +134,7 @@ pub fn emit(target: &Target, image: &Image, state: &State, weights: &WeightsFile
         w.finish(Some(position));
     })?;
     maker.define("rollback", true, 2, Some(I32), |w, p| rollback(w, state, p[0], p[1]))?;
+    maker.functions.push(guard::supported(target)?);
     Ok(Driver { functions: maker.functions, tables })
 }
 

@@ -5,24 +5,25 @@
 
 use std::fmt::Write;
 
-use lapidary_runtime::program::Image;
-
-use super::Status;
 use super::state::{STATE_ALIGN, State};
 use super::weights::{WEIGHT_ALIGN, WeightsFile};
+use super::{Parts, Status, guard};
 use crate::target::Target;
 
 /// The header's text.
-pub fn text(target: &Target, prefix: &str, image: &Image, state: &State, weights: &WeightsFile) -> String {
+pub fn text(target: &Target, parts: &Parts<'_>, state: &State, weights: &WeightsFile) -> String {
+    let Parts { image, prefix, .. } = parts;
     let upper = prefix.to_ascii_uppercase();
     let plan = &image.plan;
     let (triple, cpu) = (target.isa.triple(), &target.name);
     let mut out = format!(
         "/* A language model compiled by Lapidary for {triple}, CPU {cpu}: link {prefix}.o, load {prefix}.weights.\n"
     );
-    out.push_str(&ABOUT.replace("@lower", prefix).replace("@UPPER", &upper));
+    let named = |text: &str| text.replace("@lower", prefix).replace("@UPPER", &upper);
+    out.push_str(&named(ABOUT));
+    out.push_str(&named(CPU).replace("@needs", &lines(&guard::needs(target))));
     if target.features.amx {
-        out.push_str(AMX);
+        out.push_str(&named(AMX));
     }
     out.push_str(" */\n");
     let _ = write!(
@@ -57,6 +58,17 @@ pub fn text(target: &Target, prefix: &str, image: &Image, state: &State, weights
         let suffix = if value > i32::MAX as usize { "ULL" } else { "" };
         let _ = writeln!(out, "/* {about} */\n#define {upper}_{name} {value}{suffix}");
     }
+    let ids = if parts.stop.is_empty() { &[-1][..] } else { parts.stop };
+    let ids: Vec<String> = ids.iter().map(i32::to_string).collect();
+    let _ = writeln!(
+        out,
+        "/* The token that a text begins with. */\n#define {upper}_BOS {}\n\
+         /* The tokens that end an answer, all of them: `const int32_t eos[] = {upper}_EOS;`. Where there are none, -1. */\n\
+         #define {upper}_EOS {{{}}}\n/* How many. */\n#define {upper}_EOS_COUNT {}",
+        parts.bos,
+        ids.join(", "),
+        parts.stop.len(),
+    );
     out.push_str("\n/* What functions return. */\nenum {\n");
     for (index, status) in Status::ALL.into_iter().enumerate() {
         let (name, about) = describe(status);
@@ -64,7 +76,25 @@ pub fn text(target: &Target, prefix: &str, image: &Image, state: &State, weights
         let _ = writeln!(out, "    {upper}_{name} = {}{comma} /* {about} */", status.code());
     }
     out.push_str("};\n");
-    out.push_str(&FUNCTIONS.replace("@lower", prefix).replace("@UPPER", &upper));
+    out.push_str(&named(FUNCTIONS));
+    out.push_str(&named(include_str!("sample.h")));
+    out.push_str(END);
+    out
+}
+
+/// A list that is broken into lines of a comment.
+fn lines(list: &str) -> String {
+    const WIDTH: usize = 110;
+    let mut out = String::new();
+    let mut width = 0;
+    for word in list.split(' ') {
+        if width > 0 && width + word.len() > WIDTH {
+            out.push_str("\n *");
+            width = 0;
+        }
+        let _ = write!(out, "{}{word}", if out.is_empty() { "" } else { " " });
+        width += word.len() + 1;
+    }
     out
 }
 
@@ -80,6 +110,7 @@ fn describe(status: Status) -> (&'static str, &'static str) {
         Status::Context => ("ERROR_CONTEXT", "More tokens than the context has room for; nothing changed."),
         Status::Token => ("ERROR_TOKEN", "A token that is not in 0 .. VOCAB - 1; nothing changed."),
         Status::Position => ("ERROR_POSITION", "A position ahead, or whose window is gone; nothing changed."),
+        Status::Cpu => ("ERROR_CPU", "This CPU lacks what the code needs; nothing changed."),
     }
 }
 
@@ -97,11 +128,20 @@ const ABOUT: &str = " *
  * launches that are worth it are spread; results are the same, to the bit, however they are split.
 ";
 
+const CPU: &str = "\
+ *
+ * CPU: the code needs
+ * @needs.
+ * @lower_supported says whether this machine has all of it, and @lower_init refuses one that has not: no other function may be called
+ * there. x86-64 is asked by CPUID; elsewhere Linux is, by /proc/self/auxv or riscv_hwprobe: where it does not answer, the
+ * code is let run.
+";
+
 /// Linux' `Documentation/arch/x86/xstate.rst`.
 const AMX: &str = "\
  *
- * AMX: this code may use tile registers, which Linux gives a process on request only. Before the first token the process must
- * have called `syscall(SYS_arch_prctl, 0x1023, 18)` (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) with result 0.
+ * AMX: this code may use tile registers, which Linux gives a process on request only. Before @lower_init the process must have
+ * called `syscall(SYS_arch_prctl, 0x1023, 18)` (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) with result 0.
 ";
 
 const FUNCTIONS: &str = "
@@ -112,6 +152,9 @@ typedef void (*@lower_task)(const void *job, uint64_t begin, uint64_t end, void 
 /* Must call `task(job, begin, end, scratch)` so that each of the items 0 .. items - 1 is done exactly once, on any threads
  * and split in any way, and return when all are done and their writes are visible to the calling thread. */
 typedef void (*@lower_parallel_for)(void *context, uint64_t items, @lower_task task, const void *job);
+
+/* 1 if this machine has what the code needs, else 0. It may be called at any time. */
+int32_t @lower_supported(void);
 
 /* Makes a state ready, at position 0. `parallel_for` may be null: all work is then done by the calling thread. `context` is
  * passed on to it. */
@@ -137,7 +180,9 @@ uint64_t @lower_position(const void *state);
 /* Forgets the tokens from `position` on; 0 always works. Sliding-window caches keep @UPPER_CHUNK tokens beyond the window, so
  * a position further back than that may be refused. There are no logits until tokens are appended. */
 int32_t @lower_rollback(void *state, uint64_t position);
+";
 
+const END: &str = "
 #ifdef __cplusplus
 }
 #endif

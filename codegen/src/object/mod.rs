@@ -10,11 +10,13 @@
 //! | [`state`] | where everything lies in the caller's memory |
 //! | [`weights`] | the weights file: which tensor lies where |
 //! | [`driver`] | the public functions and the launches, in Cranelift IR |
+//! | [`guard`] | what is asked of the CPU before anything else runs |
 //! | [`elf`] | sections, symbols, relocations |
 //! | [`header`] | the C header |
 
 pub mod driver;
 pub mod elf;
+pub mod guard;
 pub mod header;
 pub mod state;
 pub mod weights;
@@ -43,11 +45,13 @@ pub enum Status {
     Token,
     /// A position ahead, or one whose sliding window is gone; nothing changed.
     Position,
+    /// A CPU that lacks what the code needs; nothing changed.
+    Cpu,
 }
 
 impl Status {
     /// Every status, by rising code.
-    pub const ALL: [Status; 7] = [
+    pub const ALL: [Status; 8] = [
         Status::Ok,
         Status::State,
         Status::Weights,
@@ -55,6 +59,7 @@ impl Status {
         Status::Context,
         Status::Token,
         Status::Position,
+        Status::Cpu,
     ];
 
     /// The number that functions return.
@@ -81,6 +86,10 @@ pub struct Parts<'a> {
     pub cpu: &'a str,
     /// What public names start with, a C identifier in lower case.
     pub prefix: &'a str,
+    /// The token that a text begins with.
+    pub bos: i32,
+    /// The tokens that end an answer.
+    pub stop: &'a [i32],
     /// The type of each weight by name; none of a weight that there is not.
     pub tensor: &'a dyn Fn(&str) -> Option<TensorType>,
 }
@@ -96,7 +105,7 @@ pub fn build(parts: &Parts<'_>) -> Result<Object, Error> {
     let state = State::new(parts.image, &weights)?;
     let driver = driver::emit(&target, parts.image, &state, &weights)?;
     let elf = elf::write(&target, parts.prefix, parts.image, &driver)?;
-    let header = header::text(&target, parts.prefix, parts.image, &state, &weights);
+    let header = header::text(&target, parts, &state, &weights);
     Ok(Object { elf, header, weights })
 }
 

@@ -1,9 +1,10 @@
-//! The guard where only the system can be asked, on AArch64 and RISC-V: AT_HWCAP and AT_HWCAP2 of `/proc/self/auxv`.
+//! The guard where only the system can be asked, on AArch64 and RISC-V: AT_HWCAP and AT_HWCAP2 of `/proc/self/auxv`; for what
+//! has no bit there, `riscv_hwprobe`.
 //!
 //! In: the bits that must be 1. Out: code. User space can ask these CPUs nothing that an old one, or an old system, would not
-//! answer by a trap; the auxiliary vector has been there as long as Linux has run on them, and lacks a bit that the system
-//! does not know, as it does not switch on what it does not know. Where the file cannot be opened nothing is known, and the code
-//! is let run. Invariants: instructions of every CPU of the architecture; registers of arguments are as they were.
+//! answer by a trap; the auxiliary vector has been there as long as Linux has run on them. Where the file cannot be opened, or
+//! the system does not know the call, nothing is known, and the code is let run. Invariants: instructions of every CPU of the
+//! architecture; registers of arguments are as they were.
 
 use super::Ending;
 
@@ -14,6 +15,10 @@ pub(super) struct Needs {
     pub(super) hwcap: u32,
     /// Bits of AT_HWCAP2.
     pub(super) hwcap2: u32,
+    /// Bits of `RISCV_HWPROBE_KEY_IMA_EXT_0`.
+    pub(super) hwprobe: u64,
+    /// The least bytes of a vector register of RISC-V; vectors are among the bits then.
+    pub(super) vector_bytes: u32,
 }
 
 const PATH: &[u8; 16] = b"/proc/self/auxv\0";
@@ -26,6 +31,9 @@ const ENTRY_BYTES: u32 = 16;
 const OPENAT: u32 = 56;
 const CLOSE: u32 = 57;
 const READ: u32 = 63;
+/// RISC-V's alone (`Documentation/arch/riscv/hwprobe.rst`), and what it is asked.
+const HWPROBE: u32 = 258;
+const KEY_IMA_EXT_0: i32 = 4;
 /// `openat`'s folder for a path from the root: `AT_FDCWD`, -100. Nothing looks at it.
 const AT_FDCWD: i32 = -100;
 /// `O_RDONLY | O_CLOEXEC`: its upper 20 bits.
@@ -187,6 +195,7 @@ pub(super) mod riscv64 {
     const A1: u32 = 11;
     const A2: u32 = 12;
     const A3: u32 = 13;
+    const A4: u32 = 14;
     const A7: u32 = 17;
     const T3: u32 = 28;
     const T4: u32 = 29;
@@ -205,11 +214,21 @@ pub(super) mod riscv64 {
         (b >> 20 & 1) << 31 | (b >> 1 & 0x3ff) << 21 | (b >> 11 & 1) << 20 | (b >> 12 & 0xff) << 12
     }
 
-    /// `addi`, one word behind the `auipc` whose address it completes.
+    /// `addi` and `ld`, one word behind the `auipc` whose address they complete.
     fn low_of_previous(bytes: i32) -> u32 {
         let from_previous = bytes + 4;
-        assert!((0..2048).contains(&from_previous), "the path is {from_previous} bytes away");
+        assert!((0..2048).contains(&from_previous), "it is {from_previous} bytes away");
         (from_previous as u32) << 20
+    }
+
+    /// `auipc rd, 0`
+    fn auipc(d: u32) -> u32 {
+        d << 7 | 0x17
+    }
+
+    /// `csrr rd, vlenb`: bytes of a vector register.
+    fn vlenb(d: u32) -> u32 {
+        0xc22 << 20 | 2 << 12 | d << 7 | 0x73
     }
 
     /// `addi rd, rs, value`; from x0, `li`.
@@ -228,9 +247,9 @@ pub(super) mod riscv64 {
         t << 20 | s << 15 | 7 << 12 | d << 7 | 0x33
     }
 
-    /// `ld rd, at(sp)`
-    fn ld(d: u32, at: u32) -> u32 {
-        at << 20 | SP << 15 | 3 << 12 | d << 7 | 0x03
+    /// `ld rd, at(rs)`
+    fn ld(d: u32, at: u32, s: u32) -> u32 {
+        at << 20 | s << 15 | 3 << 12 | d << 7 | 0x03
     }
 
     /// `sd rs, at(sp)`
@@ -264,7 +283,7 @@ pub(super) mod riscv64 {
         let mut a = Words::default();
         let (enough, lacks, close, again, path, behind) =
             (a.label(), a.label(), a.label(), a.label(), a.label(), a.label());
-        let (second, other) = (a.label(), a.label());
+        let (second, other, asked, bits) = (a.label(), a.label(), a.label(), a.label());
         let system = |a: &mut Words, number: u32| {
             a.put(addi(A7, ZERO, number as i32));
             a.put(ECALL);
@@ -274,12 +293,12 @@ pub(super) mod riscv64 {
             a.put(sd(A0 + argument, 8 * argument));
         }
         a.put(addi(A0, ZERO, AT_FDCWD));
-        a.put(A1 << 7 | 0x17); // auipc a1, 0
+        a.put(auipc(A1));
         a.branch(addi(A1, A1, 0), path, low_of_previous);
         a.put(lui(A2, CLOEXEC_HIGH));
         a.put(addi(A3, ZERO, 0));
         system(&mut a, OPENAT);
-        a.branch(blt(A0, ZERO), enough, b_type);
+        a.branch(blt(A0, ZERO), asked, b_type);
         a.put(addi(T0, A0, 0));
         a.put(addi(T1, ZERO, 0));
         a.put(addi(T2, ZERO, 0));
@@ -293,8 +312,8 @@ pub(super) mod riscv64 {
         // What is read is as long as AT_HWCAP's number is high.
         const { assert!(ENTRY_BYTES == AT_HWCAP) };
         a.branch(bne(A0, T5), close, b_type);
-        a.put(ld(T3, ENTRY_AT));
-        a.put(ld(T4, ENTRY_AT + 8));
+        a.put(ld(T3, ENTRY_AT, SP));
+        a.put(ld(T4, ENTRY_AT + 8, SP));
         a.branch(beq(T3, ZERO), close, b_type);
         a.branch(bne(T3, T5), second, b_type);
         a.put(addi(T1, T4, 0));
@@ -306,7 +325,7 @@ pub(super) mod riscv64 {
         a.place(close);
         a.put(addi(A0, T0, 0));
         system(&mut a, CLOSE);
-        a.branch(beq(T1, ZERO), enough, b_type);
+        a.branch(beq(T1, ZERO), asked, b_type);
         for (bits, from) in [(needs.hwcap, T1), (needs.hwcap2, T2)] {
             let low = (bits << 20) as i32 >> 20;
             a.put(lui(T3, bits.wrapping_sub(low as u32) >> 12));
@@ -314,9 +333,31 @@ pub(super) mod riscv64 {
             a.put(and(T4, T3, from));
             a.branch(bne(T3, T4), lacks, b_type);
         }
+        if needs.vector_bytes != 0 {
+            a.put(vlenb(T3));
+            a.put(addi(T4, ZERO, needs.vector_bytes as i32));
+            a.branch(blt(T3, T4), lacks, b_type);
+        }
+        a.place(asked);
+        if needs.hwprobe != 0 {
+            a.put(addi(T3, ZERO, KEY_IMA_EXT_0));
+            a.put(sd(T3, ENTRY_AT));
+            a.put(addi(A0, SP, ENTRY_AT as i32));
+            a.put(addi(A1, ZERO, 1));
+            for argument in [A2, A3, A4] {
+                a.put(addi(argument, ZERO, 0));
+            }
+            system(&mut a, HWPROBE);
+            a.branch(bne(A0, ZERO), enough, b_type);
+            a.put(auipc(T3));
+            a.branch(ld(T3, 0, T3), bits, low_of_previous);
+            a.put(ld(T4, ENTRY_AT + 8, SP));
+            a.put(and(T4, T3, T4));
+            a.branch(bne(T3, T4), lacks, b_type);
+        }
         let leave = |a: &mut Words| {
             for argument in 0..6 {
-                a.put(ld(A0 + argument, 8 * argument));
+                a.put(ld(A0 + argument, 8 * argument, SP));
             }
             a.put(addi(SP, SP, FRAME_BYTES as i32));
         };
@@ -333,8 +374,14 @@ pub(super) mod riscv64 {
         leave(&mut a);
         a.put(addi(A0, ZERO, ending.refusal() as i32));
         a.put(RET);
+        if a.words.len() % 2 == 1 {
+            a.put(addi(ZERO, ZERO, 0));
+        }
         a.place(path);
         a.path();
+        a.place(bits);
+        a.put(needs.hwprobe as u32);
+        a.put((needs.hwprobe >> 32) as u32);
         a.place(behind);
         a.finish()
     }

@@ -5,17 +5,9 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use lapidary_runtime::cpu::Register;
 
 use super::Ending;
-
-/// Where CPUID answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Register {
-    Eax,
-    Ebx,
-    Ecx,
-    Edx,
-}
 
 /// Bits of an answer of CPUID that must all be 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,9 +67,9 @@ pub(super) fn assemble(needs: &Needs, ending: Ending) -> Result<Vec<u8>, IcedErr
         for (register, found) in
             [(Register::Eax, eax), (Register::Ebx, ebx), (Register::Ecx, ecx), (Register::Edx, edx)]
         {
-            let of_register = answers.iter().filter(|answer| {
-                (answer.leaf, answer.subleaf, answer.register) == (leaf, subleaf, register)
-            });
+            let of_register = answers
+                .iter()
+                .filter(|answer| (answer.leaf, answer.subleaf, answer.register) == (leaf, subleaf, register));
             let bits = of_register.fold(0, |bits, answer| bits | answer.bits);
             if bits != 0 {
                 require(a, found, bits, lacks)?;
