@@ -112,7 +112,11 @@ impl Board {
         let (start, size, count) = (word(32, 8), word(54, 2), word(56, 2));
         assert!(elf.starts_with(b"\x7fELF") && count > 0);
         const PT_INTERP: usize = 3;
-        assert!((0..count).all(|i| word(start + i * size, 4) != PT_INTERP), "{} asks for a loader", file.display());
+        assert!(
+            (0..count).all(|i| word(start + i * size, 4) != PT_INTERP),
+            "{} asks for a loader",
+            file.display()
+        );
     }
 }
 

@@ -1,8 +1,12 @@
 //! Objects: linked with C compilers, run, and held against sessions of this process: to the bit on the same CPU, within
 //! [`TOLERANCE`] on another architecture.
 
+#[path = "object/guard.rs"]
+mod guard;
 #[path = "object/microkernels.rs"]
 mod microkernels;
+#[path = "object/sample.rs"]
+mod sample;
 #[path = "object/toolchain.rs"]
 mod toolchain;
 
@@ -120,7 +124,7 @@ fn an_object_refers_to_nothing_outside() {
         let public = run(Command::new("nm").args(["--extern-only", "--format=posix"]).arg(&object));
         let mut names: Vec<&str> = public.lines().filter_map(|l| l.split(' ').next()).collect();
         names.sort_unstable();
-        let all = ["argmax", "decode", "init", "logits", "position", "prefill", "rollback"];
+        let all = ["argmax", "decode", "init", "logits", "position", "prefill", "rollback", "supported"];
         assert_eq!(names, all.map(|n| format!("model_{n}")));
     }
 }

@@ -22,7 +22,8 @@ static void fail(const char *what, const char *why)
 static void check(int status)
 {
     static const char *const names[] = {"ok", "bad state", "these are not the weights of this object", "no tokens",
-                                        "more tokens than the context", "no such token", "no such position"};
+                                        "more tokens than the context", "no such token", "no such position",
+                                        "this CPU lacks what the code needs"};
     if (status != MODEL_OK)
         fail("model", names[status]);
 }

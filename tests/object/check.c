@@ -58,6 +58,14 @@ int main(int argc, char **argv)
     CHECK(fread(weights, 1, file_bytes, file) == file_bytes && fgetc(file) == EOF);
     fclose(file);
 
+    /* What text needs. */
+    const int32_t eos[] = MODEL_EOS;
+    CHECK(MODEL_EOS_COUNT > 0 && sizeof eos / sizeof *eos == MODEL_EOS_COUNT);
+    for (size_t i = 0; i < MODEL_EOS_COUNT; i++)
+        CHECK(eos[i] >= 0 && eos[i] < MODEL_VOCAB && eos[i] != MODEL_BOS);
+    CHECK(MODEL_BOS >= 0 && MODEL_BOS < MODEL_VOCAB);
+    CHECK(model_supported() == 1);
+
     /* Before init. */
     unsigned char *state = new_state();
     const int32_t ids[] = {2, 17, 5, 99, 1000, 3, 8, 8, 12, 640, 2, 70};
