@@ -19,8 +19,8 @@ static WORKING: AtomicBool = AtomicBool::new(false);
 static ASKED: AtomicBool = AtomicBool::new(false);
 /// Whether a second Ctrl-C ends the program though there is work.
 static AGAIN: AtomicBool = AtomicBool::new(true);
-/// The terminal's settings, to be put back: a line editor changes them.
-static TERMINAL: OnceLock<libc::termios> = OnceLock::new();
+/// The terminal and its settings, to be put back: a line editor changes them. A descriptor of its own, for stdin is lent to the editor.
+static TERMINAL: OnceLock<(libc::c_int, libc::termios)> = OnceLock::new();
 
 /// What a shell reports for a program that Ctrl-C ended: 128 + SIGINT.
 pub(crate) const EXIT_CODE: u8 = 130;
@@ -43,7 +43,8 @@ pub(crate) fn install() {
     unsafe {
         let mut terminal: libc::termios = mem::zeroed();
         if libc::tcgetattr(libc::STDIN_FILENO, &mut terminal) == 0 {
-            let _ = TERMINAL.set(terminal);
+            let own = libc::fcntl(libc::STDIN_FILENO, libc::F_DUPFD_CLOEXEC, 3);
+            let _ = TERMINAL.set((own, terminal));
         }
     }
     let handler = on_signal as extern "C" fn(libc::c_int) as libc::sighandler_t;
@@ -76,9 +77,9 @@ extern "C" fn on_signal(signal: libc::c_int) {
             return;
         }
     }
-    if let Some(terminal) = TERMINAL.get() {
+    if let Some((own, terminal)) = TERMINAL.get() {
         // SAFETY: settings that the system gave.
-        unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, terminal) };
+        unsafe { libc::tcsetattr(*own, libc::TCSANOW, terminal) };
     }
     half_written::end_by(signal);
 }

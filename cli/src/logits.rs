@@ -6,10 +6,11 @@
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail};
 use lapidary_runtime::file::whole::Output;
 use serde_json::json;
 
+use crate::generation::parse_ids;
 use crate::model::{Engine, ModelArgs, read_text};
 use crate::output::{self, Unit, Usage};
 
@@ -76,16 +77,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// Ids of a list; the error names the first that is none.
-fn parse_ids(list: &str, from: &str) -> Result<Vec<u32>> {
-    let words = list.split(|c: char| c == ',' || c.is_whitespace()).filter(|w| !w.is_empty());
-    let ids = words
-        .map(|w| w.parse().map_err(|_| anyhow!("{from}: `{w}` is not a token id")))
-        .collect::<Result<Vec<u32>>>()?;
-    ensure!(!ids.is_empty(), "{from}: expected token ids, found none");
-    Ok(ids)
 }
 
 /// A safetensors file of one matrix, row by row.

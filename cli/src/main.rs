@@ -13,12 +13,20 @@ mod chat;
 mod check_rules;
 mod compile;
 mod cpus;
+mod dialog;
 mod eval;
 mod explain;
+mod flags;
 mod functions;
+mod generation;
+mod hints;
+mod history;
 mod inspect;
 mod interrupt;
+mod keyboard;
+mod lines;
 mod logits;
+mod manual;
 mod model;
 mod object;
 mod objective;
@@ -39,7 +47,7 @@ mod why_not;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use lapidary_passes::rules::RuleError;
 use lapidary_runtime::fault;
 use lapidary_runtime::file::inputs;
@@ -82,6 +90,8 @@ enum Command {
     Report(report::Args),
     CheckRules(check_rules::Args),
     Bisect(bisect::Args),
+    Completions(manual::CompletionsArgs),
+    Man(manual::ManArgs),
 }
 
 /// The exit code of a mistake in the arguments; clap's own.
@@ -90,7 +100,14 @@ const USAGE: u8 = 2;
 fn main() -> ExitCode {
     fault::install();
     inputs::watch();
-    let command = Cli::parse().command;
+    let args = match flags::translate(&Cli::command(), std::env::args_os().collect()) {
+        Ok(args) => args,
+        Err(line) => {
+            output::note("error", &line);
+            return ExitCode::from(USAGE);
+        }
+    };
+    let command = Cli::parse_from(args).command;
     interrupt::install();
     let result = match command {
         Command::Run(args) => run::run(&args),
@@ -112,6 +129,8 @@ fn main() -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::CheckRules(args) => check_rules::run(&args),
         Command::Bisect(args) => bisect::run(&args),
+        Command::Completions(args) => manual::completions(&args, Cli::command()),
+        Command::Man(args) => manual::man(&args, Cli::command()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

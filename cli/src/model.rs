@@ -177,7 +177,6 @@ impl CompileArgs {
     /// An option that an artifact cannot be given any more, if one differs from its default.
     fn of_compilation(&self) -> Option<&'static str> {
         [
-            ("--context", self.context.is_some()),
             ("--chunk", self.chunk != 512),
             ("--passes", self.passes != "all"),
             ("--disable", !self.disable.is_empty()),
@@ -404,7 +403,10 @@ impl Engine {
         if args.verify {
             artifact.verify()?;
         }
-        let program = artifact.program(Some(args.compile.cpu.as_str()).filter(|&cpu| cpu != "native"))?;
+        let mut program = artifact.program(Some(args.compile.cpu.as_str()).filter(|&cpu| cpu != "native"))?;
+        if let Some(context) = args.compile.context {
+            program.limit_context(context as usize).with_context(|| path.display().to_string())?;
+        }
         let model = Arc::new(Model::from_artifact(&artifact)?);
         let format = DType::ALL.iter().copied().find(|d| d.name() == artifact.weights());
         let format = format.ok_or_else(|| anyhow!("{}: unknown weights", path.display()))?;

@@ -41,6 +41,19 @@ pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{}", terminal::escape(text));
 }
 
+/// Writes to stderr what somebody is to answer on the same line.
+pub(crate) fn ask(text: &str) {
+    let mut err = io::stderr().lock();
+    let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
+}
+
+/// Writes a note of interest to a person only: where stderr is a terminal.
+pub(crate) fn remark(text: &str) {
+    if io::stderr().is_terminal() {
+        note("note", text);
+    }
+}
+
 /// An error and its causes on one line.
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
     lapidary_runtime::one_line(error.as_ref())

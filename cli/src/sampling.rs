@@ -1,5 +1,8 @@
 //! The options of choosing tokens, shared by `run` and `chat`.
 
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+
 use lapidary_runtime::SamplerOptions;
 
 /// How to choose the next token.
@@ -17,11 +20,14 @@ pub(crate) struct SamplingArgs {
     /// Keep tokens at least this many times as likely as the most likely one; 0 keeps all
     #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = probability, allow_negative_numbers = true)]
     min_p: f32,
-    /// Make tokens of the last 64 less likely; 1 does not
+    /// Make tokens of the last --repeat-last-n less likely; 1 does not
     #[arg(long, value_name = "F", default_value_t = 1.0, value_parser = above_zero, allow_negative_numbers = true)]
     repeat_penalty: f32,
-    /// Where the random numbers start: the same seed gives the same text
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    /// How many tokens back --repeat-penalty looks
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    repeat_last_n: usize,
+    /// Where the random numbers start: the same seed gives the same text; -1: anywhere
+    #[arg(long, value_name = "N", default_value = "0", value_parser = seed, allow_negative_numbers = true)]
     seed: u64,
 }
 
@@ -34,9 +40,17 @@ impl SamplingArgs {
             top_p: self.top_p,
             min_p: self.min_p,
             repetition_penalty: self.repeat_penalty,
+            repeat_last_n: self.repeat_last_n,
             seed: self.seed,
-            ..SamplerOptions::default()
         }
+    }
+}
+
+/// A seed; -1 is one that nobody chose.
+fn seed(text: &str) -> Result<u64, String> {
+    match text {
+        "-1" => Ok(RandomState::new().build_hasher().finish()),
+        _ => text.parse().map_err(|_| "expected a number from 0 on, or -1: anywhere".into()),
     }
 }
 

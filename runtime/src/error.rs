@@ -78,6 +78,14 @@ pub enum Error {
         /// The entries of the vocabulary.
         vocab: usize,
     },
+    /// More positions than the program was compiled for, or none.
+    #[error("a context of {context} tokens: it was compiled for {compiled}, expected 1 to {compiled}")]
+    ContextCompiled {
+        /// The positions asked for.
+        context: usize,
+        /// The most that there are.
+        compiled: usize,
+    },
     /// A rollback to after the session's end.
     #[error("cannot roll back to position {to}: the session is at position {position}")]
     RollbackAhead {

@@ -54,6 +54,22 @@ pub struct Program {
     pub code: Box<dyn Any + Send + Sync>,
 }
 
+impl Program {
+    /// Makes sessions hold at most `context` positions, fewer than it was compiled for: caches are laid out as before, and cost
+    /// physical memory only where they are used.
+    ///
+    /// # Errors
+    /// [`Error::ContextCompiled`](crate::Error::ContextCompiled) if it is 0, or more than it was compiled for.
+    pub fn limit_context(&mut self, context: usize) -> Result<(), crate::Error> {
+        let compiled = self.plan.context;
+        if context == 0 || context > compiled {
+            return Err(crate::Error::ContextCompiled { context, compiled });
+        }
+        self.plan.context = context;
+        Ok(())
+    }
+}
+
 /// The CPU that code was made for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MadeFor {

@@ -6,21 +6,32 @@
 //! | [`detokenizer`] | ids to text, as they come |
 //! | [`special`] | the special tokens that a folder names |
 //! | [`chat`] | messages to the text of a prompt, by the model's template |
+//! | [`prompt`] | plain or by the template; where instructions go |
+//! | [`stop`], [`answer`] | the text of an answer as it comes, up to a stop text |
+//! | [`conversation`] | what was said, cut to the context, and the answers to it |
 
+pub mod answer;
 mod bpe;
 pub mod chat;
 mod components;
+pub mod conversation;
 pub mod detokenizer;
 mod jinja;
 mod json;
+pub mod prompt;
 mod source;
 pub mod special;
+pub mod stop;
 pub mod tokenizer;
 mod within;
 
+pub use answer::AnswerText;
 pub use chat::{ChatTemplate, Content, Message};
+pub use conversation::{Answer, AnswerEnd, Conversation, ConversationError, Partner};
 pub use detokenizer::Detokenizer;
+pub use prompt::PromptForm;
 pub use special::SpecialTokens;
+pub use stop::StopTexts;
 pub use tokenizer::Tokenizer;
 
 use crate::artifact::{
