@@ -7,6 +7,8 @@
 mod artifact;
 #[path = "cli/bad_input.rs"]
 mod bad_input;
+#[path = "cli/chat.rs"]
+mod chat;
 #[path = "cli/command.rs"]
 mod command;
 #[path = "cli/configuration.rs"]
@@ -22,16 +24,22 @@ mod inputs;
 mod interrupt;
 #[path = "cli/lab.rs"]
 mod lab;
+#[path = "cli/manual.rs"]
+mod manual;
 #[path = "cli/outputs.rs"]
 mod outputs;
 #[path = "cli/pricing.rs"]
 mod pricing;
+#[path = "cli/prompt.rs"]
+mod prompt;
 #[path = "cli/refusals.rs"]
 mod refusals;
 #[path = "cli/signing.rs"]
 mod signing;
 #[path = "cli/surroundings.rs"]
 mod surroundings;
+#[path = "cli/terminal.rs"]
+mod terminal;
 #[path = "cli/tokenize.rs"]
 mod tokenize;
 #[cfg(unix)]
@@ -112,7 +120,8 @@ fn statistics() {
     ];
     numbers(stats, &fields);
     assert_eq!((&stats["generated_tokens"], &stats["weight_bytes"]), (&3.into(), &12_324_672.into()));
-    assert_eq!(lapidary(&["run", "-n", "3", "hello"]).err, "", "stderr is silent unless asked");
+    let err = lapidary(&["run", "-n", "3", "hello"]).err;
+    assert!(err.lines().all(|l| l.starts_with("note: ")), "stderr has notes only unless asked: {err}");
 }
 
 #[test]
@@ -141,7 +150,7 @@ fn chat() {
     assert!(outcome.err.contains("error: unknown command `/nothing`"), "{}", outcome.err);
     let out = outcome.ok();
     let (first, rest) = out.split_once("compile ").unwrap();
-    assert!(out.contains("generated   6 tokens") && out.contains("/reset  forget"), "{out}");
+    assert!(out.contains("generated   6 tokens") && out.contains("/reset        forget"), "{out}");
     assert!(rest.ends_with(&format!("\n{first}")), "after /reset the same answer is expected: {out}");
 
     // A message that does not fit is told; the next is answered.
@@ -533,6 +542,7 @@ fn a_reader_that_leaves_is_no_failure() {
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{args:?}");
-        assert!(output.stderr.is_empty(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(err.lines().all(|l| l.starts_with("note: ")), "{args:?}: {err}");
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::command::{binary, lapidary, name};
+use super::command::{Outcome, binary, lapidary, lapidary_with, name, run_with};
 
 const PROMPT: &str = "It is a truth universally acknowledged";
 
@@ -34,7 +34,7 @@ fn both_commands_print_what_the_compiler_in_memory_prints() {
     let shown = lapidary(&["inspect", "-m", name(&file), "--json"]).json();
     assert!(shown["cpus"][0]["kernels"][0]["code_bytes"].as_u64() > Some(0));
     assert!(shown["cpus"][0]["kv_bytes"].as_u64() > Some(0));
-    lapidary(&["run", "-m", name(&file), "--context", "8", "hi"]).fails(&["--context", "compiled already"]);
+    lapidary(&["run", "-m", name(&file), "--chunk", "8", "hi"]).fails(&["--chunk", "compiled already"]);
 
     // What kernels read and compute is as known as from a folder.
     let short = ["--repeat", "1", "--prompt-tokens", "8", "--gen-tokens", "1", "--depth", "1"];
@@ -70,6 +70,108 @@ fn both_commands_print_what_the_compiler_in_memory_prints() {
     lapidary(&["run", "-m", name(&again), "-n", "1", "hi"]).ok();
     lapidary(&["run", "-m", name(&again), "--verify", "-n", "1", "hi"]).fails(&["again.lap", "damaged"]);
     lapidary(&["verify", name(&again)]).fails(&["again.lap", "damaged"]);
+}
+
+/// The built-in model, compiled; and `lapidary-run` on it.
+fn compiled(dir: &Path) -> (PathBuf, impl Fn(&[&str], &[u8]) -> Outcome) {
+    let file = dir.join("tiny.lap");
+    lapidary(&["compile", "-o", name(&file)]).ok();
+    let program = lapidary_run();
+    (file, move |args: &[&str], stdin: &[u8]| run_with(Command::new(&program), args, stdin))
+}
+
+#[test]
+fn the_small_command_takes_prompts_as_the_large_one_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, small) = compiled(dir.path());
+    let prompt = dir.path().join("prompt");
+    fs::write(&prompt, PROMPT).unwrap();
+    let text = lapidary(&["run", "--temp", "0", "-n", "24", PROMPT]).ok();
+    let word = text.split(' ').nth(4).unwrap();
+    for args in [
+        &[PROMPT][..],
+        &["-p", PROMPT],
+        &["-f", name(&prompt)],
+        &["--stop", word, PROMPT],
+        &["--system", "Be brief.", PROMPT],
+        &["--chat", PROMPT],
+        &["--ids", "2,17,5"],
+        &["-c", "20", "-t", "1", PROMPT],
+        &["--json", PROMPT],
+        &["--json", "--stop", word, PROMPT],
+    ] {
+        let all = [args, &["--temperature", "0", "-n", "24"]].concat();
+        let large = lapidary(&[&["run", "-m", name(&file)], &all[..]].concat());
+        for front in [&[name(&file)][..], &["-m", name(&file)], &["run", "-m", name(&file)]] {
+            let found = small(&[front, &all].concat(), b"");
+            assert_eq!(found.err, large.err, "{args:?}");
+            if args[0] == "--json" {
+                let parse = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+                let (found, large) = (parse(&found.out), parse(&large.out));
+                for field in ["text", "tokens", "stop", "seed"] {
+                    assert_eq!(found[field], large[field], "{args:?}");
+                }
+                for (field, value) in found["stats"].as_object().unwrap() {
+                    assert!(value.is_number() && large["stats"][field].is_number(), "{field}");
+                }
+            } else {
+                assert_eq!((found.code, found.out), (Some(0), large.out.clone()), "{args:?}");
+            }
+        }
+    }
+    assert_eq!(small(&[name(&file), "--temp", "0", "-n", "24"], PROMPT.as_bytes()).ok(), text);
+    assert_eq!(small(&[name(&file), "-", "--temp", "0", "-n", "24"], PROMPT.as_bytes()).ok(), text);
+    for (args, code, named) in [
+        (&[name(&file)][..], 2, "PROMPT"),
+        (&[], 2, "FILE"),
+        (&[name(&file), "a", "b"], 2, "quotes"),
+        (&[name(&file), "a", "-p", "b"], 2, "one prompt"),
+        (&[name(&file), "-ngl", "9", "a"], 2, "CPUs"),
+        (&[name(&file), "--ids", "x"], 2, "`x`"),
+        (&[name(&file), "-"], 1, "stdin is empty"),
+        (&[name(&file), "--context", "2000", "a"], 1, "compiled for 1024"),
+    ] {
+        let found = small(args, b"");
+        assert_eq!((found.code, found.err.lines().count()), (Some(code), 1), "{args:?}: {}", found.err);
+        assert!(found.err.contains(named), "{args:?}: {}", found.err);
+    }
+}
+
+#[test]
+fn a_context_below_the_compiled_one_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, small) = compiled(dir.path());
+    let args = ["-n", "-1", "--temp", "0", "--ignore-eos", "--json"];
+    let folder = lapidary(&[&["run", "--context", "40"], &args[..], &[PROMPT]].concat()).json();
+    assert_eq!(folder["stop"], "context");
+    let large =
+        lapidary(&[&["run", "-m", name(&file), "--context", "40"], &args[..], &[PROMPT]].concat()).json();
+    let found = small(&[&[name(&file), "--context", "40"], &args[..], &[PROMPT]].concat(), b"").json();
+    for field in ["stop", "tokens"] {
+        assert_eq!((&large[field], &found[field]), (&folder[field], &folder[field]), "{field}");
+    }
+    let refused = ["run", "-m", name(&file), "--context", "2000", "x"];
+    lapidary(&refused).fails(&["tiny.lap", "2000", "compiled for 1024"]);
+    lapidary(&["run", "-m", name(&file), "--context", "8", &"long ".repeat(9)]).fails(&["context is 8"]);
+}
+
+#[test]
+fn both_commands_hold_the_same_conversation() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, small) = compiled(dir.path());
+    let input = b"hello\n/system Be brief.\nand you?\n\xff\n\"\"\"\n/quit\n\"\"\"\n/nothing\n/reset\nhello\n/quit\nnever\n";
+    let options = ["--context", "90", "-n", "20", "--temp", "0"];
+    let large = lapidary_with(&[&["chat", "-m", name(&file)], &options[..]].concat(), input);
+    assert!(large.err.contains("left out") && large.err.contains("not UTF-8"), "{}", large.err);
+    let expected = large.err.clone();
+    let text = large.ok();
+    for front in [&["chat", name(&file)][..], &["chat", "-m", name(&file)], &["-m", name(&file), "--chat"]] {
+        let found = small(&[front, &options].concat(), input);
+        assert_eq!(found.err, expected, "{front:?}");
+        assert_eq!(found.ok(), text, "{front:?}");
+    }
+    let told = small(&["chat", name(&file), "-n", "3"], b"hello\n/stats\n");
+    assert!(told.out.contains("decode 3 tokens"), "{}", told.out);
 }
 
 #[test]

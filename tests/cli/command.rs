@@ -67,7 +67,13 @@ pub(crate) fn lapidary<S: AsRef<OsStr>>(args: &[S]) -> Outcome {
 
 /// Runs it with arguments and an input.
 pub(crate) fn lapidary_with<S: AsRef<OsStr>>(args: &[S], stdin: &[u8]) -> Outcome {
-    let mut child = binary().args(args).stdin(Stdio::piped()).spawn().expect("the binary runs");
+    run_with(binary(), args, stdin)
+}
+
+/// Runs a command with arguments and an input.
+pub(crate) fn run_with<S: AsRef<OsStr>>(mut command: Command, args: &[S], stdin: &[u8]) -> Outcome {
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary runs");
     // A command that fails first does not read.
     let _ = child.stdin.take().expect("piped").write_all(stdin);
     Outcome::new(child.wait_with_output().expect("it ends"))
