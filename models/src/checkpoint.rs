@@ -204,7 +204,7 @@ impl Checkpoint {
         let mut tied = config.tie_word_embeddings;
         for (name, (file, entry)) in &found.tensors {
             let path = &self.files[*file].path;
-            if name.strip_suffix(TIED_HEAD).is_some_and(|p| p.is_empty() || p.ends_with('.')) {
+            if is_head(name) {
                 self.check_head(*file, entry, config.tie_word_embeddings)?;
                 tied = true;
             } else if name.ends_with("embed_scale") || name.ends_with("normalizer") {
@@ -284,8 +284,9 @@ impl Found {
         if place.is_some() || spec.name != EMBEDDING || !tied {
             return place;
         }
-        let outer = prefix.strip_suffix(names::PREFIX).unwrap_or("");
-        self.tensors.remove(&format!("{outer}{TIED_HEAD}"))
+        let mut heads = self.tensors.keys().filter(|name| is_head(name));
+        let (head, second) = (heads.next().cloned()?, heads.next());
+        if second.is_some() { None } else { self.tensors.remove(&head) }
     }
 
     /// The error for a tensor that is not there.
@@ -325,6 +326,11 @@ impl Found {
         let message = format!("tensors that no shard holds, and that are not needed: {}", list(&names));
         Some(Warning { path: place.join(INDEX), message })
     }
+}
+
+/// Whether a tensor is a head's matrix, under whatever prefix.
+fn is_head(name: &str) -> bool {
+    name.strip_suffix(TIED_HEAD).is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('.'))
 }
 
 /// Elements as f32, which holds each exactly.
@@ -428,7 +434,7 @@ fn open_shards(dir: &Path, map: &BTreeMap<String, String>) -> Result<(Vec<Source
     let names: BTreeSet<&String> = map.values().collect();
     for name in &names {
         if !file::exists(&dir.join(name))? {
-            return Err(folder::lacks(dir, format!("{name}, a shard that {INDEX} names")));
+            return Err(folder::lacks_shard(dir, name));
         }
     }
     let (mut sources, mut found): (Vec<Source>, Found) = (Vec::new(), Found::default());

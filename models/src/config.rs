@@ -173,12 +173,10 @@ impl Config {
             layer_types,
             attn_logit_softcapping: cap(&mut f, "attn_logit_softcapping", d.attn_logit_softcapping)?,
             final_logit_softcapping: cap(&mut f, "final_logit_softcapping", d.final_logit_softcapping)?,
-            max_position_embeddings: size(
-                &mut f,
-                "max_position_embeddings",
-                d.max_position_embeddings,
-                MAX_SIZE,
-            )?,
+            // transformers itself does without.
+            max_position_embeddings: f
+                .optional_integer("max_position_embeddings", 1, MAX_SIZE)?
+                .map_or(d.max_position_embeddings, |n| n as usize),
             tie_word_embeddings,
             bos_token_id: f
                 .optional_integer("bos_token_id", 0, largest_id)?

@@ -12,8 +12,10 @@ use serde_json::Value;
 
 use crate::checkpoint::{INDEX, SINGLE};
 use crate::config::CONFIG;
-use crate::error::{Error, Result, line, quote};
+use crate::error::{Error, Result, Warning, line, quote};
 
+/// The file that makes a folder a LoRA adapter.
+const ADAPTER: &str = "adapter_config.json";
 /// Names of a folder that are looked at.
 const ENTRIES: usize = 10_000;
 
@@ -57,6 +59,19 @@ pub(crate) fn check(dir: &Path) -> Result<()> {
 pub(crate) fn lacks(dir: &Path, file: String) -> Error {
     let cause = cause_of(dir).map_or(String::new(), |cause| format!("; {cause}"));
     Error::Missing { path: dir.into(), file, cause }
+}
+
+/// The error for a folder without a shard that its index names.
+pub(crate) fn lacks_shard(dir: &Path, shard: &str) -> Error {
+    let file = format!("{shard}, a shard that {INDEX} names");
+    Error::Missing { path: dir.into(), file, cause: " (is the download complete?)".into() }
+}
+
+/// What there is to warn of in a folder that opens.
+pub(crate) fn warning(dir: &Path) -> Option<Warning> {
+    let path = dir.join(ADAPTER);
+    let message = "the adapter beside the model is not applied (PEFT's `merge_and_unload` merges it)";
+    path.exists().then(|| Warning { path, message: message.into() })
 }
 
 /// What a file is that was given for a folder.
@@ -110,7 +125,10 @@ fn nothing_at(path: &Path) -> String {
             .into();
     }
     let hub = match text.split_once('/') {
-        Some((owner, name)) if part(owner) && part(name) => Some(text.to_string()),
+        // In a folder that is there, it is a path.
+        Some((owner, name)) if part(owner) && part(name) && !Path::new(owner).exists() => {
+            Some(text.to_string())
+        }
         None if part(text) && text.to_lowercase().starts_with("gemma") => Some(format!("google/{text}")),
         _ => None,
     };
@@ -158,8 +176,8 @@ fn names(dir: &Path) -> Vec<String> {
 fn cause_of(dir: &Path) -> Option<String> {
     let names = names(dir);
     let has = |name: &str| names.iter().any(|n| n == name);
-    if has("adapter_config.json") || names.iter().any(|n| n.starts_with("adapter_model.")) {
-        let config = file::read_if_present(&dir.join("adapter_config.json")).ok().flatten();
+    if has(ADAPTER) || names.iter().any(|n| n.starts_with("adapter_model.")) {
+        let config = file::read_if_present(&dir.join(ADAPTER)).ok().flatten();
         let config: Option<Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let base = config.and_then(|c| c["base_model_name_or_path"].as_str().map(quote));
         let base = base.map_or("its base model".into(), |base| format!("its base model {base}"));

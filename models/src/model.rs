@@ -53,7 +53,8 @@ impl Model {
         folder::check(dir)?;
         let (config, unknown) = Config::read_folder(dir)?;
         let checkpoint = Checkpoint::open(dir, &config)?;
-        let warnings = unknown.into_iter().chain(checkpoint.warning().cloned()).collect();
+        let warnings =
+            [unknown, checkpoint.warning().cloned(), folder::warning(dir)].into_iter().flatten().collect();
         let tokenizer = Tokenizer::from_folder(dir)?;
         let chat_template = match &tokenizer {
             Some(t) => ChatTemplate::from_folder(dir, t.special_tokens())?,

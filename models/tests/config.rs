@@ -212,6 +212,7 @@ fn what_changes_nothing() {
         json!({"eos_token_id": [1, -1]}),
         json!({"bos_token_id": null}),
         json!({"tie_word_embeddings": null}),
+        json!({"tie_word_embeddings": 1}),
         json!({"architectures": null}),
         json!({"architectures": ["Gemma2Model"]}),
         json!({"architectures": ["Gemma2ForCausalLMWithValueHead"]}),

@@ -174,6 +174,14 @@ fn other_forms_of_weights() {
     fs::write(adapter.path().join("adapter_config.json"), config).unwrap();
     refused(adapter.path(), &["LoRA", "merge", "google/gemma-2-2b"]);
     refused(with_config(&["adapter_config.json", "adapter_model.bin"]).path(), &["LoRA", "merge"]);
+    // Beside a whole model it is not applied, which is said.
+    let both = small();
+    fs::write(both.path().join("adapter_config.json"), "{}").unwrap();
+    let warnings = Model::open(both.path()).unwrap().warnings;
+    assert!(
+        matches!(&warnings[..], [one] if one.to_string().contains("adapter_config.json: the adapter")),
+        "{warnings:?}"
+    );
     // A trainer's folder of folders.
     refused(
         with(&["checkpoint-500/config.json", "trainer_state.json"]).path(),

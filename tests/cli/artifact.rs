@@ -187,7 +187,7 @@ fn inspect_opens_with_a_summary() {
         assert!(lines[1..8].iter().any(|l| l.starts_with(line)), "{line}: {summary}");
     }
     assert!(summary.contains("6,162,336 parameters, 3 local, 2 global: LGLGL"), "{summary}");
-    assert!(summary.contains("text      tokenizer, stop tokens"), "{summary}");
+    assert!(summary.contains("text      tokenizer, chat template, stop tokens\n"), "{summary}");
     assert!(summary.contains("of at most 64 tokens, 900 positions\n"), "{summary}");
     // Kernels and hashes are there for who asks.
     let verbose = inspect(&["--verbose"]).ok();
