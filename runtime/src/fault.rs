@@ -6,11 +6,13 @@
 
 use std::mem;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use crate::file::half_written;
 use crate::file::map;
 
+/// Whether a thread is ending the process already: threads meet the same fault at once, and one line is enough.
+static LEAVING: AtomicBool = AtomicBool::new(false);
 /// Who handled SIGBUS before.
 static BEFORE: AtomicPtr<libc::sigaction> = AtomicPtr::new(ptr::null_mut());
 
@@ -39,6 +41,7 @@ extern "C" fn on_bus_error(signal: libc::c_int, info: *mut libc::siginfo_t, cont
     // SAFETY: the system gives the address of the fault.
     let address = unsafe { (*info).si_addr() }.addr();
     let of_a_map = map::name_of(address, &mut |name| {
+        begin_to_leave();
         say(b"error: ");
         say(name);
         say(b": expected a file that stays as it is, found it cut short (or unreadable) while it was in use\n");
@@ -80,10 +83,19 @@ pub(crate) fn out_of_memory(bytes: usize) -> ! {
             break;
         }
     }
+    begin_to_leave();
     say(b"error: the system refuses memory: ");
     say(&digits[at..]);
     say(b" more bytes are needed\n");
     leave()
+}
+
+/// Returns to the first thread alone.
+fn begin_to_leave() {
+    while LEAVING.swap(true, Ordering::SeqCst) {
+        // SAFETY: waits for a signal: the process ends meanwhile.
+        unsafe { libc::pause() };
+    }
 }
 
 fn leave() -> ! {
