@@ -49,7 +49,9 @@ fn refused_threads() {
         };
         let (many, one) = (run(false), run(true));
         assert!(many.0 == one.0, "{args:?}: other output");
-        assert!(many.1 == one.1, "{args:?}: another file");
+        // A page tells times.
+        let same = many.1 == one.1 || args[0] == "report";
+        assert!(same && many.1.is_some() == file.is_some(), "{args:?}: another file");
         let told = one.2.contains("warning: the system gives 1 of 4 threads\n");
         assert_eq!(told, args[0] == "run", "{args:?}: {}", one.2);
     }
@@ -148,7 +150,7 @@ fn refused_memory() {
                     refused += 1;
                 }
             }
-            most += most / 6;
+            most += most / 32;
             assert!(most < 64 << 30, "{args:?} never has enough");
         }
         assert!(refused > 2, "{args:?} was refused {refused} times");
