@@ -249,7 +249,7 @@ fn damage_is_met_when_it_is_read() {
     let text = "It is a truth universally acknowledged, that a single man. 漢字 <0x41>\n".repeat(20);
     let ids = TINY.encode(&text, true).unwrap();
     let (mut failed, mut same) = (0, 0);
-    for at in (0..good.len()).step_by(4099) {
+    for at in (40..good.len()).step_by(4099) {
         let mut bytes = good.clone();
         bytes[at] ^= 4;
         let opened = Tokenizer::from_tables(Path::new("m"), Shared::from_vec(bytes), None);

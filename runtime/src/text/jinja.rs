@@ -95,15 +95,6 @@ fn held(state: &State, value: &Value, depth: usize, kept: bool) -> Result<Value,
             }
             Ok(if namespace { value.clone() } else { Value::from_pairs(pairs) })
         }
-        ValueKind::Undefined
-        | ValueKind::None
-        | ValueKind::Bool
-        | ValueKind::Number
-        | ValueKind::String
-        | ValueKind::Bytes
-        | ValueKind::Plain
-        | ValueKind::Invalid => Ok(value.clone()),
-        // The engine's enum is not ours to exhaust.
         _ => Ok(value.clone()),
     }
 }

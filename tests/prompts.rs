@@ -3,13 +3,13 @@
 //! This program's allocator counts what each thread holds, so that a bound of memory is a test.
 #![allow(clippy::unwrap_used)]
 
-#[path = "text/hostile_templates.rs"]
+#[path = "prompts/hostile_templates.rs"]
 mod hostile_templates;
-#[path = "text/hostile_tokenizers.rs"]
+#[path = "prompts/hostile_tokenizers.rs"]
 mod hostile_tokenizers;
-#[path = "text/references.rs"]
+#[path = "prompts/references.rs"]
 mod references;
-#[path = "text/templates.rs"]
+#[path = "prompts/templates.rs"]
 mod templates;
 
 use std::alloc::{GlobalAlloc, Layout, System};
