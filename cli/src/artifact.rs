@@ -198,8 +198,8 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<()> {
     output::print(&format!("{file}: {sections} sections verified{signed}\n"))
 }
 
-/// Bytes that a session of a program allocates for a context, on one thread: caches of local layers and of global ones, then
-/// temporaries, scratch and activations.
+/// Bytes that a session of a program allocates for a context, on one thread: caches of local layers and of global
+/// ones, then temporaries, scratch and activations.
 struct MemoryOf {
     kv_local: u64,
     kv_global: u64,

@@ -1,7 +1,7 @@
 //! What people and programs read: stdout, notes on stderr, progress bars.
 //!
-//! Invariants: an error or warning is one line; a bar is drawn only on a terminal; nothing here panics when a pipe closes; no
-//! control character of a file reaches a terminal.
+//! Invariants: an error or warning is one line; a bar is drawn only on a terminal; nothing here panics when a pipe closes;
+//! no control character of a file reaches a terminal.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -20,8 +20,8 @@ pub(crate) fn print_words(text: &str) -> Result<()> {
     if io::stdout().is_terminal() { print(text) } else { write(text) }
 }
 
-/// Writes a JSON value to stdout, indented, with a line end. JSON itself escapes the control characters of ASCII; those beyond
-/// move a terminal too.
+/// Writes a JSON value to stdout, indented, with a line end. JSON itself escapes the control characters of ASCII; those
+/// beyond move a terminal too.
 pub(crate) fn print_json(value: &Value) -> Result<()> {
     write(&terminal::json(&format!("{value:#}\n")))
 }

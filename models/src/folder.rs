@@ -1,7 +1,8 @@
-//! What a path is that is no model folder, and what a folder is that lacks what a model needs: the usual causes, with what to do.
+//! What a path is that is no model folder, and what a folder is that lacks what a model needs: the usual causes, with
+//! what to do.
 //!
-//! In: a path as the user gave it. Out: words for an [`Error`]. Nothing is opened but plain files, of which the first bytes are
-//! read, and at most [`ENTRIES`] names of a folder are looked at.
+//! In: a path as the user gave it. Out: words for an [`Error`]. Nothing is opened but plain files, of which the first
+//! bytes are read, and at most [`ENTRIES`] names of a folder are looked at.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -121,7 +122,8 @@ fn nothing_at(path: &Path) -> String {
         && part(tag)
         && name.split('/').all(part)
     {
-        return "nothing (a name of ollama? its models are GGUF files, which are not read; give a folder with safetensors files)"
+        return "nothing (a name of ollama? its models are GGUF files, which are not read: \
+                give a folder with safetensors files)"
             .into();
     }
     let hub = match text.split_once('/') {

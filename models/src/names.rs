@@ -1,8 +1,8 @@
-//! Names of tensors as programs write them: what is put before Gemma 2's own, what is left beside them, and what says that a
-//! tensor is quantised.
+//! Names of tensors as programs write them: what is put before Gemma 2's own, what is left beside them, and what says
+//! that a tensor is quantised.
 //!
-//! In: the names of a checkpoint. Out: the prefix under which all of a model's tensors lie, or what the names betray. A prefix
-//! is taken only where it is certain: every tensor that is needed lies under that one.
+//! In: the names of a checkpoint. Out: the prefix under which all of a model's tensors lie, or what the names betray. A
+//! prefix is taken only where it is certain: every tensor that is needed lies under that one.
 
 use crate::error::quote;
 use crate::layout::{ROTARY_BUFFER, TensorSpec};
@@ -11,7 +11,8 @@ use crate::layout::{ROTARY_BUFFER, TensorSpec};
 pub(crate) const PREFIX: &str = "model.";
 /// A tensor that every model has, without its prefix.
 const ANCHOR: &str = "layers.0.input_layernorm.weight";
-/// Parts of names that wrappers put anywhere: torch.compile, FSDP, activation checkpointing, PEFT once its adapter is merged.
+/// Parts of names that wrappers put anywhere: torch.compile, FSDP, activation checkpointing, PEFT once its adapter is
+/// merged.
 const WRAPPERS: &[&str] =
     &["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "base_layer"];
 
@@ -96,7 +97,8 @@ pub(crate) fn unwrapped(name: &str) -> String {
     name.split('.').filter(|part| !WRAPPERS.contains(part)).collect::<Vec<_>>().join(".")
 }
 
-/// The prefix under which all of `specs` lie, by their names without [`PREFIX`]; else the one that most of a model lies under.
+/// The prefix under which all of `specs` lie, by their names without [`PREFIX`]; else the one that most of a model lies
+/// under.
 ///
 /// # Errors
 /// Two prefixes, if all lie under each.

@@ -1,4 +1,4 @@
-//! `config.json`: both dialects, the published files, what changes nothing, what is warned of, every refusal by name, the
+//! `config.json`: both dialects, the published files, what changes nothing, what is warned of, refusals by name, the
 //! published counts, and bytes that never panic.
 #![allow(clippy::unwrap_used)]
 
@@ -159,7 +159,8 @@ fn published_configurations_open() {
 
 #[test]
 fn activations() {
-    // transformers reads hidden_activation and not hidden_act; Gemma's "gelu" there has always meant the form with tanh.
+    // transformers reads hidden_activation and not hidden_act; Gemma's "gelu" there has always meant the form with
+    // tanh.
     changes_nothing(json!({"hidden_activation": null}));
     for other in ["gelu", "relu", "silu"] {
         changes_nothing(json!({"hidden_act": other}));
@@ -273,8 +274,8 @@ fn full_layers_need_no_window() {
     assert!(config.layer_types.iter().all(|t| *t == LayerType::Full));
     assert_eq!(warning, None);
     assert_eq!(parse(&config.to_json()).unwrap(), config);
-    let one = json!({"layer_types": ["full_attention", "full_attention", "sliding_attention", "full_attention", "full_attention"],
-        "sliding_window": null});
+    let mut one = full;
+    one["layer_types"][2] = json!("sliding_attention");
     assert!(refusal(one).contains("`sliding_window`"));
 }
 
@@ -359,7 +360,10 @@ fn refusals_name_the_field() {
             "`rope_parameters.partial_rotary_factor`",
         ),
         (
-            json!({"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}),
+            json!({"rope_parameters": {
+                "full_attention": {"rope_theta": 1e6},
+                "sliding_attention": {"rope_theta": 1e4}
+            }}),
             "expected 10000, as `rope_parameters.sliding_attention.rope_theta` says",
         ),
         (

@@ -1,5 +1,5 @@
-//! Folders as publishers and trainers leave them: what changes nothing is silent, what nobody knows is one warning, a usual cause
-//! is named.
+//! Folders as publishers and trainers leave them: what changes nothing is silent, what nobody knows is one warning, a
+//! usual cause is named.
 
 use std::fs;
 use std::path::Path;
@@ -79,7 +79,8 @@ fn unknown_fields_are_one_warning() {
     lapidary(&["inspect", "-m", name(dir.path())]).fails(&[WEIGHTS, "a link to \"../blobs/gone\""]);
 }
 
-/// Tensors under another prefix, in an index that is not exact, beside a head in another dtype: the same model, quantised too.
+/// Tensors under another prefix, in an index that is not exact, beside a head in another dtype: the same model,
+/// quantised too.
 #[test]
 fn strange_checkpoints_are_the_same_model() {
     let plain = folder::small();

@@ -1,9 +1,9 @@
 //! The fields of `config.json` that change nothing that is computed here, and under which condition.
 //!
 //! In: what is left of a configuration once its own fields are taken, and the configuration. Out: the names that nobody
-//! knows. A field is *understood* (a field of [`Config`], or taken by name where that is read), *known to be harmless* (a row
-//! of [`HARMLESS`]) or *unknown*, which is worth a warning and no more. An error is for a value that is known to change the
-//! result: that of a row whose condition does not hold.
+//! knows. A field is *understood* (a field of [`Config`], or taken by name where that is read), *known to be harmless*
+//! (a row of [`HARMLESS`]) or *unknown*, which is worth a warning and no more. An error is for a value that is known to
+//! change the result: that of a row whose condition does not hold.
 
 use std::path::Path;
 
@@ -145,7 +145,8 @@ pub const HARMLESS: &[(&str, When)] = &[
     ("unsloth_version", Always),
     ("use_unsloth", Always),
     ("z_loss", Always),
-    // Of quantisers: tensors state their own formats, and those that are really quantised are refused where they are read.
+    // Of quantisers: tensors state their own formats, and those that are really quantised are refused where they are
+    // read.
     ("compression_config", Always),
     ("quantization", Always),
     ("awq_config", Always),

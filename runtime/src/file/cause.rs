@@ -1,7 +1,7 @@
 //! What a file is that is not what it should be: the usual causes, told by its first bytes.
 //!
-//! In: the bytes of a file (or its first ones). Out: words for the `found` of an [`Error`](super::Error), with what to do
-//! about it. Invariant: what [`foreign`] names can be neither JSON nor a template.
+//! In: the bytes of a file (or its first ones). Out: words for the `found` of an [`Error`](super::Error), with what to
+//! do about it. Invariant: what [`foreign`] names can be neither JSON nor a template.
 
 use crate::file::error::quote;
 

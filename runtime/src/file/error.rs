@@ -1,7 +1,7 @@
 //! What can be wrong with a file of a model.
 //!
-//! Every message is one line that names the path and the tensor or field, what was expected and what was found. Text that
-//! comes from a file is quoted (escaped and cut), so a hostile name cannot break the line.
+//! Every message is one line that names the path and the tensor or field, what was expected and what was found. Text
+//! that comes from a file is quoted (escaped and cut), so a hostile name cannot break the line.
 
 use std::fmt;
 use std::io;
@@ -137,7 +137,9 @@ pub fn line(message: impl fmt::Display) -> String {
 
 /// Whether a character only changes how others are shown: marks of direction, joiners, the byte order mark.
 fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    matches!(c,
+        '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// A JSON value as it was written, on one line, cut.
