@@ -197,7 +197,9 @@ fn what_others_may_write_is_not_used() {
     for mode in [0o720, 0o702, 0o777, 0o1777] {
         fs::set_permissions(place.dir(), Permissions::from_mode(mode)).unwrap();
         let weights = place.open();
-        let Origin::Memory(Some(reason)) = weights.origin() else { panic!("{mode:o}: {:?}", weights.origin()) };
+        let Origin::Memory(Some(reason)) = weights.origin() else {
+            panic!("{mode:o}: {:?}", weights.origin())
+        };
         let reason = reason.to_string();
         assert!(reason.contains("alone may write") && reason.contains(&format!("{mode:o}")), "{reason}");
         assert_eq!(weights.tensor(UP), place.fresh().tensor(UP));
@@ -253,7 +255,8 @@ fn a_partial_is_as_long_as_the_whole() {
     let seen = std::cell::Cell::new(0);
     let model = Arc::new(Model::open(place.model.path()).unwrap());
     let progress = |_, _| {
-        let lengths = names(&place.dir()).into_iter().map(|n| fs::metadata(place.dir().join(n)).unwrap().len());
+        let lengths =
+            names(&place.dir()).into_iter().map(|n| fs::metadata(place.dir().join(n)).unwrap().len());
         seen.set(lengths.sum::<u64>());
         ControlFlow::Continue(())
     };
@@ -284,7 +287,9 @@ fn two_folders_at_once() {
         let dir = out.path().join("made");
         let write = |format: QuantFormat| {
             let choice = FormatChoice { body: Some(format.into()), head: Some(format.into()) };
-            export(&model, Destination { dir: &dir, replace }, choice, 1, &mut |_, _| ControlFlow::Continue(()))
+            export(&model, Destination { dir: &dir, replace }, choice, 1, &mut |_, _| {
+                ControlFlow::Continue(())
+            })
         };
         let results = thread::scope(|scope| {
             let threads = [QuantFormat::Q8, QuantFormat::Q4].map(|format| scope.spawn(move || write(format)));

@@ -1,7 +1,9 @@
 //! Lapidary's runtime: artifacts, programs, sessions, KV cache, thread pool, sampling, text. Knows no compiler.
 
 #[cfg(not(target_os = "linux"))]
-compile_error!("Lapidary runs on Linux alone: it maps files and memory, and asks for CPU features, as Linux has them");
+compile_error!(
+    "Lapidary runs on Linux alone: it maps files and memory, and asks for CPU features, as Linux has them"
+);
 
 pub mod artifact;
 mod bind;

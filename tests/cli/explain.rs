@@ -30,9 +30,12 @@ fn replayed(kernel: &Value) -> Vec<String> {
             group: string("group"),
             class: Class::Exact,
             algebra: string("algebra"),
-            lhs: string("lhs"),
-            also: pairs(&step["also"]),
-            rhs: string("rhs"),
+            lhs: string("lhs").parse().unwrap(),
+            also: pairs(&step["also"])
+                .iter()
+                .map(|(v, t)| (v.parse().unwrap(), t.parse().unwrap()))
+                .collect(),
+            rhs: string("rhs").parse().unwrap(),
             bindings: pairs(&step["bindings"]),
             at,
             from: string("from"),

@@ -48,7 +48,10 @@ pub fn note_input(path: &Path, found: &Metadata) -> io::Result<()> {
         return Ok(());
     }
     if let Some((_, output)) = books.outputs.iter().find(|(other, _)| *other == id) {
-        return Err(same(&format!("it is both an input and the output {}", quote(&output.to_string_lossy()))));
+        return Err(same(&format!(
+            "it is both an input and the output {}",
+            quote(&output.to_string_lossy())
+        )));
     }
     books.inputs.push((id, path.into()));
     Ok(())
@@ -74,7 +77,9 @@ pub fn note_output(path: &Path, found: &Metadata) -> io::Result<()> {
 pub fn check_output(found: &Metadata) -> io::Result<()> {
     let id = identity(found);
     match books().inputs.iter().find(|(other, _)| *other == id) {
-        Some((_, input)) => Err(same(&format!("it is both an output and the input {}", quote(&input.to_string_lossy())))),
+        Some((_, input)) => {
+            Err(same(&format!("it is both an output and the input {}", quote(&input.to_string_lossy()))))
+        }
         None => Ok(()),
     }
 }
