@@ -99,6 +99,10 @@ fn growing_texts() {
     refused("one huge text", "{{ 'x' * 10 ** 10 }}".into());
     refused("one huge padding", "{{ '%1000000000d' | format(1) }}".into());
     refused("one huge padding by a method", "{{ '{:1000000000}'.format(1) }}".into());
+    refused(
+        "one huge padding from an argument",
+        "{{ '{:{}}'.format(1, 10 ** 9) }}{{ '%*d' | format(10 ** 9, 1) }}".into(),
+    );
     refused("one huge list", "{{ ([1] * 10 ** 10) | length }} {{ ([1] * 10 ** 9) | list | length }}".into());
     refused("one huge indent", "{{ [1] | tojson(indent=1000000000) }}".repeat(20_000));
     let block =
@@ -165,10 +169,10 @@ fn values_within_values() {
         "namespaces in namespaces",
         format!("{{% set a = 1 %}}{}", "{% set a = namespace(a=a) %}".repeat(9_000)),
     );
-    refused("unrolled lists", format!("{{% set x = 1 %}}{}{{{{ x }}}}", "{% set x = [x] %}".repeat(30_000)));
+    refused("unrolled lists", format!("{{% set x = 1 %}}{}{{{{ x }}}}", "{% set x = [x] %}".repeat(9_000)));
     harmless(
         "unrolled views",
-        format!("{{% set x = [1] %}}{}{{{{ x | list }}}}", "{% set x = x[0:] %}".repeat(30_000)),
+        format!("{{% set x = [1] %}}{}{{{{ x | list }}}}", "{% set x = x[0:] %}".repeat(9_000)),
     );
     harmless(
         "what a loop remembers",

@@ -189,7 +189,7 @@ fn merges_in_circles_end() {
 fn what_is_no_tokenizer() {
     refused(b"", "malformed JSON");
     refused(b"\0\0\0\0", "malformed JSON");
-    refused(b"[]", "a tokenizer");
+    refused(b"[]", "a JSON object");
     refused("[".repeat(100_000).as_bytes(), "");
     refused(format!("{{\"decoder\":{}", "[".repeat(100_000)).as_bytes(), "");
     refused(format!("{{\"model\":{{\"vocab\":{}", "{\"a\":".repeat(100_000)).as_bytes(), "");

@@ -144,6 +144,9 @@ impl Components {
     /// # Errors
     /// [`Error::File`] for malformed JSON, [`Error::Field`] for a part that is none of Gemma's.
     pub(super) fn parse(path: &Path, bytes: &[u8], model: bool) -> Result<Components> {
+        if bytes.trim_ascii_start().first() == Some(&b'[') {
+            return Err(Error::file(path, "a JSON object", "a list"));
+        }
         let raw: Raw<'_> = match serde_json::from_slice(bytes) {
             Ok(raw) => raw,
             Err(e) if e.is_data() => return Err(Error::file(path, "a tokenizer", error::line(e))),

@@ -9,7 +9,7 @@ use std::ffi::CString;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Tuple, Value, ValueKind, from_args};
-use minijinja::{Environment, Error, ErrorKind, State, functions};
+use minijinja::{Environment, Error, ErrorKind, State, filters, functions};
 use minijinja_contrib::pycompat;
 
 use super::json;
@@ -45,6 +45,31 @@ pub(super) fn compile(source: &str) -> Result<Environment<'static>, Error> {
         state.consume_fuel((text.len().saturating_mul(set.map_or(0, str::len)) / READ) as u64)?;
         Ok::<_, Error>(trim(&text, set, true, true).to_string())
     });
+    // Those that compare pay for what they may compare; the engine knows of the count alone.
+    environment.add_filter("sort", |state: &State, value: Value, options: Kwargs| {
+        pay_for_order(state, &value)?;
+        filters::sort(state, value, options)
+    });
+    environment.add_filter("unique", |state: &State, value: Value, options: Kwargs| {
+        pay_for_order(state, &value)?;
+        filters::unique(state, value, options)
+    });
+    environment.add_filter("min", |state: &State, value: Value, options: Kwargs| {
+        pay_for_order(state, &value)?;
+        filters::min(state, value, options)
+    });
+    environment.add_filter("max", |state: &State, value: Value, options: Kwargs| {
+        pay_for_order(state, &value)?;
+        filters::max(state, value, options)
+    });
+    environment.add_filter("dictsort", |state: &State, value: &Value, options: Kwargs| {
+        pay_for_order(state, value)?;
+        filters::dictsort(value, options)
+    });
+    environment.add_filter("groupby", |state: &State, value: Value, by: Option<&str>, options: Kwargs| {
+        pay_for_order(state, &value)?;
+        filters::groupby(value, by, options)
+    });
     environment.add_filter(HELD, |state: &State, value: Value| held(state, &value, 0, false));
     environment.add_filter(KEPT, |state: &State, value: Value| held(state, &value, 0, true));
     environment.add_template_owned(NAME, source)?;
@@ -53,6 +78,50 @@ pub(super) fn compile(source: &str) -> Result<Environment<'static>, Error> {
 
 pub(super) fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
+}
+
+/// Pays for putting a list in order: its texts, made small, are read as often as there are levels of a tree of its items.
+fn pay_for_order(state: &State, list: &Value) -> Result<(), Error> {
+    /// Bytes that an item costs whatever it is.
+    const ITEM: usize = 64;
+    /// How often a text is read for one comparison.
+    const READS: usize = 4;
+    fn bytes(state: &State, value: &Value, depth: usize) -> Result<usize, Error> {
+        state.consume_fuel(1)?;
+        if let Some(text) = value.as_str() {
+            return Ok(READS * text.len());
+        }
+        if value.as_object().is_none() || depth > MAX_NESTED {
+            return Ok(ITEM);
+        }
+        let mut sum = ITEM;
+        for item in value.try_iter()?.checked() {
+            let item = item?;
+            sum = sum.saturating_add(bytes(state, &item, depth + 1)?);
+            if value.kind() == ValueKind::Map {
+                sum = sum.saturating_add(bytes(state, &value.get_item(&item)?, depth + 1)?);
+            }
+        }
+        Ok(sum)
+    }
+    if list.as_object().is_none() {
+        return Ok(());
+    }
+    let levels = list.len().unwrap_or(usize::MAX).max(1).ilog2() as usize + 1;
+    state.consume_fuel((bytes(state, list, 0)?.saturating_mul(levels) / READ) as u64)
+}
+
+/// Refuses a format whose widths make more than there is to format: Python's method pads before anyone is asked.
+fn check_format(format: &str) -> Result<(), Error> {
+    /// Digits of a width or a precision.
+    const DIGITS: usize = 4;
+    let wide = format.split(|c: char| !c.is_ascii_digit()).any(|number| number.len() > DIGITS);
+    // A width that is an argument.
+    let nested = format.split('{').skip(1).any(|field| field.contains(':') && !field.contains('}'));
+    if wide || nested {
+        return Err(invalid("a format with a width of more than 9999, or one from an argument"));
+    }
+    Ok(())
 }
 
 /// A value in lists and dicts that are no views of others, bounded in depth; `kept` values hold no namespace, which could come
@@ -122,6 +191,10 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
         "rstrip" => stripped(false, true),
         "removeprefix" => from_args(args).map(|(s,): (&str,)| text.strip_prefix(s).unwrap_or(text).into()),
         "removesuffix" => from_args(args).map(|(s,): (&str,)| text.strip_suffix(s).unwrap_or(text).into()),
+        "format" => {
+            check_format(text)?;
+            pycompat::unknown_method_callback(state, value, name, args)
+        }
         "split" | "rsplit" => split(text, name == "rsplit", args),
         _ => pycompat::unknown_method_callback(state, value, name, args),
     }

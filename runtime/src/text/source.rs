@@ -7,8 +7,10 @@
 
 use std::ops::Range;
 
-/// Bytes of a template: ten times the largest published.
-pub(super) const MAX_SOURCE: usize = 1 << 20;
+/// Bytes of a template: several times the largest published.
+const MAX_SOURCE: usize = 256 << 10;
+/// Bytes of a line; the engine's own count ends at 65,535.
+const MAX_LINE: usize = 60_000;
 /// Tokens of one tag. Published ones have fewer than two hundred.
 const MAX_TOKENS: usize = 1000;
 /// `elif`s of a template.
@@ -22,6 +24,9 @@ pub(super) const KEPT: &str = "__kept";
 pub(super) fn prepare(source: &str) -> Result<String, String> {
     if source.len() > MAX_SOURCE {
         return Err(format!("{} bytes, more than {MAX_SOURCE}", source.len()));
+    }
+    if source.split(['\n', '\r']).any(|line| line.len() > MAX_LINE) {
+        return Err(format!("a line of more than {MAX_LINE} bytes"));
     }
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len() + source.len() / 8);
