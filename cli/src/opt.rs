@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
+use egg::Language;
 use lapidary_codegen::Options;
 use lapidary_codegen::compile::{FunctionReport, Loose, Lowered, Times, compile_functions};
 use lapidary_codegen::kernel::Kernel;
@@ -28,6 +29,12 @@ use crate::{output, trial, what_if};
 
 /// Positions that a file's functions are compiled for, unless --context says otherwise.
 const FILE_CONTEXT: usize = 4096;
+
+/// Bytes that a file of the tensor language may have, thirty times what a model's functions take.
+const MOST_BYTES: usize = 1 << 20;
+/// Operators, inputs and outputs that its functions may have, all together: twice what a model's have. Each becomes kernels of its own
+/// where no rule fuses it, and proofs of a chain are longer than the chain.
+const MOST_NODES: usize = 1024;
 
 /// Show the stages of the compiler as text.
 #[derive(clap::Args)]
@@ -258,6 +265,12 @@ impl Source {
     }
 }
 
+/// Operators, inputs and outputs of a function.
+fn nodes(function: &Function) -> usize {
+    let operators = function.body.as_ref().iter().filter(|op| !op.is_leaf()).count();
+    operators + function.inputs.len() + function.outputs.len()
+}
+
 /// The functions of a file, a published size or a model, in this order of what is given.
 pub(crate) fn source(
     file: Option<&Path>,
@@ -271,8 +284,15 @@ pub(crate) fn source(
         } else {
             (path.display().to_string(), read_text(path)?)
         };
+        let bytes = source.len();
+        ensure!(bytes <= MOST_BYTES, "{name}: expected at most {MOST_BYTES} bytes, found {bytes}");
         let module = text::parse_module(&source).with_context(|| name.clone())?;
         ensure!(!module.functions.is_empty(), "{name}: expected a function, found none");
+        let nodes = module.functions.iter().map(nodes).sum::<usize>();
+        ensure!(
+            nodes <= MOST_NODES,
+            "{name}: expected at most {MOST_NODES} operators, inputs and outputs, found {nodes}"
+        );
         return Ok(Source { name, module, context: compile.context_of(FILE_CONTEXT), layers: vec![] });
     }
     let build = |name: String, mut config: Config, weight: &dyn Fn(&str) -> DType| {

@@ -348,6 +348,87 @@ fn every_stage_is_shown() {
     assert!(run.contains("; run layer_local: machine code is"), "{run}");
 }
 
+/// An approximate rule is held to its own bound, whatever runs beside it: no closer, no farther.
+#[test]
+fn run_holds_approximate_rules_to_their_own_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("near.rules");
+    let ir = "function f(%x: f32[T,64] rows) {\n    v = (mul %x 1.001)\n    return y=(tanh v)\n}\n";
+    let run = |bound: &str, rest: &[&str]| {
+        let rules =
+            format!("rule near-one approximate({bound}) \"1.001 x = x, nearly\" {{ (mul ?x 1.001) => ?x }}");
+        std::fs::write(&path, rules).unwrap();
+        let args = ["opt", "-", "--run", "--activations", "f32", "--rules", name(&path)];
+        lapidary_with(&[&args, rest].concat(), ir.as_bytes())
+    };
+    for alone in [&[][..], &["--only", "near-one"]] {
+        let honest = run("1e-2", alone);
+        assert!(honest.out.contains("; run f: machine code is"), "{}{}", honest.out, honest.err);
+        assert_eq!(honest.code, Some(0));
+        assert!(!honest.out.contains("(mul "), "the rule's form is what ran: {}", honest.out);
+        let boastful = run("1e-4", alone);
+        assert_eq!(boastful.code, Some(1), "{}", boastful.out);
+        assert!(
+            boastful.err.contains("within 1e-4") || boastful.err.contains("within 9.99"),
+            "{}",
+            boastful.err
+        );
+    }
+}
+
+/// Files too large to be of use are refused at once, by every command that reads them; long chains and deep terms below that are not.
+#[test]
+fn chains_end_in_seconds() {
+    let chain = |n: usize| {
+        let steps: Vec<String> = (1..=n).map(|i| format!("v{i} = (neg v{})", i - 1)).collect();
+        format!("function f(%x: f32[T,64] rows) {{\nv0 = (neg %x)\n{}\nreturn y=v{n}\n}}\n", steps.join("\n"))
+    };
+    let wide: Vec<String> = (0..20_000).map(|i| format!("y{i}=%x")).collect();
+    let wide = format!("function f(%x: f32[T,64] rows) {{ return {} }}", wide.join(", "));
+    let many: String = (0..20_000).map(|i| format!("function f{i}() {{ return y=1.0 }}\n")).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let page = dir.path().join("page.html");
+    let commands: [&[&str]; 5] = [
+        &["opt", "-"],
+        &["opt", "-", "--run", "--emit", "ir"],
+        &["explain", "-"],
+        &["why-not", "softcap", "-"],
+        &["report", "-", "-o", name(&page)],
+    ];
+    for (source, named) in [
+        (chain(20_000), &["stdin", "1024 operators"][..]),
+        (wide, &["stdin", "1024 operators"]),
+        (many, &["stdin"]),
+        (chain(200_000), &["stdin", "1048576 bytes"]),
+        (
+            format!("function f() {{ return y={}1.0{} }}", "(neg ".repeat(90_000), ")".repeat(90_000)),
+            &["nested"],
+        ),
+    ] {
+        for command in commands {
+            let start = std::time::Instant::now();
+            lapidary_with(command, source.as_bytes()).fails(named);
+            assert!(start.elapsed().as_secs() < 30, "{command:?}: {:?}", start.elapsed());
+        }
+    }
+    assert!(!page.exists());
+    let long = chain(1000);
+    let shown = lapidary_with(&["opt", "-", "--emit", "ir"], long.as_bytes()).ok();
+    assert_eq!(shown.matches("(neg ").count(), 1001);
+    lapidary_with(&["why-not", "softcap", "-"], long.as_bytes()).ok();
+}
+
+/// Machine code of every row regime is run: one row, few, some, many.
+#[test]
+fn run_calls_every_row_regime() {
+    let run = lapidary(&["opt", "--fn", "layer_local", "--run"]).ok();
+    let rows = run.split("calls of ").nth(1).unwrap().split(" rows").next().unwrap();
+    let rows: Vec<usize> = rows.split(", ").map(|n| n.parse().unwrap()).collect();
+    for (least, most) in [(1, 1), (2, 4), (5, 32), (33, 64)] {
+        assert!(rows.iter().any(|n| (least..=most).contains(n)), "{least} to {most}: {rows:?}");
+    }
+}
+
 #[test]
 fn bisect_finds_the_guilty_rule() {
     let clean = lapidary(&["bisect", "--tokens", "8"]).ok();
