@@ -235,9 +235,10 @@ fn makers() -> impl Strategy<Value = Maker> {
     ])
 }
 
-/// Cases of random sets; `LAPIDARY_FUZZ_CASES` is another number.
-fn cases(default: u32) -> ProptestConfig {
-    let cases = std::env::var("LAPIDARY_FUZZ_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default);
+/// Cases of random sets; `LAPIDARY_FUZZ_CASES=N` tries N times as many.
+fn cases(few: u32) -> ProptestConfig {
+    let times = std::env::var("LAPIDARY_FUZZ_CASES").ok().and_then(|n| n.parse::<u32>().ok());
+    let cases = few.saturating_mul(times.unwrap_or(1));
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
