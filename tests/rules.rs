@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use egg::{Extractor, Id, Language, Searcher};
 use lapidary_ir::interp::{Precision, evaluate};
-use lapidary_ir::{DType, Extent, Function, Op, text};
+use lapidary_ir::{DType, Extent, Function, text};
 use lapidary_models::{Config, Model, gemma2};
 use lapidary_passes::check::forms::{check_graph, compare, flatten, near};
 use lapidary_passes::check::values;

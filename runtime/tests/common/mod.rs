@@ -8,7 +8,7 @@ use std::sync::Arc;
 use lapidary_runtime::Session;
 use lapidary_runtime::program::{
     Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS, Function, KernelFn, Layer,
-    Plan, Program, Slot, SlotKind, Step, Tiles, Variant, WeightSource,
+    MadeFor, Plan, Program, Slot, SlotKind, Step, Tiles, Variant, WeightSource,
 };
 
 pub const HIDDEN: usize = 16;
