@@ -1,18 +1,86 @@
 //! Machine code in memory of its own: written first, then mapped to be executed, at no time both.
 //!
-//! The code is written into a file in memory (`memfd_create`), sealed, and mapped anew, readable and executable. No mapping is
-//! ever turned from writable into executable, so this works where the system refuses that (`PR_SET_MDWE`, systemd's
-//! `MemoryDenyWriteExecute=`). Where it has no such files, a mapping is turned.
+//! In: code ([`Executable::new`]), or a place for somebody to write it into ([`Staging`]). The place is a file in memory
+//! (`memfd_create`); once written, it is mapped anew where it was, readable and executable, and sealed. No mapping is ever
+//! turned from writable into executable, so this works where the system refuses that (`PR_SET_MDWE`, systemd's
+//! `MemoryDenyWriteExecute=`). Where there are no such files, or the system will not execute one, the mapping is turned.
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 
-use memmap2::{Mmap, MmapMut, MmapOptions};
+use memmap2::{MmapMut, MmapOptions};
 
-/// Code that can be called; entry points die with it.
-pub struct Executable(Mmap);
+/// Memory that code is written into before it can be called.
+pub struct Staging {
+    memory: MmapMut,
+    /// The file that the memory is of, if it is of one.
+    file: Option<File>,
+}
+
+impl Staging {
+    /// Zeros, at least `len` bytes (at least one page).
+    ///
+    /// # Errors
+    /// The system's answer, if it gives no memory.
+    pub fn new(len: usize) -> io::Result<Staging> {
+        let len = len.max(1);
+        let in_file = || {
+            let file = memory_file()?;
+            file.set_len(len as u64)?;
+            // SAFETY: nobody else has the file: nobody changes or shortens it.
+            let memory = unsafe { MmapOptions::new().len(len).map_mut(&file) }?;
+            io::Result::Ok(Staging { memory, file: Some(file) })
+        };
+        in_file().or_else(|_| Staging::anonymous(len))
+    }
+
+    /// The same, of no file.
+    fn anonymous(len: usize) -> io::Result<Staging> {
+        Ok(Staging { memory: MmapMut::map_anon(len)?, file: None })
+    }
+
+    /// Where the code goes, and where it will be: the start of a page.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        &mut self.memory
+    }
+
+    /// Makes what was written executable, where it is; it can be written no more.
+    ///
+    /// # Errors
+    /// The system's answer, if it will not execute it.
+    pub fn seal(self) -> io::Result<Executable> {
+        let Staging { memory, file } = self;
+        let (start, len) = (memory.as_ptr().cast_mut().cast::<libc::c_void>(), memory.len());
+        let executable = libc::PROT_READ | libc::PROT_EXEC;
+        let remapped = file.as_ref().is_some_and(|file| {
+            let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
+            // SAFETY: takes the place of the mapping that `memory` owns, with the same bytes of the same file.
+            let placed = unsafe { libc::mmap(start, len, executable, flags, file.as_raw_fd(), 0) };
+            placed == start
+        });
+        match &file {
+            Some(file) if remapped => {
+                let seals = libc::F_SEAL_WRITE | libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
+                // SAFETY: asks the system about a file that is open.
+                if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            // SAFETY: the mapping that `memory` owns; nobody writes to it from now on.
+            _ if unsafe { libc::mprotect(start, len, executable) } != 0 => {
+                return Err(io::Error::last_os_error());
+            }
+            _ => {}
+        }
+        flush(&memory);
+        Ok(Executable(memory))
+    }
+}
+
+/// Code that can be called; entry points die with it. What it holds is mapped for reading and executing.
+pub struct Executable(MmapMut);
 
 impl Executable {
     /// A copy of `code`, which must be position-independent.
@@ -20,31 +88,15 @@ impl Executable {
     /// # Errors
     /// The system's answer, if it gives no memory or will not execute it.
     pub fn new(code: &[u8]) -> io::Result<Executable> {
-        let memory = match in_file(code) {
-            Ok(memory) => memory,
-            Err(_) => turned(code)?,
-        };
-        flush(&memory);
-        Ok(Executable(memory))
+        let mut staging = Staging::new(code.len())?;
+        staging.bytes()[..code.len()].copy_from_slice(code);
+        staging.seal()
     }
 
     /// The address of the first byte, a multiple of a page.
     pub fn base(&self) -> *const u8 {
         self.0.as_ptr()
     }
-}
-
-/// Code in a file in memory, which nobody can write to any more, mapped to be executed.
-fn in_file(code: &[u8]) -> io::Result<Mmap> {
-    let mut file = memory_file()?;
-    file.write_all(if code.is_empty() { &[0] } else { code })?;
-    let seals = libc::F_SEAL_WRITE | libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
-    // SAFETY: asks the system about a file that is open.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the file is sealed: nobody can change or shorten it.
-    unsafe { MmapOptions::new().map_exec(&file) }
 }
 
 fn memory_file() -> io::Result<File> {
@@ -60,13 +112,6 @@ fn memory_file() -> io::Result<File> {
         }
     }
     Err(io::Error::last_os_error())
-}
-
-/// Code in memory that is turned from writable into executable.
-fn turned(code: &[u8]) -> io::Result<Mmap> {
-    let mut memory = MmapMut::map_anon(code.len().max(1))?;
-    memory[..code.len()].copy_from_slice(code);
-    memory.make_exec()
 }
 
 /// Makes instruction fetches see what was written: caches of instructions are coherent here.
@@ -115,11 +160,15 @@ mod tests {
 
     #[test]
     fn either_way_code_runs() {
-        let ways: [fn(&[u8]) -> io::Result<Mmap>; 2] = [in_file, turned];
-        for memory in ways {
-            let memory = memory(&CODE).expect("memory");
+        for mut staging in
+            [Staging::new(CODE.len()), Staging::anonymous(CODE.len())].map(|s| s.expect("memory"))
+        {
+            staging.bytes()[..CODE.len()].copy_from_slice(&CODE);
+            let place = staging.bytes().as_ptr();
+            let code = staging.seal().expect("executable");
+            assert_eq!(code.base(), place);
             // SAFETY: the bytes are a function of this kind.
-            let function: extern "C" fn() -> u32 = unsafe { std::mem::transmute(memory.as_ptr()) };
+            let function: extern "C" fn() -> u32 = unsafe { std::mem::transmute(code.base()) };
             assert_eq!(function(), 42);
         }
         assert!(Executable::new(&[]).is_ok());
@@ -132,6 +181,6 @@ mod tests {
         let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
         let start = format!("{:x}-", code.base().addr());
         let line = maps.lines().find(|line| line.starts_with(&start)).expect("its map");
-        assert!(line.contains(" r-xs ") && line.contains("lapidary-code"), "{line}");
+        assert!(line.contains(" r-xp ") && line.contains("lapidary-code"), "{line}");
     }
 }
