@@ -120,7 +120,8 @@ pub(crate) fn write(request: &Request<'_>) -> Result<()> {
         bar.set_position(done);
     })?;
     bar.finish_and_clear();
-    let code: usize = images.iter().map(|i| i.code.len()).sum();
+    let stored = |at: &usize| images[..*at].iter().all(|other| other.code != images[*at].code);
+    let code: usize = (0..images.len()).filter(stored).map(|at| images[at].code.len()).sum();
     output::say(&format!(
         "{}: {}, {} of code for {} in {:.2} s; written in {:.2} s",
         request.output.display(),

@@ -343,6 +343,32 @@ fn the_code_that_was_taken_has_a_name() {
     }
 }
 
+/// The real look at a CPU, on CPUs that are not here: what they have is found, and what they lack is named.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn other_cpus_under_qemu_take_what_they_can() {
+    if Command::new("qemu-x86_64").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no qemu-x86_64");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("steps.lap");
+    let cpus = "x86-64-v2,ivybridge,x86-64-v3,x86-64-v4-vnni";
+    lapidary(&["compile", "--cpu", cpus, "-o", name(&file)]).ok();
+    let run = |cpu: &str| {
+        let mut command = Command::new("qemu-x86_64");
+        command.args(["-cpu", cpu]).arg(lapidary_run()).arg(&file);
+        let output = command.args(["-n", "1", "--stats", "--threads", "1", "It is"]).output().unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for (cpu, step) in [("Nehalem", "x86-64-v2"), ("IvyBridge", "ivybridge"), ("Haswell", "x86-64-v3")] {
+        let told = run(cpu);
+        assert!(told.contains(&format!("code for {step} (")), "{cpu}: {told}");
+    }
+    let told = run("core2duo");
+    assert!(told.contains("needs SSE4.1 (sse4.1), SSE4.2 (sse4.2), POPCNT (popcnt), which"), "{told}");
+}
+
 #[test]
 fn lapidary_run_holds_no_compiler() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
