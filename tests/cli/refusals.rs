@@ -2,10 +2,13 @@
 //! code 1. A file that shrinks while it is mapped is one, too.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
+use crate::artifact::lapidary_run;
 use crate::command::{binary, name};
 use crate::folder;
 use crate::surroundings::{
@@ -191,6 +194,41 @@ fn a_file_that_shrinks() {
         let output = child.wait_with_output().expect("it ends");
         one_line(&output, &[name(&path), "cut short"]);
         assert_eq!(names(&out), [""; 0], "{args:?}");
+    }
+}
+
+/// `lapidary-run` in the same surroundings.
+#[test]
+fn without_a_compiler_too() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let lap = dir.path().join("x.lap");
+    assert!(soon(binary().args(["compile", "-o", name(&lap)])).status.success());
+    let program = lapidary_run();
+    let command = || {
+        let mut command = Command::new(&program);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args([name(&lap), "hello", "--temp", "0", "--threads", "4"]);
+        command
+    };
+    let expected = soon(command().args(["-n", "4"])).stdout;
+    for refused in [NO_THREADS, NO_TURNING] {
+        let mut command = command();
+        refuse(&mut command, refused);
+        let output = soon(command.args(["-n", "4"]));
+        assert!(output.status.success() && output.stdout == expected);
+    }
+    let mut refused = command();
+    refuse(&mut refused, NO_CODE);
+    one_line(&soon(&mut refused), &["x.lap", "no memory that code can run in"]);
+    let mut child = command().args(["-n", "1000"]).spawn().expect("the binary runs");
+    let out = child.stdout.as_mut().expect("piped");
+    assert_eq!(out.read(&mut [0]).expect("a byte"), 1);
+    cut(&lap);
+    one_line(&child.wait_with_output().expect("it ends"), &["x.lap", "cut short"]);
+    for no_file in ["/dev/zero", "/proc/self/pagemap"] {
+        fs::remove_file(&lap).expect("removed");
+        std::os::unix::fs::symlink(no_file, &lap).expect("a link");
+        one_line(&soon(&mut command()), &["x.lap", "expected a file"]);
     }
 }
 
