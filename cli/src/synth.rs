@@ -1,12 +1,14 @@
 //! `lapidary synth`: a full-shape checkpoint of random weights, for measurements.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use lapidary_models::config::MAX_LAYERS;
-use lapidary_models::{Config, Destination, Error, FormatChoice, LayerType, Model, WeightDType, synthesize};
+use lapidary_models::{Config, Destination, Error, FormatChoice, LayerType, WeightDType, synthesize};
+use lapidary_runtime::file::{self, safetensors::LENGTH_BYTES};
 
 use crate::interrupt::{Interrupted, Work};
 use crate::model;
@@ -94,13 +96,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     say_size(dir)
 }
 
-/// Says how much was written, if it can be looked at: it is whole, whatever comes of that.
+/// Says how much was written. The model is not opened: it is whole, whether or not there is memory to look at it.
 pub(crate) fn say_size(dir: &Path) -> Result<()> {
-    let size = match Model::open(dir) {
-        Ok(model) => format!("{} of weights", output::bytes(model.checkpoint.weight_bytes())),
-        Err(_) => "written".into(),
-    };
-    output::say(&format!("{}: {size}", dir.display()));
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            let (mut file, found) = file::open_unnoted(&path)?;
+            let mut header = [0; LENGTH_BYTES];
+            file.read_exact(&mut header)?;
+            bytes += found.len().saturating_sub(LENGTH_BYTES as u64 + u64::from_le_bytes(header));
+        }
+    }
+    output::say(&format!("{}: {} of weights", dir.display(), output::bytes(bytes)));
     Ok(())
 }
 
