@@ -9,7 +9,7 @@ use std::fmt::Display;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use lapidary_ir::text::parse_module;
 use lapidary_ir::verify::verify;
@@ -194,6 +194,10 @@ struct Cached {
     path: PathBuf,
     /// Tensors as they are without a cache.
     tensors: Vec<(String, Vec<u8>)>,
+    /// The file as it was made.
+    good: Vec<u8>,
+    /// Held by whoever uses the file.
+    lock: Mutex<()>,
 }
 
 static CACHED: LazyLock<Cached> = LazyLock::new(|| {
@@ -204,7 +208,8 @@ static CACHED: LazyLock<Cached> = LazyLock::new(|| {
     let tensors = names.map(|n| (n.clone(), weights.tensor(&n).unwrap().to_vec())).collect();
     cached(&model, Some(dir.path()));
     let path = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
-    Cached { model, dir, path, tensors }
+    let good = fs::read(&path).unwrap();
+    Cached { model, dir, path, tensors, good, lock: Mutex::new(()) }
 });
 
 /// A model's weights in 8 bits.
@@ -217,13 +222,13 @@ fn cached(model: &Arc<Model>, dir: Option<&Path>) -> QuantizedWeights {
 
 /// The bytes of a good file of the cache of weights.
 pub fn good_cache_file() -> Vec<u8> {
-    cached(&CACHED.model, Some(CACHED.dir.path()));
-    fs::read(&CACHED.path).unwrap()
+    CACHED.good.clone()
 }
 
 /// Whatever lies where a file of the cache should, the weights are those of the checkpoint.
 pub fn cache_file(bytes: &[u8]) {
-    let Cached { model, dir, path, tensors } = &*CACHED;
+    let Cached { model, dir, path, tensors, good: _, lock } = &*CACHED;
+    let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
     // A new file: one that is mapped is never written to.
     let _ = fs::remove_file(path);
     fs::write(path, bytes).unwrap();
