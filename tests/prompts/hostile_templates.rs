@@ -190,7 +190,7 @@ fn values_within_values() {
     );
     harmless(
         "what a loop remembers",
-        format!("{{% for i in range(9) %}}{{{{ loop.changed(loop) }}}}{{{{ loop }}}}{{% endfor %}}"),
+        "{% for i in range(9) %}{{ loop.changed(loop) }}{{ loop }}{% endfor %}".into(),
     );
     let macro_lists = "{% macro f(x) %}{{ f([x]) }}{% endmacro %}{{ f(1) }}";
     refused("lists handed on by a macro", macro_lists.into());

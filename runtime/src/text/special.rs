@@ -41,8 +41,8 @@ impl SpecialTokens {
     /// EOS token that is none.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<SpecialTokens> {
         let mut fields = Fields::parse(path, bytes)?;
-        let mut tokens = SpecialTokens::default();
-        tokens.base = fields.take(INSTRUCTION_TUNED) == Some(Value::Bool(false));
+        let base = fields.take(INSTRUCTION_TUNED) == Some(Value::Bool(false));
+        let mut tokens = SpecialTokens { base, ..SpecialTokens::default() };
         for name in fields.names() {
             let value = fields.take(&name).unwrap_or(Value::Null);
             match (name.as_str(), &value) {
