@@ -151,11 +151,20 @@ impl Tokenizer {
     pub fn from_tables(dir: &Path, tables: Shared, config: Option<&[u8]>) -> Result<Tokenizer> {
         let path = dir.join(TABLES);
         let bpe = Bpe::new(tables).map_err(|found| Error::file(&path, "a tokenizer's tables", found))?;
-        let parts = Components::parse(&path, bpe.json(), false)?;
-        let inner = assemble(&path, bpe.clone(), parts)?;
+        let made = Tokenizer::mapped(dir, &path, &bpe, config);
+        // Whatever else was missed then.
+        if bpe.is_damaged() {
+            return Err(Error::file(&path, "a tokenizer's tables", "damaged ones"));
+        }
+        made
+    }
+
+    fn mapped(dir: &Path, path: &Path, bpe: &Bpe, config: Option<&[u8]>) -> Result<Tokenizer> {
+        let parts = Components::parse(path, bpe.json(), false)?;
+        let inner = assemble(path, bpe.clone(), parts)?;
         let added = pieces_of(&inner);
         let ids = added.keys().map(|&id| id as usize + 1).max().unwrap_or(0).max(bpe.ids());
-        let pieces = Pieces::Mapped(bpe, Arc::new(added), ids);
+        let pieces = Pieces::Mapped(bpe.clone(), Arc::new(added), ids);
         let special = special(dir, config)?;
         Tokenizer::with(&dir.join(TOKENIZER), Inner::Mapped(Box::new(inner)), pieces, special)
     }
