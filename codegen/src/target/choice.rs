@@ -50,6 +50,7 @@ pub fn cpu_of_target<'a>(target: &str, cpu: Option<&'a str>) -> Result<&'a str, 
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -45,6 +45,7 @@ pub(super) fn enable(builder: &mut Builder, features: Set) -> SetResult<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::BTreeSet;
 
