@@ -74,9 +74,7 @@ fn registers_pass_between_the_cpu_and_the_emulator() {
         function(x.as_ptr(), out.as_mut_ptr(), &mut counter);
     }
     assert_eq!(counter, 42);
-    for i in 0..8 {
-        assert_eq!(out[i], 2.0 * i as f32);
-    }
+    assert!((0..8).all(|i| out[i] == 2.0 * i as f32));
     if wide {
         assert!((0..16).all(|i| out[8 + i] == 2.0 * x[i]));
     }
