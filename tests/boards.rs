@@ -13,8 +13,8 @@ const PROMPT: &str = "It is a truth universally acknowledged";
 const GREEDY: [&str; 5] = ["--temp", "0", "-n", "24", PROMPT];
 /// Weights as stored, and in 4 bits.
 const FORMATS: [&[&str]; 2] = [&[], &["--weights", "q4", "--no-cache"]];
-/// The most bytes of a file.
-const MOST_BYTES: u64 = 4_000_000;
+/// The most bytes of a file: 4 MiB.
+const MOST_BYTES: u64 = 4 << 20;
 
 /// A file for boards and what runs it.
 struct Board {
