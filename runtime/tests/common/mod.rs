@@ -208,7 +208,7 @@ pub fn program(chunk: usize) -> Program {
             head_all: 4,
             head_argmax: 5,
         },
-        made_for: lapidary_runtime::program::MadeFor::default(),
+        made_for: MadeFor::default(),
         code: Box::new(()),
     }
 }
