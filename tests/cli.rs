@@ -99,7 +99,14 @@ fn statistics() {
     {
         assert!(outcome.err.contains(word), "{word}: {}", outcome.err);
     }
-    let stats = &outcome.json()["stats"];
+    let mut stats = outcome.json()["stats"].take();
+    let code = ["cpu", "cpu_step", "cpu_features"]
+        .map(|field| stats.as_object_mut().unwrap().shift_remove(field).unwrap());
+    assert!(
+        code[0] == "native" && code[2].as_array().is_some_and(|features| !features.is_empty()),
+        "{code:?}"
+    );
+    let stats = &stats;
     let fields = [
         "compile_ms",
         "load_ms",
