@@ -156,7 +156,7 @@ fn chat() {
     assert!(outcome.err.contains("not instruction-tuned"), "{}", outcome.err);
     assert!(outcome.err.contains("error: unknown command `/nothing`"), "{}", outcome.err);
     let out = outcome.ok();
-    let (first, rest) = out.split_once("compile ").unwrap();
+    let (first, rest) = out.split_once("code ").unwrap();
     assert!(out.contains("generated   6 tokens") && out.contains("/reset        forget"), "{out}");
     assert!(rest.ends_with(&format!("\n{first}")), "after /reset the same answer is expected: {out}");
 

@@ -145,10 +145,15 @@ fn a_prompt_that_is_too_long() {
         outcome.fails(&["the prompt is too long", "at least", "the context is 1024"]);
         assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
     }
-    // In a chat it is told, and the next message is answered.
-    let outcome = lapidary_with(&["chat", "-n", "2"], format!("{letters}\nhello\n").as_bytes());
-    assert!(outcome.err.contains("error: the message is too long: at least"), "{}", outcome.err);
-    assert!(!outcome.ok().is_empty());
+    // In a chat it is told, and the next message is answered; a line without end is not kept whole to begin with.
+    for (line, why) in [
+        (&letters[..10_000_000], "error: the message is too long: at least"),
+        (&letters[..], "error: the line has more than 16 MiB"),
+    ] {
+        let outcome = lapidary_with(&["chat", "-n", "2"], format!("{line}\nhello\n").as_bytes());
+        assert!(outcome.err.contains(why), "{}", outcome.err);
+        assert!(!outcome.ok().is_empty());
+    }
     // One that is only somewhat too long is counted.
     lapidary(&["run", "hello ".repeat(1100).as_str()])
         .fails(&["the prompt is ", "tokens, the context is 1024"]);
@@ -188,10 +193,9 @@ fn nothing_steers_the_terminal() {
     for edit in edits {
         let model = folder::small();
         edit(model.path());
-        for args in [&["inspect", "-m", name(model.path())][..], &["run", "-m", name(model.path()), "hello"]]
-        {
-            check(args);
-        }
+        check(&["inspect", "-m", name(model.path())]);
+        // A model's own words go to a pipe as they are.
+        check(&["run", "-n", "0", "-m", name(model.path()), "hello"]);
     }
     // A folder's own name.
     let hostile = place(&format!("m{STEERING}"));
@@ -211,7 +215,7 @@ fn nothing_steers_the_terminal() {
     for text in [STEERING.to_string(), text.replacen("softcap", STEERING, 1), format!("{text}{STEERING}")] {
         fs::write(&rules, &text).expect("written");
         check(&["rules", "--rules", name(&rules)]);
-        check(&["run", "--rules", name(&rules), "hello"]);
+        check(&["run", "-n", "0", "--rules", name(&rules), "hello"]);
     }
     let text = lapidary(&["opt", "--fn", "head", "--emit", "ir"]).ok();
     for text in [STEERING.to_string(), text.replacen("head", STEERING, 1), format!("; {STEERING}\n{text}")] {
