@@ -68,7 +68,7 @@ fn kernels(report: &FunctionReport) -> String {
     forms(report, |lowered| {
         let place = |view: &View| match view.base {
             Base::Arena(_) => "arena".to_owned(),
-            Base::Slot(at) => lowered.schedule.slots[at].name.clone(),
+            Base::Slot(at) | Base::Cache(at) => lowered.schedule.slots[at].name.clone(),
             Base::Constant(_) => "constant".to_owned(),
             Base::Number(x) => format!("{x:?}"),
             Base::Integer(x) => x.to_string(),

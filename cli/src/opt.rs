@@ -472,7 +472,9 @@ pub(crate) fn view(view: &View, lowered: &Lowered) -> String {
         Base::Arena(id) => {
             format!("arena+{}", lowered.memory.offsets.get(id.0).copied().unwrap_or_default())
         }
-        Base::Slot(at) => lowered.schedule.slots.get(at).map_or_else(|| "?".into(), |s| s.name.clone()),
+        Base::Slot(at) | Base::Cache(at) => {
+            lowered.schedule.slots.get(at).map_or_else(|| "?".into(), |s| s.name.clone())
+        }
         Base::Constant(at) => format!("constant+{at}"),
         Base::Number(x) => return format!("{x:?}"),
         Base::Integer(x) => return x.to_string(),

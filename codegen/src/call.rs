@@ -7,7 +7,7 @@
 use lapidary_ir::interp::Tensor;
 use lapidary_ir::{Dim, Extent, InputKind, TensorType, Type};
 use lapidary_runtime::program::{
-    Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS, SlotKind,
+    Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_ROWS, FRAME_SEGMENTS, FRAME_SLOTS, Segment, SlotKind,
 };
 
 use crate::compile::Loose;
@@ -124,12 +124,14 @@ pub fn call(
     arena.as_mut_slice().fill(0xff);
     let mut frame = vec![0; FRAME_SLOTS];
     frame[FRAME_ROWS] = extent.rows as u64;
-    frame[FRAME_KEYS] = extent.keys as u64;
+    // Caches' slots hold their addresses.
+    let segments = [Segment { first: 0, rows: extent.rows as u64, keys: extent.keys as u64, kv: 0 }];
+    frame[FRAME_SEGMENTS] = segments.as_ptr() as u64;
     frame[FRAME_ARENA] = arena.as_mut_ptr() as u64;
     frame[FRAME_CONSTANTS] = loose.constants.as_ptr() as u64;
     frame.extend(operands.iter_mut().map(|o| o.bytes.as_mut_ptr() as u64));
     for step in &variant.steps {
-        let tiles = step.tiles.count(extent.rows);
+        let tiles = step.tiles(extent.rows, &segments);
         for (begin, end) in [(tiles / 2, tiles), (0, tiles / 2)] {
             scratch.as_mut_slice().fill(0xff);
             // SAFETY: slots are as long as the views of their types in this capacity, the rest as the variant says.

@@ -187,7 +187,6 @@ pub fn compile_image_for(
         embed: index("embed")?,
         layers,
         head: index("head")?,
-        head_all: index("head_all")?,
         head_argmax: index("head_argmax")?,
     };
     let image = Image { functions, constants, plan, code: code.bytes, symbols: code.symbols };
@@ -366,6 +365,7 @@ impl<'a> Compiler<'a> {
                                 name: kernel.name.clone(),
                                 kernel: entry,
                                 tiles: kernel.tiles,
+                                by_segment: kernel.by_segment,
                                 tile_ns: schedule::tile_nanoseconds(kernel),
                                 resumes: kernel.resumes(),
                                 joins,
@@ -375,7 +375,8 @@ impl<'a> Compiler<'a> {
                     })
                     .collect();
                 let slots = f.variants.first().map(|v| v.schedule.slots.clone()).unwrap_or_default();
-                program::Function { name: f.source.name.clone(), slots, variants }
+                let batches = f.variants.iter().all(|v| v.schedule.batches);
+                program::Function { name: f.source.name.clone(), slots, batches, variants }
             })
             .collect();
         Finished { reports: self.functions, functions, constants: self.constants, code }

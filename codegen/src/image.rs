@@ -96,7 +96,13 @@ impl ImageBuilder {
         }
         self.context.func.signature = self.kernel_signature();
         let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
-        let mut emitter = Emitter::new(builder, self.target.features, arena, &raws);
+        let mut emitter = Emitter::new(
+            builder,
+            self.target.features,
+            arena,
+            &raws,
+            kernel.by_segment.then_some(kernel.tiles),
+        );
         lower::lower(&mut emitter, kernel);
         let scratch_bytes = emitter.finish(self.target.isa.frontend_config());
         let clif = self.listings.then(|| self.context.func.display().to_string());
@@ -124,7 +130,7 @@ impl ImageBuilder {
                 self.context.func.signature = self.kernel_signature();
                 let raws = HashMap::new();
                 let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
-                let mut emitter = Emitter::new(builder, features, &[], &raws);
+                let mut emitter = Emitter::new(builder, features, &[], &raws, None);
                 emitter.take_scratch(64);
                 probe::emit(&mut emitter, probe);
                 emitter.finish(self.target.isa.frontend_config());

@@ -6,7 +6,7 @@
 use lapidary_ir::{DType, Dim, Id};
 use lapidary_runtime::program::Tiles;
 
-use crate::view::{Capacity, View};
+use crate::view::{Base, Capacity, View};
 
 /// One elementwise operator: reads element `i` of each input, writes element `i` of the output.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -201,6 +201,8 @@ pub struct Kernel {
     pub outputs: Vec<View>,
     /// Its tile space.
     pub tiles: Tiles,
+    /// Whether it works on one sequence's rows after the other's, with tiles of each.
+    pub by_segment: bool,
     /// The most rows and keys that it serves.
     pub capacity: Capacity,
 }
@@ -236,6 +238,19 @@ impl Body {
 }
 
 impl Kernel {
+    /// Whether calls may have several sequences: nothing that it writes for one is written for another, and it asks for
+    /// no row but by its number.
+    pub fn batches(&self) -> bool {
+        let rows = |view: &View| view.axes.iter().filter(|a| a.dim == Dim::Rows).count();
+        let own = |view: &View| matches!(view.base, Base::Cache(_)) || rows(view) == 1;
+        let mut views = self.inputs.iter().chain(&self.outputs);
+        if self.by_segment {
+            self.outputs.iter().all(own) && views.all(|view| rows(view) <= 1)
+        } else {
+            views.all(|view| view.per_row_offset == 0)
+        }
+    }
+
     /// Whether calls leave in scratch what later calls of the same launch take up: x normed, or rounded to 8 bits.
     pub fn resumes(&self) -> bool {
         match self.body {

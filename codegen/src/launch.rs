@@ -35,7 +35,7 @@ pub fn share(schedule: &mut Schedule) {
 /// Whether two bases are one buffer or operand of the caller, which kernels write.
 fn same_memory(a: Base, b: Base) -> bool {
     match a {
-        Base::Arena(_) | Base::Slot(_) => a == b,
+        Base::Arena(_) | Base::Slot(_) | Base::Cache(_) => a == b,
         Base::Constant(_) | Base::Number(_) | Base::Integer(_) => false,
     }
 }
@@ -61,6 +61,7 @@ mod tests {
                 inputs: vec![view(from)],
                 outputs: vec![view(to)],
                 tiles: Tiles { fixed: 1, rows: 0 },
+                by_segment: false,
                 capacity,
             }
         };

@@ -50,6 +50,7 @@ impl Machine {
         // SAFETY: these are the image's entries; the code lives in the machine beside them.
         let entries: Vec<KernelFn> = image.entries.iter().map(|&at| unsafe { code.entry(at) }).collect();
         let step = |name: &str, kernel: KernelFn, tiles: u32| Step {
+            by_segment: false,
             name: name.into(),
             kernel,
             tiles: Tiles { fixed: tiles, rows: 0 },
@@ -102,7 +103,7 @@ impl Machine {
         };
         let start = Instant::now();
         // SAFETY: the frame's one slot is a buffer of as many bytes as the tiles read; scratch is a page.
-        unsafe { self.pool.launch(std::slice::from_ref(step), frame.as_ptr(), 1) };
+        unsafe { self.pool.launch(std::slice::from_ref(step), frame.as_ptr(), 1, &[]) };
         start.elapsed().as_secs_f64()
     }
 }

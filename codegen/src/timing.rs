@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use lapidary_ir::{BLOCK, DType, Extent, Function, InputKind, Op};
 use lapidary_runtime::Pool;
 use lapidary_runtime::program::{
-    Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS, SlotKind, Step,
+    Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_ROWS, FRAME_SEGMENTS, FRAME_SLOTS, Segment, SlotKind, Step,
 };
 
 use crate::Error;
@@ -84,14 +84,16 @@ pub fn time(loose: &Loose, at: usize, context: usize, extent: Extent, setup: Set
     let mut pool = Pool::new(setup.threads, variant.scratch_bytes).map_err(|e| refuse(e.to_string()))?;
     let mut frame = vec![0; FRAME_SLOTS];
     frame[FRAME_ROWS] = extent.rows as u64;
-    frame[FRAME_KEYS] = extent.keys as u64;
+    // Caches' slots hold their addresses.
+    let segments = [Segment { first: 0, rows: extent.rows as u64, keys: extent.keys as u64, kv: 0 }];
+    frame[FRAME_SEGMENTS] = segments.as_ptr().expose_provenance() as u64;
     frame[FRAME_ARENA] = arena.as_mut_ptr().expose_provenance() as u64;
     frame[FRAME_CONSTANTS] = loose.constants.as_ptr().expose_provenance() as u64;
     frame.extend(operands.iter_mut().map(|o| o.as_mut_ptr().expose_provenance() as u64));
     let mut launch = |steps: &[Step]| {
         // SAFETY: each slot, the arena and the scratch are as long as the function and its variant declare them, for as many
         // rows and keys as the frame says, and nobody else uses them.
-        unsafe { pool.launch(steps, frame.as_ptr(), extent.rows) };
+        unsafe { pool.launch(steps, frame.as_ptr(), extent.rows, &segments) };
     };
     // Pages of zeros that were never written may all be one.
     let swept = vec![1u64; setup.evict / size_of::<u64>()];

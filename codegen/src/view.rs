@@ -16,6 +16,8 @@ pub enum Base {
     Arena(BufferId),
     /// An operand of the caller: the frame's slot of this index.
     Slot(usize),
+    /// A sequence's cache: the frame's slot of this index, counted from the segment's caches.
+    Cache(usize),
     /// A folded table: bytes from the start of the program's constants.
     Constant(usize),
     /// No memory at all: every element is this f32.
@@ -76,7 +78,7 @@ impl View {
     /// Whether it is held in memory.
     pub fn in_memory(&self) -> bool {
         match self.base {
-            Base::Arena(_) | Base::Slot(_) | Base::Constant(_) => true,
+            Base::Arena(_) | Base::Slot(_) | Base::Cache(_) | Base::Constant(_) => true,
             Base::Number(_) | Base::Integer(_) => false,
         }
     }

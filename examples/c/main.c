@@ -21,7 +21,7 @@ static void fail(const char *what, const char *why)
 
 static void check(int status)
 {
-    static const char *const names[] = {"ok", "bad state", "these are not the weights of this object", "no tokens",
+    static const char *const names[] = {"ok", "bad state", "these are not the weights of this object", "bad argument",
                                         "more tokens than the context", "no such token", "no such position",
                                         "this CPU lacks what the code needs"};
     if (status != MODEL_OK)
@@ -41,6 +41,15 @@ static void *read_file(const char *path, size_t bytes)
         fail(path, "not as long as the weights of this model");
     fclose(file);
     return memory;
+}
+
+/* Memory for an engine or a state. */
+static void *zeroed(size_t bytes)
+{
+    void *memory = aligned_alloc(MODEL_STATE_ALIGN, bytes);
+    if (!memory)
+        fail("memory", "there is not enough");
+    return memset(memory, 0, bytes);
 }
 
 static long number(const char *text, long most)
@@ -74,15 +83,12 @@ int main(int argc, char **argv)
         fail("arguments", "expected token ids");
 
     void *weights = read_file(argv[1], MODEL_WEIGHTS_BYTES);
-    size_t state_bytes = MODEL_STATE_BYTES;
-    void *state = aligned_alloc(MODEL_STATE_ALIGN, state_bytes);
-    if (!state)
-        fail("state", "out of memory");
-    memset(state, 0, state_bytes);
+    void *engine = zeroed(MODEL_ENGINE_BYTES), *state = zeroed(MODEL_STATE_BYTES);
     struct threads *pool = threads > 1 ? threads_start((int)threads, MODEL_SCRATCH_BYTES, MODEL_SCRATCH_ALIGN) : NULL;
     if (threads > 1 && !pool)
         fail("threads", "cannot be started");
-    check(model_init(state, state_bytes, weights, MODEL_WEIGHTS_BYTES, pool ? threads_run : NULL, pool));
+    check(model_init(engine, MODEL_ENGINE_BYTES, weights, MODEL_WEIGHTS_BYTES, pool ? threads_run : NULL, pool));
+    check(model_open(state, MODEL_STATE_BYTES, engine));
 
     size_t count = (size_t)(argc - at);
     int32_t *ids = calloc(count, sizeof *ids);
@@ -107,6 +113,7 @@ int main(int argc, char **argv)
     threads_stop(pool);
     free(ids);
     free(state);
+    free(engine);
     free(weights);
     return 0;
 }

@@ -11,6 +11,7 @@
 //! | [`types`] | element types, named dims, tensor and structural types |
 //! | [`function`] | functions, modules, and the builder |
 //! | [`infer`] | the type of a node from its operands |
+//! | [`rows`] | which nodes treat the rows of a call alike |
 //! | [`verify`] | every invariant of a function, checked |
 //! | [`text`] | printing and parsing |
 //! | [`interp`] | the meaning of every operator: the reference interpreter |
@@ -22,6 +23,7 @@ pub mod function;
 pub mod infer;
 pub mod interp;
 pub mod op;
+pub mod rows;
 pub mod signature;
 pub mod text;
 pub mod types;

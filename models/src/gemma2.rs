@@ -1,7 +1,7 @@
 //! Gemma 2 as a module of the tensor language, in naive, paper-shaped primitives.
 //!
 //! In: a configuration and how its weights and caches are stored. Out: `embed`, one layer function a kind (`layer_local`,
-//! `layer_global`), and three heads. Nothing is fused here: heads are repeated by a broadcast, the mask is a comparison
+//! `layer_global`), and two heads. Nothing is fused here: heads are repeated by a broadcast, the mask is a comparison
 //! and a select, softcap is div, tanh, mul. Names and order follow `modeling_gemma2.py` of Hugging Face transformers and
 //! the report "Gemma 2: Improving Open Language Models at a Practical Size" (2024), section 2.
 
@@ -43,18 +43,16 @@ pub fn module(config: &Config, storage: &Storage<'_>) -> Module {
             functions.push(layer(config, storage, kind));
         }
     }
-    functions.extend([Head::Last, Head::All, Head::Argmax].map(|h| head(config, storage, h)));
+    functions.extend([Head::Logits, Head::Argmax].map(|h| head(config, storage, h)));
     Module { functions }
 }
 
-/// Which logits a head gives.
+/// What a head gives of each row.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Head {
-    /// Of the last row.
-    Last,
-    /// Of every row.
-    All,
-    /// None: the last row's most likely token.
+    /// Its logits.
+    Logits,
+    /// Its most likely token.
     Argmax,
 }
 
@@ -70,11 +68,10 @@ fn embed(config: &Config, storage: &Storage<'_>) -> Function {
     g.b.finish()
 }
 
-/// x (T, hidden) -> logits or token.
+/// x (T, hidden) -> logits (T, vocab) or token (T, 1).
 fn head(config: &Config, storage: &Storage<'_>, head: Head) -> Function {
     let name = match head {
-        Head::Last => "head",
-        Head::All => "head_all",
+        Head::Logits => "head",
         Head::Argmax => "head_argmax",
     };
     let mut g = Graph { b: Builder::new(name), config, storage };
@@ -82,16 +79,11 @@ fn head(config: &Config, storage: &Storage<'_>, head: Head) -> Function {
     let x = g.rms_norm(x, "model.norm.weight");
     let logits = g.linear(x, EMBEDDING, config.vocab_size, config.hidden_size);
     let logits = g.softcap(logits, config.final_logit_softcapping);
-    let (zero, one, last) = (g.b.int(0), g.b.int(1), g.b.int(-1));
     match head {
-        Head::All => g.b.output("logits", logits),
-        Head::Last => {
-            let row = g.b.add(Op::Slice([logits, zero, last, one]));
-            g.b.output("logits", row);
-        }
+        Head::Logits => g.b.output("logits", logits),
         Head::Argmax => {
-            let row = g.b.add(Op::Slice([logits, zero, last, one]));
-            let token = g.b.add(Op::Argmax([row, one]));
+            let axis = g.b.int(1);
+            let token = g.b.add(Op::Argmax([logits, axis]));
             g.b.output("token", token);
         }
     }

@@ -105,6 +105,19 @@ pub enum Error {
         /// The smallest position, other than 0, that can be rolled back to.
         smallest: usize,
     },
+    /// The caches of an engine's sequences may not take as much.
+    #[error("the KV cache needs {more} bytes more: sequences take {used} bytes, of {most} at most")]
+    KvLimit {
+        /// What a step asks for.
+        more: usize,
+        /// What is taken.
+        used: usize,
+        /// What may be taken.
+        most: usize,
+    },
+    /// A sequence that another engine made.
+    #[error("the sequence is another engine's: it was not made by the engine that is to step it")]
+    OtherEngine,
     /// There is no last token to predict from: an empty prompt in an empty (or just rolled back) session.
     #[error("there is no token to predict from: the prompt is empty")]
     EmptyPrompt,

@@ -1,111 +1,184 @@
-//! The memory of key-value caches: zeroed by the system, so that rows never written cost no physical memory.
+//! The memory of a sequence's caches: address space for its context, pages as they are written, and who has how many.
+//!
+//! Invariant: what a [`Kv`] has put on its engine's [`Ledger`] is at least the bytes of the pages that its rows take, and comes
+//! off when they are given back.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use memmap2::{MmapMut, UncheckedAdvice};
 
 use crate::error::Error;
-use crate::program::SlotKind;
+use crate::layout::{Cache, Layout};
 
-/// Alignment of a cache's first row.
-const ALIGN: usize = 64;
+/// Bytes of a page, as memory is counted and given back: the smallest of any target.
+const PAGE: usize = 4096;
 
-/// One cache: `(heads, rows, row_bytes)`.
-pub(crate) struct Cache {
-    name: String,
-    allocation: NonNull<u8>,
-    layout: Layout,
-    address: u64,
-    bytes: usize,
-    rows: usize,
-    window: Option<usize>,
+/// What the caches of an engine's sequences take together, in bytes.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    used: AtomicUsize,
+    most: AtomicUsize,
 }
 
-// SAFETY: a cache owns its allocation, nothing about it is tied to a thread.
-unsafe impl Send for Cache {}
-// SAFETY: a shared cache gives out only numbers; the bytes are touched by kernels alone, within a `&mut Session`.
-unsafe impl Sync for Cache {}
-
-impl Cache {
-    /// A zeroed cache for a slot of kind [`SlotKind::Cache`]; none for another kind.
-    pub(crate) fn new(name: &str, kind: SlotKind) -> Result<Option<Self>, Error> {
-        let SlotKind::Cache { heads, rows, row_bytes, window } = kind else { return Ok(None) };
-        let out_of_memory = |bytes| Error::Memory { what: format!("cache `{name}`"), bytes };
-        let bytes = heads.checked_mul(rows).and_then(|n| n.checked_mul(row_bytes));
-        let bytes = bytes.ok_or_else(|| out_of_memory(usize::MAX))?;
-        // Word-aligned with room to align by hand: for higher alignments the system allocator zeroes by writing,
-        // which would make every page of the context resident.
-        let layout = bytes.checked_add(ALIGN).and_then(|n| Layout::from_size_align(n, 8).ok());
-        let layout = layout.ok_or_else(|| out_of_memory(bytes))?;
-        // SAFETY: the layout's size is ALIGN or more, not zero.
-        let allocation = NonNull::new(unsafe { alloc_zeroed(layout) });
-        let allocation = allocation.ok_or_else(|| out_of_memory(bytes))?;
-        let address = allocation.as_ptr().expose_provenance().next_multiple_of(ALIGN) as u64;
-        Ok(Some(Self { name: name.to_owned(), allocation, layout, address, bytes, rows, window }))
+impl Ledger {
+    pub(crate) fn new() -> Self {
+        Self { used: AtomicUsize::new(0), most: AtomicUsize::new(usize::MAX) }
     }
 
-    /// Its name.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
     }
 
-    /// Address of its first row.
-    pub(crate) fn address(&self) -> u64 {
-        self.address
+    pub(crate) fn most(&self) -> usize {
+        self.most.load(Ordering::Relaxed)
     }
 
-    /// Its length in bytes.
+    pub(crate) fn set_most(&self, bytes: usize) {
+        self.most.store(bytes, Ordering::Relaxed);
+    }
+}
+
+/// The caches of one sequence.
+pub(crate) struct Kv {
+    layout: Arc<Layout>,
+    ledger: Arc<Ledger>,
+    /// None of a model without caches.
+    map: Option<MmapMut>,
+    /// What the ledger holds for it.
+    charged: usize,
+}
+
+impl Kv {
+    /// Address space for every cache; no page of it is touched.
+    pub(crate) fn new(layout: Arc<Layout>, ledger: Arc<Ledger>) -> Result<Self, Error> {
+        let bytes = layout.kv_bytes;
+        let map = (bytes > 0).then(|| MmapMut::map_anon(bytes)).transpose();
+        let map = map.map_err(|_| Error::Memory { what: "the caches of a sequence".into(), bytes })?;
+        Ok(Self { layout, ledger, map, charged: 0 })
+    }
+
+    /// The address that caches' offsets count from.
+    pub(crate) fn address(&mut self) -> u64 {
+        self.map.as_mut().map_or(0, |map| map.as_mut_ptr().expose_provenance() as u64)
+    }
+
+    /// How the caches lie in it.
+    pub(crate) fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// Its engine's ledger.
+    pub(crate) fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    /// What rows below `high` take.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.charged
     }
 
-    /// Whether old rows are overwritten.
-    pub(crate) fn is_ring(&self) -> bool {
-        self.window.is_some()
+    /// Puts what rows below `high` take on the ledger.
+    pub(crate) fn charge(&mut self, high: usize) -> Result<(), Error> {
+        let bytes = touched(&self.layout, high);
+        let more = bytes.saturating_sub(self.charged);
+        if more == 0 {
+            return Ok(());
+        }
+        let most = self.ledger.most();
+        let take = |used: usize| used.checked_add(more).filter(|&used| used <= most);
+        match self.ledger.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+            Ok(_) => {
+                self.charged = bytes;
+                Ok(())
+            }
+            Err(used) => Err(Error::KvLimit { more, used, most }),
+        }
     }
 
-    /// The smallest position, other than 0, that a session may be rolled back to when position `high - 1` was the
-    /// highest ever written since it was empty.
-    ///
-    /// The next query is at position `n` and reads positions `n - window + 1 .. n`; the ring holds those from
-    /// `high - rows` on.
-    pub(crate) fn smallest_rollback(&self, high: usize) -> usize {
-        match self.window {
-            Some(window) if high > self.rows => (high - self.rows + window).saturating_sub(1),
-            _ => 0,
+    /// Takes off the ledger what rows below `high` do not take.
+    pub(crate) fn discharge(&mut self, high: usize) {
+        let back = self.charged.saturating_sub(touched(&self.layout, high));
+        self.charged -= back;
+        self.ledger.used.fetch_sub(back, Ordering::Relaxed);
+    }
+
+    /// Gives back the pages of rows from `from` on, of which those below `high` were written, where a cache has not wrapped.
+    pub(crate) fn give_back(&mut self, from: usize, high: usize) {
+        let layout = &*self.layout;
+        if let Some(map) = &self.map {
+            for cache in layout.caches.iter().filter(|c| high <= c.rows || from == 0) {
+                for head in 0..cache.heads {
+                    let start = row(cache, head, from);
+                    let end = row(cache, head, high.min(cache.rows));
+                    let (start, end) = (start.next_multiple_of(PAGE), end / PAGE * PAGE);
+                    if start < end {
+                        // SAFETY: whole pages of this map, which nobody reads before they are written again; an anonymous
+                        // map's pages come back as zeros.
+                        let _ = unsafe {
+                            map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start)
+                        };
+                    }
+                }
+            }
+            if from == 0 {
+                // SAFETY: as above, of the whole map.
+                let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
+            }
+        }
+        let kept = layout.caches.iter().map(|c| rows_touched(c, if high <= c.rows { from } else { high }));
+        let kept = if from == 0 { 0 } else { kept.sum::<usize>() };
+        let back = self.charged.saturating_sub(kept);
+        self.charged -= back;
+        self.ledger.used.fetch_sub(back, Ordering::Relaxed);
+    }
+
+    /// The bytes of a head's stored row.
+    pub(crate) fn stored(&self, cache: &Cache, head: usize, index: usize) -> &[u8] {
+        let at = row(cache, head, index);
+        self.map.as_ref().map_or(&[], |map| &map[at..at + cache.row_bytes])
+    }
+
+    /// The same, to write.
+    pub(crate) fn stored_mut(&mut self, cache: &Cache, head: usize, index: usize) -> &mut [u8] {
+        let at = row(cache, head, index);
+        self.map.as_mut().map_or(&mut [], |map| &mut map[at..at + cache.row_bytes])
+    }
+
+    /// Copies what another one holds in rows below `high`.
+    pub(crate) fn copy(&mut self, other: &Kv, high: usize) {
+        let (Some(to), Some(from)) = (&mut self.map, &other.map) else { return };
+        for cache in &self.layout.caches {
+            for head in 0..cache.heads {
+                let rows = row(cache, head, 0)..row(cache, head, high.min(cache.rows));
+                to[rows.clone()].copy_from_slice(&from[rows]);
+            }
         }
     }
 }
 
-impl Drop for Cache {
+impl Drop for Kv {
     fn drop(&mut self) {
-        // SAFETY: allocated by `new` with this layout, freed nowhere else.
-        unsafe { dealloc(self.allocation.as_ptr(), self.layout) };
+        self.ledger.used.fetch_sub(self.charged, Ordering::Relaxed);
     }
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
+/// Where a head's row starts.
+fn row(cache: &Cache, head: usize, index: usize) -> usize {
+    cache.offset + (head * cache.rows + index) * cache.row_bytes
+}
 
-    fn ring(rows: usize, window: Option<usize>) -> Cache {
-        let kind = SlotKind::Cache { heads: 2, rows, row_bytes: 12, window };
-        Cache::new("k_cache", kind).unwrap().unwrap()
+/// Bytes of pages that a cache's rows below `high` take, at most.
+fn rows_touched(cache: &Cache, high: usize) -> usize {
+    if high == 0 {
+        return 0;
     }
+    let page = |head: usize, index: usize| row(cache, head, index);
+    let pages = (0..cache.heads)
+        .map(|h| page(h, high.min(cache.rows)).next_multiple_of(PAGE) - page(h, 0) / PAGE * PAGE);
+    pages.sum()
+}
 
-    #[test]
-    fn caches_are_aligned() {
-        let cache = ring(7, None);
-        assert_eq!(cache.address() % ALIGN as u64, 0);
-        assert_eq!(cache.bytes(), 2 * 7 * 12);
-    }
-
-    #[test]
-    fn rings_bound_the_rollback() {
-        let cache = ring(12, Some(8));
-        assert_eq!(cache.smallest_rollback(12), 0);
-        // Position 0 is gone, 1.. are held: a query at 8 reads 1..=8.
-        assert_eq!(cache.smallest_rollback(13), 8);
-        assert_eq!(ring(12, None).smallest_rollback(13), 0);
-    }
+fn touched(layout: &Layout, high: usize) -> usize {
+    layout.caches.iter().map(|cache| rows_touched(cache, high)).sum()
 }

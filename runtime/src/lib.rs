@@ -1,4 +1,4 @@
-//! Lapidary's runtime: artifacts, programs, sessions, KV cache, thread pool, sampling, text. Knows no compiler.
+//! Lapidary's runtime: artifacts, programs, engine and sequences, KV cache, thread pool, sampling, text. Knows no compiler.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!(
@@ -6,19 +6,21 @@ compile_error!(
 );
 
 pub mod artifact;
-mod bind;
 pub mod cpu;
 pub mod demand;
+pub mod engine;
 mod error;
 pub mod fault;
 pub mod file;
 pub mod generate;
 mod kv;
+pub mod layout;
 pub mod memory;
 pub mod pool;
 pub mod program;
 mod rng;
 pub mod sampler;
+pub mod sequence;
 pub mod session;
 pub mod terminal;
 #[cfg(feature = "text")]
@@ -26,9 +28,11 @@ pub mod text;
 pub mod threads;
 
 pub use artifact::Artifact;
+pub use engine::{Engine, Memory, Outputs, Phase, Profile, Want, Work};
 pub use error::{Error, one_line};
 pub use generate::{Generation, StopReason, generate};
 pub use pool::Pool;
 pub use rng::Rng;
 pub use sampler::{Sampler, SamplerOptions};
-pub use session::{Memory, Profile, Session};
+pub use sequence::Sequence;
+pub use session::Session;

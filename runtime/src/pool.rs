@@ -17,7 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::program::{Aligned, RESUMED, Step};
+use crate::program::{Aligned, RESUMED, Segment, Step};
 
 /// How long a worker without work spins before it parks: longer than a step's kernels that run on one thread.
 const SPIN: Duration = Duration::from_micros(100);
@@ -44,8 +44,9 @@ pub const MAX_THREADS: usize = 1024;
 struct Job {
     steps: *const [Step],
     frame: *const u64,
-    /// Rows of the call.
+    /// Rows of the call, and its segments.
     rows: usize,
+    segments: *const [Segment],
     /// What is left of a step over this makes a chunk.
     shares: u64,
 }
@@ -60,10 +61,10 @@ struct Chunk {
 
 impl Job {
     /// The chunk that starts at a launch's tile, if there is one.
-    fn chunk(&self, steps: &[Step], tile: u64) -> Option<Chunk> {
+    fn chunk(&self, steps: &[Step], segments: &[Segment], tile: u64) -> Option<Chunk> {
         let mut first = 0;
         for (index, step) in steps.iter().enumerate() {
-            let tiles = step.tiles.count(self.rows);
+            let tiles = step.tiles(self.rows, segments);
             if tile < first + tiles {
                 let (begin, left) = (tile - first, first + tiles - tile);
                 let least = CHUNK_NS / u64::from(step.tile_ns).max(1) + 1;
@@ -153,14 +154,15 @@ impl Pool {
         self.scratch.len() * self.threads()
     }
 
-    /// Runs the tiles of steps of a call of `rows` rows, side by side; returns when all are done. Allocates nothing.
+    /// Runs the tiles of steps of a call of `rows` rows in `segments`, side by side; returns when all are done. Allocates
+    /// nothing.
     ///
     /// # Safety
     /// `frame` must be laid out for the steps' kernels, with every address in it valid for what they do with it, from any
     /// thread, until this returns; no step may read or write what another one writes; and the pool's scratch must be what
     /// the kernels' variant asks.
-    pub unsafe fn launch(&mut self, steps: &[Step], frame: *const u64, rows: usize) {
-        let tiles = |step: &Step| step.tiles.count(rows);
+    pub unsafe fn launch(&mut self, steps: &[Step], frame: *const u64, rows: usize, segments: &[Segment]) {
+        let tiles = |step: &Step| step.tiles(rows, segments);
         let ns = |step: &Step| tiles(step).saturating_mul(u64::from(step.tile_ns));
         let small = steps.iter().map(ns).fold(0, u64::saturating_add) < PARALLEL_NS;
         if small || steps.iter().map(tiles).sum::<u64>() <= 1 || self.workers.is_empty() {
@@ -172,7 +174,7 @@ impl Pool {
         }
 
         let shared = &*self.shared;
-        let job = Job { steps, frame, rows, shares: self.threads() as u64 * SHARES_PER_THREAD };
+        let job = Job { steps, frame, rows, segments, shares: self.threads() as u64 * SHARES_PER_THREAD };
         // SAFETY: the state is closed with nobody inside, since the launch before ended so, and only this thread
         // (`&mut self`) opens it.
         unsafe { *shared.job.0.get() = Some(job) };
@@ -218,12 +220,12 @@ impl Shared {
     /// # Safety
     /// As [`Pool::launch`], for a launch that this thread is counted into or made; `scratch` is this thread's own.
     unsafe fn run(&self, job: Job, scratch: *mut u8) {
-        // SAFETY: the launch's caller holds the steps until all have left.
-        let steps = unsafe { &*job.steps };
-        let take = |tile: u64| job.chunk(steps, tile).map(|c| tile + (c.end - c.begin));
+        // SAFETY: the launch's caller holds the steps and segments until all have left.
+        let (steps, segments) = unsafe { (&*job.steps, &*job.segments) };
+        let take = |tile: u64| job.chunk(steps, segments, tile).map(|c| tile + (c.end - c.begin));
         let mut before = None;
         while let Ok(tile) = self.next.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-            let Some(Chunk { step: index, begin, end }) = job.chunk(steps, tile) else { break };
+            let Some(Chunk { step: index, begin, end }) = job.chunk(steps, segments, tile) else { break };
             let step = &steps[index];
             let mark = if step.resumes && before == Some(index) { RESUMED } else { 0 };
             // SAFETY: the launch's caller vouches for the kernel and its frame; these tiles are nobody else's.

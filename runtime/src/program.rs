@@ -6,7 +6,8 @@
 //! over a tile space; steps that do not depend on each other are launched together. Invariants:
 //! - `variants` are sorted by `rows`, rising; the last one's `rows` is the model's chunk.
 //! - tiles are independent: any split of a step's tiles over threads gives the same bytes.
-//! - a kernel reads the frame, never writes it; it writes only the arena, its outputs, its caches, its scratch.
+//! - a kernel reads the frame and its segments, never writes them; it writes only the arena, its outputs, its caches, its
+//!   scratch.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::any::Any;
@@ -29,16 +30,36 @@ pub type KernelFn = unsafe extern "C" fn(frame: *const u64, tile_begin: u64, til
 /// Bit of `tile_begin`: see [`KernelFn`].
 pub const RESUMED: u64 = 1 << 63;
 
-/// Frame word: rows (tokens) of this call, `T`.
+/// Frame word: rows (tokens) of this call, `T`, of all sequences together.
 pub const FRAME_ROWS: usize = 0;
-/// Frame word: keys in the cache after this call's rows are appended, `S`; the call's first position is `S - T`.
-pub const FRAME_KEYS: usize = 1;
+/// Frame word: address of the call's [`Segment`]s, which are its sequences.
+pub const FRAME_SEGMENTS: usize = 1;
 /// Frame word: address of the arena (temporaries of one call, 64-byte aligned).
 pub const FRAME_ARENA: usize = 2;
 /// Frame word: address of [`Program::constants`].
 pub const FRAME_CONSTANTS: usize = 3;
-/// First of the slot words: the address of slot `i` is word `FRAME_SLOTS + i`.
+/// First of the slot words: word `FRAME_SLOTS + i` is the address of slot `i`; of a cache the distance in bytes from its
+/// segment's [`Segment::kv`].
 pub const FRAME_SLOTS: usize = 4;
+
+/// The rows of one sequence in a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Segment {
+    /// Its first row.
+    pub first: u64,
+    /// How many rows; they follow one another.
+    pub rows: u64,
+    /// Keys in its caches after these rows are appended, `S`; the first row's position is `keys - rows`.
+    pub keys: u64,
+    /// Address of its caches.
+    pub kv: u64,
+}
+
+impl Segment {
+    /// Bytes from one segment to the next.
+    pub const BYTES: usize = size_of::<Segment>();
+}
 
 /// A compiled model.
 pub struct Program {
@@ -108,11 +129,9 @@ pub struct Plan {
     pub embed: usize,
     /// The layers, in order.
     pub layers: Vec<Layer>,
-    /// Function: `x` f32 (T, hidden) -> `logits` f32 (1, vocab), of the last row.
-    pub head: usize,
     /// Function: `x` f32 (T, hidden) -> `logits` f32 (T, vocab).
-    pub head_all: usize,
-    /// Function: `x` f32 (T, hidden) -> `token` i32 (1): the last row's most likely token.
+    pub head: usize,
+    /// Function: `x` f32 (T, hidden) -> `token` i32 (T): each row's most likely token.
     pub head_argmax: usize,
 }
 
@@ -134,6 +153,8 @@ pub struct Function<E = KernelFn> {
     pub name: String,
     /// What the frame's slot words point to, in order.
     pub slots: Vec<Slot>,
+    /// Whether a call may have several segments. Else its steps hold what belongs to one sequence where another's would go.
+    pub batches: bool,
     /// One a row regime, by rising `rows`.
     pub variants: Vec<Variant<E>>,
 }
@@ -213,6 +234,8 @@ pub struct Step<E = KernelFn> {
     pub kernel: E,
     /// Its tile space.
     pub tiles: Tiles,
+    /// Whether it works on one segment after the other, with tiles of each, and not on all rows of the call alike.
+    pub by_segment: bool,
     /// Predicted time of one tile in nanoseconds: small launches stay on the calling thread.
     pub tile_ns: u32,
     /// Whether a thread's later calls in a launch need not make again what the first one left in scratch: see [`KernelFn`].
@@ -223,7 +246,17 @@ pub struct Step<E = KernelFn> {
     pub demand: Demand,
 }
 
-/// A tile space: `fixed * ceil(T / rows)` tiles.
+impl<E> Step<E> {
+    /// The tiles of a call of `rows` rows in these segments.
+    pub fn tiles(&self, rows: usize, segments: &[Segment]) -> u64 {
+        match segments {
+            [_, _, ..] if self.by_segment => segments.iter().map(|s| self.tiles.count(s.rows as usize)).sum(),
+            _ => self.tiles.count(rows),
+        }
+    }
+}
+
+/// A tile space: `fixed * ceil(T / rows)` tiles, of the call's rows or of each segment's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tiles {
@@ -286,6 +319,7 @@ impl Function<u64> {
                 name: s.name,
                 kernel,
                 tiles: s.tiles,
+                by_segment: s.by_segment,
                 tile_ns: s.tile_ns,
                 resumes: s.resumes,
                 joins: s.joins,
@@ -299,7 +333,7 @@ impl Function<u64> {
             steps: v.steps.into_iter().map(step).collect(),
         };
         let variants = self.variants.into_iter().map(variant).collect();
-        Function { name: self.name, slots: self.slots, variants }
+        Function { name: self.name, slots: self.slots, batches: self.batches, variants }
     }
 }
 

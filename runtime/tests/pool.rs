@@ -22,7 +22,16 @@ extern "C" fn count(frame: *const u64, begin: u64, end: u64, scratch: *mut u8) {
 }
 
 fn step(kernel: KernelFn, tiles: Tiles, tile_ns: u32, resumes: bool) -> Step {
-    Step { name: "step".into(), kernel, tiles, tile_ns, resumes, joins: false, demand: Demand::default() }
+    Step {
+        name: "step".into(),
+        kernel,
+        tiles,
+        by_segment: false,
+        tile_ns,
+        resumes,
+        joins: false,
+        demand: Demand::default(),
+    }
 }
 
 fn launch(pool: &mut Pool, fixed: u32, rows: u32, call_rows: usize, tile_ns: u32) {
@@ -32,7 +41,7 @@ fn launch(pool: &mut Pool, fixed: u32, rows: u32, call_rows: usize, tile_ns: u32
     frame[FRAME_SLOTS] = counters.as_ptr().expose_provenance() as u64;
     let step = step(count, tiles, tile_ns, false);
     // SAFETY: the frame is what `count` reads, and lives until the launch returns.
-    unsafe { pool.launch(&[step], frame.as_ptr(), call_rows) };
+    unsafe { pool.launch(&[step], frame.as_ptr(), call_rows, &[]) };
     assert!(counters.iter().all(|c| c.load(Ordering::Relaxed) == 1));
 }
 
@@ -92,7 +101,7 @@ fn steps_share_a_launch() {
                 step(resume::<2>, spaces[2], 5_000 * (round % 2), true),
             ];
             // SAFETY: the frame is what the steps read, and lives until the launch returns; each step has its own counters.
-            unsafe { pool.launch(&steps, frame.as_ptr(), call_rows) };
+            unsafe { pool.launch(&steps, frame.as_ptr(), call_rows, &[]) };
             assert!(counters.iter().flatten().all(|c| c.load(Ordering::Relaxed) == 1));
         }
     }

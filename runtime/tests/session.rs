@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use common::*;
+use lapidary_runtime::layout::HEAD_ROWS;
 use lapidary_runtime::program::SlotKind;
 use lapidary_runtime::{Error, Sampler, SamplerOptions, Session, StopReason, generate};
 
@@ -78,7 +79,7 @@ fn score_gives_every_row() {
     assert_eq!(next, 125);
     assert_eq!(session.position(), 130);
     assert_eq!(bits(session.logits()), expected[129]);
-    assert_eq!(session.memory().activations, before + 32 * VOCAB * 4);
+    assert_eq!(session.memory().activations, before + 31 * VOCAB * 4);
 }
 
 #[test]
@@ -200,7 +201,9 @@ fn memory_is_accounted_for() {
     assert_eq!(memory.kv_global, CONTEXT * HIDDEN * 4);
     assert_eq!(memory.arena, CHUNK * HIDDEN * 4);
     assert_eq!(memory.scratch, 3 * HIDDEN * 4);
-    assert_eq!(memory.activations, 2 * CHUNK * HIDDEN * 4 + 2 * CHUNK * 4 + VOCAB * 4 + 4);
+    // The stream twice and rows picked from it; ids and positions; logits of one row; tokens.
+    let rows = (2 * CHUNK + HEAD_ROWS) * HIDDEN * 4;
+    assert_eq!(memory.activations, rows + 2 * CHUNK * 4 + VOCAB * 4 + HEAD_ROWS * 4);
 }
 
 #[test]

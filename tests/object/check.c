@@ -30,28 +30,26 @@ static void backwards(void *context, uint64_t items, model_task task, const void
     }
 }
 
-static unsigned char *new_state(void)
+static unsigned char *new_memory(size_t bytes)
 {
-    size_t bytes = MODEL_STATE_BYTES;
-    unsigned char *state = aligned_alloc(MODEL_STATE_ALIGN, bytes + GUARD);
-    CHECK(state);
-    memset(state, 0, bytes);
-    memset(state + bytes, 0xa5, GUARD);
-    return state;
+    unsigned char *memory = aligned_alloc(MODEL_STATE_ALIGN, bytes + GUARD);
+    CHECK(memory);
+    memset(memory, 0, bytes);
+    memset(memory + bytes, 0xa5, GUARD);
+    return memory;
 }
 
-static void free_state(unsigned char *state)
+static void free_memory(unsigned char *memory, size_t bytes)
 {
-    size_t bytes = MODEL_STATE_BYTES;
     for (size_t i = 0; i < GUARD; i++)
-        CHECK(state[bytes + i] == 0xa5);
-    free(state);
+        CHECK(memory[bytes + i] == 0xa5);
+    free(memory);
 }
 
 int main(int argc, char **argv)
 {
     CHECK(argc == 2);
-    size_t bytes = MODEL_STATE_BYTES, file_bytes = MODEL_WEIGHTS_BYTES;
+    size_t bytes = MODEL_ENGINE_BYTES, state_bytes = MODEL_STATE_BYTES, file_bytes = MODEL_WEIGHTS_BYTES;
     unsigned char *weights = aligned_alloc(MODEL_WEIGHTS_ALIGN, file_bytes);
     FILE *file = fopen(argv[1], "rb");
     CHECK(weights && file);
@@ -66,8 +64,8 @@ int main(int argc, char **argv)
     CHECK(MODEL_BOS >= 0 && MODEL_BOS < MODEL_VOCAB);
     CHECK(model_supported() == 1);
 
-    /* Before init. */
-    unsigned char *state = new_state();
+    /* Before init and open. */
+    unsigned char *engine = new_memory(bytes), *state = new_memory(state_bytes);
     const int32_t ids[] = {2, 17, 5, 99, 1000, 3, 8, 8, 12, 640, 2, 70};
     const size_t count = sizeof ids / sizeof *ids;
     CHECK(model_prefill(state, ids, count) == MODEL_ERROR_STATE);
@@ -75,21 +73,28 @@ int main(int argc, char **argv)
     CHECK(model_rollback(state, 0) == MODEL_ERROR_STATE);
     CHECK(model_logits(state) == NULL && model_logits(NULL) == NULL);
     CHECK(model_argmax(state) == -1 && model_position(state) == 0);
+    CHECK(model_open(state, state_bytes, engine) == MODEL_ERROR_STATE);
 
-    /* What init refuses. */
+    /* What init refuses, and open. */
     CHECK(model_init(NULL, bytes, weights, file_bytes, NULL, NULL) == MODEL_ERROR_STATE);
-    CHECK(model_init(state + 8, bytes, weights, file_bytes, NULL, NULL) == MODEL_ERROR_STATE);
-    CHECK(model_init(state, bytes - 1, weights, file_bytes, NULL, NULL) == MODEL_ERROR_STATE);
-    CHECK(model_init(state, bytes, NULL, file_bytes, NULL, NULL) == MODEL_ERROR_WEIGHTS);
-    CHECK(model_init(state, bytes, weights + 8, file_bytes, NULL, NULL) == MODEL_ERROR_WEIGHTS);
-    CHECK(model_init(state, bytes, weights, file_bytes - 1, NULL, NULL) == MODEL_ERROR_WEIGHTS);
+    CHECK(model_init(engine + 8, bytes, weights, file_bytes, NULL, NULL) == MODEL_ERROR_STATE);
+    CHECK(model_init(engine, bytes - 1, weights, file_bytes, NULL, NULL) == MODEL_ERROR_STATE);
+    CHECK(model_init(engine, bytes, NULL, file_bytes, NULL, NULL) == MODEL_ERROR_WEIGHTS);
+    CHECK(model_init(engine, bytes, weights + 8, file_bytes, NULL, NULL) == MODEL_ERROR_WEIGHTS);
+    CHECK(model_init(engine, bytes, weights, file_bytes - 1, NULL, NULL) == MODEL_ERROR_WEIGHTS);
     for (size_t i = 0; i < 300; i += 7) {
         weights[i] ^= 1;
-        CHECK(model_init(state, bytes, weights, file_bytes, NULL, NULL) == MODEL_ERROR_WEIGHTS);
+        CHECK(model_init(engine, bytes, weights, file_bytes, NULL, NULL) == MODEL_ERROR_WEIGHTS);
         weights[i] ^= 1;
     }
+    CHECK(model_open(state, state_bytes, engine) == MODEL_ERROR_STATE);
+    CHECK(model_init(engine, bytes, weights, file_bytes, NULL, NULL) == MODEL_OK);
+    CHECK(model_open(NULL, state_bytes, engine) == MODEL_ERROR_STATE);
+    CHECK(model_open(state + 8, state_bytes, engine) == MODEL_ERROR_STATE);
+    CHECK(model_open(state, state_bytes - 1, engine) == MODEL_ERROR_STATE);
+    CHECK(model_open(state, state_bytes, NULL) == MODEL_ERROR_STATE);
     CHECK(model_argmax(state) == -1);
-    CHECK(model_init(state, bytes, weights, file_bytes, NULL, NULL) == MODEL_OK);
+    CHECK(model_open(state, state_bytes, engine) == MODEL_OK);
 
     /* What prefill and decode refuse, changing nothing. */
     CHECK(model_logits(state) == NULL && model_argmax(state) == -1);
@@ -120,12 +125,62 @@ int main(int argc, char **argv)
 
     for (int i = 0; i < 2; i++)
         CHECK((scratches[i] = aligned_alloc(MODEL_SCRATCH_ALIGN, MODEL_SCRATCH_BYTES)) != NULL);
-    unsigned char *split = new_state();
-    CHECK(model_init(split, bytes, weights, file_bytes, backwards, &launches) == MODEL_OK);
+    unsigned char *other = new_memory(bytes), *split = new_memory(state_bytes);
+    CHECK(model_init(other, bytes, weights, file_bytes, backwards, &launches) == MODEL_OK);
+    CHECK(model_open(split, state_bytes, other) == MODEL_OK);
     CHECK(model_prefill(split, ids, count) == MODEL_OK);
     CHECK(memcmp(expected, model_logits(split), MODEL_VOCAB * sizeof *expected) == 0);
     CHECK(model_argmax(split) == best && launches > 0);
-    free_state(split);
+
+    /* Several states of one engine: each as if it were alone, whose tokens go in the same pass or between. */
+    enum { STATES = 5 };
+    void *states[STATES];
+    int32_t next[STATES], alone[STATES];
+    float *logits = malloc(STATES * MODEL_VOCAB * sizeof *logits);
+    CHECK(logits);
+    for (int turn = 0; turn < 2; turn++) {
+        for (size_t i = 0; i < STATES; i++) {
+            if (turn == 0) {
+                states[i] = new_memory(state_bytes);
+                CHECK(model_open(states[i], state_bytes, other) == MODEL_OK);
+            }
+            CHECK(model_rollback(states[i], 0) == MODEL_OK);
+            CHECK(model_prefill(states[i], ids + i, count - 2 * i) == MODEL_OK);
+            next[i] = ids[i];
+            if (turn == 0) {
+                CHECK(model_decode(states[i], next[i]) == MODEL_OK && model_decode(states[i], 3) == MODEL_OK);
+                memcpy(logits + i * MODEL_VOCAB, model_logits(states[i]), MODEL_VOCAB * sizeof *logits);
+                alone[i] = model_argmax(states[i]);
+            }
+        }
+        if (turn == 0)
+            continue;
+        CHECK(model_step(states, next, STATES) == MODEL_OK);
+        for (size_t i = 0; i < STATES; i++)
+            next[i] = 3;
+        CHECK(model_step(states, next, STATES) == MODEL_OK);
+        for (size_t i = 0; i < STATES; i++) {
+            CHECK(model_argmax(states[i]) == alone[i]);
+            CHECK(memcmp(logits + i * MODEL_VOCAB, model_logits(states[i]), MODEL_VOCAB * sizeof *logits) == 0);
+        }
+    }
+
+    /* What step refuses, changing nothing. */
+    uint64_t position = model_position(states[1]);
+    CHECK(model_step(NULL, NULL, 0) == MODEL_OK);
+    CHECK(model_step(NULL, next, 1) == MODEL_ERROR_ARGUMENT && model_step(states, NULL, 1) == MODEL_ERROR_ARGUMENT);
+    CHECK(model_step(states, next, (size_t)MODEL_CHUNK + 1) == MODEL_ERROR_ARGUMENT);
+    next[1] = MODEL_VOCAB;
+    CHECK(model_step(states, next, 2) == MODEL_ERROR_TOKEN);
+    void *twice[] = {states[0], states[0]}, *of_two[] = {states[0], state}, *none[] = {states[0], NULL};
+    CHECK(model_step(twice, ids, 2) == MODEL_ERROR_ARGUMENT);
+    CHECK(model_step(of_two, ids, 2) == MODEL_ERROR_STATE && model_step(none, ids, 2) == MODEL_ERROR_STATE);
+    CHECK(model_position(states[1]) == position && model_position(states[0]) == count + 2);
+    for (size_t i = 0; i < STATES; i++)
+        free_memory(states[i], state_bytes);
+    free(logits);
+    free_memory(split, state_bytes);
+    free_memory(other, bytes);
 
     /* To the last position and not beyond. A window that is gone is not rolled back to. */
     while (model_position(state) < MODEL_CONTEXT) {
@@ -138,7 +193,8 @@ int main(int argc, char **argv)
     CHECK(model_rollback(state, MODEL_CONTEXT - 1) == MODEL_OK && model_logits(state) == NULL);
     CHECK(model_decode(state, 2) == MODEL_OK && model_argmax(state) >= 0);
 
-    free_state(state);
+    free_memory(state, state_bytes);
+    free_memory(engine, bytes);
     free(expected);
     free(weights);
     for (int i = 0; i < 2; i++)

@@ -13,24 +13,28 @@
 
 int main(int argc, char **argv)
 {
-    size_t bytes = MODEL_STATE_BYTES, file_bytes = MODEL_WEIGHTS_BYTES;
-    unsigned char *weights = aligned_alloc(MODEL_WEIGHTS_ALIGN, file_bytes), *state = aligned_alloc(MODEL_STATE_ALIGN, bytes);
+    size_t bytes = MODEL_ENGINE_BYTES, state_bytes = MODEL_STATE_BYTES, file_bytes = MODEL_WEIGHTS_BYTES;
+    unsigned char *weights = aligned_alloc(MODEL_WEIGHTS_ALIGN, file_bytes), *engine = aligned_alloc(MODEL_STATE_ALIGN, bytes);
+    unsigned char *state = aligned_alloc(MODEL_STATE_ALIGN, state_bytes);
     FILE *file = argc > 1 ? fopen(argv[1], "rb") : NULL;
-    if (!weights || !state || !file || fread(weights, 1, file_bytes, file) != file_bytes)
+    if (!weights || !engine || !state || !file || fread(weights, 1, file_bytes, file) != file_bytes)
         return 1;
     fclose(file);
-    memset(state, 0, bytes);
+    memset(engine, 0, bytes);
+    memset(state, 0, state_bytes);
     int blind = argc > 2;
     if (blind && setrlimit(RLIMIT_NOFILE, &(struct rlimit){0, 0}) != 0)
         return 1;
-    int supported = (int)model_supported(), status = (int)model_init(state, bytes, weights, file_bytes, NULL, NULL);
+    int supported = (int)model_supported(), status = (int)model_init(engine, bytes, weights, file_bytes, NULL, NULL);
     printf("%d %d", supported, status);
     if (status == MODEL_ERROR_CPU)
         for (size_t i = 0; i < bytes; i++)
-            if (state[i] != 0)
+            if (engine[i] != 0)
                 return 1;
     if (status == MODEL_OK && !blind) {
         const int32_t ids[] = {MODEL_BOS, 17, 5};
+        if (model_open(state, state_bytes, engine) != MODEL_OK)
+            return 1;
         printf(" %d %d", (int)model_prefill(state, ids, 3), (int)model_argmax(state));
     }
     printf("\n");

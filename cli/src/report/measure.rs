@@ -132,8 +132,8 @@ impl Profiled {
     /// Rows of one launch of a function's kernels.
     fn rows(&self, function: &str, launches: u64) -> f64 {
         match function {
-            "head" | "head_argmax" => 1.0,
-            "head_all" => (self.rows * self.calls) as f64 / launches as f64,
+            "head_argmax" => 1.0,
+            "head" => (self.rows * self.calls) as f64 / launches as f64,
             _ => self.rows as f64,
         }
     }

@@ -16,7 +16,9 @@ use cranelift_codegen::isa::TargetFrontendConfig;
 use cranelift_frontend::FunctionBuilder;
 use lapidary_ir::Dim;
 use lapidary_runtime::cpu::{Architecture, Set, Tuning};
-use lapidary_runtime::program::{FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS};
+use lapidary_runtime::program::{
+    FRAME_ARENA, FRAME_CONSTANTS, FRAME_ROWS, FRAME_SEGMENTS, FRAME_SLOTS, Segment, Tiles,
+};
 
 use crate::micro::Raw;
 use crate::view::{Base, View};
@@ -89,15 +91,31 @@ pub struct Emitter<'a> {
     scratch_bytes: usize,
     /// Raw code that the kernel may call.
     raw: &'a HashMap<Raw, FuncRef>,
+    /// The tile space of each segment, if tiles are a segment's.
+    by_segment: Option<Tiles>,
+    /// The segment that the tile at hand belongs to.
+    segment: Option<SegmentWords>,
+}
+
+/// A segment, read (i64 each).
+#[derive(Clone, Copy)]
+struct SegmentWords {
+    first: Value,
+    rows: Value,
+    keys: Value,
+    kv: Value,
 }
 
 impl<'a> Emitter<'a> {
-    /// Starts a kernel; the builder is in its entry block, whose four parameters are the ABI's.
+    /// Starts a kernel; the builder is in its entry block, whose four parameters are the ABI's. `by_segment` is the tile space
+    /// of each segment of a kernel whose tiles are a segment's: within [`Emitter::for_tiles`] rows, keys and addresses are then
+    /// that segment's.
     pub fn new(
         mut b: FunctionBuilder<'a>,
         features: Features,
         arena: &'a [usize],
         raw: &'a HashMap<Raw, FuncRef>,
+        by_segment: Option<Tiles>,
     ) -> Emitter<'a> {
         let entry = b.create_block();
         b.append_block_params_for_function_params(entry);
@@ -113,6 +131,8 @@ impl<'a> Emitter<'a> {
             scratch: params[3],
             scratch_bytes: 0,
             raw,
+            by_segment,
+            segment: None,
         }
     }
 
@@ -179,14 +199,27 @@ impl<'a> Emitter<'a> {
         self.frame_word(FRAME_SLOTS + slot)
     }
 
-    /// `T`, the call's rows (i64).
+    /// `T`, the call's rows or the segment's (i64).
+    ///
+    /// # Panics
+    /// Outside of the tiles of a kernel whose tiles are a segment's.
     pub fn rows(&mut self) -> Value {
-        self.frame_word(FRAME_ROWS)
+        if self.by_segment.is_some() { self.segment().rows } else { self.frame_word(FRAME_ROWS) }
     }
 
-    /// `S`, the keys with this call's rows appended (i64).
+    /// `S`, the segment's keys with this call's rows appended (i64).
+    ///
+    /// # Panics
+    /// Outside of the tiles of a kernel whose tiles are a segment's.
     pub fn keys(&mut self) -> Value {
-        self.frame_word(FRAME_KEYS)
+        self.segment().keys
+    }
+
+    fn segment(&self) -> SegmentWords {
+        match self.segment {
+            Some(segment) => segment,
+            None => unreachable!("keys and a segment's rows are asked for within a tile of a segment"),
+        }
     }
 
     /// A dim's length in this call (i64).
@@ -211,13 +244,25 @@ impl<'a> Emitter<'a> {
                 self.offset(arena, self.arena[id.0] as i64)
             }
             Base::Slot(slot) => self.frame_word(FRAME_SLOTS + slot),
+            Base::Cache(slot) => {
+                let (kv, offset) = (self.segment().kv, self.frame_word(FRAME_SLOTS + slot));
+                self.b.ins().iadd(kv, offset)
+            }
             Base::Constant(at) => {
                 let constants = self.frame_word(FRAME_CONSTANTS);
                 self.offset(constants, at as i64)
             }
             Base::Number(_) | Base::Integer(_) => unreachable!("an immediate has no address"),
         };
-        let base = self.offset(base, view.bytes_of(view.offset));
+        let mut base = self.offset(base, view.bytes_of(view.offset));
+        if let Some(segment) = self.segment {
+            let rows = view.axes.iter().filter(|a| a.dim == Dim::Rows).map(|a| a.stride).sum::<i64>();
+            let row = view.bytes_of(rows + view.per_row_offset);
+            if row != 0 {
+                let first = self.scale(segment.first, row);
+                base = self.b.ins().iadd(base, first);
+            }
+        }
         if view.per_row_offset == 0 {
             return base;
         }
@@ -288,13 +333,53 @@ impl<'a> Emitter<'a> {
         carried
     }
 
-    /// A loop over the kernel's tiles.
+    /// A loop over the kernel's tiles; those of segments are numbered within theirs.
     pub fn for_tiles(&mut self, body: impl FnOnce(&mut Self, Value)) {
         let (begin, end) = (self.tile_begin, self.tile_end);
         self.for_range(begin, end, 1, &[], |e, tile, _| {
-            body(e, tile);
+            match e.by_segment {
+                None => body(e, tile),
+                Some(tiles) => {
+                    let (segment, tile) = e.find_segment(tiles, tile);
+                    e.segment = Some(segment);
+                    body(e, tile);
+                    e.segment = None;
+                }
+            }
             vec![]
         });
+    }
+
+    /// The segment of a tile, and the tile's number within it.
+    fn find_segment(&mut self, tiles: Tiles, tile: Value) -> (SegmentWords, Value) {
+        let table = self.frame_word(FRAME_SEGMENTS);
+        let (head, after) = (self.b.create_block(), self.b.create_block());
+        let at = self.b.append_block_param(head, I64);
+        let left = self.b.append_block_param(head, I64);
+        self.b.ins().jump(head, &[table.into(), tile.into()]);
+        self.b.switch_to_block(head);
+        // Words in the order of `Segment`'s fields.
+        let word = |e: &mut Self, index: i32| {
+            e.b.ins().load(I64, MemFlagsData::trusted().with_readonly(), at, index * 8)
+        };
+        let rows = word(self, 1);
+        let groups = match i64::from(tiles.rows) {
+            0 => self.i64(1),
+            1 => rows,
+            by => {
+                let up = self.offset(rows, by - 1);
+                let by = self.i64(by);
+                self.b.ins().udiv(up, by)
+            }
+        };
+        let count = self.scale(groups, tiles.fixed.into());
+        let within = self.b.ins().icmp(IntCC::SignedLessThan, left, count);
+        let next = self.offset(at, Segment::BYTES as i64);
+        let rest = self.b.ins().isub(left, count);
+        self.b.ins().brif(within, after, &[], head, &[next.into(), rest.into()]);
+        self.b.switch_to_block(after);
+        let (first, keys, kv) = (word(self, 0), word(self, 2), word(self, 3));
+        (SegmentWords { first, rows, keys, kv }, left)
     }
 
     /// Splits a row-major index over axes of these lengths: one index an axis.

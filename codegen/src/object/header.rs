@@ -5,13 +5,13 @@
 
 use std::fmt::Write;
 
-use super::state::{STATE_ALIGN, State};
+use super::state::{Places, STATE_ALIGN};
 use super::weights::{WEIGHT_ALIGN, WeightsFile};
 use super::{Parts, Status, guard};
 use crate::target::Target;
 
 /// The header's text.
-pub fn text(target: &Target, parts: &Parts<'_>, state: &State, weights: &WeightsFile) -> String {
+pub fn text(target: &Target, parts: &Parts<'_>, places: &Places, weights: &WeightsFile) -> String {
     let Parts { image, prefix, .. } = parts;
     let upper = prefix.to_ascii_uppercase();
     let plan = &image.plan;
@@ -36,16 +36,17 @@ pub fn text(target: &Target, parts: &Parts<'_>, state: &State, weights: &Weights
         ("HIDDEN", plan.hidden, "Width of the residual stream, in floats."),
         ("LAYERS", plan.layers.len(), "Layers."),
         ("CONTEXT", plan.context, "The most tokens that a state holds."),
-        ("CHUNK", plan.chunk, "The most tokens of one pass; longer prompts take several."),
-        ("STATE_BYTES", state.bytes, "Bytes of a state: caches, temporaries, logits, all."),
-        ("STATE_ALIGN", STATE_ALIGN, "Alignment of a state in bytes."),
+        ("CHUNK", plan.chunk, "The most tokens of one pass, of all its states; longer prompts take several."),
+        ("ENGINE_BYTES", places.engine_bytes, "Bytes of an engine: temporaries, scratch, tables."),
+        ("STATE_BYTES", places.state_bytes, "Bytes of a state: caches and logits."),
+        ("STATE_ALIGN", STATE_ALIGN, "Alignment of an engine and of a state in bytes."),
         (
             "CACHE_BYTES",
-            state.cache_bytes,
+            places.kv_bytes,
             "Bytes of the state that are the KV cache; touched as the text grows.",
         ),
-        ("ARENA_BYTES", state.arena_bytes, "Bytes of the state that are temporaries of one pass."),
-        ("SCRATCH_BYTES", state.scratch_bytes, "Bytes of scratch of each thread of a parallel_for."),
+        ("ARENA_BYTES", places.arena_bytes, "Bytes of the engine that are temporaries of one pass."),
+        ("SCRATCH_BYTES", places.scratch_bytes, "Bytes of scratch of each thread of a parallel_for."),
         ("SCRATCH_ALIGN", STATE_ALIGN, "Alignment of a thread's scratch in bytes."),
         ("WEIGHTS_BYTES", weights.bytes, "Length of the weights file in bytes."),
         (
@@ -102,11 +103,13 @@ fn lines(list: &str) -> String {
 fn describe(status: Status) -> (&'static str, &'static str) {
     match status {
         Status::Ok => ("OK", "Done."),
-        Status::State => ("ERROR_STATE", "The state is null, misaligned, too small, or not initialised."),
+        Status::State => ("ERROR_STATE", "The engine or state is null, misaligned, too small, or not ready."),
         Status::Weights => {
             ("ERROR_WEIGHTS", "The weights are null, misaligned, or not those of this object.")
         }
-        Status::Argument => ("ERROR_ARGUMENT", "A null pointer to tokens."),
+        Status::Argument => {
+            ("ERROR_ARGUMENT", "A null pointer, too many states, or one twice; nothing changed.")
+        }
         Status::Context => ("ERROR_CONTEXT", "More tokens than the context has room for; nothing changed."),
         Status::Token => ("ERROR_TOKEN", "A token that is not in 0 .. VOCAB - 1; nothing changed."),
         Status::Position => ("ERROR_POSITION", "A position ahead, or whose window is gone; nothing changed."),
@@ -115,17 +118,19 @@ fn describe(status: Status) -> (&'static str, &'static str) {
 }
 
 const ABOUT: &str = " *
- * The code needs nothing else, not even libc. It allocates nothing and writes nothing but the state.
+ * The code needs nothing else, not even libc. It allocates nothing and writes nothing but engine and states.
  *
- * Memory: the caller provides a state of @UPPER_STATE_BYTES bytes, aligned to @UPPER_STATE_ALIGN, ALL ZERO before its first
- * @lower_init (as mmap and calloc give it), and the bytes of the weights file, aligned to @UPPER_WEIGHTS_ALIGN, which are read
- * only. A state holds addresses of itself and of the weights: neither may move. Many states may share the weights.
+ * Memory: the caller provides the bytes of the weights file, aligned to @UPPER_WEIGHTS_ALIGN, which are read only; an engine of
+ * @UPPER_ENGINE_BYTES bytes; and for each sequence of tokens a state of @UPPER_STATE_BYTES bytes. Both are aligned to
+ * @UPPER_STATE_ALIGN and ALL ZERO before their first @lower_init or @lower_open (as mmap and calloc give them). An engine holds
+ * addresses of itself and of the weights, a state those of its engine: none may move. Many engines may share the weights,
+ * many states an engine.
  *
  * Weights file: a safetensors file (8 bytes of header length, little-endian; JSON; tensors). Each tensor starts at a
  * multiple of 64 bytes; `_padding.N` fills the gaps. Quantised matrices are U8 of shape (rows, bytes of a row).
  *
- * Threads: a state is used by one thread at a time; different states by different threads at once. With a parallel_for the
- * launches that are worth it are spread; results are the same, to the bit, however they are split.
+ * Threads: an engine, with all of its states, is used by one thread at a time; different engines by different threads at once.
+ * With a parallel_for the launches that are worth it are spread; results are the same, to the bit, however they are split.
 ";
 
 const CPU: &str = "\
@@ -156,16 +161,23 @@ typedef void (*@lower_parallel_for)(void *context, uint64_t items, @lower_task t
 /* 1 if this machine has what the code needs, else 0. It may be called at any time. */
 int32_t @lower_supported(void);
 
-/* Makes a state ready, at position 0. `parallel_for` may be null: all work is then done by the calling thread. `context` is
- * passed on to it. */
-int32_t @lower_init(void *state, size_t state_bytes, const void *weights, size_t weights_bytes,
+/* Makes an engine ready. `parallel_for` may be null: all work is then done by the calling thread. `context` is passed on to
+ * it. */
+int32_t @lower_init(void *engine, size_t engine_bytes, const void *weights, size_t weights_bytes,
                     @lower_parallel_for parallel_for, void *context);
+
+/* Makes a state of an engine ready, at position 0. */
+int32_t @lower_open(void *state, size_t state_bytes, void *engine);
 
 /* Appends `count` tokens. All are checked first: after an error nothing has changed. */
 int32_t @lower_prefill(void *state, const int32_t *ids, size_t count);
 
 /* Appends one token. */
 int32_t @lower_decode(void *state, int32_t id);
+
+/* Appends `ids[i]` to `states[i]` for `count` different states of one engine, at most @UPPER_CHUNK, in one pass that reads the
+ * weights once: after an error nothing has changed. */
+int32_t @lower_step(void *const *states, const int32_t *ids, size_t count);
 
 /* The logits after the last token, @UPPER_VOCAB floats within the state, computed when first asked for; valid until tokens
  * are appended. Null if there is no token to predict from, or the state is not ready. */

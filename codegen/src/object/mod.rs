@@ -1,8 +1,9 @@
 //! The object backend: an image as a relocatable file that any C linker takes, with a header and a weights file.
 //!
-//! In: an [`Image`], its target, a prefix for names, the type of each weight. Out: an [`Object`]. What `Session` does in this
-//! process (frames, steps, positions) is generated code here, the [`driver`]; memory and threads are the caller's. Invariants:
-//! the object refers to nothing outside of itself, not even libc; it writes nothing but the state; the same input gives the
+//! In: an [`Image`], its target, a prefix for names, the type of each weight. Out: an [`Object`]. What the runtime's engine does
+//! in this process (steps, positions) is generated code here, the [`driver`], over the same [`Layout`]; memory and threads are
+//! the caller's. Invariants:
+//! the object refers to nothing outside of itself, not even libc; it writes nothing but engine and state; the same input gives the
 //! same bytes.
 //!
 //! | module | holds |
@@ -21,11 +22,12 @@ pub mod header;
 pub mod state;
 pub mod weights;
 
+use lapidary_runtime::layout::Layout;
 use lapidary_runtime::program::Image;
 
 use crate::Error;
 use crate::target::{Placement, Target};
-use state::State;
+use state::Places;
 use weights::{TensorType, WeightsFile};
 
 /// What the public functions return.
@@ -33,11 +35,11 @@ use weights::{TensorType, WeightsFile};
 pub enum Status {
     /// Done.
     Ok,
-    /// A state that is null, misaligned, too small, or not initialised.
+    /// An engine or a state that is null, misaligned, too small, or not ready.
     State,
     /// Weights that are null, misaligned, of another length or of another layout.
     Weights,
-    /// A null pointer for what holds tokens.
+    /// A null pointer, too many states, or one twice.
     Argument,
     /// More tokens than the context holds; nothing changed.
     Context,
@@ -101,11 +103,12 @@ pub struct Parts<'a> {
 pub fn build(parts: &Parts<'_>) -> Result<Object, Error> {
     // References of the driver are all to the object itself: no detour through a table of addresses.
     let target = Target::new(parts.cpu, Placement::Jit)?;
-    let weights = WeightsFile::new(parts.image, parts.tensor)?;
-    let state = State::new(parts.image, &weights)?;
-    let driver = driver::emit(&target, parts.image, &state, &weights)?;
+    let layout = Layout::new(&parts.image.functions, &parts.image.plan).map_err(refuse)?;
+    let weights = WeightsFile::new(&layout.weights, parts.tensor)?;
+    let places = Places::new(&layout, &parts.image.plan, &weights)?;
+    let driver = driver::emit(&target, parts.image, &places, &weights)?;
     let elf = elf::write(&target, parts.prefix, parts.image, &driver)?;
-    let header = header::text(&target, parts, &state, &weights);
+    let header = header::text(&target, parts, &places, &weights);
     Ok(Object { elf, header, weights })
 }
 

@@ -1,50 +1,66 @@
-//! The state of an object: where everything lies in the memory that the caller provides, all of it fixed at compile time.
+//! Where everything of an object lies in the memory that the caller provides, all of it fixed at compile time: of an engine,
+//! and of each state, which is one sequence.
 //!
-//! In: an image and the layout of its weights. Out: offsets in bytes, and the template that `init` fills frames from. It is
-//! what `runtime::Session` allocates, in one piece. Invariants: areas start at multiples of [`STATE_ALIGN`] and do not overlap;
-//! each frame word is the address of at least the bytes that its slot declares.
+//! In: a program's [`Layout`], its plan and the weights file. Out: offsets in bytes, and the template that `init` fills frames
+//! from. Invariants: areas start at multiples of [`STATE_ALIGN`] and do not overlap; each frame word is the address of at least
+//! the bytes that its slot declares.
 
-use lapidary_runtime::program::{FRAME_ARENA, FRAME_CONSTANTS, FRAME_SLOTS, Image, Slot, SlotKind};
+use lapidary_runtime::layout::{self, Area, Cache, Layout, Word};
+use lapidary_runtime::program::{FRAME_SEGMENTS, Plan, Segment};
 
 use super::refuse;
 use super::weights::WeightsFile;
 use crate::Error;
 
-/// Alignment of the state and of its areas, in bytes.
+/// Alignment of an engine, of a state and of their areas, in bytes.
 pub const STATE_ALIGN: usize = 64;
 
-/// Words at the start of the state, by byte offset.
-pub mod word {
+/// Words at the start of an engine, by byte offset.
+pub mod engine_word {
     /// [`super::READY`] once `init` has succeeded.
     pub const READY: i32 = 0;
-    /// Tokens held.
-    pub const POSITION: i32 = 8;
-    /// One past the highest position written since the state was last empty.
-    pub const HIGH: i32 = 16;
     /// The caller's `parallel_for`, or 0.
-    pub const PARALLEL_FOR: i32 = 24;
+    pub const PARALLEL_FOR: i32 = 8;
     /// What it is called with.
-    pub const CONTEXT: i32 = 32;
-    /// Address of the last row of the residual stream; 0: there is none to predict from.
-    pub const LAST: i32 = 40;
+    pub const CONTEXT: i32 = 16;
+    /// Segments of the call.
+    pub const SEGMENTS: i32 = 24;
+}
+
+/// Words at the start of a state, by byte offset.
+pub mod word {
+    /// [`super::OPEN`] once `open` has succeeded.
+    pub const READY: i32 = 0;
+    /// Address of its engine.
+    pub const ENGINE: i32 = 8;
+    /// Tokens held.
+    pub const POSITION: i32 = 16;
+    /// One past the highest position written since rings were last whole.
+    pub const HIGH: i32 = 24;
+    /// Whether there is a last row of the residual stream to predict from.
+    pub const PREDICTS: i32 = 32;
     /// Whether the logits are those of the last row.
-    pub const LOGITS_VALID: i32 = 48;
+    pub const LOGITS_VALID: i32 = 40;
     /// Whether the token is that of the last row.
-    pub const TOKEN_VALID: i32 = 56;
-    /// Bytes of all of them.
+    pub const TOKEN_VALID: i32 = 48;
+    /// The most likely token after it, i32.
+    pub const TOKEN: i32 = 56;
+    /// Bytes of all of them, as of an engine's.
     pub const BYTES: usize = 64;
 }
 
-/// Says that a state was initialised: "lapidary" in ASCII, little-endian.
+/// Says that an engine was initialised: "lapidary" in ASCII, little-endian.
 pub const READY: u64 = u64::from_le_bytes(*b"lapidary");
+/// Says that a state was opened.
+pub const OPEN: u64 = u64::from_le_bytes(*b"sequence");
 
 /// What a template's word is an offset from; the low two bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
-    /// Nothing: the word is 0.
+    /// Nothing: it is the word.
     Nothing,
-    /// The state.
-    State,
+    /// The engine.
+    Engine,
     /// The weights file.
     Weights,
     /// The constants.
@@ -59,13 +75,22 @@ pub const FROM_BITS: u32 = 2;
 pub struct Call {
     /// Index of the function.
     pub function: usize,
-    /// Offset of its frame in bytes.
+    /// Offset of its frame in the engine, in bytes.
     pub frame: usize,
-    /// Offset of the frame's word of slot `x` in bytes, for functions that have it.
-    pub x: usize,
 }
 
-/// An old row that a ring still needs: see [`State::rings`].
+/// A head, whose rows are a state's.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadCall {
+    /// What is called.
+    pub call: Call,
+    /// Offset of the frame's word of what it reads, in the engine, in bytes.
+    pub reads: usize,
+    /// The same of what it writes.
+    pub writes: usize,
+}
+
+/// A kind of sliding-window cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ring {
     /// Rows held.
@@ -74,41 +99,49 @@ pub struct Ring {
     pub window: usize,
 }
 
-/// Offsets in bytes.
+/// Offsets in bytes, and lengths.
 #[derive(Clone, Debug)]
-pub struct State {
-    /// i32 (chunk).
+pub struct Places {
+    /// Engine: i32 (chunk).
     pub ids: usize,
-    /// i32 (chunk).
-    pub pos: usize,
-    /// f32 (chunk, hidden), twice.
+    /// Engine: i32 (chunk).
+    pub positions: usize,
+    /// Engine: f32 (chunk, hidden), before even and before odd layers.
     pub residual: [usize; 2],
-    /// f32 (vocab).
-    pub logits: usize,
-    /// i32.
-    pub token: usize,
-    /// The calling thread's scratch.
+    /// Engine: the one that the last layer writes.
+    pub residual_out: usize,
+    /// Engine: segments of a call (chunk).
+    pub segments: usize,
+    /// Engine: the calling thread's scratch.
     pub scratch: usize,
     /// Bytes of scratch a thread.
     pub scratch_bytes: usize,
-    /// First frame; the others follow.
+    /// Bytes of temporaries.
+    pub arena_bytes: usize,
+    /// Engine: first frame; the others follow.
     pub frames: usize,
     /// Embedding, then the layers.
     pub body: Vec<Call>,
-    /// Logits of the last row.
-    pub head: Call,
-    /// Most likely token of the last row.
-    pub head_argmax: Call,
+    /// Logits.
+    pub head: HeadCall,
+    /// Most likely token.
+    pub head_argmax: HeadCall,
     /// One word a frame word: `offset << FROM_BITS | from`.
     pub template: Vec<u64>,
+    /// Bytes of an engine.
+    pub engine_bytes: usize,
+    /// State: the last row of the residual stream, f32 (hidden).
+    pub last: usize,
+    /// State: f32 (vocab).
+    pub logits: usize,
+    /// State: its caches.
+    pub kv: usize,
+    /// Bytes of them.
+    pub kv_bytes: usize,
     /// The kinds of sliding-window caches there are.
     pub rings: Vec<Ring>,
-    /// Bytes of caches.
-    pub cache_bytes: usize,
-    /// Bytes of temporaries.
-    pub arena_bytes: usize,
-    /// Bytes of the whole.
-    pub bytes: usize,
+    /// Bytes of a state.
+    pub state_bytes: usize,
 }
 
 /// Offsets handed out one after the other.
@@ -121,131 +154,96 @@ impl Areas {
         let at = self.end;
         let bytes = bytes.checked_next_multiple_of(STATE_ALIGN);
         let end = bytes.and_then(|b| at.checked_add(b)).filter(|&end| end < 1 << 46);
-        self.end = end.ok_or_else(|| refuse("the state is larger than 64 TiB"))?;
+        self.end = end.ok_or_else(|| refuse("the memory is larger than 64 TiB"))?;
         Ok(at)
     }
 }
 
-impl State {
-    /// Lays the state out.
+impl Places {
+    /// Lays engine and state out.
     ///
     /// # Errors
-    /// [`Error::Object`] for a slot that nothing fills, or a size beyond any memory.
-    pub fn new(image: &Image, weights: &WeightsFile) -> Result<State, Error> {
-        let plan = &image.plan;
-        let word = size_of::<f32>();
-        let layers = plan.layers.iter().map(|l| (l.function, l.prefix.as_str()));
-        let called: Vec<(usize, &str)> = std::iter::once((plan.embed, ""))
-            .chain(layers)
-            .chain([(plan.head, ""), (plan.head_argmax, "")])
-            .collect();
-        let variants = || called.iter().flat_map(|&(f, _)| &image.functions[f].variants);
-        let mut areas = Areas { end: word::BYTES };
-        let (ids, pos) = (areas.take(plan.chunk * word)?, areas.take(plan.chunk * word)?);
-        let row = plan.hidden * word;
-        let residual = [areas.take(plan.chunk * row)?, areas.take(plan.chunk * row)?];
-        let (logits, token) = (areas.take(plan.vocab * word)?, areas.take(word)?);
-        let scratch_bytes = variants().map(|v| v.scratch_bytes).max().unwrap_or(0).max(STATE_ALIGN);
-        let scratch = areas.take(scratch_bytes)?;
-        let arena_bytes = variants().map(|v| v.arena_bytes).max().unwrap_or(0);
-        let arena = areas.take(arena_bytes)?;
-        let words: usize = called.iter().map(|&(f, _)| FRAME_SLOTS + image.functions[f].slots.len()).sum();
-        let frames = areas.take(words * size_of::<u64>())?;
-        let mut state = State {
+    /// [`Error::Object`] for a size beyond any memory.
+    pub fn new(layout: &Layout, plan: &Plan, weights: &WeightsFile) -> Result<Places, Error> {
+        let calls: Vec<&layout::Call> =
+            layout.body.iter().chain([&layout.head, &layout.head_argmax]).collect();
+        let mut engine = Areas { end: word::BYTES };
+        let mut area = |area: Area| engine.take(Layout::area_bytes(area, plan, 1));
+        let (ids, positions) = (area(Area::Ids)?, area(Area::Positions)?);
+        let residual = [area(Area::Even)?, area(Area::Odd)?];
+        let segments = engine.take(plan.chunk * Segment::BYTES)?;
+        let scratch_bytes = layout.scratch_bytes.max(STATE_ALIGN);
+        let scratch = engine.take(scratch_bytes)?;
+        let arena = engine.take(layout.arena_bytes)?;
+        let words: usize = calls.iter().map(|call| call.words.len()).sum();
+        let frames = engine.take(words * size_of::<u64>())?;
+
+        let of_area = |area: Area| match area {
+            Area::Ids => ids,
+            Area::Positions => positions,
+            Area::Even => residual[0],
+            Area::Odd => residual[1],
+            // A state's: set for each call.
+            Area::Picked | Area::Logits | Area::Tokens => 0,
+        };
+        let mut template = Vec::with_capacity(words);
+        let mut placed = vec![];
+        for call in calls {
+            placed.push(Call { function: call.function, frame: frames + template.len() * size_of::<u64>() });
+            for (index, word) in call.words.iter().enumerate() {
+                let (from, offset) = match *word {
+                    Word::Call if index == FRAME_SEGMENTS => (From::Engine, segments),
+                    Word::Call => (From::Nothing, 0),
+                    Word::Arena => (From::Engine, arena),
+                    Word::Constants => (From::Constants, 0),
+                    Word::Area(area) => (From::Engine, of_area(area)),
+                    Word::Weight(index) => (From::Weights, weights.tensors[index].offset),
+                    Word::Cache(index) => (From::Nothing, layout.caches[index].offset),
+                };
+                template.push((offset as u64) << FROM_BITS | from as u64);
+            }
+        }
+        let head = |call: Call, words: &[Word], to: Area| {
+            let word = |area: Area| {
+                let index = words.iter().position(|word| *word == Word::Area(area)).unwrap_or(0);
+                call.frame + index * size_of::<u64>()
+            };
+            HeadCall { call, reads: word(Area::Picked), writes: word(to) }
+        };
+        let (argmax, logits) = (placed.pop(), placed.pop());
+        let (Some(argmax), Some(logits)) = (argmax, logits) else { unreachable!("both heads were placed") };
+        let head_argmax = head(argmax, &layout.head_argmax.words, Area::Tokens);
+        let head = head(logits, &layout.head.words, Area::Logits);
+
+        let mut state = Areas { end: word::BYTES };
+        let last = state.take(Area::Picked.row_bytes(plan))?;
+        let logits = state.take(Area::Logits.row_bytes(plan))?;
+        let kv = state.take(layout.kv_bytes)?;
+        let ring = |cache: &Cache| cache.window.map(|window| Ring { rows: cache.rows, window });
+        let mut rings: Vec<Ring> = layout.caches.iter().filter_map(ring).collect();
+        rings.sort_unstable();
+        rings.dedup();
+        Ok(Places {
             ids,
-            pos,
+            positions,
             residual,
-            logits,
-            token,
+            residual_out: of_area(layout.last),
+            segments,
             scratch,
             scratch_bytes,
+            arena_bytes: layout.arena_bytes,
             frames,
-            body: vec![],
-            head: Call { function: plan.head, frame: 0, x: 0 },
-            head_argmax: Call { function: plan.head_argmax, frame: 0, x: 0 },
-            template: Vec::with_capacity(words),
-            rings: vec![],
-            cache_bytes: 0,
-            arena_bytes,
-            bytes: 0,
-        };
-        let mut calls = vec![];
-        let caches = areas.end;
-        for (index, &(function, prefix)) in called.iter().enumerate() {
-            let slots = &image.functions[function].slots;
-            let frame = frames + state.template.len() * size_of::<u64>();
-            let mut own: Vec<(&str, usize)> = vec![];
-            let mut template = vec![template_word(From::Nothing, 0); FRAME_SLOTS];
-            template[FRAME_ARENA] = template_word(From::State, arena);
-            template[FRAME_CONSTANTS] = template_word(From::Constants, 0);
-            for slot in slots {
-                let name = slot.name.as_str();
-                template.push(match slot.kind {
-                    SlotKind::Input { .. } | SlotKind::Output { .. } => {
-                        // The embedding writes the even buffer, each layer the one that it does not read, as heads read
-                        // what the last layer wrote.
-                        let reads = match index {
-                            0 => 1,
-                            i => (i - 1).min(plan.layers.len()) % 2,
-                        };
-                        template_word(From::State, state.activation(slot, reads)?)
-                    }
-                    SlotKind::Weight { .. } => {
-                        let name = format!("{prefix}{name}");
-                        let at = weights.offset(&name);
-                        template_word(From::Weights, at.ok_or_else(|| refuse(format!("no weight `{name}`")))?)
-                    }
-                    SlotKind::Cache { heads, rows, row_bytes, window } => {
-                        // A function may have a cache in two slots, as what it reads and as what it writes.
-                        let known = own.iter().find(|(known, _)| *known == name).map(|&(_, at)| at);
-                        let at = match known {
-                            Some(at) => at,
-                            None => {
-                                let bytes = heads.checked_mul(rows).and_then(|n| n.checked_mul(row_bytes));
-                                let at =
-                                    areas.take(bytes.ok_or_else(|| refuse("a cache beyond any memory"))?)?;
-                                own.push((name, at));
-                                state.rings.extend(window.map(|window| Ring { rows, window }));
-                                at
-                            }
-                        };
-                        template_word(From::State, at)
-                    }
-                });
-            }
-            state.template.extend(template);
-            let x = slots.iter().position(|s| s.name == "x").unwrap_or(0);
-            calls.push(Call { function, frame, x: frame + (FRAME_SLOTS + x) * size_of::<u64>() });
-        }
-        state.rings.sort_unstable();
-        state.rings.dedup();
-        state.cache_bytes = areas.end - caches;
-        state.bytes = areas.end;
-        if let (Some(argmax), Some(head)) = (calls.pop(), calls.pop()) {
-            (state.head, state.head_argmax) = (head, argmax);
-        }
-        state.body = calls;
-        Ok(state)
-    }
-
-    /// Where the residual stream is after the last layer.
-    pub fn residual_out(&self) -> usize {
-        self.residual[(self.body.len() - 1) % 2]
-    }
-
-    fn activation(&self, slot: &Slot, reads: usize) -> Result<usize, Error> {
-        Ok(match slot.name.as_str() {
-            "ids" => self.ids,
-            "pos" => self.pos,
-            "x" => self.residual[reads],
-            "y" => self.residual[1 - reads],
-            "token" => self.token,
-            "logits" => self.logits,
-            other => return Err(refuse(format!("nothing fills the slot `{other}`"))),
+            body: placed,
+            head,
+            head_argmax,
+            template,
+            engine_bytes: engine.end,
+            last,
+            logits,
+            kv,
+            kv_bytes: layout.kv_bytes,
+            rings,
+            state_bytes: state.end,
         })
     }
-}
-
-fn template_word(from: From, offset: usize) -> u64 {
-    (offset as u64) << FROM_BITS | from as u64
 }

@@ -1,15 +1,15 @@
 //! The weights file of an object: a safetensors file whose tensors lie where the code expects them.
 //!
-//! In: an image and the type of each of its weights. Out: the file's header and the place of each tensor. The order is that of
-//! the plan (embedding, layers, head). Invariants: each tensor starts at a multiple of [`WEIGHT_ALIGN`] bytes from the file's
+//! In: a program's layout and the type of each of its weights. Out: the file's header and the place of each tensor, in the
+//! layout's order. Invariants: each tensor starts at a multiple of [`WEIGHT_ALIGN`] bytes from the file's
 //! start; safetensors allows no holes, so bytes between tensors are tensors of their own, `_padding.N`. The code checks the
 //! file's header by [`WeightsFile::hash`], so weights of another shape, format or order are refused, and a fine-tune of the
 //! same shapes is taken.
 
-use std::collections::HashMap;
 use std::io::{self, Write};
 
-use lapidary_runtime::program::{Image, SlotKind, WeightSource};
+use lapidary_runtime::layout::Weight;
+use lapidary_runtime::program::WeightSource;
 use serde_json::{Map, json};
 
 use super::refuse;
@@ -47,11 +47,10 @@ pub struct Place {
 pub struct WeightsFile {
     /// Length field and JSON; a multiple of [`WEIGHT_ALIGN`] bytes.
     pub header: Vec<u8>,
-    /// By rising offset, padding left out.
+    /// In the layout's order, which is that of rising offsets; padding left out.
     pub tensors: Vec<Place>,
     /// Length of the file in bytes, a multiple of [`WEIGHT_ALIGN`].
     pub bytes: usize,
-    by_name: HashMap<String, usize>,
 }
 
 impl WeightsFile {
@@ -59,38 +58,28 @@ impl WeightsFile {
     ///
     /// # Errors
     /// [`Error::Object`] for a weight without a type, or one that two layers take for two lengths.
-    pub fn new(image: &Image, tensor: &dyn Fn(&str) -> Option<TensorType>) -> Result<WeightsFile, Error> {
-        let plan = &image.plan;
-        let layers = plan.layers.iter().map(|l| (l.function, l.prefix.as_str()));
-        let ends = [(plan.head, ""), (plan.head_argmax, "")];
+    pub fn new(
+        weights: &[Weight],
+        tensor: &dyn Fn(&str) -> Option<TensorType>,
+    ) -> Result<WeightsFile, Error> {
         let mut tensors: Vec<Place> = vec![];
-        let mut by_name: HashMap<String, usize> = HashMap::new();
         let mut entries = Map::new();
         let mut end = 0;
-        for (function, prefix) in std::iter::once((plan.embed, "")).chain(layers).chain(ends) {
-            for slot in &image.functions[function].slots {
-                let SlotKind::Weight { bytes } = slot.kind else { continue };
-                let name = format!("{prefix}{}", slot.name);
-                if let Some(&known) = by_name.get(&name) {
-                    if tensors[known].bytes != bytes {
-                        return Err(refuse(format!("`{name}` is taken for two lengths")));
-                    }
-                    continue;
-                }
-                let TensorType { dtype, shape } =
-                    tensor(&name).ok_or_else(|| refuse(format!("there is no weight `{name}`")))?;
-                let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [end, end + bytes] });
-                entries.insert(name.clone(), entry);
-                by_name.insert(name.clone(), tensors.len());
-                tensors.push(Place { name, offset: end, bytes });
-                end += bytes;
-                let padding = end.next_multiple_of(WEIGHT_ALIGN) - end;
-                if padding > 0 {
-                    let entry =
-                        json!({ "dtype": "U8", "shape": [padding], "data_offsets": [end, end + padding] });
-                    entries.insert(format!("_padding.{}", tensors.len()), entry);
-                    end += padding;
-                }
+        for Weight { tensor: name, bytes } in weights {
+            let TensorType { dtype, shape } =
+                tensor(name).ok_or_else(|| refuse(format!("there is no weight `{name}`")))?;
+            let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [end, end + bytes] });
+            if entries.insert(name.clone(), entry).is_some() {
+                return Err(refuse(format!("`{name}` is taken for two lengths")));
+            }
+            tensors.push(Place { name: name.clone(), offset: end, bytes: *bytes });
+            end += bytes;
+            let padding = end.next_multiple_of(WEIGHT_ALIGN) - end;
+            if padding > 0 {
+                let entry =
+                    json!({ "dtype": "U8", "shape": [padding], "data_offsets": [end, end + padding] });
+                entries.insert(format!("_padding.{}", tensors.len()), entry);
+                end += padding;
             }
         }
         let mut text = serde_json::Value::Object(entries).to_string();
@@ -102,12 +91,7 @@ impl WeightsFile {
         for place in &mut tensors {
             place.offset += header.len();
         }
-        Ok(WeightsFile { bytes: header.len() + end, header, tensors, by_name })
-    }
-
-    /// Where a tensor lies, in bytes from the file's start.
-    pub fn offset(&self, name: &str) -> Option<usize> {
-        self.by_name.get(name).map(|&i| self.tensors[i].offset)
+        Ok(WeightsFile { bytes: header.len() + end, header, tensors })
     }
 
     /// Writes the file, its tensors from `source`.

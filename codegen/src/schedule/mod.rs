@@ -11,7 +11,7 @@ mod operands;
 use std::collections::HashMap;
 
 use egg::Language;
-use lapidary_ir::{DType, Dim, Function, Id, InputKind, Op, Type, text};
+use lapidary_ir::{DType, Dim, Function, Id, InputKind, Op, Type, rows, text};
 use lapidary_runtime::program::{Slot, SlotKind, Tiles};
 
 use crate::Error;
@@ -57,6 +57,8 @@ pub struct Schedule {
     pub slots: Vec<Slot>,
     /// Folded tables; views point into them by byte offset.
     pub constants: Vec<u8>,
+    /// Whether a call may have several sequences.
+    pub batches: bool,
 }
 
 /// Whether every cache of a function could be a ring: only attention with a window reads it.
@@ -97,6 +99,7 @@ pub fn schedule(function: &Function, setting: &Setting) -> Result<Schedule, Erro
         values: vec![Value::None; types.len()],
         live: live(function),
         constant: constants(function, &types),
+        row_wise: rows::row_wise(function, &types),
         folded: HashMap::new(),
     };
     s.declare();
@@ -127,6 +130,7 @@ struct Scheduler<'a> {
     values: Vec<Value>,
     live: Vec<bool>,
     constant: Vec<bool>,
+    row_wise: Vec<bool>,
     folded: HashMap<Id, View>,
 }
 
@@ -242,7 +246,11 @@ impl Scheduler<'_> {
         if let Some(rows) = ring {
             capacity.keys = rows;
         }
-        let view = View::contiguous(Base::Slot(slot), input.ty.dtype, &input.ty.shape, capacity);
+        let base = match input.kind {
+            InputKind::Cache { .. } => Base::Cache(slot),
+            InputKind::Rows | InputKind::Weight => Base::Slot(slot),
+        };
+        let view = View::contiguous(base, input.ty.dtype, &input.ty.shape, capacity);
         View { ring, ..view }
     }
 
@@ -289,7 +297,8 @@ impl Scheduler<'_> {
         let twins = self.out.kernels.iter().filter(|k| k.node == id).count();
         let name = if twins == 0 { name } else { format!("{name}_{twins}") };
         let capacity = self.setting.capacity;
-        self.out.kernels.push(Kernel { name, node: id, body, inputs, outputs, tiles, capacity });
+        let by_segment = !self.row_wise[usize::from(id)];
+        self.out.kernels.push(Kernel { name, node: id, body, inputs, outputs, tiles, by_segment, capacity });
     }
 
     /// A kernel whose tiles are the rows of its one output.
@@ -315,7 +324,7 @@ impl Scheduler<'_> {
         for (name, id) in self.function.outputs.clone() {
             if let Some(cache) = self.cache_of(&name) {
                 let view = self.as_held(id)?;
-                if view.base != Base::Slot(cache) {
+                if view.base != Base::Cache(cache) {
                     return Err(self.unsupported(id, "a cache's output must be its append"));
                 }
                 continue;
@@ -342,6 +351,7 @@ impl Scheduler<'_> {
                 }
             }
         }
+        self.out.batches = self.out.kernels.iter().all(Kernel::batches);
         launch::share(&mut self.out);
     }
 }

@@ -79,7 +79,7 @@ fn stretched(m: &Memory, view: &View, dims: &[Dim]) -> Vec<f64> {
     match view.base {
         Base::Number(x) => vec![x.into(); count],
         Base::Integer(x) => vec![x.into(); count],
-        Base::Arena(_) | Base::Slot(_) | Base::Constant(_) => m.read(&view.stretched(dims)),
+        Base::Arena(_) | Base::Slot(_) | Base::Cache(_) | Base::Constant(_) => m.read(&view.stretched(dims)),
     }
 }
 

@@ -7,7 +7,9 @@ use lapidary_codegen::target::{Placement, TARGETS, Target};
 use lapidary_codegen::view::{Axis, Base, Capacity, View};
 use lapidary_ir::interp::Tensor;
 use lapidary_ir::{BLOCK, DType, Dim, Id};
-use lapidary_runtime::program::{Aligned, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS, KernelFn, RESUMED, Tiles};
+use lapidary_runtime::program::{
+    Aligned, FRAME_ROWS, FRAME_SEGMENTS, FRAME_SLOTS, KernelFn, RESUMED, Segment, Tiles,
+};
 
 /// The CPUs that tests run on: this one, and one without fma.
 pub(crate) const CPUS: [&str; 2] = ["native", "x86-64-v2"];
@@ -155,7 +157,10 @@ pub(crate) fn kernel(
     capacity: Capacity,
 ) -> Kernel {
     let name = body.name().to_owned();
-    Kernel { name, node: Id::from(0), body, inputs, outputs, tiles, capacity }
+    let has_keys = |v: &View| v.axes.iter().any(|a| a.dim == Dim::Keys);
+    let by_segment =
+        inputs.iter().chain(&outputs).any(has_keys) || matches!(body, Body::MergeAttention { .. });
+    Kernel { name, node: Id::from(0), body, inputs, outputs, tiles, by_segment, capacity }
 }
 
 /// A kernel as machine code.
@@ -206,7 +211,8 @@ impl Machine {
     pub(crate) fn run(&self, rows: usize, keys: usize, slots: &mut [Slot], ranges: &[(u64, u64)]) {
         let mut frame = vec![0u64; FRAME_SLOTS];
         frame[FRAME_ROWS] = rows as u64;
-        frame[FRAME_KEYS] = keys as u64;
+        let segments = [Segment { first: 0, rows: rows as u64, keys: keys as u64, kv: 0 }];
+        frame[FRAME_SEGMENTS] = segments.as_ptr() as u64;
         for slot in slots.iter_mut() {
             let start = slot.start;
             frame.push(slot.bytes[start..].as_mut_ptr() as u64);

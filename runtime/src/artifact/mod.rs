@@ -36,7 +36,7 @@ use self::signature::{SIGNATURE, SIGNATURE_BYTES, SIGNED_BY};
 /// What the metadata's `format` says.
 pub const FORMAT: &str = "lapidary-artifact";
 /// The version that is written and read: changes whenever a file of before would be misread.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// Sections start at multiples of this, in bytes.
 pub const ALIGN: usize = 64;
 /// Code and weights start at multiples of this, in bytes: a page of every target.

@@ -1,5 +1,5 @@
 //! A toy program whose kernels are Rust functions: an embedding, layers that append to caches and look back over
-//! them, and the three heads. The arithmetic is fixed per row, so any split of the work gives the same bits.
+//! them, and the two heads. The arithmetic is fixed per row, so any split of the work gives the same bits.
 #![allow(dead_code, unreachable_pub)]
 
 use std::collections::HashMap;
@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use lapidary_runtime::Session;
 use lapidary_runtime::program::{
-    Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_KEYS, FRAME_ROWS, FRAME_SLOTS, Function, KernelFn, Layer,
-    MadeFor, Plan, Program, Slot, SlotKind, Step, Tiles, Variant, WeightSource,
+    Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_SEGMENTS, FRAME_SLOTS, Function, KernelFn, Layer, MadeFor,
+    Plan, Program, Segment, Slot, SlotKind, Step, Tiles, Variant, WeightSource,
 };
 
 pub const HIDDEN: usize = 16;
@@ -28,11 +28,18 @@ impl Frame {
         // SAFETY: kernels read no further than their function's slots.
         unsafe { self.0.add(i).read() as usize }
     }
-    fn rows(self) -> usize {
-        self.word(FRAME_ROWS)
-    }
-    fn keys(self) -> usize {
-        self.word(FRAME_KEYS)
+    /// The segment that a tile is of, where a tile is a row, and the row within it.
+    fn segment(self, mut tile: usize) -> (Segment, usize) {
+        let mut segment = self.word(FRAME_SEGMENTS) as *const Segment;
+        loop {
+            // SAFETY: tiles are of the segments that there are.
+            let here = unsafe { *segment };
+            if tile < here.rows as usize {
+                return (here, tile);
+            }
+            tile -= here.rows as usize;
+            segment = segment.wrapping_add(1);
+        }
     }
     fn get(self, word: usize, i: usize) -> f32 {
         // SAFETY: within the buffer that the slot declares.
@@ -60,13 +67,15 @@ extern "C" fn embed(frame: *const u64, begin: u64, end: u64, _: *mut u8) {
     }
 }
 
-// layer: x, pos, k_cache, w.weight, k_cache (again, as written), y.
+// layer: x, pos, k_cache, w.weight, k_cache (again, as written), y. Tiles are rows, segment by segment.
 extern "C" fn append<const ROWS: usize>(frame: *const u64, begin: u64, end: u64, scratch: *mut u8) {
     let f = Frame(frame);
     assert_eq!(scratch as usize % 64, 0);
-    for t in begin as usize..end as usize {
+    for tile in begin as usize..end as usize {
+        let (segment, within) = f.segment(tile);
+        let t = segment.first as usize + within;
         let p = f.int(S + 1, t) as usize;
-        assert_eq!(p, f.keys() - f.rows() + t);
+        assert_eq!(p, (segment.keys - segment.rows) as usize + within);
         for h in 0..HIDDEN {
             let value = f.get(S, t * HIDDEN + h) * f.get(S + 3, h);
             // Through the arena and the scratch, to see that they are there.
@@ -76,20 +85,26 @@ extern "C" fn append<const ROWS: usize>(frame: *const u64, begin: u64, end: u64,
                 scratch.cast::<f32>().add(h).read()
             };
             f.set(FRAME_ARENA, t * HIDDEN + h, kept);
-            f.set(S + 4, (p % ROWS) * HIDDEN + h, f.get(FRAME_ARENA, t * HIDDEN + h));
+            let at = (segment.kv as usize + f.word(S + 4)) as *mut f32;
+            // SAFETY: within the cache that the slot declares; no other tile writes it.
+            unsafe { at.add((p % ROWS) * HIDDEN + h).write(f.get(FRAME_ARENA, t * HIDDEN + h)) };
         }
     }
 }
 
 extern "C" fn mix<const ROWS: usize, const LOOK: usize>(frame: *const u64, begin: u64, end: u64, _: *mut u8) {
     let f = Frame(frame);
-    for t in begin as usize..end as usize {
-        let p = f.keys() - f.rows() + t;
+    for tile in begin as usize..end as usize {
+        let (segment, within) = f.segment(tile);
+        let t = segment.first as usize + within;
+        let p = (segment.keys - segment.rows) as usize + within;
+        let cache = (segment.kv as usize + f.word(S + 2)) as *const f32;
         for h in 0..HIDDEN {
             let mut sum = 0.0f32;
             for key in (p + 1).saturating_sub(LOOK)..=p {
                 let far = 1.0 / (p - key + 1) as f32;
-                sum += far * f.get(S + 2, (key % ROWS) * HIDDEN + (h + key) % HIDDEN);
+                // SAFETY: within the cache that the slot declares.
+                sum += far * unsafe { cache.add((key % ROWS) * HIDDEN + (h + key) % HIDDEN).read() };
             }
             let scale = f.get(FRAME_CONSTANTS, 0);
             let x = f.get(S, t * HIDDEN + h);
@@ -102,15 +117,8 @@ fn logit(f: Frame, row: usize, v: usize) -> f32 {
     (0..HIDDEN).map(|h| f.get(S, row * HIDDEN + h) * f.get(S + 1, v * HIDDEN + h)).sum()
 }
 
-// head: x, embed.weight, logits. A tile an entry.
+// head: x, embed.weight, logits. A tile a row.
 extern "C" fn head(frame: *const u64, begin: u64, end: u64, _: *mut u8) {
-    let f = Frame(frame);
-    for v in begin as usize..end as usize {
-        f.set(S + 2, v, logit(f, f.rows() - 1, v));
-    }
-}
-
-extern "C" fn head_all(frame: *const u64, begin: u64, end: u64, _: *mut u8) {
     let f = Frame(frame);
     for t in begin as usize..end as usize {
         for v in 0..VOCAB {
@@ -119,15 +127,12 @@ extern "C" fn head_all(frame: *const u64, begin: u64, end: u64, _: *mut u8) {
     }
 }
 
-extern "C" fn head_argmax(frame: *const u64, _: u64, _: u64, _: *mut u8) {
+extern "C" fn head_argmax(frame: *const u64, begin: u64, end: u64, _: *mut u8) {
     let f = Frame(frame);
-    let mut best = 0;
-    for v in 1..VOCAB {
-        if logit(f, f.rows() - 1, v) > logit(f, f.rows() - 1, best) {
-            best = v;
-        }
+    for t in begin as usize..end as usize {
+        let best = (1..VOCAB).fold(0, |best, v| if logit(f, t, v) > logit(f, t, best) { v } else { best });
+        f.set(S + 2, t, f32::from_bits(best as u32));
     }
-    f.set(S + 2, 0, f32::from_bits(best as u32));
 }
 
 fn slot(name: &str, kind: SlotKind) -> Slot {
@@ -136,7 +141,11 @@ fn slot(name: &str, kind: SlotKind) -> Slot {
 
 fn step(name: &str, kernel: KernelFn, fixed: u32, rows: u32) -> Step {
     let (name, tiles, demand) = (name.into(), Tiles { fixed, rows }, Default::default());
-    Step { name, kernel, tiles, tile_ns: 10_000, resumes: false, joins: false, demand }
+    Step { name, kernel, tiles, by_segment: false, tile_ns: 10_000, resumes: false, joins: false, demand }
+}
+
+fn by_segment(step: Step) -> Step {
+    Step { by_segment: true, ..step }
 }
 
 fn function(name: &str, slots: Vec<Slot>, steps: Vec<Step>) -> Function {
@@ -146,7 +155,7 @@ fn function(name: &str, slots: Vec<Slot>, steps: Vec<Step>) -> Function {
         scratch_bytes: HIDDEN * 4,
         steps: steps.clone(),
     });
-    Function { name: name.into(), slots, variants: variants.into() }
+    Function { name: name.into(), slots, batches: true, variants: variants.into() }
 }
 
 const TABLE: SlotKind = SlotKind::Weight { bytes: VOCAB * HIDDEN * 4 };
@@ -166,7 +175,7 @@ fn layer(name: &str, rows: usize, window: Option<usize>, steps: Vec<Step>) -> Fu
 pub fn program(chunk: usize) -> Program {
     let head_slots = |out, kind| vec![slot("x", X), slot("embed.weight", TABLE), slot(out, kind)];
     let row = VOCAB * 4;
-    let fixed = |bytes| SlotKind::Output { fixed_bytes: bytes, bytes_per_row: 0 };
+    let rows = |bytes| SlotKind::Output { fixed_bytes: 0, bytes_per_row: bytes };
     let functions = vec![
         function(
             "embed",
@@ -177,21 +186,20 @@ pub fn program(chunk: usize) -> Program {
             "layer_local",
             RING,
             Some(WINDOW),
-            vec![step("append", append::<RING>, 1, 1), step("mix", mix::<RING, WINDOW>, 1, 1)],
+            [step("append", append::<RING>, 1, 1), step("mix", mix::<RING, WINDOW>, 1, 1)]
+                .map(by_segment)
+                .into(),
         ),
         layer(
             "layer_global",
             CONTEXT,
             None,
-            vec![step("append", append::<CONTEXT>, 1, 1), step("mix", mix::<CONTEXT, CONTEXT>, 1, 1)],
+            [step("append", append::<CONTEXT>, 1, 1), step("mix", mix::<CONTEXT, CONTEXT>, 1, 1)]
+                .map(by_segment)
+                .into(),
         ),
-        function("head", head_slots("logits", fixed(row)), vec![step("l", head, VOCAB as u32, 0)]),
-        function(
-            "head_all",
-            head_slots("logits", SlotKind::Output { fixed_bytes: 0, bytes_per_row: row }),
-            vec![step("all", head_all, 1, 1)],
-        ),
-        function("head_argmax", head_slots("token", fixed(4)), vec![step("max", head_argmax, 1, 0)]),
+        function("head", head_slots("logits", rows(row)), vec![step("all", head, 1, 1)]),
+        function("head_argmax", head_slots("token", rows(4)), vec![step("max", head_argmax, 1, 1)]),
     ];
     let layers = (0..LAYERS).map(|i| Layer { function: 1 + i % 2, prefix: format!("layers.{i}.") });
     Program {
@@ -205,8 +213,7 @@ pub fn program(chunk: usize) -> Program {
             embed: 0,
             layers: layers.collect(),
             head: 3,
-            head_all: 4,
-            head_argmax: 5,
+            head_argmax: 4,
         },
         made_for: MadeFor::default(),
         code: Box::new(()),
