@@ -1,0 +1,192 @@
+//! Engines over the built-in model: every sequence gets the bits that it gets alone, whoever is stepped with it, however its tokens
+//! are split, and whatever was forked, truncated, saved and loaded in between.
+//!
+//! `LAPIDARY_ENGINE_CASES` sets the number of random batches for each way of compiling; the seeds are fixed.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use lapidary_codegen::target::{Placement, TARGETS, Target};
+use lapidary_ir::DType;
+use lapidary_models::Model;
+use lapidary_runtime::program::Program;
+use lapidary_runtime::snapshot::Notes;
+use lapidary_runtime::{Engine, Phase, Rng, Sequence, Want, Work};
+use lapidary_tests::{Setup, Weights, compile_model, golden_model};
+
+/// Positions: several times what a ring holds.
+const CONTEXT: usize = 400;
+/// Rows of a call: rings of 128 + 40 rows wrap, and decode has more than one variant.
+const CHUNK: usize = 40;
+
+/// Tokens, and what each was computed as.
+type Text = Vec<(u32, Phase)>;
+
+/// A sequence and what it should be.
+struct Subject {
+    sequence: Sequence,
+    text: Text,
+}
+
+/// Logits of texts, each computed alone: one sequence in an engine of its own, by the largest calls that its phases allow.
+struct Alone {
+    engine: Engine,
+    known: HashMap<Vec<(u32, bool)>, Vec<u32>>,
+}
+
+impl Alone {
+    fn logits(&mut self, text: &[(u32, Phase)]) -> Vec<u32> {
+        let key: Vec<(u32, bool)> = text.iter().map(|&(id, phase)| (id, phase == Phase::Decode)).collect();
+        if let Some(known) = self.known.get(&key) {
+            return known.clone();
+        }
+        let mut sequence = self.engine.sequence().unwrap();
+        for part in text.chunk_by(|a, b| a.1 == b.1) {
+            // Decoded tokens go one by one.
+            let most = if part[0].1 == Phase::Decode { 1 } else { part.len() };
+            for part in part.chunks(most) {
+                let tokens: Vec<u32> = part.iter().map(|&(id, _)| id).collect();
+                let (sequence, phase) = (&mut sequence, part[0].1);
+                let work = Work { sequence, tokens: &tokens, phase, want: Want::Nothing };
+                self.engine.step(&mut [work]).unwrap();
+            }
+        }
+        let logits: Vec<u32> = self.engine.logits(&sequence).iter().map(|x| x.to_bits()).collect();
+        self.known.insert(key, logits.clone());
+        logits
+    }
+}
+
+fn best(logits: &[u32]) -> u32 {
+    let value = |v: usize| f32::from_bits(logits[v]);
+    (0..logits.len()).fold(0, |best, v| if value(v) > value(best) { v } else { best }) as u32
+}
+
+/// Random batches; each wanted thing is what the sequence gets alone.
+fn batches(model: &Arc<Model>, program: &Arc<Program>, seed: u64, steps: usize) {
+    let mut random = Rng::new(seed);
+    let mut below = |n: usize| (random.next_u64() % n as u64) as usize;
+    let of = |threads| Engine::new(program.clone(), Arc::new(Weights(model.clone())), threads).unwrap();
+    let mut engine = of(1 + below(4));
+    let mut alone = Alone { engine: of(1), known: HashMap::new() };
+    let vocab = program.plan.vocab;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sequence");
+    let mut subjects: Vec<Subject> = (0..1 + below(12))
+        .map(|_| Subject { sequence: engine.sequence().unwrap(), text: vec![] })
+        .collect();
+    for step in 0..steps {
+        let at = below(subjects.len());
+        match below(4) {
+            0 => {
+                let from = below(subjects.len());
+                let (sequence, text) = (subjects[from].sequence.fork().unwrap(), subjects[from].text.clone());
+                subjects[at] = Subject { sequence, text };
+            }
+            1 => {
+                let subject = &mut subjects[at];
+                let to = subject.sequence.position().saturating_sub(below(60));
+                let reached = subject.sequence.truncate(to);
+                subject.text.truncate(reached);
+            }
+            2 => {
+                let subject = &mut subjects[at];
+                engine.save(&subject.sequence, &path, &Notes::default()).unwrap();
+                subject.sequence = engine.load(&path).unwrap().0;
+            }
+            _ => {}
+        }
+        let mut plans = vec![];
+        for subject in &mut subjects {
+            if CONTEXT - subject.sequence.position() < 130 {
+                subject.sequence.truncate(0);
+                subject.text.clear();
+            }
+            let phase = if below(2) == 0 { Phase::Prefill } else { Phase::Decode };
+            // Long texts at first, so that rings wrap.
+            let count = match (phase, step) {
+                (Phase::Prefill, 0) => 1 + below(120),
+                (Phase::Prefill, _) => 1 + below(50),
+                (Phase::Decode, _) => 1 + below(3),
+            };
+            let tokens: Vec<u32> = (0..count).map(|_| below(vocab) as u32).collect();
+            let want = [Want::Nothing, Want::Logits, Want::AllLogits, Want::Argmax][below(4)];
+            // All logits are all compared.
+            let want = if want == Want::AllLogits && count > 4 { Want::Logits } else { want };
+            plans.push((tokens, phase, want));
+        }
+        let chosen: Vec<usize> = (0..subjects.len()).filter(|_| below(4) > 0).collect();
+        let mut works: Vec<Work<'_>> = subjects
+            .iter_mut()
+            .zip(&plans)
+            .enumerate()
+            .filter(|(index, _)| chosen.contains(index))
+            .map(|(_, (subject, (tokens, phase, want)))| {
+                Work { sequence: &mut subject.sequence, tokens, phase: *phase, want: *want }
+            })
+            .collect();
+        let outputs = engine.step(&mut works).unwrap();
+        let mut found = vec![];
+        for (work, &index) in chosen.iter().enumerate() {
+            let bits: Vec<u32> = outputs.logits(work).iter().map(|x| x.to_bits()).collect();
+            found.push((index, bits, outputs.token(work)));
+        }
+        for (index, bits, token) in found {
+            let (tokens, phase, want) = &plans[index];
+            let text = &mut subjects[index].text;
+            let before = text.len();
+            text.extend(tokens.iter().map(|&id| (id, *phase)));
+            let what = format!("seed {seed}, step {step}, sequence {index}: {before} and {tokens:?} as {phase:?}");
+            match want {
+                Want::Nothing => {}
+                Want::Logits => assert!(bits == alone.logits(text), "{what}"),
+                Want::Argmax => assert_eq!(token, best(&alone.logits(text)), "{what}"),
+                Want::AllLogits => {
+                    for (at, row) in bits.chunks(vocab).enumerate() {
+                        assert!(row == alone.logits(&text[..=before + at]), "{what}, token {at}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn cases(default: u64) -> u64 {
+    std::env::var("LAPIDARY_ENGINE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+}
+
+fn cpus_here() -> Vec<&'static str> {
+    let runs = |cpu: &&str| Target::new(cpu, Placement::Jit).unwrap().lacking_here().is_none();
+    TARGETS.iter().map(|t| t.name).filter(runs).chain(["native"]).collect()
+}
+
+fn check(format: Option<&str>, setups: &[Setup]) {
+    let model = golden_model("tiny-long").unwrap();
+    let model = match format {
+        None => model,
+        Some(format) => Arc::new(lapidary_tests::quantised(&model, format).unwrap()),
+    };
+    for (at, setup) in (0..).zip(setups) {
+        let program = compile_model(&model, setup).unwrap().program;
+        for case in 0..cases(1) {
+            batches(&model, &program, 1000 * at + case, 7);
+        }
+    }
+}
+
+fn setups(cpus: &[&'static str]) -> Vec<Setup> {
+    let mut all = vec![];
+    for &cpu in cpus {
+        for (rounded, cache) in [(true, DType::BF16), (false, DType::F32), (true, DType::Q8)] {
+            all.push(Setup { cpu, rounded, cache, chunk: CHUNK, context: CONTEXT, ..Setup::default() });
+        }
+    }
+    all
+}
+
+#[test]
+fn company_changes_no_bit() {
+    check(None, &setups(&cpus_here()));
+}
