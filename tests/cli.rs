@@ -36,6 +36,8 @@ mod prompt;
 mod refusals;
 #[path = "cli/signing.rs"]
 mod signing;
+#[path = "cli/snapshot.rs"]
+mod snapshot;
 #[path = "cli/surroundings.rs"]
 mod surroundings;
 #[path = "cli/terminal.rs"]

@@ -3,16 +3,12 @@
 //! `golden/make_golden.py` says how the references were made. The tolerance leaves room for any order of summation in f32
 //! and none for a wrong formula.
 
-use std::ops::ControlFlow;
-use std::path::Path;
-use std::sync::Arc;
-
 use anyhow::Result;
 use lapidary_codegen::target::{Placement, TARGETS, Target};
 use lapidary_ir::DType;
-use lapidary_models::{FormatChoice, Model, QuantFormat, TensorFormat, WeightDType, export};
+use lapidary_models::{QuantFormat, TensorFormat, WeightDType};
 use lapidary_passes::{Selection, rules};
-use lapidary_tests::{Golden, Setup, golden, golden_model, logits, session, worst_difference};
+use lapidary_tests::{Golden, Setup, golden, golden_model, logits, session, stored, worst_difference};
 
 const TOLERANCE: f32 = 1e-3;
 const CASES: [&str; 5] = ["odd-27b", "gqa-4", "hot", "tiny-short", "tiny-long"];
@@ -91,13 +87,6 @@ fn threads_change_no_bit() -> Result<()> {
         assert!(same, "{threads} threads");
     }
     Ok(())
-}
-
-/// A model again, in a folder, with every matrix in another format.
-fn stored(model: &Model, folder: &Path, format: TensorFormat) -> Result<Arc<Model>> {
-    let choice = FormatChoice { body: Some(format), head: Some(format) };
-    export(model, folder, choice, 2, &mut |_, _| ControlFlow::Continue(()))?;
-    Ok(Arc::new(Model::open(folder)?))
 }
 
 /// Quantised weights compute what the same weights written out in f32 do, on every CPU whose code runs here.

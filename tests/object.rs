@@ -125,7 +125,16 @@ fn an_object_refers_to_nothing_outside() {
         let mut names: Vec<&str> = public.lines().filter_map(|l| l.split(' ').next()).collect();
         names.sort_unstable();
         let all = [
-            "argmax", "decode", "init", "logits", "open", "position", "prefill", "rollback", "step", "supported",
+            "argmax",
+            "decode",
+            "init",
+            "logits",
+            "open",
+            "position",
+            "prefill",
+            "rollback",
+            "step",
+            "supported",
         ];
         assert_eq!(names, all.map(|n| format!("model_{n}")));
     }

@@ -477,6 +477,12 @@ impl Engine {
         ids.with_context(|| format!("{what} is too long"))
     }
 
+    /// Text that goes on with another: nothing is put before it.
+    pub(crate) fn encode_more(&self, what: &str, text: &str) -> Result<Vec<u32>> {
+        let ids = self.tokenizer()?.encode_within(text, false, self.session.context());
+        ids.with_context(|| format!("{what} is too long"))
+    }
+
     /// A stream from ids to text.
     pub(crate) fn detokenizer(&self) -> Result<Detokenizer> {
         Ok(self.tokenizer()?.detokenizer())

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use lapidary_models::Message;
+use lapidary_runtime::snapshot::Notes;
 use lapidary_runtime::text::{AnswerEnd, AnswerText, PromptForm, prompt};
 use lapidary_runtime::{Sampler, generate};
 use serde_json::json;
@@ -55,6 +56,13 @@ pub(crate) struct Args {
     /// Token ids to continue, separated by commas, instead of a text; nothing is put before them
     #[arg(long, value_name = "IDS", conflicts_with_all = ["words", "prompt", "file", "chat", "raw", "system"])]
     ids: Option<String>,
+    /// Go on from what --save wrote: a prompt, if there is one, comes after its text; it was chosen by the options that the file
+    /// keeps, unless others are given
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["chat", "system"])]
+    load: Option<PathBuf>,
+    /// Write the text's state to a file at the end, for --load of the same model
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
 }
 
 /// What is continued.
@@ -67,6 +75,9 @@ impl Args {
     fn source(&self) -> Result<Source> {
         if let Some(list) = &self.ids {
             return Ok(Source::Ids(parse_ids(list, "--ids").map_err(Usage::new)?));
+        }
+        if self.load.is_some() && self.prompt.is_none() && self.file.is_none() && self.words.is_empty() {
+            return Ok(Source::Ids(vec![]));
         }
         let given = self.model.model.is_some();
         let text = match (&self.prompt, &self.file, &self.words[..]) {
@@ -97,11 +108,19 @@ impl Args {
 
 /// Generates.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let options = args.sampling.options();
+    let mut options = args.sampling.options();
     options.validate()?;
     let source = args.source()?;
     let mut engine = Engine::new(&args.model)?;
     let model = engine.model.clone();
+    if let Some(path) = &args.load {
+        let notes = engine.session.load(path)?;
+        options = notes.sampler.filter(|_| options == SamplingArgs::of_nobody()).unwrap_or(options);
+        if let Some(token) = notes.pending {
+            engine.session.decode(token)?;
+        }
+        ensure!(engine.session.has_logits(), "{}: it has no token to go on from", path.display());
+    }
     let most = args.generation.tokens(TEXT_TOKENS);
     let (ids, form) = encode(args, &engine, source)?;
     engine.check_fits("the prompt", ids.len())?;
@@ -148,6 +167,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             work.flow()
         }
     };
+    let before = engine.session.position();
     let generation = generate(
         &mut engine.session,
         &mut sampler,
@@ -163,6 +183,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let _ = show(answer.finish());
     if let Some(error) = failed {
         return Err(error);
+    }
+    if let Some(path) = &args.save {
+        let held = engine.session.position() - before - generation.prompt_tokens;
+        let pending = generation.tokens.get(held).copied();
+        engine.session.save(path, &Notes { pending, sampler: Some(options) })?;
     }
     let end = AnswerEnd::of(generation.stop, answer.stopped());
     let stats = Stats {
@@ -211,6 +236,10 @@ fn encode(args: &Args, engine: &Engine, source: Source) -> Result<(Vec<u32>, Opt
     };
     let model = &engine.model;
     let system = args.generation.system.as_deref();
+    if args.load.is_some() {
+        let ids = engine.encode_more("the prompt", &text)?;
+        return Ok((ids, Some("the prompt goes on with the text that was loaded")));
+    }
     match PromptForm::choose(args.raw, args.chat || system.is_some(), model.is_instruction_tuned()) {
         PromptForm::Plain => Ok((
             engine.encode("the prompt", &text)?,

@@ -60,7 +60,7 @@ pub struct Lowered {
     pub rows: usize,
     /// The extracted function.
     pub function: Function,
-    /// Its predicted time in nanoseconds.
+    /// Its predicted time in nanoseconds, in the calls that it was extracted for: of one row, or of a chunk.
     pub nanoseconds: f64,
     /// Its kernels.
     pub schedule: Schedule,
@@ -116,7 +116,7 @@ pub struct ImageCompilation {
     pub time: Duration,
 }
 
-/// The row regimes of a chunk: one row; few, as rows of dot products; few, as one narrow panel; many.
+/// The row regimes of a chunk: one row, few and more that are decoded, all of them by the kernels of one; and what is prefilled.
 pub fn regimes(chunk: usize) -> Vec<usize> {
     let mut rows: Vec<usize> = [1, 4, FEW_ROWS].into_iter().filter(|&r| r < chunk).collect();
     rows.push(chunk);
@@ -179,7 +179,10 @@ pub fn compile_image_for(
         .iter()
         .map(|(name, prefix)| Ok(program::Layer { function: index(name)?, prefix: prefix.clone() }))
         .collect::<Result<_, Error>>()?;
+    let caches = module.functions.iter().flat_map(|f| &f.inputs);
+    let cache = caches.filter(|i| matches!(i.kind, InputKind::Cache { .. })).map(|i| i.ty.dtype).next();
     let plan = Plan {
+        kv: cache.map_or("none", |dtype| dtype.name()).into(),
         hidden: model.hidden,
         vocab: model.vocab,
         context: options.context,
@@ -257,7 +260,9 @@ impl<'a> Compiler<'a> {
         let start = Instant::now();
         let regimes = regimes(options.chunk);
         let mut forms = Vec::with_capacity(regimes.len());
-        for &rows in &regimes {
+        // One form and one kind of kernel a phase: a row's result does not depend on how many there are.
+        let priced: Vec<usize> = regimes.iter().map(|&r| if r == options.chunk { r } else { 1 }).collect();
+        for &rows in &priced {
             let extent = Extent { rows, keys: (options.context / 2).max(rows) };
             if let Some(measured) = options.machine.measured {
                 measure::fill(measured, &saturated, options, extent)?;
@@ -277,10 +282,11 @@ impl<'a> Compiler<'a> {
             }
         }
         let mut variants = vec![];
-        for (&rows, form) in regimes.iter().zip(forms) {
+        for ((&rows, regime), form) in regimes.iter().zip(priced).zip(forms) {
             let capacity = Capacity { rows, keys: options.context };
             let setting = Setting {
                 capacity,
+                regime,
                 rings: rings.clone(),
                 features: self.target.features,
                 rounded: options.rounded,

@@ -203,6 +203,8 @@ pub struct Kernel {
     pub tiles: Tiles,
     /// Whether it works on one sequence's rows after the other's, with tiles of each.
     pub by_segment: bool,
+    /// Rows that its microkernels are chosen for: all kernels of a phase have the same, whatever the rows of a call.
+    pub regime: usize,
     /// The most rows and keys that it serves.
     pub capacity: Capacity,
 }
@@ -249,6 +251,11 @@ impl Kernel {
         } else {
             views.all(|view| view.per_row_offset == 0)
         }
+    }
+
+    /// Rows that microkernels of products with this many rows are chosen for.
+    pub fn regime_of(&self, rows: Dim) -> usize {
+        if rows == Dim::Rows { self.regime } else { self.capacity.of(rows) }
     }
 
     /// Whether calls leave in scratch what later calls of the same launch take up: x normed, or rounded to 8 bits.

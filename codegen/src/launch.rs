@@ -62,6 +62,7 @@ mod tests {
                 outputs: vec![view(to)],
                 tiles: Tiles { fixed: 1, rows: 0 },
                 by_segment: false,
+                regime: 1,
                 capacity,
             }
         };

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, room};
 use crate::kv::{Kv, Ledger};
-use crate::layout::{Area, Call, HEAD_ROWS, Layout, Word};
+use crate::layout::{Area, Call, HEAD_ROWS, Layout, Weight, Word};
 use crate::pool::Pool;
-use crate::program::{Aligned, FRAME_ROWS, FRAME_SEGMENTS, Plan, Program, Segment, WeightSource};
+use crate::program::{Aligned, FRAME_ROWS, FRAME_SEGMENTS, Phase, Plan, Program, Segment, WeightSource};
 use crate::sequence::Sequence;
 
 /// Where an engine's memory goes, in bytes.
@@ -46,15 +46,6 @@ impl Memory {
 pub struct Profile {
     /// `[function][variant][step]`: launches, and their wall time together.
     pub steps: Vec<Vec<Vec<(u64, Duration)>>>,
-}
-
-/// What tokens are computed as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Text that is given: a prompt, were it of one token.
-    Prefill,
-    /// Text that is made: a token that was chosen, or several that were drafted.
-    Decode,
 }
 
 /// What is wanted of the tokens of some work.
@@ -170,16 +161,16 @@ struct Caller {
 
 impl Caller {
     /// Calls a function on a frame whose slots hold `rows` rows in `segments`.
-    fn call(&mut self, frame: &mut Frame, rows: usize, segments: &[Segment]) {
+    fn call(&mut self, frame: &mut Frame, phase: Phase, rows: usize, segments: &[Segment]) {
         if segments.len() <= 1 || self.program.functions[frame.function].batches {
-            return self.launch(frame, rows, segments);
+            return self.launch(frame, phase, rows, segments);
         }
         for segment in segments {
             let of_segment = |(word, row): (usize, u64)| (word, segment.first * row);
             for (word, bytes) in frame.rows.iter().copied().map(of_segment) {
                 frame.words[word] += bytes;
             }
-            self.launch(frame, segment.rows as usize, &[Segment { first: 0, ..*segment }]);
+            self.launch(frame, phase, segment.rows as usize, &[Segment { first: 0, ..*segment }]);
             for (word, bytes) in frame.rows.iter().copied().map(of_segment) {
                 frame.words[word] -= bytes;
             }
@@ -187,11 +178,11 @@ impl Caller {
     }
 
     /// Launches a function's steps, in order.
-    fn launch(&mut self, frame: &mut Frame, rows: usize, segments: &[Segment]) {
+    fn launch(&mut self, frame: &mut Frame, phase: Phase, rows: usize, segments: &[Segment]) {
         frame.words[FRAME_ROWS] = rows as u64;
         frame.words[FRAME_SEGMENTS] = segments.as_ptr().expose_provenance() as u64;
         let function = &self.program.functions[frame.function];
-        let variant = function.variant_index(rows);
+        let variant = function.variant_for(phase, rows);
         // What is profiled is launched by itself.
         let alone = self.profile.is_some();
         let mut index = 0;
@@ -228,7 +219,7 @@ pub struct Engine {
     layout: Arc<Layout>,
     ledger: Arc<Ledger>,
     // Frames hold addresses in these, and in the program.
-    _weights: Arc<dyn WeightSource>,
+    weights: Arc<dyn WeightSource>,
 }
 
 impl Engine {
@@ -301,7 +292,7 @@ impl Engine {
             layout,
             ledger: Arc::new(Ledger::new()),
             caller: Caller { pool, profile: None, program },
-            _weights: weights,
+            weights,
         })
     }
 
@@ -418,6 +409,11 @@ impl Engine {
         }
     }
 
+    /// The tensors that the program reads, each with its bytes.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&Weight, &[u8])> {
+        self.layout.weights.iter().filter_map(|weight| Some((weight, self.weights.tensor(&weight.tensor)?)))
+    }
+
     fn area(&self, area: Area) -> &[u8] {
         self.areas[area as usize].as_slice()
     }
@@ -483,17 +479,17 @@ impl Engine {
                     break;
                 }
                 for frame in &mut self.body {
-                    self.caller.call(frame, rows, &self.segments);
+                    self.caller.call(frame, phase, rows, &self.segments);
                 }
                 self.settle(works, phase);
-                self.predict(works, &mut sink);
+                self.predict(works, phase, &mut sink);
             }
         }
     }
 
     /// Fills a call with rows of the works of a phase, as many as there are and as fit: their number.
     fn gather(&mut self, works: &mut [Work<'_>], phase: Phase) -> usize {
-        let chunk = self.plan().chunk;
+        let chunk = self.layout.most_rows(phase);
         self.segments.clear();
         self.parts.clear();
         let mut rows = 0;
@@ -535,8 +531,8 @@ impl Engine {
     }
 
     /// What is wanted of the call's rows.
-    fn predict(&mut self, works: &[Work<'_>], sink: &mut Option<Sink<'_>>) {
-        let most = HEAD_ROWS.min(self.plan().chunk);
+    fn predict(&mut self, works: &[Work<'_>], phase: Phase, sink: &mut Option<Sink<'_>>) {
+        let most = HEAD_ROWS.min(self.layout.most_rows(phase));
         for head in [Head::Logits, Head::Tokens] {
             let mut picked = Picked { rows: [(0, 0); HEAD_ROWS], count: 0, first: 0 };
             for at in 0..self.parts.len() {
@@ -555,7 +551,7 @@ impl Engine {
                     let follows =
                         sink.is_some() || head == Head::Tokens || place == picked.first + picked.count;
                     if picked.count == most || !follows {
-                        self.deliver(head, &mut picked, sink);
+                        self.deliver(head, phase, &mut picked, sink);
                     }
                     if picked.count == 0 {
                         picked.first = if sink.is_some() { 0 } else { place };
@@ -565,7 +561,7 @@ impl Engine {
                     picked.count += 1;
                 }
             }
-            self.deliver(head, &mut picked, sink);
+            self.deliver(head, phase, &mut picked, sink);
         }
     }
 
@@ -579,12 +575,12 @@ impl Engine {
     }
 
     /// Runs a head on the rows that were picked, and delivers what it makes.
-    fn deliver(&mut self, head: Head, picked: &mut Picked, sink: &mut Option<Sink<'_>>) {
+    fn deliver(&mut self, head: Head, phase: Phase, picked: &mut Picked, sink: &mut Option<Sink<'_>>) {
         let rows = std::mem::take(&mut picked.count);
         if rows == 0 {
             return;
         }
-        self.call_head(head, rows, picked.first);
+        self.call_head(head, phase, rows, picked.first);
         let vocab = self.plan().vocab;
         for (row, &(work, index)) in picked.rows[..rows].iter().enumerate() {
             match (head, &mut *sink) {
@@ -598,7 +594,7 @@ impl Engine {
     }
 
     /// Runs a head on so many picked rows; logits go to row `to` of theirs and on.
-    fn call_head(&mut self, head: Head, rows: usize, to: usize) {
+    fn call_head(&mut self, head: Head, phase: Phase, rows: usize, to: usize) {
         let segments = [Segment { first: 0, rows: rows as u64, keys: rows as u64, kv: 0 }];
         let logits = address(&mut self.areas[Area::Logits as usize]);
         let frame = match head {
@@ -610,17 +606,17 @@ impl Engine {
         {
             frame.words[word] = logits + to as u64 * row;
         }
-        self.caller.call(frame, rows, &segments);
+        self.caller.call(frame, phase, rows, &segments);
     }
 
     fn predict_from(&mut self, sequence: &Sequence, head: Head) {
-        assert!(
-            sequence.has_prediction() && Arc::ptr_eq(sequence.layout(), &self.layout),
-            "there is no token to predict from: see Sequence::has_prediction"
-        );
+        let phase = sequence.predicts.filter(|_| Arc::ptr_eq(sequence.layout(), &self.layout));
+        let Some(phase) = phase else {
+            panic!("there is no token of this engine to predict from: see Sequence::has_prediction")
+        };
         let last = sequence.last.as_slice();
         self.areas[Area::Picked as usize].as_mut_slice()[..last.len()].copy_from_slice(last);
-        self.call_head(head, 1, 0);
+        self.call_head(head, phase, 1, 0);
     }
 
     fn plan(&self) -> &Plan {

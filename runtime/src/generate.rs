@@ -38,8 +38,8 @@ pub struct Generation {
 /// Appends `prompt` to the session, then generates up to `max_new` tokens, each given to `on_token`.
 ///
 /// `on_prefill(done, total)` is called after each chunk of the prompt. Either callback ends it by breaking. An
-/// empty prompt goes on from the session's last token, if there is one. The sampler's history is the prompt and
-/// the tokens generated here, not what the session held before.
+/// empty prompt goes on from the session's last token, if there is one. The sampler's history is what the
+/// session holds.
 ///
 /// Afterwards the session holds the prompt and the tokens emitted, except possibly the last of these: a token is
 /// appended only when another is to be chosen after it. A caller that goes on (the next turn of a chat) compares
@@ -67,9 +67,6 @@ pub fn generate(
     let most = max_new.min(session.context() - session.position() + 1);
     let mut tokens = room("the tokens of an answer", most)?;
     let greedy = sampler.is_plain_greedy();
-    let seen = if greedy { &[] } else { prompt };
-    let mut history = room("the tokens so far", if greedy { 0 } else { prompt.len() + most })?;
-    history.extend_from_slice(seen);
     let stop = loop {
         if !complete {
             break StopReason::Interrupted;
@@ -83,14 +80,16 @@ pub fn generate(
             }
             session.decode(last)?;
         }
-        let token = if greedy { session.argmax() } else { sampler.sample(session.logits(), &history)? };
+        let token = if greedy {
+            session.argmax()
+        } else {
+            let (logits, history) = session.prediction();
+            sampler.sample(logits, history, history.len())?
+        };
         if stop.contains(&token) {
             break StopReason::EndOfText(token);
         }
         tokens.push(token);
-        if !greedy {
-            history.push(token);
-        }
         if on_token(token).is_break() {
             break StopReason::Interrupted;
         }

@@ -6,7 +6,7 @@
 //! writes no more of an area than [`Layout::area_bytes`], for calls of as many rows as the area holds.
 
 use crate::error::Error;
-use crate::program::{FRAME_ARENA, FRAME_CONSTANTS, FRAME_SLOTS, Function, Plan, Slot, SlotKind};
+use crate::program::{FRAME_ARENA, FRAME_CONSTANTS, FRAME_SLOTS, Function, Phase, Plan, Slot, SlotKind};
 
 /// The most rows that a head is called with.
 pub const HEAD_ROWS: usize = 32;
@@ -142,6 +142,8 @@ pub struct Layout {
     pub scratch_bytes: usize,
     /// The area that the last layer writes.
     pub last: Area,
+    prefill_rows: usize,
+    decode_rows: usize,
 }
 
 impl Layout {
@@ -161,6 +163,8 @@ impl Layout {
             arena_bytes: 0,
             scratch_bytes: 0,
             last: residual(plan.layers.len()),
+            prefill_rows: 0,
+            decode_rows: 0,
         };
         let embed = layout.call(functions, plan.embed, None, "", (Area::Ids, Area::Even))?;
         layout.body.push(embed);
@@ -173,11 +177,23 @@ impl Layout {
         layout.head_argmax =
             layout.call(functions, plan.head_argmax, None, "", (Area::Picked, Area::Tokens))?;
         let calls = layout.body.iter().chain([&layout.head, &layout.head_argmax]);
-        let variants = calls.flat_map(|call| &functions[call.function].variants);
+        let called = calls.map(|call| &functions[call.function]);
+        let rows = called.clone().map(|f| f.most_rows(Phase::Decode)).min();
+        layout.decode_rows = rows.unwrap_or(0).min(plan.chunk);
+        layout.prefill_rows = plan.chunk;
+        let variants = called.flat_map(|f| &f.variants);
         let (arena, scratch) = variants
             .fold((0, 0), |(arena, scratch), v| (arena.max(v.arena_bytes), scratch.max(v.scratch_bytes)));
         (layout.arena_bytes, layout.scratch_bytes) = (arena, scratch);
         Ok(layout)
+    }
+
+    /// The most rows of a call of a phase.
+    pub fn most_rows(&self, phase: Phase) -> usize {
+        match phase {
+            Phase::Prefill => self.prefill_rows,
+            Phase::Decode => self.decode_rows,
+        }
     }
 
     /// Rows that an area holds: `head_rows` are predicted from at a time.
@@ -356,6 +372,7 @@ mod tests {
             vocab: 3,
             context: 7,
             chunk: 4,
+            kv: "f32".into(),
             embed: 0,
             layers: vec![layer("a."), layer("b."), layer("c.")],
             head: 2,

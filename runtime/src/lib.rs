@@ -22,16 +22,18 @@ mod rng;
 pub mod sampler;
 pub mod sequence;
 pub mod session;
+pub mod snapshot;
 pub mod terminal;
 #[cfg(feature = "text")]
 pub mod text;
 pub mod threads;
 
 pub use artifact::Artifact;
-pub use engine::{Engine, Memory, Outputs, Phase, Profile, Want, Work};
+pub use engine::{Engine, Memory, Outputs, Profile, Want, Work};
 pub use error::{Error, one_line};
 pub use generate::{Generation, StopReason, generate};
 pub use pool::Pool;
+pub use program::Phase;
 pub use rng::Rng;
 pub use sampler::{Sampler, SamplerOptions};
 pub use sequence::Sequence;

@@ -125,6 +125,8 @@ pub struct Plan {
     pub context: usize,
     /// The most rows of one call, in tokens.
     pub chunk: usize,
+    /// Element type of keys and values in the caches: `bf16`.
+    pub kv: String,
     /// Function: `ids` i32 (T) -> `y` f32 (T, hidden).
     pub embed: usize,
     /// The layers, in order.
@@ -155,7 +157,7 @@ pub struct Function<E = KernelFn> {
     pub slots: Vec<Slot>,
     /// Whether a call may have several segments. Else its steps hold what belongs to one sequence where another's would go.
     pub batches: bool,
-    /// One a row regime, by rising `rows`.
+    /// One a row regime, by rising `rows`: the last is [`Phase::Prefill`]'s, those before it [`Phase::Decode`]'s.
     pub variants: Vec<Variant<E>>,
 }
 
@@ -337,7 +339,42 @@ impl Function<u64> {
     }
 }
 
+/// What tokens are computed as. Within a phase a row's result depends on its own text alone; the two may differ in last bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Text that is given: a prompt, were it of one token. By the last variant, whatever the rows.
+    Prefill,
+    /// Text that is made: a token that was chosen, or several that were drafted. By the variants before the last, if there
+    /// are any.
+    Decode,
+}
+
 impl<E> Function<E> {
+    /// The index of the variant that serves `rows` rows of a phase.
+    ///
+    /// # Panics
+    /// If there are more rows than [`Function::most_rows`].
+    pub fn variant_for(&self, phase: Phase, rows: usize) -> usize {
+        let index = match phase {
+            Phase::Prefill => self.variants.len().checked_sub(1),
+            Phase::Decode => self.of_decode().iter().position(|v| v.rows >= rows),
+        };
+        index.unwrap_or_else(|| unreachable!("{}: {rows} rows in one call; callers split", self.name))
+    }
+
+    /// The most rows of a call of a phase.
+    pub fn most_rows(&self, phase: Phase) -> usize {
+        let variant = match phase {
+            Phase::Prefill => self.variants.last(),
+            Phase::Decode => self.of_decode().last(),
+        };
+        variant.map_or(0, |v| v.rows)
+    }
+
+    fn of_decode(&self) -> &[Variant<E>] {
+        &self.variants[..self.variants.len().saturating_sub(1).max(1).min(self.variants.len())]
+    }
+
     /// The index of the smallest variant that serves `rows` rows.
     ///
     /// # Panics

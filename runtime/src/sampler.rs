@@ -2,15 +2,19 @@
 //!
 //! The steps, in llama.cpp's order: repetition penalty, top-k, top-p, min-p, temperature, draw. Top-p and min-p
 //! look at the probabilities before temperature. Candidates are ordered by logit, then by id, and the draw comes
-//! from [`Rng`], so that a seed gives the same tokens on every machine (as far as `exp` is the same).
+//! from [`Rng`] at the token's position, so that a seed gives the same tokens on every machine (as far as `exp` is the same),
+//! and a text that is restored or computed beside others goes on as it would have.
 
 use std::cmp::Ordering;
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, room};
 use crate::rng::Rng;
 
 /// How to choose.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SamplerOptions {
     /// Divides the logits before the draw; 0: always the most likely token, the lowest id among equals.
     pub temperature: f32,
@@ -89,7 +93,6 @@ fn order(a: &Candidate, b: &Candidate) -> Ordering {
 pub struct Sampler {
     options: SamplerOptions,
     vocab: usize,
-    rng: Rng,
     candidates: Vec<Candidate>,
     /// One bit a token: whether it is to be penalised.
     repeated: Vec<u64>,
@@ -106,7 +109,6 @@ impl Sampler {
         Ok(Self {
             options,
             vocab,
-            rng: Rng::new(options.seed),
             candidates: room("the tokens to choose from", if plain { 0 } else { vocab })?,
             repeated,
         })
@@ -124,10 +126,10 @@ impl Sampler {
     }
 
     /// Chooses a token. `history` is the text so far, of which the penalty sees the last
-    /// [`repeat_last_n`](SamplerOptions::repeat_last_n) tokens.
+    /// [`repeat_last_n`](SamplerOptions::repeat_last_n) tokens; `position` is that of the token, which the draw depends on.
     ///
     /// NaN and negative infinity are never chosen.
-    pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<u32, Error> {
+    pub fn sample(&mut self, logits: &[f32], history: &[u32], position: usize) -> Result<u32, Error> {
         if logits.len() != self.vocab {
             return Err(Error::LogitsLength { expected: self.vocab, found: logits.len() });
         }
@@ -144,7 +146,7 @@ impl Sampler {
         self.top_k();
         self.top_p();
         self.min_p();
-        Ok(self.draw())
+        Ok(self.draw(Rng::at(self.options.seed, position as u64).unit()))
     }
 
     /// Fills the candidates with the penalised logits, by rising id.
@@ -222,12 +224,12 @@ impl Sampler {
         }
     }
 
-    /// Draws one of the candidates, of which there is at least one.
-    fn draw(&mut self) -> u32 {
+    /// The candidate, of which there is at least one, that a number in [0, 1) falls to.
+    fn draw(&self, unit: f64) -> u32 {
         let max = self.max();
         let temperature = f64::from(self.options.temperature);
         let weight = |c: &Candidate| ((f64::from(c.logit) - f64::from(max)) / temperature).exp();
-        let mut left = self.rng.unit() * self.candidates.iter().map(weight).sum::<f64>();
+        let mut left = unit * self.candidates.iter().map(weight).sum::<f64>();
         let mut chosen = 0;
         for candidate in &self.candidates {
             let weight = weight(candidate);
@@ -270,8 +272,8 @@ mod tests {
     fn counts(options: SamplerOptions, logits: &[f32], history: &[u32], n: usize) -> Vec<usize> {
         let mut sampler = Sampler::new(options, logits.len()).unwrap();
         let mut counts = vec![0; logits.len()];
-        for _ in 0..n {
-            counts[sampler.sample(logits, history).unwrap() as usize] += 1;
+        for position in 0..n {
+            counts[sampler.sample(logits, history, position).unwrap() as usize] += 1;
         }
         counts
     }
@@ -285,13 +287,13 @@ mod tests {
         let logits = [f32::NAN, 1.0, 3.0, f32::NAN, 3.0, f32::NEG_INFINITY];
         let mut plain = Sampler::new(SamplerOptions::default(), 6).unwrap();
         assert!(plain.is_plain_greedy());
-        assert_eq!(plain.sample(&logits, &[]).unwrap(), 2);
+        assert_eq!(plain.sample(&logits, &[], 0).unwrap(), 2);
         let penalty = SamplerOptions { repetition_penalty: 2.0, ..SamplerOptions::default() };
         let mut sampler = Sampler::new(penalty, 6).unwrap();
         assert!(!sampler.is_plain_greedy());
-        assert_eq!(sampler.sample(&logits, &[]).unwrap(), 2);
-        assert_eq!(sampler.sample(&logits, &[2, 99]).unwrap(), 4);
-        assert_eq!(sampler.sample(&logits, &[2, 4, 4]).unwrap(), 2);
+        assert_eq!(sampler.sample(&logits, &[], 0).unwrap(), 2);
+        assert_eq!(sampler.sample(&logits, &[2, 99], 0).unwrap(), 4);
+        assert_eq!(sampler.sample(&logits, &[2, 4, 4], 0).unwrap(), 2);
     }
 
     #[test]
@@ -344,19 +346,19 @@ mod tests {
     #[test]
     fn infinities_and_nans() {
         let mut sampler = Sampler::new(options(), 3).unwrap();
-        for _ in 0..100 {
-            assert_eq!(sampler.sample(&[0.0, f32::INFINITY, f32::NAN], &[]).unwrap(), 1);
+        for position in 0..100 {
+            assert_eq!(sampler.sample(&[0.0, f32::INFINITY, f32::NAN], &[], position).unwrap(), 1);
         }
-        let nothing = sampler.sample(&[f32::NAN, f32::NEG_INFINITY, f32::NAN], &[]);
+        let nothing = sampler.sample(&[f32::NAN, f32::NEG_INFINITY, f32::NAN], &[], 0);
         assert!(matches!(nothing, Err(Error::NoCandidate)));
-        assert!(matches!(sampler.sample(&[0.0], &[]), Err(Error::LogitsLength { .. })));
+        assert!(matches!(sampler.sample(&[0.0], &[], 0), Err(Error::LogitsLength { .. })));
     }
 
     #[test]
     fn a_seed_fixes_the_draws() {
         let draw = |seed| {
             let mut s = Sampler::new(SamplerOptions { seed, ..options() }, 64).unwrap();
-            (0..50).map(|_| s.sample(&[0.0; 64], &[]).unwrap()).collect::<Vec<_>>()
+            (0..50).map(|p| s.sample(&[0.0; 64], &[], p).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));

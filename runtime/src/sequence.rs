@@ -5,11 +5,10 @@
 
 use std::sync::Arc;
 
-use crate::engine::Phase;
 use crate::error::{Error, room};
 use crate::kv::Kv;
 use crate::layout::Layout;
-use crate::program::{Aligned, Plan};
+use crate::program::{Aligned, Phase, Plan};
 
 /// Tokens, their caches, and the last one's row of the residual stream.
 pub struct Sequence {
@@ -19,8 +18,8 @@ pub struct Sequence {
     context: usize,
     /// One past the highest position written since rings were last whole.
     high: usize,
-    /// The first position that rings hold, if a snapshot left out those before.
-    oldest: usize,
+    /// The smallest position other than 0 that it can go back to, by what it was restored from.
+    floor: usize,
     /// f32 (hidden).
     pub(crate) last: Aligned,
     /// What the last row was computed as, if there is one to predict from.
@@ -36,7 +35,7 @@ impl Sequence {
         let last = Aligned::try_zeroed(bytes).ok_or_else(none)?;
         let tokens = room("the tokens of a sequence", plan.context)?;
         let context = plan.context;
-        Ok(Self { kv, tokens, context, high: 0, oldest: 0, last, predicts: None, done: 0 })
+        Ok(Self { kv, tokens, context, high: 0, floor: 0, last, predicts: None, done: 0 })
     }
 
     /// Tokens held.
@@ -69,13 +68,12 @@ impl Sequence {
     pub fn smallest(&self) -> usize {
         let layout = self.kv.layout();
         let rings = layout.caches.iter().filter_map(|cache| Some((cache.rows, cache.window?)));
-        let smallest = |(rows, window): (usize, usize)| match self.oldest.max(self.high.saturating_sub(rows))
-        {
+        let smallest = |(rows, window): (usize, usize)| match self.high.saturating_sub(rows) {
             0 => 0,
             // What a query there reads must all be held.
             oldest => (oldest + window).saturating_sub(1),
         };
-        rings.map(smallest).max().unwrap_or(0)
+        rings.map(smallest).max().unwrap_or(0).max(self.floor)
     }
 
     /// Forgets the tokens from position `to` on, or all if the windows before `to` are gone: the position reached, `to`
@@ -93,7 +91,7 @@ impl Sequence {
         let layout = self.kv.layout();
         let wrapped = layout.caches.iter().any(|c| c.window.is_some() && self.high > c.rows);
         if to == 0 {
-            (self.high, self.oldest) = (0, 0);
+            (self.high, self.floor) = (0, 0);
         } else if !wrapped {
             self.high = to;
         }
@@ -113,8 +111,8 @@ impl Sequence {
         let bytes = self.last.len();
         let none = || Error::Memory { what: "a row of the residual stream".into(), bytes };
         let last = Aligned::try_from_bytes(self.last.as_slice()).ok_or_else(none)?;
-        let (context, high, oldest, predicts) = (self.context, self.high, self.oldest, self.predicts);
-        Ok(Sequence { kv, tokens, context, high, oldest, last, predicts, done: 0 })
+        let (context, high, floor, predicts) = (self.context, self.high, self.floor, self.predicts);
+        Ok(Sequence { kv, tokens, context, high, floor, last, predicts, done: 0 })
     }
 
     /// Puts memory for so many tokens aside.
@@ -133,6 +131,17 @@ impl Sequence {
         self.tokens.extend_from_slice(tokens);
         self.done += tokens.len();
         self.high = self.high.max(self.position());
+    }
+
+    /// What a file says of it, once its tokens are appended.
+    pub(crate) fn restore(&mut self, floor: usize, predicts: Option<Phase>) {
+        self.floor = floor;
+        self.predicts = predicts;
+    }
+
+    /// See [`Sequence::smallest`]: what a file says of it.
+    pub(crate) fn floor(&self) -> usize {
+        self.floor
     }
 
     pub(crate) fn layout(&self) -> &Arc<Layout> {

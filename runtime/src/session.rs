@@ -1,12 +1,14 @@
 //! A conversation with a compiled model: one engine with one sequence.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::engine::{Engine, Memory, Phase, Profile, Want, Work};
+use crate::engine::{Engine, Memory, Profile, Want, Work};
 use crate::error::Error;
-use crate::program::{Program, WeightSource};
+use crate::program::{Phase, Program, WeightSource};
 use crate::sequence::Sequence;
+use crate::snapshot::Notes;
 
 /// A model at some position of some text.
 pub struct Session {
@@ -59,6 +61,11 @@ impl Session {
         self.step(&[id], Phase::Decode)
     }
 
+    /// Appends tokens as [`Session::decode`] does one after the other, with the same bits, in as few calls as can be.
+    pub fn decode_all(&mut self, ids: &[u32]) -> Result<(), Error> {
+        self.step(ids, Phase::Decode)
+    }
+
     /// Appends tokens and gives the logits after each to `sink(index in ids, logits)`, in order.
     pub fn score(&mut self, ids: &[u32], sink: &mut dyn FnMut(usize, &[f32])) -> Result<(), Error> {
         self.forget_outputs();
@@ -82,6 +89,39 @@ impl Session {
             return self.engine.known_logits();
         }
         self.engine.logits(&self.sequence)
+    }
+
+    /// The logits after the last token, as [`Session::logits`], and the tokens held.
+    ///
+    /// # Panics
+    /// If [`Session::has_logits`] is false.
+    pub fn prediction(&mut self) -> (&[f32], &[u32]) {
+        self.logits();
+        (self.engine.known_logits(), self.sequence.tokens())
+    }
+
+    /// The tokens held.
+    pub fn tokens(&self) -> &[u32] {
+        self.sequence.tokens()
+    }
+
+    /// Writes what it holds to a file: see [`Engine::save`].
+    ///
+    /// # Errors
+    /// As [`Engine::save`].
+    pub fn save(&self, path: &Path, notes: &Notes) -> Result<(), Error> {
+        self.engine.save(&self.sequence, path, notes)
+    }
+
+    /// Goes on from a file, in the place of what it holds: see [`Engine::load`].
+    ///
+    /// # Errors
+    /// As [`Engine::load`]; the session is as it was then.
+    pub fn load(&mut self, path: &Path) -> Result<Notes, Error> {
+        let (sequence, notes) = self.engine.load(path)?;
+        self.forget_outputs();
+        self.sequence = sequence;
+        Ok(notes)
     }
 
     /// The most likely next token, the lowest id among equals. Computed when first asked for, without the logits.

@@ -77,7 +77,7 @@ fn a_token_allocates_nothing() {
             session.decode(id).unwrap();
             let token = session.argmax();
             for sampler in &mut samplers {
-                sampler.sample(session.logits(), &ids).unwrap();
+                sampler.sample(session.logits(), &ids, ids.len()).unwrap();
             }
             session.decode(token).unwrap();
             let before = session.position();

@@ -89,7 +89,7 @@ fn argmax_agrees_with_the_logits() {
     for id in text(50) {
         session.decode(id).unwrap();
         let token = session.argmax();
-        assert_eq!(token, greedy.sample(session.logits(), &[]).unwrap());
+        assert_eq!(token, greedy.sample(session.logits(), &[], 0).unwrap());
         assert_eq!(token, session.argmax());
     }
 }

@@ -58,8 +58,10 @@ fn the_helper_draws_what_the_runtime_draws() {
     ] {
         let options = SamplerOptions { temperature, top_k, top_p, seed: SEED, ..SamplerOptions::default() };
         let mut sampler = Sampler::new(options, VOCAB).expect("a sampler");
-        let expected: Vec<i64> =
-            rows.iter().map(|row| i64::from(sampler.sample(row, &[]).expect("a token"))).collect();
+        let expected: Vec<i64> = (0..)
+            .zip(&rows)
+            .map(|(p, row)| i64::from(sampler.sample(row, &[], p).expect("a token")))
+            .collect();
         let options = [
             ROWS.to_string(),
             SEED.to_string(),

@@ -4,6 +4,7 @@
 pub mod emulator;
 pub mod fuzz;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use anyhow::{Context, Result};
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::{Compilation, Options, compile};
 use lapidary_ir::{DType, InputKind, Module, TensorType};
-use lapidary_models::{Model, gemma2};
+use lapidary_models::{FormatChoice, Model, TensorFormat, export, gemma2};
 use lapidary_passes::{Machine, Selection};
 use lapidary_runtime::Session;
 use lapidary_runtime::program::WeightSource;
@@ -98,6 +99,13 @@ fn weight_bytes(module: &Module, layers: &[(String, String)]) -> f64 {
     let weights = inputs.filter(|i| i.kind == InputKind::Weight);
     let elements = |ty: &TensorType| ty.shape.iter().filter_map(|d| d.fixed()).product();
     weights.map(|i| i.ty.dtype.row_bytes(elements(&i.ty)) as f64).sum()
+}
+
+/// A model again, in a folder, with every matrix in another format.
+pub fn stored(model: &Model, folder: &Path, format: TensorFormat) -> Result<Arc<Model>> {
+    let choice = FormatChoice { body: Some(format), head: Some(format) };
+    export(model, folder, choice, 2, &mut |_, _| ControlFlow::Continue(()))?;
+    Ok(Arc::new(Model::open(folder)?))
 }
 
 /// A session on a model.

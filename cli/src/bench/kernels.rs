@@ -41,7 +41,7 @@ pub(super) fn launches(engine: &Engine, phase: Phase) -> Vec<Launches> {
         let layers = plan.layers.iter().map(|l| (l.function, extent));
         for (function, extent) in std::iter::once((plan.embed, extent)).chain(layers).chain(head) {
             let code = &engine.session.program().functions[function];
-            let variant = code.variant_index(extent.rows);
+            let variant = code.variant_for(phase.of_program(), extent.rows);
             for (step, kernel) in code.variants[variant].steps.iter().enumerate() {
                 let place = (function, variant, step);
                 let unit = index(dtype(kernel.demand.unit));

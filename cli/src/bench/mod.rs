@@ -295,6 +295,13 @@ impl Phase {
     }
 
     /// The calls of the phase, as rows and keys, of the layers and of the head.
+    fn of_program(self) -> lapidary_runtime::Phase {
+        match self {
+            Phase::Prefill(_) => lapidary_runtime::Phase::Prefill,
+            Phase::Decode { .. } => lapidary_runtime::Phase::Decode,
+        }
+    }
+
     fn calls(self, chunk: usize) -> Vec<(Capacity, bool)> {
         match self {
             Phase::Prefill(n) => (0..n)

@@ -133,7 +133,8 @@ impl Profiled {
     fn rows(&self, function: &str, launches: u64) -> f64 {
         match function {
             "head_argmax" => 1.0,
-            "head" => (self.rows * self.calls) as f64 / launches as f64,
+            // One row, or those that were scored.
+            "head" => ((self.rows * self.calls) as f64 / launches as f64).max(1.0),
             _ => self.rows as f64,
         }
     }
@@ -151,7 +152,11 @@ fn profile(engine: &mut Engine, rows: usize) -> Result<Profiled> {
     }
     engine.session.start_profile();
     for call in ids[depth..].chunks(rows) {
-        engine.session.score(call, &mut |_, _| {})?;
+        if rows < engine.session.program().plan.chunk {
+            engine.session.decode_all(call)?;
+        } else {
+            engine.session.score(call, &mut |_, _| {})?;
+        }
     }
     engine.session.logits();
     engine.session.argmax();
@@ -172,7 +177,11 @@ fn seconds(engine: &mut Engine, rows: usize) -> Result<f64> {
     }
     let start = Instant::now();
     for call in ids[depth..].chunks(rows) {
-        engine.session.prefill(call)?;
+        if rows == 1 {
+            engine.session.decode(call[0])?;
+        } else {
+            engine.session.prefill(call)?;
+        }
         engine.session.argmax();
     }
     Ok(start.elapsed().as_secs_f64())

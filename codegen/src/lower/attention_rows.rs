@@ -36,7 +36,7 @@ fn fixed(view: &View, axis: usize) -> usize {
 /// lie as they need.
 fn micros(
     inputs: &[View],
-    capacity: Capacity,
+    regime: usize,
     features: &Features,
 ) -> Option<(&'static Microkernel, &'static Microkernel)> {
     let [q, k, ..] = inputs else { unreachable!("four operands") };
@@ -45,22 +45,22 @@ fn micros(
     let raw = matches!((dots.emit, sums.emit), (Emit::RawDot(_), Emit::RawTile(_)));
     let dense = k.inner_stride() == 1 && k.axes[1].stride == fixed(k, 2) as i64;
     let plain = q.dtype == DType::F32 && (q.inner_stride() == 1 || fixed(q, 2) == 1);
-    (raw && dense && plain && capacity.rows <= ATTENTION_ROWS as usize).then_some((dots, sums))
+    (raw && dense && plain && regime <= ATTENTION_ROWS as usize).then_some((dots, sums))
 }
 
 /// Whether this way serves the kernel.
 pub(super) fn fits(kernel: &Kernel, features: &Features) -> bool {
-    micros(&kernel.inputs, kernel.capacity, features).is_some()
+    micros(&kernel.inputs, kernel.regime, features).is_some()
 }
 
 /// How many parts the keys of a row go in, and the width of a part's results, if in more than one.
 pub(super) fn parts_of(
     inputs: &[View],
     window: Option<usize>,
-    capacity: Capacity,
+    (regime, capacity): (usize, Capacity),
     features: &Features,
 ) -> Option<(usize, usize)> {
-    micros(inputs, capacity, features)?;
+    micros(inputs, regime, features)?;
     let keys = window.map_or(capacity.keys, |w| w.min(capacity.keys));
     let parts = (keys / attention_merge::PART).min(attention_merge::MOST_PARTS);
     (parts > 1).then(|| (parts, attention_merge::layout(fixed(&inputs[0], 2)).2))
@@ -163,7 +163,7 @@ fn dot(k: &View, rows: usize) -> Raw {
 
 /// The raw code that the kernel calls.
 pub(super) fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkernel, Raw)> {
-    let Some((dots, sums)) = micros(&kernel.inputs, kernel.capacity, features) else { return vec![] };
+    let Some((dots, sums)) = micros(&kernel.inputs, kernel.regime, features) else { return vec![] };
     let [q, k, v, ..] = &kernel.inputs[..] else { unreachable!("four operands") };
     let repeat = fixed(q, 0) / fixed(k, 0);
     let scores = [DOT_ROWS, 1].into_iter().flat_map(|rows| match scorings(q, k, rows, features) {
@@ -219,7 +219,7 @@ pub(super) fn lower(
     key_parts: usize,
 ) {
     let [q, k, v, pos] = &kernel.inputs[..] else { unreachable!("four operands") };
-    let Some((_, sums)) = micros(&kernel.inputs, kernel.capacity, &e.features) else {
+    let Some((_, sums)) = micros(&kernel.inputs, kernel.regime, &e.features) else {
         unreachable!("callers ask whether this serves")
     };
     let (head_dim, repeat) = (fixed(q, 2), fixed(q, 0) / fixed(k, 0));

@@ -1,7 +1,7 @@
 //! Attention for many rows: blocks of queries against blocks of keys, both products by tile microkernels.
 //!
 //! A tile is some rows of some query heads of one KV head: its queries are the columns of a few panels, packed once. Keys
-//! and values go in blocks, from the first that any of its rows sees to the last, each widened once for all panels that see
+//! and values go in blocks that start at multiples of their length, from the first that any of its rows sees to the last, each widened once for all panels that see
 //! it: scores come out as rows of keys, columns of queries, so that softcap, mask and exp run along lanes of queries, and
 //! what they leave is the panel of the second product, with values transposed. Blocks that no row sees are never touched. Without a maximum the sums just add up; with one, each
 //! block rescales them.
@@ -78,7 +78,7 @@ fn shape_of(kernel: &Kernel, features: &Features) -> Option<Shape> {
         unreachable!("attention kernels alone come here")
     };
     let (q, k) = (&kernel.inputs[0], &kernel.inputs[1]);
-    shape(fixed(q, 0) / fixed(k, 0), fixed(q, 2), kernel.capacity.rows, rounded, features)
+    shape(fixed(q, 0) / fixed(k, 0), fixed(q, 2), kernel.regime, rounded, features)
 }
 
 /// Whether calls have rows enough for tiles.
@@ -292,15 +292,21 @@ impl Attention<'_> {
         let k = e.step(self.k, 0, k, group);
         let v = e.base(self.v);
         let v = e.step(self.v, 0, v, group);
-        e.for_range(low, high, BLOCK as i64, &[], |e, key, _| {
+        // So that what a row's keys are added up in depends on no other row.
+        let start = e.b.ins().band_imm_s(low, !(BLOCK as i64 - 1));
+        e.for_range(start, high, BLOCK as i64, &[], |e, key, _| {
             let left = e.b.ins().isub(high, key);
             let count = e.i64(BLOCK as i64);
             let count = e.min(left, count);
+            let before = e.b.ins().isub(low, key);
+            let before = e.b.ins().smax(before, zero);
+            let mut partial = e.b.ins().icmp_imm_s(IntCC::SignedGreaterThan, before, 0);
             if self.rounds() {
-                let partial = e.b.ins().icmp_imm_s(IntCC::SignedLessThan, count, BLOCK as i64);
-                e.when(partial, |e| self.clear_values(e));
+                let short = e.b.ins().icmp_imm_s(IntCC::SignedLessThan, count, BLOCK as i64);
+                partial = e.b.ins().bor(partial, short);
             }
-            self.widen(e, k, v, key, count);
+            e.when(partial, |e| self.clear_values(e));
+            self.widen(e, (k, v), key, (before, count));
             e.when(gap, |e| self.hide(e, key, count));
             e.for_range(zero, rows, panel_rows, &[], |e, row, _| {
                 let panel = self.panel(e, row);
@@ -386,7 +392,7 @@ impl Attention<'_> {
         padded(BLOCK, self.shape.micro.operands) as i64
     }
 
-    /// Zeroes the values: products run over whole blocks, and what past keys left may be no number.
+    /// Zeroes the values: products run over keys that are not there, and what past keys left may be no number.
     fn clear_values(&self, e: &mut Emitter<'_>) {
         let (zero, bytes) = (e.i64(0), e.i64(self.head_dim as i64 * self.value_row()));
         let none = e.splat(0.0);
@@ -572,12 +578,18 @@ impl Attention<'_> {
         value_tiling(micro).run(e, &values, columns, head_dim);
     }
 
-    /// Keys of the block to rows, values to columns, as the products hold them.
-    fn widen(&self, e: &mut Emitter<'_>, k: Value, v: Value, key: Value, count: Value) {
+    /// Keys `before..count` of the block to rows, values to columns, as the products hold them.
+    fn widen(
+        &self,
+        e: &mut Emitter<'_>,
+        (k, v): (Value, Value),
+        key: Value,
+        (before, count): (Value, Value),
+    ) {
         let operands = self.shape.micro.operands;
         let bytes = operands.bytes() as i64;
-        let (zero, n) = (e.i64(0), e.i64(self.head_dim as i64));
-        e.for_range(zero, count, 1, &[], |e, j, _| {
+        let n = e.i64(self.head_dim as i64);
+        e.for_range(before, count, 1, &[], |e, j, _| {
             let key = e.b.ins().iadd(key, j);
             let row = e.step(self.k, 1, k, key);
             let at = e.scale(j, padded(self.head_dim, operands) as i64);
@@ -591,12 +603,15 @@ impl Attention<'_> {
             });
             vec![]
         });
-        // Four keys at a time; past the last the last again, which no sum reaches.
-        e.for_range(zero, count, 4, &[], |e, j, _| {
+        // Four keys at a time; past the last the last again, which no sum reaches, and before the first the first, whose share
+        // is 0 there.
+        let first = e.b.ins().band_imm_s(before, !3);
+        e.for_range(first, count, 4, &[], |e, j, _| {
             let last = e.offset(count, -1);
             let rows: [Value; 4] = std::array::from_fn(|i| {
                 let j = e.offset(j, i as i64);
                 let j = e.min(j, last);
+                let j = e.b.ins().smax(j, before);
                 let key = e.b.ins().iadd(key, j);
                 e.step(self.v, 1, v, key)
             });

@@ -40,9 +40,9 @@ pub(super) fn raw_code(
     operands: DType,
     features: &Features,
 ) -> Vec<(&'static Microkernel, Raw)> {
-    let rows = most_rows(kernel);
     let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
-    let micro = micro::select(rows, fixed(&weights[0], 1), operands, features);
+    let regime = kernel.regime_of(kernel.outputs[0].axes[0].dim);
+    let micro = micro::select(regime, fixed(&weights[0], 1), operands, features);
     let raw: Vec<Raw> = match micro.emit {
         Emit::RawTile(_) | Emit::IntegerTile(..) | Emit::ConfiguredTile(_) => {
             let widen = weights.iter().filter_map(|w| widening(w, micro, features));
@@ -90,7 +90,8 @@ pub(super) fn lower(
     let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
     let k = fixed(&weights[0], 1);
     let rows = most_rows(kernel);
-    let micro = micro::select(rows, k, operands, &e.features);
+    let regime = kernel.regime_of(kernel.outputs[0].axes[0].dim);
+    let micro = micro::select(regime, k, operands, &e.features);
     let results = if epilogue == Epilogue::Gate { 2 } else { 1 };
     let mut job = match panel {
         Some(_) => {

@@ -64,10 +64,10 @@ pub(crate) fn attention_operands(kernel: &Kernel, features: &Features) -> DType 
 pub fn attention_parts(
     inputs: &[View],
     window: Option<usize>,
-    capacity: Capacity,
+    (regime, capacity): (usize, Capacity),
     features: &Features,
 ) -> Option<(usize, usize)> {
-    attention_rows::parts_of(inputs, window, capacity, features)
+    attention_rows::parts_of(inputs, window, (regime, capacity), features)
 }
 
 /// Emits the kernel's code into the emitter.

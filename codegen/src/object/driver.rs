@@ -14,9 +14,11 @@ use cranelift_codegen::ir::{
 };
 use cranelift_codegen::{Context, FinalizedRelocTarget, control::ControlPlane};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext, Variable};
-use lapidary_runtime::program::{self, FRAME_ROWS, Image, Segment, Step};
+use lapidary_runtime::program::{self, FRAME_ROWS, Image, Phase, Segment, Step};
 
-use super::state::{Call, FROM_BITS, From, HeadCall, OPEN, Places, READY, STATE_ALIGN, engine_word, word};
+use super::state::{
+    Call, FROM_BITS, From, HeadCall, OPEN, Places, READY, STATE_ALIGN, engine_word, number, word,
+};
 use super::weights::{HASH_FACTOR, HASH_SHIFT, WEIGHT_ALIGN, WeightsFile};
 use super::{Status, guard, refuse};
 use crate::Error;
@@ -94,7 +96,7 @@ const GROUPS: u32 = 1;
 const PLACE: u32 = 2;
 const SETTLE: u32 = 3;
 const FORWARD: u32 = 4;
-const PREFILL: u32 = 5;
+const APPEND: u32 = 5;
 const FIRST_RUN: u32 = 6;
 
 /// Makes the driver.
@@ -114,7 +116,7 @@ pub fn emit(target: &Target, image: &Image, places: &Places, weights: &WeightsFi
     maker.define("place", false, 4, None, |w, p| place(w, places, p))?;
     maker.define("settle", false, 2, None, |w, p| settle(w, image, places, p[0], p[1]))?;
     maker.define("forward", false, 2, None, |w, p| forward(w, places, p[0], p[1]))?;
-    maker.define("prefill", true, 3, Some(I32), |w, p| prefill(w, image, p[0], p[1], p[2]))?;
+    maker.define("append", false, 4, Some(I32), |w, p| append(w, image, p))?;
     for (index, function) in image.functions.iter().enumerate() {
         let called = index == places.head.call.function
             || index == places.head_argmax.call.function
@@ -127,9 +129,10 @@ pub fn emit(target: &Target, image: &Image, places: &Places, weights: &WeightsFi
     maker.define("init", true, 6, Some(I32), |w, p| init(w, places, weights, template, p))?;
     maker.functions.last_mut().map_or(Ok(()), |init| guard::put_before(target, init))?;
     maker.define("open", true, 3, Some(I32), |w, p| open(w, places, p))?;
+    maker.define("prefill", true, 3, Some(I32), |w, p| prefill(w, p[0], p[1], p[2]))?;
     maker.define("decode", true, 2, Some(I32), |w, p| decode(w, p[0], p[1]))?;
     let batches = image.functions.iter().all(|f| f.batches);
-    maker.define("step", true, 3, Some(I32), |w, p| step(w, image, batches, p))?;
+    maker.define("step", true, 3, Some(I32), |w, p| step(w, image, (batches, places.decode_rows), p))?;
     maker.define("logits", true, 1, Some(I64), |w, p| {
         let to = places.logits as i64;
         output(w, places, p[0], &places.head, word::LOGITS_VALID, to, 0, |w, s| w.offset(s, to));
@@ -421,15 +424,18 @@ fn groups(w: &mut Writer<'_>, places: &Places, engine: Value, by: Value) {
     w.finish(Some(sum));
 }
 
-/// `run_NAME(engine, frame)`: a function's kernels, in order, of the smallest variant that serves the frame's rows.
+/// `run_NAME(engine, frame)`: a function's kernels, in order, of the variant that serves the frame's rows of the call's phase.
 fn run(w: &mut Writer<'_>, variants: &[program::Variant<u64>], engine: Value, frame: Value) {
     let rows = w.load(I64, frame, (FRAME_ROWS * 8) as i64);
+    let phase = w.load(I64, engine, engine_word::PHASE.into());
+    let decodes = w.compare(IntCC::Equal, phase, number(Phase::Decode));
     for (index, variant) in variants.iter().enumerate() {
         let last = index + 1 == variants.len();
         let next = w.b.create_block();
         if !last {
             let inside = w.b.create_block();
             let fits = w.compare(IntCC::UnsignedLessThanOrEqual, rows, variant.rows as i64);
+            let fits = w.b.ins().band(fits, decodes);
             w.b.ins().brif(fits, inside, &[], next, &[]);
             w.b.switch_to_block(inside);
         }
@@ -533,8 +539,8 @@ fn settle(w: &mut Writer<'_>, image: &Image, places: &Places, state: Value, inde
         let element = w.load(I32, from, 0);
         w.store(element, to, 0);
     });
-    let one = w.int(I64, 1);
-    set_predicts(w, state, one);
+    let phase = w.load(I64, engine, engine_word::PHASE.into());
+    set_predicts(w, state, phase);
     w.finish(None);
 }
 
@@ -563,8 +569,9 @@ fn check_tokens(w: &mut Writer<'_>, image: &Image, state: Value, ids: Value, cou
     });
 }
 
-/// `prefill(state, ids, count)`: checks all, then appends chunk by chunk.
-fn prefill(w: &mut Writer<'_>, image: &Image, state: Value, ids: Value, count: Value) {
+/// `append(state, ids, count, phase)`: checks all, then appends chunk by chunk.
+fn append(w: &mut Writer<'_>, image: &Image, p: &[Value]) {
+    let [state, ids, count, phase] = *p else { unreachable!("four parameters") };
     let plan = &image.plan;
     let not_open = w.int(I32, Status::State.code());
     w.check_open(state, not_open);
@@ -574,6 +581,7 @@ fn prefill(w: &mut Writer<'_>, image: &Image, state: Value, ids: Value, count: V
     w.fail_if(null, Status::Argument);
     check_tokens(w, image, state, ids, count);
     let engine = w.load(I64, state, word::ENGINE.into());
+    w.store(phase, engine, engine_word::PHASE.into());
     let (zero, chunk) = (w.int(I64, 0), w.int(I64, plan.chunk as i64));
     w.for_range(zero, count, plan.chunk as i64, |w, done| {
         let left = w.b.ins().isub(count, done);
@@ -594,19 +602,26 @@ fn one_state(w: &mut Writer<'_>, engine: Value, state: Value, ids: Value, rows: 
     w.call(SETTLE, &[state, zero]);
 }
 
+/// `prefill(state, ids, count)`: appends tokens that are given.
+fn prefill(w: &mut Writer<'_>, state: Value, ids: Value, count: Value) {
+    let phase = w.int(I64, number(Phase::Prefill));
+    let status = w.result(APPEND, &[state, ids, count, phase], I32);
+    w.finish(Some(status));
+}
+
 /// `decode(state, id)`: appends one token.
 fn decode(w: &mut Writer<'_>, state: Value, id: Value) {
     let slot = w.b.create_sized_stack_slot(StackSlotData::new(StackSlotKind::ExplicitSlot, 8, 3));
     let id = w.b.ins().ireduce(I32, id);
     w.b.ins().stack_store(I64, id, slot, 0);
     let ids = w.b.ins().stack_addr(I64, slot, 0);
-    let one = w.int(I64, 1);
-    let status = w.result(PREFILL, &[state, ids, one], I32);
+    let (one, phase) = (w.int(I64, 1), w.int(I64, number(Phase::Decode)));
+    let status = w.result(APPEND, &[state, ids, one, phase], I32);
     w.finish(Some(status));
 }
 
 /// `step(states, ids, count)`: appends a token to each of several states of one engine, in one call.
-fn step(w: &mut Writer<'_>, image: &Image, batches: bool, p: &[Value]) {
+fn step(w: &mut Writer<'_>, image: &Image, (batches, most): (bool, usize), p: &[Value]) {
     let [states, ids, count] = *p else { unreachable!("three parameters") };
     let (zero, one) = (w.int(I64, 0), w.int(I64, 1));
     let none = w.compare(IntCC::Equal, count, 0);
@@ -639,16 +654,25 @@ fn step(w: &mut Writer<'_>, image: &Image, batches: bool, p: &[Value]) {
         let id = w.element(ids, i, size_of::<i32>());
         check_tokens(w, image, state, id, one);
     });
+    let phase = w.int(I64, number(Phase::Decode));
+    w.store(phase, engine, engine_word::PHASE.into());
     if batches {
-        w.store(zero, engine, engine_word::SEGMENTS.into());
-        w.for_range(zero, count, 1, |w, i| {
-            let (state, id) = (state_at(w, i), w.element(ids, i, size_of::<i32>()));
-            w.call(PLACE, &[state, id, one, i]);
-        });
-        w.call(FORWARD, &[engine, count]);
-        w.for_range(zero, count, 1, |w, i| {
-            let state = state_at(w, i);
-            w.call(SETTLE, &[state, i]);
+        let many = w.int(I64, most as i64);
+        w.for_range(zero, count, most as i64, |w, done| {
+            let left = w.b.ins().isub(count, done);
+            let rows = w.b.ins().umin(left, many);
+            w.store(zero, engine, engine_word::SEGMENTS.into());
+            w.for_range(zero, rows, 1, |w, i| {
+                let at = w.b.ins().iadd(done, i);
+                let (state, id) = (state_at(w, at), w.element(ids, at, size_of::<i32>()));
+                w.call(PLACE, &[state, id, one, i]);
+            });
+            w.call(FORWARD, &[engine, rows]);
+            w.for_range(zero, rows, 1, |w, i| {
+                let at = w.b.ins().iadd(done, i);
+                let state = state_at(w, at);
+                w.call(SETTLE, &[state, i]);
+            });
         });
     } else {
         w.for_range(zero, count, 1, |w, i| {
@@ -688,6 +712,7 @@ fn output(
     w.store(to, engine, head.writes as i64);
     let one = w.int(I64, 1);
     w.store(one, engine, engine_word::SEGMENTS.into());
+    w.store(predicts, engine, engine_word::PHASE.into());
     call_on_frame(w, &head.call, engine, one);
     w.store(one, state, valid.into());
     w.b.ins().jump(after, &[]);

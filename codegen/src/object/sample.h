@@ -1,31 +1,29 @@
 
-/* Random numbers: xoshiro256++, the same from the same seed everywhere, and those of `lapidary run --seed`. Not for secrets. */
+/* Random numbers: number `position` of a seed is a function of the two alone, the same everywhere and for `lapidary run --seed`, which
+ * draws a token at the position that it takes. Not for secrets. */
 typedef struct {
-    uint64_t state[4];
+    uint64_t seed, position;
 } @lower_rng;
+
+static inline uint64_t @lower_mix(uint64_t z)
+{
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
 
 static inline void @lower_seed(@lower_rng *rng, uint64_t seed)
 {
-    for (int i = 0; i < 4; i++) {
-        uint64_t z = (seed += 0x9e3779b97f4a7c15u);
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        rng->state[i] = z ^ (z >> 31);
-    }
+    rng->seed = seed;
+    rng->position = 0;
 }
 
 /* The next number in [0, 1). */
 static inline double @lower_unit(@lower_rng *rng)
 {
-    uint64_t *s = rng->state, sum = s[0] + s[3], t = s[1] << 17;
-    uint64_t result = (sum << 23 | sum >> 41) + s[0];
-    s[2] ^= s[0];
-    s[3] ^= s[1];
-    s[1] ^= s[2];
-    s[0] ^= s[3];
-    s[2] ^= t;
-    s[3] = s[3] << 45 | s[3] >> 19;
-    return (double)(result >> 11) * (1.0 / 9007199254740992.0);
+    const uint64_t step = 0x9e3779b97f4a7c15u;
+    uint64_t counter = @lower_mix(rng->seed + step) + ++rng->position * step;
+    return (double)(@lower_mix(counter) >> 11) * (1.0 / 9007199254740992.0);
 }
 
 /* e to the power of x, for x <= 0, to the last bits of a double; here so that no library of mathematics is needed. */
@@ -72,7 +70,7 @@ static inline void @lower_sink(const float *logits, int32_t *heap, int32_t at, i
 
 /* Draws a token from a row of logits: of the `top_k` most likely ones (0: of all) the fewest whose probabilities add up to
  * `top_p` (1: all), their logits divided by `temperature`; the most likely one if that is 0. The order of steps is that of
- * `lapidary run`, and so are the tokens of the same seed. `scratch` is room for @UPPER_VOCAB tokens. -1: there is no number among the
+ * `lapidary run`, and so are the tokens of the same seed where `rng->position` is the state's. `scratch` is room for @UPPER_VOCAB tokens. -1: there is no number among the
  * logits, or no row. */
 static inline int32_t @lower_sample(const float *logits, float temperature, int32_t top_k, float top_p, @lower_rng *rng,
                                     int32_t *scratch)

@@ -6,7 +6,7 @@
 //! the bytes that its slot declares.
 
 use lapidary_runtime::layout::{self, Area, Cache, Layout, Word};
-use lapidary_runtime::program::{FRAME_SEGMENTS, Plan, Segment};
+use lapidary_runtime::program::{FRAME_SEGMENTS, Phase, Plan, Segment};
 
 use super::refuse;
 use super::weights::WeightsFile;
@@ -25,6 +25,8 @@ pub mod engine_word {
     pub const CONTEXT: i32 = 16;
     /// Segments of the call.
     pub const SEGMENTS: i32 = 24;
+    /// What the call's rows are computed as: 1 prefill, 2 decode.
+    pub const PHASE: i32 = 32;
 }
 
 /// Words at the start of a state, by byte offset.
@@ -37,7 +39,7 @@ pub mod word {
     pub const POSITION: i32 = 16;
     /// One past the highest position written since rings were last whole.
     pub const HIGH: i32 = 24;
-    /// Whether there is a last row of the residual stream to predict from.
+    /// What the last row of the residual stream was computed as, [`super::engine_word::PHASE`]; 0: there is none to predict from.
     pub const PREDICTS: i32 = 32;
     /// Whether the logits are those of the last row.
     pub const LOGITS_VALID: i32 = 40;
@@ -77,6 +79,14 @@ pub struct Call {
     pub function: usize,
     /// Offset of its frame in the engine, in bytes.
     pub frame: usize,
+}
+
+/// [`engine_word::PHASE`] of a phase.
+pub fn number(phase: Phase) -> i64 {
+    match phase {
+        Phase::Prefill => 1,
+        Phase::Decode => 2,
+    }
 }
 
 /// A head, whose rows are a state's.
@@ -142,6 +152,8 @@ pub struct Places {
     pub rings: Vec<Ring>,
     /// Bytes of a state.
     pub state_bytes: usize,
+    /// The most rows of a call that decodes.
+    pub decode_rows: usize,
 }
 
 /// Offsets handed out one after the other.
@@ -244,6 +256,7 @@ impl Places {
             kv_bytes: layout.kv_bytes,
             rings,
             state_bytes: state.end,
+            decode_rows: layout.most_rows(Phase::Decode),
         })
     }
 }

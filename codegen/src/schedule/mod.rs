@@ -25,6 +25,8 @@ use crate::view::{Base, BufferId, Capacity, View};
 pub struct Setting {
     /// The most rows and keys.
     pub capacity: Capacity,
+    /// Rows that microkernels are chosen for: see [`Kernel::regime`].
+    pub regime: usize,
     /// Rows of each cache that is held as a ring, by the input's name.
     pub rings: HashMap<String, usize>,
     /// What the CPU has.
@@ -298,7 +300,18 @@ impl Scheduler<'_> {
         let name = if twins == 0 { name } else { format!("{name}_{twins}") };
         let capacity = self.setting.capacity;
         let by_segment = !self.row_wise[usize::from(id)];
-        self.out.kernels.push(Kernel { name, node: id, body, inputs, outputs, tiles, by_segment, capacity });
+        let regime = self.setting.regime;
+        self.out.kernels.push(Kernel {
+            name,
+            node: id,
+            body,
+            inputs,
+            outputs,
+            tiles,
+            by_segment,
+            regime,
+            capacity,
+        });
     }
 
     /// A kernel whose tiles are the rows of its one output.

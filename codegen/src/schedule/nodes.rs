@@ -254,7 +254,7 @@ impl Scheduler<'_> {
         };
         let capacity = self.setting.capacity;
         let row_dim = inputs[0].axes[0].dim;
-        let rows = capacity.of(row_dim);
+        let rows = if row_dim == Dim::Rows { self.setting.regime } else { capacity.of(row_dim) };
         let quantised = micro::one_quantised_format(views.iter().map(|w| w.dtype));
         let Dim::Fixed(k) = views[0].axes[1].dim else { unreachable!("weights have fixed shapes") };
         let micro = micro::choose(rows, k, self.setting.rounded, quantised, &self.setting.features);
@@ -311,11 +311,11 @@ impl Scheduler<'_> {
             Dim::Rows | Dim::Keys => unreachable!("heads and their lengths are fixed"),
         };
         let (groups, heads, head_dim) = (fixed(1, 0), fixed(0, 0), fixed(0, 2));
-        let Setting { capacity, features, rounded, .. } = *self.setting;
+        let Setting { capacity, regime, features, rounded, .. } = *self.setting;
         let shape = (groups, heads / groups, head_dim);
-        let mut tiles = lower::attention_tiles(shape, capacity.rows, rounded, &features);
+        let mut tiles = lower::attention_tiles(shape, regime, rounded, &features);
         let body = |parts| Body::Attention { scale, cap, window, maximum, parts, rounded };
-        match lower::attention_parts(&inputs, window, capacity, &features) {
+        match lower::attention_parts(&inputs, window, (regime, capacity), &features) {
             Some((parts, width)) => {
                 let dims = [Dim::Rows, Dim::Fixed(heads), Dim::Fixed(parts), Dim::Fixed(width)];
                 let held = self.temporary(DType::F32, &dims, &[0, 1, 2, 3]);

@@ -160,7 +160,17 @@ pub(crate) fn kernel(
     let has_keys = |v: &View| v.axes.iter().any(|a| a.dim == Dim::Keys);
     let by_segment =
         inputs.iter().chain(&outputs).any(has_keys) || matches!(body, Body::MergeAttention { .. });
-    Kernel { name, node: Id::from(0), body, inputs, outputs, tiles, by_segment, capacity }
+    Kernel {
+        name,
+        node: Id::from(0),
+        body,
+        inputs,
+        outputs,
+        tiles,
+        by_segment,
+        regime: capacity.rows,
+        capacity,
+    }
 }
 
 /// A kernel as machine code.

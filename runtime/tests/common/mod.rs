@@ -210,6 +210,7 @@ pub fn program(chunk: usize) -> Program {
             vocab: VOCAB,
             context: CONTEXT,
             chunk,
+            kv: "f32".into(),
             embed: 0,
             layers: layers.collect(),
             head: 3,

@@ -1,0 +1,277 @@
+//! A sequence in a file, to go on with later: a safetensors container.
+//!
+//! In and out: a [`Sequence`] and [`Notes`]. The file holds the tokens, the last row of the residual stream, and of each cache the rows
+//! that a query may still read: all positions, or a sliding window's last, as `layers.N.NAME` (heads, rows, bytes of a row). It names
+//! the model, the bytes of its weights and the type of its caches, which must be those of the engine that reads it; its
+//! context, chunk, CPU and threads need not.
+//!
+//! A file is written whole or not at all; one that is damaged is refused, or its numbers are other ones: nothing else in it is trusted.
+
+use std::borrow::Cow;
+use std::io::Write;
+use std::path::Path;
+
+use serde_json::{Map as Object, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::file::error::quote;
+use crate::file::safetensors::{self, Entry};
+use crate::file::{self, Map, whole::Output};
+use crate::layout::Cache;
+use crate::program::Phase;
+use crate::sampler::SamplerOptions;
+use crate::sequence::Sequence;
+
+/// What the metadata's `format` says.
+const FORMAT: &str = "lapidary-sequence";
+/// Changes whenever a file of before would be misread.
+const VERSION: &str = "1";
+/// Bytes hashed at each end of a tensor: a fine-tune changes both.
+const ENDS: usize = 4096;
+/// Tensor: the tokens, i32.
+const TOKENS: &str = "tokens";
+/// Tensor: the last row of the residual stream, f32.
+const HIDDEN: &str = "hidden";
+
+/// What a generation keeps beside its sequence.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Notes {
+    /// The last token chosen, if the sequence does not hold it yet: it is decoded first.
+    pub pending: Option<u32>,
+    /// How tokens are chosen.
+    pub sampler: Option<SamplerOptions>,
+}
+
+impl Engine {
+    /// Writes a sequence to a file.
+    ///
+    /// # Errors
+    /// [`Error::OtherEngine`]; [`Error::Write`] naming the file and the bytes it needs.
+    pub fn save(&self, sequence: &Sequence, path: &Path, notes: &Notes) -> Result<(), Error> {
+        self.check(sequence, &[])?;
+        let position = sequence.position();
+        let mut header = Object::new();
+        header.insert("__metadata__".into(), self.metadata(sequence, notes));
+        let mut end = 0;
+        let mut entry =
+            |header: &mut Object<String, Value>, name: &str, dtype: &str, shape: &[usize], bytes: usize| {
+                let offsets = [end, end + bytes];
+                header
+                    .insert(name.into(), json!({ "dtype": dtype, "shape": shape, "data_offsets": offsets }));
+                end += bytes;
+            };
+        let word = size_of::<u32>();
+        entry(&mut header, TOKENS, "I32", &[position], position * word);
+        let hidden = sequence.last.as_slice();
+        entry(&mut header, HIDDEN, "F32", &[hidden.len() / word], hidden.len());
+        let caches = &sequence.layout().caches;
+        for cache in caches {
+            let rows = kept(cache, position);
+            let shape = [cache.heads, rows, cache.row_bytes];
+            entry(&mut header, &name(cache), "U8", &shape, shape.iter().product());
+        }
+        let mut text = Value::Object(header).to_string();
+        let blanks = (8 + text.len()).next_multiple_of(64) - 8 - text.len();
+        text.push_str(&" ".repeat(blanks));
+        let needed = (8 + text.len() + end) as u64;
+        let failed = |source| Error::Write { path: path.into(), needed, source };
+        let output = Output::create(path).map_err(failed)?;
+        let write = || {
+            let mut out = std::io::BufWriter::with_capacity(1 << 20, output.file());
+            out.write_all(&(text.len() as u64).to_le_bytes())?;
+            out.write_all(text.as_bytes())?;
+            sequence.tokens().iter().try_for_each(|id| out.write_all(&id.to_le_bytes()))?;
+            out.write_all(hidden)?;
+            for cache in caches {
+                for head in 0..cache.heads {
+                    for at in position - kept(cache, position)..position {
+                        out.write_all(sequence.kv.stored(cache, head, at % cache.rows))?;
+                    }
+                }
+            }
+            out.flush()
+        };
+        write().and_then(|()| output.finish()).map(drop).map_err(failed)
+    }
+
+    /// Reads a sequence from a file.
+    ///
+    /// # Errors
+    /// A file that is none of [`Engine::save`]'s, of another model, of weights of another format, or of caches of another type;
+    /// [`Error::ContextExceeded`] if it holds more tokens than the context.
+    pub fn load(&self, path: &Path) -> Result<(Sequence, Notes), Error> {
+        let (opened, _) = file::open_unnoted(path)?;
+        let map = Map::new(path, &opened).map_err(|source| file::Error::read(path, source))?;
+        let header = safetensors::header(path, &map)?;
+        let said = |name: &str| {
+            let found = header.metadata.iter().find(|(n, _)| n == name);
+            found.map(|(_, text)| text.as_str()).ok_or_else(|| refuse(path, name, "a text", "none"))
+        };
+        for (field, text) in [("format", FORMAT), ("version", VERSION)] {
+            let found = said(field)?;
+            if found != text {
+                return Err(refuse(path, field, &quote(text), quote(found)));
+            }
+        }
+        for (field, text) in self.identity() {
+            let found = said(field)?;
+            if found != text {
+                return Err(refuse(path, field, &format!("{}, which is loaded", quote(&text)), quote(found)));
+            }
+        }
+        let tensor = |name: &str, dtype: &str| -> Result<&Entry, Error> {
+            let entry = header.entries.iter().find(|e| e.name == name);
+            let entry = entry.ok_or_else(|| wrong(path, name, "a tensor", "none"))?;
+            if entry.dtype != dtype {
+                return Err(wrong(path, name, dtype, &entry.dtype));
+            }
+            Ok(entry)
+        };
+        let tokens = tensor(TOKENS, "I32")?;
+        let words = map[tokens.bytes.clone()].as_chunks::<4>().0;
+        let tokens: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        let vocab = self.program().plan.vocab;
+        if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocab) {
+            return Err(wrong(path, TOKENS, &format!("tokens below {vocab}"), &id.to_string()));
+        }
+        let mut sequence = self.sequence()?;
+        self.check(&sequence, &tokens)?;
+        let position = tokens.len();
+        let hidden = tensor(HIDDEN, "F32")?;
+        if hidden.bytes.len() != sequence.last.len() {
+            let expected = format!("{} elements", sequence.last.len() / 4);
+            return Err(wrong(path, HIDDEN, &expected, &format!("{:?}", hidden.shape)));
+        }
+        sequence.last.as_mut_slice().copy_from_slice(&map[hidden.bytes.clone()]);
+        sequence.admit(position)?;
+        let layout = sequence.layout().clone();
+        let said_floor = said("floor")?;
+        let number = said_floor.parse().ok().filter(|&floor: &usize| floor <= position);
+        let mut floor = number.ok_or_else(|| refuse(path, "floor", "a position", quote(said_floor)))?;
+        for cache in &layout.caches {
+            let name = name(cache);
+            let entry = tensor(&name, "U8")?;
+            let most = cache.window.unwrap_or(position).min(position);
+            let expected = format!("({}, {most} rows or more, {})", cache.heads, cache.row_bytes);
+            let [heads, rows, row_bytes] = entry.shape[..] else {
+                return Err(wrong(path, &name, &expected, &format!("{:?}", entry.shape)));
+            };
+            let fits = heads == cache.heads && row_bytes == cache.row_bytes && rows <= position;
+            // What wraps nowhere here may be a window that wrapped where the file was written.
+            if !fits || (rows < most && cache.window.is_some()) {
+                return Err(wrong(path, &name, &expected, &format!("{:?}", entry.shape)));
+            }
+            let bytes = &map[entry.bytes.clone()];
+            let first = position - rows.min(cache.rows);
+            for head in 0..heads {
+                for at in first..position {
+                    let from = (head * rows + at - (position - rows)) * row_bytes;
+                    let to = sequence.kv.stored_mut(cache, head, at % cache.rows);
+                    to.copy_from_slice(&bytes[from..from + row_bytes]);
+                }
+            }
+            if rows < position {
+                floor = floor.max(position - 1);
+            }
+        }
+        sequence.append(&tokens);
+        sequence.restore(floor, phase(path, said("predicts")?)?);
+        let pending = match said("pending")? {
+            "none" => None,
+            text => {
+                let id = text.parse().ok().filter(|&id: &u32| (id as usize) < vocab);
+                Some(id.ok_or_else(|| refuse(path, "pending", "a token or none", quote(text)))?)
+            }
+        };
+        let sampler = match said("sampler")? {
+            "none" => None,
+            text => {
+                let options: SamplerOptions = serde_json::from_str(text)
+                    .map_err(|e| refuse(path, "sampler", "a sampler's options", file::error::line(e)))?;
+                options.validate()?;
+                Some(options)
+            }
+        };
+        Ok((sequence, Notes { pending, sampler }))
+    }
+
+    fn metadata(&self, sequence: &Sequence, notes: &Notes) -> Value {
+        let predicts = match sequence.predicts {
+            None => "none",
+            Some(Phase::Prefill) => "prefill",
+            Some(Phase::Decode) => "decode",
+        };
+        let pending = notes.pending.map_or("none".into(), |id| id.to_string());
+        // No map with keys that are no text, no number that is not finite: it cannot fail.
+        let sampler = notes.sampler.map(|options| serde_json::to_string(&options).unwrap_or_default());
+        let mut metadata = Object::new();
+        let fields = [
+            ("format", Cow::from(FORMAT)),
+            ("version", VERSION.into()),
+            ("predicts", predicts.into()),
+            ("floor", sequence.floor().to_string().into()),
+            ("pending", pending.into()),
+            ("sampler", sampler.map_or("none".into(), Cow::from)),
+        ];
+        let identity = self.identity().map(|(field, text)| (field, Cow::from(text)));
+        for (field, text) in fields.into_iter().chain(identity) {
+            metadata.insert(field.into(), text.into());
+        }
+        Value::Object(metadata)
+    }
+
+    /// What a file must be of: the model, how its weights are held, which they are, and the type of its caches.
+    fn identity(&self) -> [(&'static str, String); 4] {
+        let plan = &self.program().plan;
+        let (mut shapes, mut contents) = (Sha256::new(), Sha256::new());
+        let mut total = 0;
+        for (weight, bytes) in self.tensors() {
+            shapes.update(weight.tensor.as_bytes());
+            shapes.update((bytes.len() as u64).to_le_bytes());
+            total += bytes.len();
+            let ends = ENDS.min(bytes.len());
+            contents.update(&bytes[..ends]);
+            contents.update(&bytes[bytes.len() - ends..]);
+        }
+        let hex =
+            |hash: Sha256| hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect::<String>();
+        let (layers, hidden, vocab) = (plan.layers.len(), plan.hidden, plan.vocab);
+        [
+            ("model", format!("{layers} layers of {hidden}, {vocab} tokens")),
+            ("weights_format", format!("{total} bytes, {}", hex(shapes))),
+            ("weights", hex(contents)),
+            ("kv_cache", plan.kv.clone()),
+        ]
+    }
+}
+
+/// Rows of a cache that a file keeps of so many positions.
+fn kept(cache: &Cache, position: usize) -> usize {
+    cache.window.unwrap_or(position).min(position)
+}
+
+fn name(cache: &Cache) -> String {
+    format!("layers.{}.{}", cache.layer, cache.name)
+}
+
+fn phase(path: &Path, text: &str) -> Result<Option<Phase>, Error> {
+    match text {
+        "none" => Ok(None),
+        "prefill" => Ok(Some(Phase::Prefill)),
+        "decode" => Ok(Some(Phase::Decode)),
+        other => Err(refuse(path, "predicts", "none, prefill or decode", quote(other))),
+    }
+}
+
+/// A field of the metadata that is not what it should be.
+fn refuse(path: &Path, field: &str, expected: &str, found: impl Into<String>) -> Error {
+    let field = format!("__metadata__.{field}");
+    file::Error::Field { path: path.into(), field, expected: expected.into(), found: found.into() }.into()
+}
+
+/// A tensor that is not what it should be.
+fn wrong(path: &Path, name: &str, expected: &str, found: &str) -> Error {
+    file::Error::tensor(path, name, expected, found).into()
+}

@@ -1,0 +1,58 @@
+//! `lapidary run --save` and `--load`: what is loaded goes on with the tokens of an unbroken run.
+
+use std::fs;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::command::{lapidary, name};
+
+/// More than three windows of the built-in model, in tokens.
+fn long() -> String {
+    let ids: Vec<String> = (0..420).map(|i| ((i * 37 + i * i * 11) % 4000 + 20).to_string()).collect();
+    ids.join(",")
+}
+
+fn tokens(found: &Value) -> Vec<u64> {
+    found["tokens"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap()).collect()
+}
+
+#[test]
+fn a_saved_run_goes_on_as_unbroken() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("text.state");
+    let (ids, file) = (long(), name(&path));
+    let sampled = ["--temp", "0.9", "--seed", "5", "--repeat-penalty", "1.1"];
+    // A prompt that is longer than a ring, in chunks; then other threads and another context.
+    let run = |rest: &[&str]| lapidary(&[&["run", "--json", "--chunk", "64"], rest].concat()).json();
+    let whole = run(&[&["--ids", &ids, "-n", "30", "--context", "600"], &sampled[..]].concat());
+    let first =
+        run(&[&["--ids", &ids, "-n", "12", "--context", "600", "--save", file], &sampled[..]].concat());
+    // The options are the file's.
+    let rest = run(&["--load", file, "-n", "18", "--threads", "1", "--context", "600"]);
+    assert_eq!([tokens(&first), tokens(&rest)].concat(), tokens(&whole));
+    assert_eq!(rest["seed"], 5);
+    // A larger context cuts attention's keys in other parts: other last bits, if any.
+    assert_eq!(tokens(&run(&["--load", file, "-n", "3", "--context", "900"])).len(), 3);
+    // The file may be replaced by what came of it, and a prompt may follow.
+    run(&["--load", file, "-n", "2", "--context", "600", "--save", file]);
+    let more = run(&["--load", file, "-n", "4", "--context", "600", "-p", " It is"]);
+    assert!(more["stats"]["prompt_tokens"].as_u64().unwrap() > 0, "{more}");
+}
+
+#[test]
+fn what_cannot_be_loaded_is_said() {
+    let dir = TempDir::new().unwrap();
+    let (path, second) = (dir.path().join("text.state"), dir.path().join("other.state"));
+    let (file, other) = (name(&path), name(&second));
+    lapidary(&["run", "-n", "4", "--context", "64", "--save", file, "It is"]).ok();
+    let load = |rest: &[&str]| lapidary(&[&["run", "-n", "2", "--load", file], rest].concat());
+    load(&["--context", "64"]).ok();
+    load(&["--context", "3"]).fails(&["tokens do not fit"]);
+    load(&["--kv-cache", "f32"]).fails(&[file, "kv_cache", "f32", "bf16"]);
+    load(&["--weights", "q8", "--no-cache"]).fails(&[file, "weights_format"]);
+    fs::write(other, "no such thing").unwrap();
+    lapidary(&["run", "--load", other]).fails(&[other]);
+    lapidary(&["run", "--load", name(dir.path())]).fails(&[name(dir.path())]);
+    lapidary(&["run", "-n", "1", "--save", name(dir.path()), "It is"]).fails(&[name(dir.path())]);
+}
