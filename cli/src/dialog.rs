@@ -3,6 +3,7 @@
 
 use std::io::{self, BufRead, Read};
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use anyhow::Result;
 use lapidary_runtime::text::{Answer, AnswerEnd, Conversation, ConversationError, Partner};
@@ -82,6 +83,8 @@ const QUOTES: &str = "\"\"\"";
 const HELP: &str = "\
 /system TEXT  instructions for the model from here on; alone: none\n\
 /reset        forget the conversation\n\
+/save FILE    write the conversation's state to a file\n\
+/load FILE    go on with the conversation of a file\n\
 /stats        times and sizes of the last answer\n\
 /help         this list\n\
 /quit         leave (or Ctrl-D)\n\
@@ -96,6 +99,8 @@ enum Asked<'a> {
     Message(&'a str),
     System(&'a str),
     Reset,
+    Save(&'a str),
+    Load(&'a str),
     Stats,
     Help,
     Quit,
@@ -113,6 +118,8 @@ fn asked(text: &str) -> Asked<'_> {
     match (word, after.trim()) {
         ("system", text) => Asked::System(text),
         ("reset" | "clear", "") => Asked::Reset,
+        ("save", path) if !path.is_empty() => Asked::Save(path),
+        ("load", path) if !path.is_empty() => Asked::Load(path),
         ("stats", "") => Asked::Stats,
         ("help" | "?", "") => Asked::Help,
         ("quit" | "exit" | "bye", "") => Asked::Quit,
@@ -149,13 +156,29 @@ pub(crate) fn hold<H: Host>(
             Asked::Help => H::print(HELP)?,
             Asked::Stats => H::print(&host.stats(last.as_ref()))?,
             Asked::Reset => conversation.reset(host.session()),
+            Asked::Save(path) => {
+                match conversation.save(host.session(), *sampler.options(), Path::new(path)) {
+                    Ok(()) => H::note("note", &format!("saved to {path}")),
+                    Err(error) => H::note("error", &one_line(&error)),
+                }
+            }
+            Asked::Load(path) => match conversation.load(host.session(), Path::new(path)) {
+                Ok(notes) => {
+                    if let Some(options) = notes.sampler {
+                        *sampler = Sampler::new(options, host.session().program().plan.vocab)?;
+                    }
+                    let tokens = host.session().position();
+                    H::note("note", &format!("loaded {tokens} tokens from {path}"));
+                }
+                Err(error) => H::note("error", &one_line(&error)),
+            },
             Asked::System(text) => {
                 conversation.system = Some(text.to_string()).filter(|t| !t.is_empty());
                 let none = text.is_empty();
                 H::note("note", if none { "no instructions from here on" } else { "instructions taken" });
             }
             Asked::Unknown(command) => {
-                let known = "/system, /reset, /stats, /help, /quit; //TEXT says /TEXT";
+                let known = "/system, /reset, /save, /load, /stats, /help, /quit; //TEXT says /TEXT";
                 let command = command.escape_debug();
                 H::note("error", &format!("unknown command `{command}`: there are {known}"));
             }
@@ -303,6 +326,9 @@ mod tests {
             ("/system", System("")),
             ("/system a\nb", System("a\nb")),
             ("/reset", Reset),
+            ("/save a b.state ", Save("a b.state")),
+            ("/load x", Load("x")),
+            ("/save", Unknown("/save")),
             ("/stats ", Stats),
             ("/?", Help),
             ("/bye", Quit),

@@ -187,7 +187,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.save {
         let held = engine.session.position() - before - generation.prompt_tokens;
         let pending = generation.tokens.get(held).copied();
-        engine.session.save(path, &Notes { pending, sampler: Some(options) })?;
+        engine.session.save(path, &Notes { pending, sampler: Some(options), ..Notes::default() })?;
     }
     let end = AnswerEnd::of(generation.stop, answer.stopped());
     let stats = Stats {

@@ -118,10 +118,20 @@ impl Session {
     /// # Errors
     /// As [`Engine::load`]; the session is as it was then.
     pub fn load(&mut self, path: &Path) -> Result<Notes, Error> {
+        self.load_with(path, |_| Ok(())).map(|(notes, ())| notes)
+    }
+
+    /// The same, if `read` makes something of the notes: them, and that.
+    pub(crate) fn load_with<T>(
+        &mut self,
+        path: &Path,
+        read: impl FnOnce(&Notes) -> Result<T, Error>,
+    ) -> Result<(Notes, T), Error> {
         let (sequence, notes) = self.engine.load(path)?;
+        let made = read(&notes)?;
         self.forget_outputs();
         self.sequence = sequence;
-        Ok(notes)
+        Ok((notes, made))
     }
 
     /// The most likely next token, the lowest id among equals. Computed when first asked for, without the logits.

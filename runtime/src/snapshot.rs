@@ -42,6 +42,8 @@ pub struct Notes {
     pub pending: Option<u32>,
     /// How tokens are chosen.
     pub sampler: Option<SamplerOptions>,
+    /// What was said, of a conversation.
+    pub conversation: Option<String>,
 }
 
 impl Engine {
@@ -194,7 +196,9 @@ impl Engine {
                 Some(options)
             }
         };
-        Ok((sequence, Notes { pending, sampler }))
+        let conversation = header.metadata.iter().find(|(name, _)| name == "conversation");
+        let conversation = conversation.map(|(_, text)| text.clone());
+        Ok((sequence, Notes { pending, sampler, conversation }))
     }
 
     fn metadata(&self, sequence: &Sequence, notes: &Notes) -> Value {
@@ -215,6 +219,9 @@ impl Engine {
             ("pending", pending.into()),
             ("sampler", sampler.map_or("none".into(), Cow::from)),
         ];
+        if let Some(text) = &notes.conversation {
+            metadata.insert("conversation".into(), text.as_str().into());
+        }
         let identity = self.identity().map(|(field, text)| (field, Cow::from(text)));
         for (field, text) in fields.into_iter().chain(identity) {
             metadata.insert(field.into(), text.into());

@@ -44,7 +44,11 @@ fn generation_goes_on_with_the_same_bits() {
 
         let mut first = session(3, CHUNK);
         let begun = answer(&mut first, sampled(), &ids[..prompt], 15);
-        let notes = Notes { pending: begun.last().copied(), sampler: Some(sampled()) };
+        let notes = Notes {
+            pending: begun.last().copied(),
+            sampler: Some(sampled()),
+            conversation: Some("said".into()),
+        };
         first.save(&path, &notes).unwrap();
         drop(first);
 
@@ -149,7 +153,7 @@ fn damaged_files_are_refused_or_load() {
     let path = dir.path().join("saved");
     let mut saved = session(1, CHUNK);
     saved.prefill(&text(60)).unwrap();
-    saved.save(&path, &Notes { pending: Some(3), sampler: Some(sampled()) }).unwrap();
+    saved.save(&path, &Notes { pending: Some(3), sampler: Some(sampled()), conversation: None }).unwrap();
     let good = fs::read(&path).unwrap();
     let mut session = session(1, CHUNK);
     let mut refused = 0;

@@ -23,7 +23,7 @@ fn prompt_tokens(args: &[&str], input: &str) -> Vec<usize> {
 fn slashes_begin_commands_and_paths_are_messages() {
     let outcome =
         chat(&[], b"/usr/bin/env\n/stats\n//usr\n/stats\n/nothing at all\n/help\n/help me\n/quit\nnever\n");
-    for known in ["`/nothing`", "`/help`", "/system, /reset, /stats, /help, /quit"] {
+    for known in ["`/nothing`", "`/help`", "/system, /reset, /save, /load, /stats, /help, /quit"] {
         assert!(outcome.err.contains(known), "{}", outcome.err);
     }
     assert_eq!(outcome.err.matches("unknown command").count(), 2, "{}", outcome.err);

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::command::{lapidary, name};
+use super::command::{lapidary, lapidary_with, name};
 
 /// More than three windows of the built-in model, in tokens.
 fn long() -> String {
@@ -54,5 +54,32 @@ fn what_cannot_be_loaded_is_said() {
     fs::write(other, "no such thing").unwrap();
     lapidary(&["run", "--load", other]).fails(&[other]);
     lapidary(&["run", "--load", name(dir.path())]).fails(&[name(dir.path())]);
-    lapidary(&["run", "-n", "1", "--save", name(dir.path()), "It is"]).fails(&[name(dir.path())]);
+    let outcome = lapidary(&["run", "-n", "1", "--save", name(dir.path()), "It is"]);
+    assert!(outcome.err.contains(name(dir.path())) && outcome.code == Some(1), "{}", outcome.err);
+}
+
+#[test]
+fn a_saved_conversation_goes_on() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("talk.state");
+    let file = name(&path);
+    let chat = |input: &str| lapidary_with(&["chat", "-n", "6", "--context", "256"], input.as_bytes());
+    let answers = |input: &str| chat(input).ok();
+    let whole = answers("hello\nand then\nwhy\n");
+    let first = answers(&format!("hello\nand then\n/save {file}\n"));
+    let rest = answers(&format!("another\n/load {file}\nwhy\n"));
+    assert!(whole.starts_with(&first), "{whole:?} {first:?}");
+    assert!(rest.ends_with(&whole[first.len()..]), "{whole:?} {rest:?}");
+    for (input, named) in [
+        (format!("/load {}\n", dir.path().display()), "folder"),
+        ("/load /no/such\n".into(), "/no/such"),
+        (format!("/save {}\n", dir.path().display()), "folder"),
+    ] {
+        let outcome = chat(&input);
+        assert!(outcome.err.contains("error:") && outcome.err.contains(named), "{}", outcome.err);
+        outcome.ok();
+    }
+    lapidary(&["run", "-n", "2", "--context", "256", "--save", file, "It is"]).ok();
+    let outcome = chat(&format!("/load {file}\n"));
+    assert!(outcome.err.contains("a conversation's state"), "{}", outcome.err);
 }

@@ -81,7 +81,7 @@ impl Case {
         let features = Target::new(self.cpu, Placement::Jit).expect("a target").features;
         let tiles = self.tiles(m.capacity);
         let views = inputs.map(View::clone);
-        match attention_parts(&views, self.window, m.capacity, &features) {
+        match attention_parts(&views, self.window, (m.capacity.rows, m.capacity), &features) {
             None => m.run(random, self.cpu, self.body(1), &inputs, y, tiles),
             Some((parts, width)) => {
                 let dims = [Rows, Fixed(self.groups * self.repeat), Fixed(parts), Fixed(width)];

@@ -6,16 +6,20 @@
 //! turns are left out; only where there are none left does the context end it. The instructions always stay.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::answer::AnswerText;
-use super::chat::{ChatTemplate, Message};
+use super::chat::{ChatTemplate, Content, Message};
 use super::prompt;
 use super::tokenizer::Tokenizer;
 use crate::file;
 use crate::generate::{StopReason, generate};
-use crate::sampler::Sampler;
+use crate::sampler::{Sampler, SamplerOptions};
 use crate::session::Session;
+use crate::snapshot::Notes;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -123,8 +127,6 @@ pub struct Conversation {
     pub system: Option<String>,
     /// User and assistant by turns, the oldest first.
     messages: Vec<Message>,
-    /// The tokens that the session holds.
-    held: Vec<u32>,
 }
 
 impl Conversation {
@@ -136,8 +138,38 @@ impl Conversation {
     /// Forgets everything said, and `session` with it; the instructions stay.
     pub fn reset(&mut self, session: &mut Session) {
         self.messages.clear();
-        self.held.clear();
         session.reset();
+    }
+
+    /// Writes it to a file, with what `session` holds and the options that answers were chosen by.
+    ///
+    /// # Errors
+    /// As [`Session::save`].
+    pub fn save(&self, session: &Session, options: SamplerOptions, path: &Path) -> Result<(), crate::Error> {
+        let text = |content: &Content| match content {
+            Content::Text(text) => text.clone(),
+            Content::Parts(parts) => parts.concat(),
+        };
+        let messages = self.messages.iter().map(|m| (m.role.clone(), text(&m.content)));
+        let said = Said { system: self.system.clone(), messages: messages.collect() };
+        // Texts alone: it cannot fail.
+        let conversation = serde_json::to_string(&said).ok();
+        session.save(path, &Notes { sampler: Some(options), conversation, ..Notes::default() })
+    }
+
+    /// Goes on with the conversation in a file, in the place of what was said and of what `session` holds.
+    ///
+    /// # Errors
+    /// As [`Session::load`]; a file that holds no conversation. Nothing has changed then.
+    pub fn load(&mut self, session: &mut Session, path: &Path) -> Result<Notes, crate::Error> {
+        let none = |found: String| file::Error::file(path, "a conversation's state", found);
+        let (notes, said) = session.load_with(path, |notes| {
+            let text = notes.conversation.as_deref().ok_or_else(|| none("one of `run --save`".into()))?;
+            Ok(serde_json::from_str::<Said>(text).map_err(|e| none(file::error::line(e)))?)
+        })?;
+        self.system = said.system;
+        self.messages = said.messages.into_iter().map(|(role, text)| Message::new(role, text)).collect();
+        Ok(notes)
     }
 
     /// What is said next by the user: the prompt to answer by, the oldest turns left out that it has no room for.
@@ -200,7 +232,7 @@ impl Conversation {
         let mut ids = prompt.ids;
         loop {
             self.keep_prefix(session, &ids);
-            let before = self.held.len();
+            let before = session.position();
             let mut on_token = |id: u32| {
                 let piece = stream.push(id);
                 let flow = if piece.is_empty() { ControlFlow::Continue(()) } else { on_text(piece) };
@@ -215,9 +247,6 @@ impl Conversation {
                 &mut on_token,
                 &mut |_, _| on_chunk(),
             )?;
-            self.held.extend_from_slice(&ids[before..before + generation.prompt_tokens]);
-            self.held.extend_from_slice(&generation.tokens);
-            self.held.truncate(session.position());
             answer.prompt_tokens += generation.prompt_tokens;
             answer.prefill += generation.prefill;
             answer.decode += generation.decode;
@@ -292,13 +321,21 @@ impl Conversation {
     }
 
     /// Rolls the session back to what it has in common with `ids`, short of the last, which is to be predicted from.
-    fn keep_prefix(&mut self, session: &mut Session, ids: &[u32]) {
+    fn keep_prefix(&self, session: &mut Session, ids: &[u32]) {
         let most = ids.len().saturating_sub(1);
-        let common = self.held.iter().zip(&ids[..most]).take_while(|(a, b)| a == b).count();
+        let common = session.tokens().iter().zip(&ids[..most]).take_while(|(a, b)| a == b).count();
         if session.rollback(common).is_err() {
             // A sliding-window cache no longer holds the window before that position.
             session.reset();
         }
-        self.held.truncate(session.position());
     }
+}
+
+/// A conversation as a file keeps it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Said {
+    system: Option<String>,
+    /// Role and text of each message.
+    messages: Vec<(String, String)>,
 }
