@@ -117,7 +117,7 @@ fn batches(model: &Arc<Model>, program: &Arc<Program>, by_step: bool, seed: u64,
             let tokens: Vec<u32> = (0..count).map(|_| below(vocab) as u32).collect();
             let want = [Want::Nothing, Want::Logits, Want::AllLogits, Want::Argmax][below(4)];
             // All logits are all compared.
-            let want = if want == Want::AllLogits && count > 4 { Want::Logits } else { want };
+            let want = if want == Want::AllLogits && (count > 4 || by_step) { Want::Logits } else { want };
             plans.push((tokens, phase, want));
         }
         let chosen: Vec<usize> = (0..subjects.len()).filter(|_| below(4) > 0).collect();
