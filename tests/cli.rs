@@ -136,12 +136,12 @@ fn statistics() {
 #[test]
 fn a_seed_decides_the_text() {
     let run = |args: &[&str]| lapidary(&[&["run", "-n", "24", "--temp", "1"], args, &[PROMPT]].concat()).ok();
-    let seven = run(&["--seed", "7"]);
-    assert_eq!(seven, run(&["--seed", "7", "--threads", "1"]));
-    assert_eq!(seven, run(&["--seed", "7", "--threads", "2", "--chunk", "3"]));
-    assert_ne!(seven, run(&["--seed", "8"]));
+    let three = run(&["--seed", "3"]);
+    assert_eq!(three, run(&["--seed", "3", "--threads", "1"]));
+    assert_eq!(three, run(&["--seed", "3", "--threads", "2", "--chunk", "3"]));
+    assert_ne!(three, run(&["--seed", "8"]));
     // One candidate leaves no choice.
-    assert_eq!(run(&["--top-k", "1", "--seed", "7"]), run(&["--top-k", "1", "--seed", "8"]));
+    assert_eq!(run(&["--top-k", "1", "--seed", "3"]), run(&["--top-k", "1", "--seed", "8"]));
 }
 
 #[test]
