@@ -1,7 +1,7 @@
 //! Engines over the built-in model: every sequence gets the bits that it gets alone, whoever is stepped with it, however its tokens
 //! are split, and whatever was forked, truncated, saved and loaded in between.
 //!
-//! `LAPIDARY_ENGINE_CASES` sets the number of random batches for each way of compiling; the seeds are fixed.
+//! `LAPIDARY_FUZZ_CASES=N` tries N times as many batches; the seeds are fixed.
 
 #![allow(clippy::unwrap_used)]
 
@@ -160,8 +160,9 @@ fn batches(model: &Arc<Model>, program: &Arc<Program>, by_step: bool, seed: u64,
     }
 }
 
-fn cases(default: u64) -> u64 {
-    std::env::var("LAPIDARY_ENGINE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+/// Runs of batches for each way of compiling.
+fn cases() -> u64 {
+    std::env::var("LAPIDARY_FUZZ_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
 }
 
 fn cpus_here() -> Vec<&'static str> {
@@ -178,7 +179,7 @@ fn check(format: Option<QuantFormat>, setups: &[Setup]) {
     };
     for (at, setup) in (0..).zip(setups) {
         let program = compile_model(&model, setup).unwrap().program;
-        for case in 0..cases(1) {
+        for case in 0..cases() {
             let by_step = setup.selection.enabled().next().is_none();
             batches(&model, &program, by_step, 1000 * at + case, if by_step { 20 } else { 7 });
         }
