@@ -88,7 +88,7 @@ fn batches(model: &Arc<Model>, program: &Arc<Program>, by_step: bool, seed: u64,
             }
             1 => {
                 let subject = &mut subjects[at];
-                let to = subject.sequence.position().saturating_sub(below(60));
+                let to = if by_step { 0 } else { subject.sequence.position().saturating_sub(below(60)) };
                 let reached = subject.sequence.truncate(to);
                 subject.text.truncate(reached);
             }
