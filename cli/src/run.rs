@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use lapidary_models::Message;
 use lapidary_runtime::snapshot::Notes;
 use lapidary_runtime::text::{AnswerEnd, AnswerText, PromptForm, prompt};
-use lapidary_runtime::{Sampler, generate};
+use lapidary_runtime::{Sampler, SamplerOptions, generate};
 use serde_json::json;
 
 use crate::generation::{GenerationArgs, TEXT_TOKENS, parse_ids};
@@ -106,6 +106,16 @@ impl Args {
     }
 }
 
+/// What the sampler is given where nobody says otherwise.
+fn unsaid_sampling() -> SamplerOptions {
+    #[derive(clap::Parser)]
+    struct Nothing {
+        #[command(flatten)]
+        sampling: SamplingArgs,
+    }
+    <Nothing as clap::Parser>::parse_from([""]).sampling.options()
+}
+
 /// Generates.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut options = args.sampling.options();
@@ -115,7 +125,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let model = engine.model.clone();
     if let Some(path) = &args.load {
         let notes = engine.session.load(path)?;
-        options = notes.sampler.filter(|_| options == SamplingArgs::of_nobody()).unwrap_or(options);
+        options = notes.sampler.filter(|_| options == unsaid_sampling()).unwrap_or(options);
         if let Some(token) = notes.pending {
             engine.session.decode(token)?;
         }

@@ -32,16 +32,6 @@ pub(crate) struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    /// What the sampler is given where nobody says otherwise.
-    pub(crate) fn of_nobody() -> SamplerOptions {
-        #[derive(clap::Parser)]
-        struct Nothing {
-            #[command(flatten)]
-            sampling: SamplingArgs,
-        }
-        <Nothing as clap::Parser>::parse_from([""]).sampling.options()
-    }
-
     /// As the sampler wants them.
     pub(crate) fn options(&self) -> SamplerOptions {
         SamplerOptions {

@@ -34,7 +34,7 @@ fn values(cpu: &str, function: Function, operands: &[(f32, f32)]) -> Vec<f32> {
     let mut builder = FunctionBuilderContext::new();
     let raw = HashMap::new();
     let mut e =
-        Emitter::new(FunctionBuilder::new(&mut context.func, &mut builder), target.features, &[], &raw);
+        Emitter::new(FunctionBuilder::new(&mut context.func, &mut builder), target.features, &[], &raw, None);
     // A tile is four values; the frame is (a.., b.., result..) of four each.
     let (frame, begin, end) = {
         let entry = e.b.current_block().unwrap();

@@ -42,14 +42,16 @@ const CLOEXEC_HIGH: u32 = 0x80;
 const FRAME_BYTES: u32 = 64;
 const ENTRY_AT: u32 = 48;
 
+/// Word, label, and what puts the distance in bytes into the word.
+type Branch = (usize, usize, fn(i32) -> u32);
+
 /// Code of 32-bit words with branches forward and back, to labels that are numbers.
 #[derive(Default)]
 struct Words {
     words: Vec<u32>,
     /// Where each label is.
     labels: Vec<Option<usize>>,
-    /// Word, label, and what puts the distance in bytes into the word.
-    branches: Vec<(usize, usize, fn(i32) -> u32)>,
+    branches: Vec<Branch>,
 }
 
 impl Words {
