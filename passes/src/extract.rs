@@ -144,6 +144,9 @@ impl Choices {
         for _ in 0..MAX_PASSES {
             let mut changed = false;
             for class in 0..self.classes.len() {
+                if self.classes[class].len() < 2 {
+                    continue;
+                }
                 let Some(mut best) = self.chosen[class] else { continue };
                 let mut cost = self.cost_under(&[class]).unwrap_or(f64::INFINITY);
                 for candidate in 0..self.classes[class].len() {

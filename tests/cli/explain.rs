@@ -111,6 +111,28 @@ fn explain_reads_files_and_rules_and_refuses_what_is_not_there() {
     assert_eq!(lapidary(&["explain", "a", "b"]).code, Some(2));
 }
 
+/// Values shared at every step, as many as a file may have: nothing is followed once for each of its uses.
+#[test]
+fn explain_ends_on_long_chains() {
+    let chain = |first: &str, step: &str, length: usize, last: &str| {
+        let mut source = format!("function f(%x: f32[T,8] rows) {{\n    v0 = {first}\n");
+        for at in 1..length {
+            let line = step.replace('@', &format!("v{}", at - 1));
+            source.push_str(&format!("    v{at} = {line}\n"));
+        }
+        source + &format!("    return y={}\n}}\n", last.replace('@', &format!("v{}", length - 1)))
+    };
+    for source in [
+        chain("(add 1.5 2.5)", "(mul @ @)", 100, "(mul %x @)"),
+        chain("(tanh %x)", "(add @ @)", 1000, "@"),
+        chain("(tanh %x)", "(mul (tanh @) @)", 500, "@"),
+    ] {
+        let begun = std::time::Instant::now();
+        lapidary_with(&["explain", "--rows", "1", "-"], source.as_bytes()).ok();
+        assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
+    }
+}
+
 #[test]
 fn why_not_tells_what_failed_or_where_a_pattern_stopped() {
     // Refused: no softcap bounds the scores.
@@ -140,19 +162,31 @@ fn why_not_tells_what_failed_or_where_a_pattern_stopped() {
 
 #[test]
 fn what_if_prices_the_plan_for_another_machine() {
-    let args = ["opt", "--fn", "layer_local", "--rows", "1", "--json", "--what-if"];
-    let with = |figures: &str| lapidary(&[&args[..], &[figures]].concat()).json();
-    let same = with("cores=2");
-    assert_eq!(same[0]["before_ns"], same[0]["after_ns"]);
-    let faster = with("cores=16,bandwidth=200");
-    let ns = |value: &Value, field: &str| value[0][field].as_f64().unwrap();
-    assert!(ns(&faster, "after_ns") < ns(&faster, "before_ns"));
-    assert!(ns(&faster, "after_ns") <= ns(&faster, "kept_ns") * (1.0 + 1e-9));
-    // An epilogue that costs nothing to speak of where prompts are prefilled: another plan.
-    let args = ["opt", "--fn", "layer_local", "--rows", "512", "--json", "--what-if", "gelu=0.1"];
-    let other = lapidary(&args).json();
-    let kernels = other[0]["kernels"].as_array().unwrap();
-    assert!(kernels.iter().any(|k| k["before"] != k["after"]), "{other:#}");
+    let changed = |plan: &Value| {
+        let kernels = plan[0]["kernels"].as_array().unwrap();
+        kernels.iter().any(|k| k["before"] != k["after"])
+    };
+    let ns = |plan: &Value, field: &str| plan[0][field].as_f64().unwrap();
+    // Plans are of the CPU that code is for, not of the machine that the test runs on.
+    for cpu in ["native", "x86-64-v2", "x86-64-v3", "x86-64-v4-bf16", "x86-64-v4-amx", "aarch64"] {
+        let with = |rows: &str, figures: &str| {
+            let of = ["opt", "--fn", "layer_local", "--json", "--calibration", "none", "--cpu", cpu];
+            lapidary(&[&of[..], &["--rows", rows, "--what-if", figures]].concat()).json()
+        };
+        let same = with("1", "cores=2");
+        assert_eq!(same[0]["before_ns"], same[0]["after_ns"], "{cpu}");
+        assert!(!changed(&same), "{cpu}");
+        let faster = with("1", "cores=16,bandwidth=200");
+        assert!(ns(&faster, "after_ns") < ns(&faster, "before_ns"), "{cpu}");
+        assert!(ns(&faster, "after_ns") <= ns(&faster, "kept_ns") * (1.0 + 1e-9), "{cpu}");
+        // An epilogue that costs nothing to speak of where prompts are prefilled, or far too much: the plan has it, or has not, and
+        // whichever it is, one of the two is another plan.
+        let (cheap, dear) = (with("512", "gelu=0.1"), with("512", "gelu=100"));
+        assert!(changed(&cheap) != changed(&dear), "{cpu}: {cheap:#} {dear:#}");
+        for plan in [cheap, dear].iter().filter(|plan| changed(plan)) {
+            assert!(ns(plan, "after_ns") < ns(plan, "kept_ns"), "{cpu}: {plan:#}");
+        }
+    }
     for bad in ["cores", "cores=0", "cores=x", "width=3"] {
         assert_eq!(lapidary(&["opt", "--what-if", bad]).code, Some(2), "{bad}");
     }

@@ -3,13 +3,13 @@
 //! In: an extraction, a kernel. Out: for every other e-node of the classes that the kernel makes, the cheapest function that
 //! takes it, and the kernels in which that differs from the chosen one.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use egg::Id;
 use lapidary_ir::{Op, text};
 
 use super::Explainer;
-use super::region::{Region, enode, is_kernel};
+use super::region::{Region, enode};
 use crate::cost::Work;
 use crate::extract::{Extracted, extract_with};
 
@@ -39,6 +39,9 @@ pub struct Alternative {
     pub saved: Vec<Priced>,
 }
 
+/// Kernels by class and e-node.
+type Launched = HashMap<(Id, Op), Id>;
+
 impl Explainer<'_> {
     pub(super) fn alternatives(&self, extracted: &Extracted, node: Id, most: usize) -> Vec<Alternative> {
         if most == 0 {
@@ -46,25 +49,21 @@ impl Explainer<'_> {
         }
         let saturated = self.saturated;
         let region = Region::new(saturated, extracted, &self.model, node, &Default::default());
-        let chosen = self.priced(extracted);
+        let chosen = self.launched(extracted);
         let mut found: Vec<Alternative> = vec![];
         for id in region.roots.iter().map(|r| r.0).chain([node]).collect::<std::collections::BTreeSet<_>>() {
             let class = extracted.classes[usize::from(id)];
             let own = enode(saturated, extracted, id);
             for other in saturated.graph[class].iter().filter(|n| **n != own) {
                 let Some(form) = extract_with(saturated, &self.model, class, other) else { continue };
-                let priced = self.priced(&form);
+                let launched = self.launched(&form);
                 let at = form.classes.iter().position(|c| *c == class);
-                let only = |a: &[(Id, Op, Priced)], b: &[(Id, Op, Priced)]| -> Vec<Priced> {
-                    let b: HashSet<(Id, &Op)> = b.iter().map(|(c, n, _)| (*c, n)).collect();
-                    a.iter().filter(|(c, n, _)| !b.contains(&(*c, n))).map(|p| p.2.clone()).collect()
-                };
                 found.push(Alternative {
                     text: at.map_or_else(|| other.to_string(), |at| text::node(&form.function, Id::from(at))),
                     function_nanoseconds: form.nanoseconds,
                     extra_nanoseconds: form.nanoseconds - extracted.nanoseconds,
-                    added: only(&priced, &chosen),
-                    saved: only(&chosen, &priced),
+                    added: self.priced(&form, &launched, &chosen),
+                    saved: self.priced(extracted, &chosen, &launched),
                 });
             }
         }
@@ -74,20 +73,25 @@ impl Explainer<'_> {
         found
     }
 
-    /// The kernels of an extraction: class, e-node, price.
-    fn priced(&self, extracted: &Extracted) -> Vec<(Id, Op, Priced)> {
-        let (saturated, model) = (self.saturated, &self.model);
-        let nodes = (0..extracted.function.body.as_ref().len()).map(Id::from);
-        nodes
-            .filter(|&id| is_kernel(saturated, extracted, model, id))
-            .map(|id| {
-                let (class, op) = (extracted.classes[usize::from(id)], enode(saturated, extracted, id));
-                let priced = Priced {
-                    text: text::node(&extracted.function, id),
-                    work: model.work(&saturated.graph, class, &op).unwrap_or_default(),
-                    nanoseconds: model.price(&saturated.graph, class, &op),
-                };
-                (class, op, priced)
+    /// The kernels of an extraction, each by its class and e-node.
+    fn launched(&self, extracted: &Extracted) -> Launched {
+        let kernels = self.kernels(extracted).into_iter();
+        kernels
+            .map(|id| ((extracted.classes[usize::from(id)], enode(self.saturated, extracted, id)), id))
+            .collect()
+    }
+
+    /// The kernels of an extraction that another has not, in order. A text is made only of these, for that takes as long as the
+    /// function is large.
+    fn priced(&self, extracted: &Extracted, own: &Launched, other: &Launched) -> Vec<Priced> {
+        let mut only: Vec<_> = own.iter().filter(|(key, _)| !other.contains_key(*key)).collect();
+        only.sort_unstable_by_key(|(_, id)| **id);
+        let graph = &self.saturated.graph;
+        only.into_iter()
+            .map(|((class, op), &id)| Priced {
+                text: text::node(&extracted.function, id),
+                work: self.model.work(graph, *class, op).unwrap_or_default(),
+                nanoseconds: self.model.price(graph, *class, op),
             })
             .collect()
     }

@@ -79,6 +79,7 @@ impl Region {
             }
         }
         // Down, to the values of other kernels.
+        let constants = constants(nodes);
         let mut cuts = BTreeSet::new();
         let mut queue: Vec<Id> = interior.iter().copied().collect();
         queue.sort_unstable();
@@ -91,7 +92,7 @@ impl Region {
                 let made = matches!(nodes[usize::from(child)], Op::Output(_))
                     || is_kernel(saturated, extracted, model, child);
                 let tensor = matches!(saturated.graph[class(child)].data.ty, Type::Tensor(_));
-                let constant = is_constant(nodes, child);
+                let constant = constants[usize::from(child)];
                 let named = sources.contains_key(&class(child));
                 if made && tensor && named && !constant && !open.contains(&class(child)) {
                     cuts.insert(class(child));
@@ -238,8 +239,12 @@ pub(super) fn origin(saturated: &Saturated, at: usize) -> Option<String> {
     None
 }
 
-/// Whether a node depends on no input.
-fn is_constant(nodes: &[Op], id: Id) -> bool {
-    let op = &nodes[usize::from(id)];
-    !matches!(op, Op::Input(_)) && op.children().iter().all(|&c| is_constant(nodes, c))
+/// Whether each node depends on no input; operands come first.
+fn constants(nodes: &[Op]) -> Vec<bool> {
+    let mut constants: Vec<bool> = Vec::with_capacity(nodes.len());
+    for op in nodes {
+        let of_input = matches!(op, Op::Input(_)) || !op.all(|c| constants[usize::from(c)]);
+        constants.push(!of_input);
+    }
+    constants
 }
