@@ -26,7 +26,7 @@ pub fn install() -> bool {
         // SAFETY: the handler has the signature that SA_SIGINFO asks for; the structure is plain data.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = handle as *const () as usize;
+            action.sa_sigaction = enter as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO;
             libc::sigaction(libc::SIGILL, &action, std::ptr::null_mut()) == 0
         }
@@ -62,6 +62,21 @@ const CARRY: i64 = 1;
 const ZERO: i64 = 1 << 6;
 const SIGN: i64 = 1 << 7;
 const OVERFLOW: i64 = 1 << 11;
+
+/// Aligns the stack as the ABI has it at a call: QEMU 7.2 enters handlers 8 bytes off, where the kernel does not.
+#[unsafe(naked)]
+extern "C" fn enter(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    std::arch::naked_asm!(
+        "push rbp",
+        "mov rbp, rsp",
+        "and rsp, -16",
+        "call {handle}",
+        "mov rsp, rbp",
+        "pop rbp",
+        "ret",
+        handle = sym handle,
+    )
+}
 
 extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a ucontext_t, ours alone until the handler returns.
