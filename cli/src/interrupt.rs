@@ -47,6 +47,7 @@ pub(crate) fn install() {
             let _ = TERMINAL.set((own, terminal));
         }
     }
+    fail_at_the_limit_of_files();
     let handler = on_signal as extern "C" fn(libc::c_int) as libc::sighandler_t;
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         // SAFETY: the handler does only what a handler may; all zeros is a disposition.
@@ -63,6 +64,13 @@ pub(crate) fn install() {
             libc::sigaction(signal, &ours, ptr::null_mut());
         }
     }
+}
+
+/// Makes a file that grows past the limit (`ulimit -f`) fail to be written, as on a full disk, where a signal would end the program
+/// at once and leave the half of it.
+fn fail_at_the_limit_of_files() {
+    // SAFETY: ignoring a signal takes no handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// From now on Ctrl-C never ends the program while there is work: it outlives its work.
