@@ -87,6 +87,15 @@ const FLAGS: &[Flag] = &[
     none(&["--max-length"], "--tokens counts what is generated, --context all"),
 ];
 
+/// A command whose options take numbers below 0 for values: what is wrong with one, its parser says.
+pub(crate) fn with_numbers_below_zero(command: Command) -> Command {
+    let option = |arg: Arg| match arg.get_action().takes_values() && !arg.is_positional() {
+        true => arg.allow_negative_numbers(true),
+        false => arg,
+    };
+    command.mut_args(option).mut_subcommands(with_numbers_below_zero)
+}
+
 /// The arguments (the program's name first) with others' flags replaced by ours.
 ///
 /// # Errors

@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow, ensure};
 #[derive(clap::Args)]
 pub(crate) struct GenerationArgs {
     /// Most tokens to generate; -1: until the end [default: 128; of an answer in a conversation 1024]
-    #[arg(short = 'n', long, value_name = "TOKENS", value_parser = token_count, allow_negative_numbers = true)]
+    #[arg(short = 'n', long, value_name = "TOKENS", value_parser = token_count)]
     tokens: Option<usize>,
     /// Instructions to the model, before all that is said; by the chat template
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]

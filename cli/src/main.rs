@@ -47,7 +47,7 @@ mod why_not;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use lapidary_passes::rules::RuleError;
 use lapidary_runtime::fault;
 use lapidary_runtime::file::inputs;
@@ -100,14 +100,16 @@ const USAGE: u8 = 2;
 fn main() -> ExitCode {
     fault::install();
     inputs::watch();
-    let args = match flags::translate(&Cli::command(), std::env::args_os().collect()) {
+    let cli = flags::with_numbers_below_zero(Cli::command());
+    let args = match flags::translate(&cli, std::env::args_os().collect()) {
         Ok(args) => args,
         Err(line) => {
             output::note("error", &line);
             return ExitCode::from(USAGE);
         }
     };
-    let command = Cli::parse_from(args).command;
+    let parsed = Cli::from_arg_matches(&cli.get_matches_from(args));
+    let command = parsed.unwrap_or_else(|e| e.exit()).command;
     interrupt::install();
     let result = match command {
         Command::Run(args) => run::run(&args),

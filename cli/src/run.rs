@@ -95,10 +95,18 @@ impl Args {
                 }
                 word.clone()
             }
-            (None, None, [first, ..]) => {
+            (None, None, [first, rest @ ..]) => {
                 let quoted = "expected one PROMPT: put quotes around it";
                 let model = "a model is given by `-m`: lapidary run -m MODEL PROMPT";
-                let hint = if !given && hints::is_model(first) { model } else { quoted };
+                // `run NAME "a prompt"`: who put quotes around the prompt meant a model by the word before.
+                let is_prompt = rest.len() == 1 && rest[0].contains(char::is_whitespace);
+                let is_word = !first.contains(char::is_whitespace);
+                let meant = !given && (hints::is_model(first) || is_word && is_prompt);
+                let hint = match (meant, given) {
+                    (true, _) => model.to_owned(),
+                    (false, true) => quoted.to_owned(),
+                    (false, false) => format!("{quoted}, or give a model by `-m`"),
+                };
                 return Err(Usage::new(anyhow!("unexpected argument {:?}: {hint}", self.words[1])).into());
             }
         };

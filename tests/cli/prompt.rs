@@ -197,7 +197,9 @@ fn what_was_meant_for_something_else_is_hinted_at() {
         two.err
     );
     let two = lapidary(&["run", "Why", "is"]);
-    assert!(two.code == Some(2) && two.err.contains("quotes"), "{}", two.err);
+    assert!(two.code == Some(2) && two.err.contains("quotes") && two.err.contains("`-m`"), "{}", two.err);
+    let named = lapidary(&["run", "gemma2", "Why is the sky blue?"]);
+    assert!(named.code == Some(2) && named.err.contains("-m MODEL"), "{}", named.err);
     for input in [&b""[..], b"\n"] {
         lapidary_with(&["run", "-"], input).fails(&["stdin is empty", "PROMPT"]);
     }
@@ -233,6 +235,14 @@ fn others_flags_work() {
         let outcome = lapidary(args);
         assert_eq!((outcome.code, outcome.err.lines().count()), (Some(2), 1), "{}", outcome.err);
         assert!(outcome.err.contains(ours) && outcome.err.contains(args[1]), "{}", outcome.err);
+    }
+    // -1 is all, of what is counted in tokens; below 0 it is that value that is wrong, not an option that is unknown.
+    let all = |name: &str, value: &str| greedy(&["-n", "9", "--repeat-penalty", "1.3", name, value, PROMPT]).0;
+    assert_eq!(all("--repeat-last-n", "-1"), all("--repeat_last_n", "100000"));
+    assert_eq!(all("--top-k", "-1"), all("--top-k", "0"));
+    for option in ["--threads", "--context", "--chunk", "--top-k"] {
+        let outcome = lapidary(&["run", option, "-7", "x"]);
+        assert!(outcome.code == Some(2) && outcome.err.contains("invalid value '-7'"), "{}", outcome.err);
     }
     let drawn = |seed: &str| lapidary(&["run", "--temp", "2", "-n", "24", "-s", seed, PROMPT]).ok();
     assert_ne!(drawn("-1"), drawn("-1"), "-1 is another seed each time");

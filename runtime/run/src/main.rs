@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches, Parser};
 use lapidary_runtime::memory::Allocator;
 use lapidary_runtime::text::{AnswerEnd, AnswerText, Message, PromptForm, Text, Tokenizer, prompt};
 use lapidary_runtime::{Generation, Sampler, Session, fault, file, generate, one_line, terminal};
@@ -118,8 +118,12 @@ fn main() -> ExitCode {
         Some("run") => drop(args.remove(1)),
         _ => {}
     }
-    let result = match flags::translate(&Args::command(), args) {
-        Ok(args) => run(&Args::parse_from(args)),
+    let command = flags::with_numbers_below_zero(Args::command());
+    let result = match flags::translate(&command, args) {
+        Ok(args) => {
+            let parsed = Args::from_arg_matches(&command.get_matches_from(args));
+            run(&parsed.unwrap_or_else(|e| e.exit()))
+        }
         Err(line) => Err(Usage(line).into()),
     };
     match result {
