@@ -51,15 +51,17 @@ fn acts(page: &str) -> Vec<Act> {
     acts
 }
 
-/// Numbers before these are masked.
-const UNITS: [&str; 11] = ["ns", "µs", "us", "ms", "s", "GB/s", "GFLOP/s", "x", "%", "thread", "threads"];
+/// Numbers before these are masked: units, and what differences, which are a CPU's roundings, are counted from.
+const UNITS: [&str; 12] =
+    ["ns", "µs", "us", "ms", "s", "GB/s", "GFLOP/s", "x", "%", "thread", "threads", "from"];
 
 /// A line with times and rates, and the blanks around them, made alike.
 fn mask(line: &str) -> String {
     let words: Vec<&str> = line.split_whitespace().collect();
     let number = |w: &str| {
         let w = w.trim_start_matches(['+', '-', '(', '~']);
-        !w.is_empty() && w.chars().all(|c| c.is_ascii_digit() || c == '.' || c == ',')
+        w.starts_with(|c: char| c.is_ascii_digit())
+            && w.chars().all(|c| c.is_ascii_digit() || matches!(c, '.' | ',' | 'e' | '-'))
     };
     let unit = |w: &str| UNITS.contains(&w.trim_end_matches([',', '.', ';', ')', ':']));
     let masked = words.iter().enumerate().map(|(i, w)| {
@@ -155,6 +157,7 @@ fn pages_are_read_and_lines_compared() {
     ];
     assert_eq!(acts(page), expected);
     assert_eq!(mask("  a 12.5 µs, 3.1x (45%) 7 nodes v3"), "a # µs, #x #%) 7 nodes v3");
+    assert_eq!(mask("is 2.2e-3 from f, at most 5e-2"), "is # from f, at most 5e-2");
     let lines = |text: &str| text.lines().map(str::to_string).collect::<Vec<_>>();
     assert!(matches(&lines("a\n...\nc"), &lines("a\nb\nb\nc")) && matches(&lines("..."), &lines("")));
     assert!(!matches(&lines("a\n...\nc"), &lines("a\nb")) && !matches(&lines("a"), &lines("b")));

@@ -237,7 +237,8 @@ fn others_flags_work() {
         assert!(outcome.err.contains(ours) && outcome.err.contains(args[1]), "{}", outcome.err);
     }
     // -1 is all, of what is counted in tokens; below 0 it is that value that is wrong, not an option that is unknown.
-    let all = |name: &str, value: &str| greedy(&["-n", "9", "--repeat-penalty", "1.3", name, value, PROMPT]).0;
+    let all =
+        |name: &str, value: &str| greedy(&["-n", "9", "--repeat-penalty", "1.3", name, value, PROMPT]).0;
     assert_eq!(all("--repeat-last-n", "-1"), all("--repeat_last_n", "100000"));
     assert_eq!(all("--top-k", "-1"), all("--top-k", "0"));
     for option in ["--threads", "--context", "--chunk", "--top-k"] {
