@@ -1,5 +1,5 @@
-//! AMX machine code, run by the CPU or by the emulator of `src/emulator/`: tiles against loops, their bytes read back, whole
-//! models against the same without AMX.
+//! AMX machine code, run by the CPU or by the emulator of `src/emulator/`: tiles against loops, their bytes read back,
+//! whole models against the same without AMX.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(clippy::unwrap_used)]
 
@@ -36,8 +36,9 @@ fn tile(micro: &Microkernel, shape: usize, weight_stride: i32, c_stride: i32) ->
     Tile { operands, weights, columns, nr, panel, weight_stride, c_stride }
 }
 
-/// Makes code with tiles run here, and what of AVX-512 it uses beside them: by the CPU, or else by the emulator. False on a CPU older
-/// than Cranelift's own code for such CPUs, which needs AVX2: there `tests/micro.rs` runs the tiles, by the emulator alone.
+/// Makes code with tiles run here, and what of AVX-512 it uses beside them: by the CPU, or else by the emulator. False
+/// on a CPU older than Cranelift's own code for such CPUs, which needs AVX2: there `tests/micro.rs` runs the tiles, by
+/// the emulator alone.
 fn make_ready() -> bool {
     // Asks the system for the tile registers, where there are some.
     lapidary_runtime::cpu::amx();

@@ -1,5 +1,6 @@
-//! Artifacts: the same logits as in-memory code, to the bit; the same bytes every time; and files that are damaged in ten
-//! thousand ways, each refused or, where only weights differ, run, without a panic and without memory beyond the file's size.
+//! Artifacts: the same logits as in-memory code, to the bit; the same bytes every time; and files that are damaged in
+//! ten thousand ways, each refused or, where only weights differ, run, without a panic and without memory beyond the
+//! file's size.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;

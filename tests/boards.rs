@@ -1,8 +1,8 @@
-//! `lapidary-run` as it is shipped to boards, a static file for x86-64 and one for AArch64: run under QEMU as CPUs that people
-//! have, on artifacts made here, and held to the text that the compiler in memory gives on this machine.
+//! `lapidary-run` as it is shipped to boards, a static file for x86-64 and one for AArch64: run under QEMU as CPUs that
+//! people have, on artifacts made here, and held to the text that the compiler in memory gives on this machine.
 //!
-//! `runtime/run/cross.sh` makes the files. Without them, or without QEMU, the tests are skipped with a line on stderr, or fail
-//! where `LAPIDARY_REQUIRE_TOOLS` is set, as `.ci/run` does.
+//! `runtime/run/cross.sh` makes the files. Without them, or without QEMU, the tests are skipped with a line on stderr,
+//! or fail where `LAPIDARY_REQUIRE_TOOLS` is set, as `.ci/run` does.
 
 use std::env;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
-//! The command line, end to end: what each command prints, writes and exits with, on the built-in model and on folders made
-//! here. `cli/bad_input.rs` has what is refused, `cli/inputs.rs` files that are none, `cli/outputs.rs` outputs that are inputs,
-//! `cli/interrupt.rs` signals, `cli/refusals.rs` what the system refuses.
+//! The command line, end to end: what each command prints, writes and exits with, on the built-in model and on folders
+//! made here. `cli/bad_input.rs` has what is refused, `cli/inputs.rs` files that are none, `cli/outputs.rs` outputs
+//! that are inputs, `cli/interrupt.rs` signals, `cli/refusals.rs` what the system refuses.
 #![allow(clippy::unwrap_used)]
 
 #[path = "cli/artifact.rs"]

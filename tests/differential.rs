@@ -1,5 +1,5 @@
-//! Interpreter = machine code, as written and fused: over random functions of every primitive, and over each fusion that
-//! has a name, at random shapes and constants.
+//! Interpreter = machine code, as written and fused: over random functions of every primitive, and over each fusion
+//! that has a name, at random shapes and constants.
 //!
 //! `PROPTEST_CASES` sets the number of cases; the seed is fixed, so a failure comes again.
 
@@ -480,8 +480,8 @@ fn reordered(tensor: &Tensor, shape: &[Dim], order: &[usize]) -> Tensor {
     Tensor::new(tensor.dtype, &to, data)
 }
 
-/// Whether what is derived holds: where every node up to one treats rows alike, its rows are those of a call whose rows are
-/// permuted, or some of them. How many nodes that were.
+/// Whether what is derived holds: where every node up to one treats rows alike, its rows are those of a call whose rows
+/// are permuted, or some of them. How many nodes that were.
 fn check_rows(function: &Function, seed: u64) -> usize {
     let types = function.types().unwrap();
     let mut alike = rows::row_wise(function, &types);

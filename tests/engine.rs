@@ -1,5 +1,5 @@
-//! Engines over the built-in model: every sequence gets the bits that it gets alone, whoever is stepped with it, however its tokens
-//! are split, and whatever was forked, truncated, saved and loaded in between.
+//! Engines over the built-in model: every sequence gets the bits that it gets alone, whoever is stepped with it,
+//! however its tokens are split, and whatever was forked, truncated, saved and loaded in between.
 //!
 //! `LAPIDARY_FUZZ_CASES=N` tries N times as many batches; the seeds are fixed.
 
@@ -31,8 +31,8 @@ struct Subject {
     text: Text,
 }
 
-/// Logits of texts, each computed alone: one sequence in an engine of its own, what was prefilled in the largest calls, what was
-/// decoded token by token; or in the steps that it was computed in.
+/// Logits of texts, each computed alone: one sequence in an engine of its own, what was prefilled in the largest calls,
+/// what was decoded token by token; or in the steps that it was computed in.
 struct Alone {
     engine: Engine,
     by_step: bool,
@@ -211,8 +211,8 @@ fn company_changes_no_bit_of_q4() {
     check(Some(QuantFormat::Q4), &setups(&["native", "x86-64-v3"]));
 }
 
-/// Functions that hold what is one sequence's are called for one after the other. Unfused, sums over keys go by the keys of the call:
-/// a step is compared with the same step alone.
+/// Functions that hold what is one sequence's are called for one after the other. Unfused, sums over keys go by the
+/// keys of the call: a step is compared with the same step alone.
 #[test]
 fn company_changes_no_bit_of_what_does_not_batch() {
     let setup = Setup { selection: Selection::none(), chunk: CHUNK, context: CONTEXT, ..Setup::default() };

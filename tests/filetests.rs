@@ -1,8 +1,8 @@
 //! Stages of the compiler as text: `filetests/<stage>/*.ir` in, a snapshot beside each out.
 //!
-//! `ir` is parsed and printed; `fused` is what extraction chose, a row regime each; `kernels` is one line a kernel: what it
-//! reads and writes, and how it is cut into tiles. Nothing here depends on the machine that runs it. To accept what
-//! changed: `INSTA_UPDATE=always cargo test -p lapidary-tests --test filetests`, then read the difference.
+//! `ir` is parsed and printed; `fused` is what extraction chose, a row regime each; `kernels` is one line a kernel:
+//! what it reads and writes, and how it is cut into tiles. Nothing here depends on the machine that runs it. To accept
+//! what changed: `INSTA_UPDATE=always cargo test -p lapidary-tests --test filetests`, then read the difference.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,7 +1,9 @@
-//! docs/fusion-lab.md, run: every command of its console blocks, in order, in one folder, against the output that the page shows.
+//! docs/fusion-lab.md, run: every command of its console blocks, in order, in one folder, against the output that the
+//! page shows.
 //!
-//! A `text` block after a line that names a file, as in "`my.rules`:", is that file. In output, times and what follows from them are
-//! masked: a number before a unit of time or rate, or before `x` or `%`, is any number. A line `...` stands for any lines.
+//! A `text` block after a line that names a file, as in "`my.rules`:", is that file. In output, times and what follows
+//! from them are masked: a number before a unit of time or rate, or before `x` or `%`, is any number. A line `...`
+//! stands for any lines.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Logits against Hugging Face transformers in float32, over chunkings, selections of rules, threads and CPUs.
 //!
-//! `golden/make_golden.py` says how the references were made. The tolerance leaves room for any order of summation in f32
-//! and none for a wrong formula.
+//! `golden/make_golden.py` says how the references were made. The tolerance leaves room for any order of summation in
+//! f32 and none for a wrong formula.
 
 use anyhow::Result;
 use lapidary_codegen::target::{Placement, TARGETS, Target};

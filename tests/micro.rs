@@ -1,9 +1,9 @@
-//! Every row of the table of microkernels on every machine: the code of x86-64 by the emulator of `src/emulator/`, the rest as
-//! instructions of kernels.
+//! Every row of the table of microkernels on every machine: the code of x86-64 by the emulator of `src/emulator/`, the
+//! rest as instructions of kernels.
 //!
-//! Raw code runs whole, from entry to return, at the edges of tiles, of k and of dtypes, against a loop in f64; a read or write beside the
-//! operands fails. What this machine's CPU can run, it runs too, and the two agree to the bit: that proves the emulator, and
-//! the emulator proves what no machine at hand has. No row passes by being skipped.
+//! Raw code runs whole, from entry to return, at the edges of tiles, of k and of dtypes, against a loop in f64; a read
+//! or write beside the operands fails. What this machine's CPU can run, it runs too, and the two agree to the bit: that
+//! proves the emulator, and the emulator proves what no machine at hand has. No row passes by being skipped.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;

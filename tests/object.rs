@@ -21,8 +21,8 @@ use toolchain::{compile, example, have, link, link_example, run};
 
 /// The most that logits of another architecture may differ by.
 const TOLERANCE: f32 = 1e-3;
-/// The same where activations are rounded to 8 bits: what a rounding that falls the other way costs, up to 0.12 measured (about
-/// what rounding itself costs); without one, 3e-6.
+/// The same where activations are rounded to 8 bits: what a rounding that falls the other way costs, up to 0.12
+/// measured (about what rounding itself costs); without one, 3e-6.
 const ROUNDED_TOLERANCE: f32 = 0.25;
 /// Positions: more than a window and a chunk, so that local caches are rings.
 const CONTEXT: usize = 256;
@@ -285,8 +285,8 @@ fn every_format_of_weights_agrees_on_riscv64() {
     }
 }
 
-/// Products of 8-bit integers: both architectures round x alike, so what differs is the order of sums, and now and then a
-/// rounding that falls the other way.
+/// Products of 8-bit integers: both architectures round x alike, so what differs is the order of sums, and now and then
+/// a rounding that falls the other way.
 #[test]
 fn integer_products_of_aarch64_agree_under_qemu() {
     let (tools, here) = (["gcc", "aarch64-linux-gnu-gcc", "qemu-aarch64"], "x86-64-v3");

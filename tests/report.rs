@@ -1,8 +1,8 @@
-//! The page that `lapidary report` writes, in a real browser: it opens without complaint and without a network, answers clicks
-//! and keys in time, fits a phone and is small.
+//! The page that `lapidary report` writes, in a real browser: it opens without complaint and without a network, answers
+//! clicks and keys in time, fits a phone and is small.
 //!
-//! Without a browser the tests say so and pass; with `LAPIDARY_REQUIRE_TOOLS=1` they fail. `LAPIDARY_SCREENSHOTS=FOLDER` keeps
-//! pictures of what was tested.
+//! Without a browser the tests say so and pass; with `LAPIDARY_REQUIRE_TOOLS=1` they fail.
+//! `LAPIDARY_SCREENSHOTS=FOLDER` keeps pictures of what was tested.
 #![allow(clippy::unwrap_used)]
 
 #[path = "report/browser.rs"]
@@ -103,7 +103,8 @@ fn the_page_of_2b_is_small_and_quiet() {
     b.photograph("desktop");
     assert_eq!(b.value("document.querySelectorAll('#functions [role=radio]').length"), 6);
 
-    // Every function, every regime, every kernel, every tab: nothing complains. How long it took is for a reader to judge.
+    // Every function, every regime, every kernel, every tab: nothing complains. How long it took is for a reader to
+    // judge.
     let times = b.value(SWEEP);
     let slowest = |times: &Value| {
         let all = times.as_array().unwrap().iter().map(|t| (t[1].as_f64().unwrap(), t[0].to_string()));
@@ -222,7 +223,8 @@ fn the_keyboard_reaches_everything() {
     assert!(b.complaints.is_empty(), "{:#?}", b.complaints);
 }
 
-/// Watches what a click does to both graphs, and whether it asks for the page's measures, which would lay it out at once.
+/// Watches what a click does to both graphs, and whether it asks for the page's measures, which would lay it out at
+/// once.
 const WATCH: &str = "window.watched = async (act) => {
     const records = [], graphs = ['before', 'after'].map((id) => document.getElementById(id));
     const observer = new MutationObserver((seen) => records.push(...seen));

@@ -1,8 +1,8 @@
 //! The law of rules, held to by every rule of the table.
 //!
 //! `filetests/rules/<rule>.ir` has functions on which the rule fires, one for each left side as the rule spells it, and
-//! functions named `.._not` on which it must not. A comment `; needs: a, b` names rules that run before it, `; tolerance: x`
-//! a relative bound in place of the class's own.
+//! functions named `.._not` on which it must not. A comment `; needs: a, b` names rules that run before it, `;
+//! tolerance: x` a relative bound in place of the class's own.
 //!
 //! Extraction picks the cheapest form, which may hide what a rule made. So the whole e-graph is checked: every node of
 //! every class is evaluated over one value for each of its operands' classes, and must give its class's value.
@@ -358,8 +358,9 @@ proptest! {
     }
 }
 
-/// How much dearer than the cheapest an extracted form may be: extraction is greedy. Sharing a norm between a product that could
-/// take it as a prologue and a sum that could be one kernel with it takes three changes at once, and is not found.
+/// How much dearer than the cheapest an extracted form may be: extraction is greedy. Sharing a norm between a product
+/// that could take it as a prologue and a sum that could be one kernel with it takes three changes at once, and is not
+/// found.
 const MOST_EXCESS: f64 = 0.07;
 
 /// Steps of the exhaustive search of one graph.

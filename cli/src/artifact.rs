@@ -1,7 +1,8 @@
 //! `lapidary compile --emit artifact`, `lapidary verify`, and `lapidary inspect` of an artifact.
 //!
 //! In: a model, a target, CPUs. Out: an artifact. Each CPU's code is compiled on its own, from the same graph; weights,
-//! configuration and text are stored once. CPUs are stored in the order of the table of targets, whatever the command's.
+//! configuration and text are stored once. CPUs are stored in the order of the table of targets, whatever the
+//! command's.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -169,8 +170,8 @@ fn triple(target: &Target) -> String {
     target::triple(target.set.architecture()).to_string()
 }
 
-/// Hold every section of an artifact against its hash, and its signature against the key it names. Hashes prove a file's integrity, not
-/// its origin: --trust does
+/// Hold every section of an artifact against its hash, and its signature against the key it names. Hashes prove a
+/// file's integrity, not its origin: --trust does
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  lapidary verify model.lap\n  lapidary verify model.lap --trust release.pub"

@@ -1,8 +1,8 @@
 //! `lapidary bisect`: which rules take a model's logits away from those without rules.
 //!
 //! In: a model, tokens, a tolerance. Out: the smallest set of rules, by delta debugging (Zeller and Hildebrandt 2002),
-//! with which the logits leave the tolerance; without any of them they do not. All in 32-bit floats, so that rounding of
-//! activations does not hide a rule. Exit code 1 if there is such a set.
+//! with which the logits leave the tolerance; without any of them they do not. All in 32-bit floats, so that rounding
+//! of activations does not hide a rule. Exit code 1 if there is such a set.
 
 use std::collections::BTreeSet;
 

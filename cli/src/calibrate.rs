@@ -1,7 +1,7 @@
 //! `lapidary calibrate`: this machine's constants for the cost model, measured and kept.
 //!
-//! In: threads, the CPU that code is made for. Out: a calibration ([`crate::calibration`]) where every command that prices finds it,
-//! or in a file of one's own, and a table of its figures.
+//! In: threads, the CPU that code is made for. Out: a calibration ([`crate::calibration`]) where every command that
+//! prices finds it, or in a file of one's own, and a table of its figures.
 
 use std::path::PathBuf;
 
@@ -26,7 +26,8 @@ pub(crate) struct Args {
     /// CPU to make code for; `help` lists their names
     #[arg(long, value_name = "NAME", default_value = "native", value_parser = cpus::name)]
     cpu: String,
-    /// File to write, for `--calibration FILE` [default: one in the user's cache directory, which is used without being named]
+    /// File to write, for `--calibration FILE` [default: one in the user's cache directory, which is used without being
+    /// named]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Print the calibration as JSON

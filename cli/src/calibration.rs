@@ -1,8 +1,8 @@
 //! Calibrations: a machine's constants for the cost model, as files.
 //!
-//! In: `--calibration`, the CPU that code is made for. Out: the machine that kernels are priced for. A file is JSON, in the user's
-//! cache directory under a hash of the CPU, its threads, the code's CPU and this version; docs/benchmarks.md lists its fields.
-//! Invariants: a file is replaced whole; what is wrong with it is one line that names the field.
+//! In: `--calibration`, the CPU that code is made for. Out: the machine that kernels are priced for. A file is JSON, in
+//! the user's cache directory under a hash of the CPU, its threads, the code's CPU and this version; docs/benchmarks.md
+//! lists its fields. Invariants: a file is replaced whole; what is wrong with it is one line that names the field.
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -167,8 +167,8 @@ pub(crate) fn of_this_machine(code: &str, threads: usize) -> Option<Calibration>
 
 /// The calibration that prices are reckoned from, if one is.
 ///
-/// Prices are for all of the machine's threads, however many run: the plan, and so the results' bits, depend on them no more than
-/// on the threads.
+/// Prices are for all of the machine's threads, however many run: the plan, and so the results' bits, depend on them no
+/// more than on the threads.
 pub(crate) fn chosen(which: &Which, code: &str) -> Result<Option<Calibration>> {
     match which {
         Which::None => Ok(None),

@@ -1,8 +1,8 @@
 //! `lapidary check-rules`: each rewrite rule held against the reference interpreter.
 //!
 //! In: the built-in rules and a file's. Out: one line a rule, all of it comments of the tensor language, and for each
-//! rule that breaks a law a function that shows it: the output is a file that `opt --run` takes. Exit code 1 if there is
-//! one, or if a rule could not be checked; a rule that is sound and never pays is told, and is no failure.
+//! rule that breaks a law a function that shows it: the output is a file that `opt --run` takes. Exit code 1 if there
+//! is one, or if a rule could not be checked; a rule that is sound and never pays is told, and is no failure.
 
 use std::fmt::Write;
 

@@ -1,7 +1,7 @@
 //! `lapidary compile`: a model compiled ahead of time, for this machine or another.
 //!
-//! In: a model and a target. Out: files. Nothing that is compiled runs here. Invariants: the same input and options give the
-//! same bytes; a file has its name only once it is whole.
+//! In: a model and a target. Out: files. Nothing that is compiled runs here. Invariants: the same input and options
+//! give the same bytes; a file has its name only once it is whole.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
-//! A conversation by lines, whoever reads and prints them: commands, messages of several lines, and what is told about answers.
-//! Shared by `lapidary chat` and `lapidary-run`; what was said, and what of it still has room, is [`Conversation`]'s business.
+//! A conversation by lines, whoever reads and prints them: commands, messages of several lines, and what is told about
+//! answers. Shared by `lapidary chat` and `lapidary-run`; what was said, and what of it still has room, is
+//! [`Conversation`]'s business.
 
 use std::io::{self, BufRead, Read};
 use std::ops::ControlFlow;

@@ -1,9 +1,9 @@
 //! `lapidary eval`: how well a model predicts a text.
 //!
-//! The text's tokens, without BOS, are cut into windows of context - 1; each is run from position 0 as BOS + window. With a
-//! stride, windows start that many tokens apart and only tokens that no window before had are scored, as in the sliding
-//! evaluation of Hugging Face; a stride of context - 1 is the plain evaluation. The mean is over all tokens of the text,
-//! each scored once, in f64.
+//! The text's tokens, without BOS, are cut into windows of context - 1; each is run from position 0 as BOS + window.
+//! With a stride, windows start that many tokens apart and only tokens that no window before had are scored, as in the
+//! sliding evaluation of Hugging Face; a stride of context - 1 is the plain evaluation. The mean is over all tokens of
+//! the text, each scored once, in f64.
 
 use std::path::PathBuf;
 
@@ -27,7 +27,8 @@ pub(crate) struct Args {
     /// Tokens from one window to the next [default: context - 1, no overlap]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     stride: Option<u64>,
-    /// Compare with the same model in another format: mean KL divergence of the next token's distribution, top-1 agreement
+    /// Compare with the same model in another format: mean KL divergence of the next token's distribution, top-1
+    /// agreement
     #[arg(long, value_enum, value_name = "FORMAT")]
     against: Option<Format>,
     /// Compare with the same model with its KV cache held so

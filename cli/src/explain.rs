@@ -1,8 +1,8 @@
 //! `lapidary explain`: how each kernel came about, and what it was chosen over.
 //!
-//! In: a model's module, or a file of the tensor language; a kernel's name. Out: for each kernel the source's operators, the
-//! rewrites in an order that replays, and the costs of the chosen form and of those rejected, as text or JSON. The functions in
-//! it are text that parses back.
+//! In: a model's module, or a file of the tensor language; a kernel's name. Out: for each kernel the source's
+//! operators, the rewrites in an order that replays, and the costs of the chosen form and of those rejected, as text or
+//! JSON. The functions in it are text that parses back.
 
 use std::fmt::Write;
 

@@ -1,7 +1,7 @@
 //! The flags that users of llama.cpp, ollama and transformers bring along: what we call them, or why there is none.
 //!
-//! In: the arguments as typed. Out: the same with others' flags replaced by ours, or one line that says what is ours instead. A
-//! name that the command itself has is never touched, nor is an option's value, nor anything after `--`.
+//! In: the arguments as typed. Out: the same with others' flags replaced by ours, or one line that says what is ours
+//! instead. A name that the command itself has is never touched, nor is an option's value, nor anything after `--`.
 
 use std::ffi::OsString;
 

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-/// A word that tells what was probably meant, if `prompt` looks like a model or a file. `given`: a model was given by -m.
+/// A word that tells what was probably meant, if `prompt` looks like a model or a file. `given`: a model was given by
+/// -m.
 pub(crate) fn of_prompt(prompt: &str, given: bool) -> Option<String> {
     if prompt.is_empty() || prompt.contains(char::is_whitespace) || prompt.contains("://") {
         return None;

@@ -1,8 +1,8 @@
 //! The lines typed in `lapidary chat`, kept for the next time.
 //!
 //! In `$XDG_STATE_HOME/lapidary/chat_history`, else `~/.local/state/lapidary/chat_history`: mode 0600, the newest
-//! [`LINES`]. Written line by line, so that nothing is lost when the terminal goes. Where there is no home, or the file cannot be
-//! had as a plain file of the user's own, lines are kept in memory only.
+//! [`LINES`]. Written line by line, so that nothing is lost when the terminal goes. Where there is no home, or the file
+//! cannot be had as a plain file of the user's own, lines are kept in memory only.
 
 use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io;

@@ -1,9 +1,9 @@
-//! Signals that ask the program to end: Ctrl-C (SIGINT), SIGTERM, SIGHUP. What is half written is removed before it ends, by a
-//! signal's usual exit code, 128 and its number.
+//! Signals that ask the program to end: Ctrl-C (SIGINT), SIGTERM, SIGHUP. What is half written is removed before it
+//! ends, by a signal's usual exit code, 128 and its number.
 //!
-//! Ctrl-C asks the work under way to stop first; where there is no work, or on a second one, it ends the program. The others end
-//! it at once. A program started so that it ignores SIGHUP (`nohup`) goes on ignoring it. The handler takes no thread and no
-//! memory: it works where the system refuses either.
+//! Ctrl-C asks the work under way to stop first; where there is no work, or on a second one, it ends the program. The
+//! others end it at once. A program started so that it ignores SIGHUP (`nohup`) goes on ignoring it. The handler takes
+//! no thread and no memory: it works where the system refuses either.
 
 use std::mem;
 use std::ops::ControlFlow;
@@ -19,7 +19,8 @@ static WORKING: AtomicBool = AtomicBool::new(false);
 static ASKED: AtomicBool = AtomicBool::new(false);
 /// Whether a second Ctrl-C ends the program though there is work.
 static AGAIN: AtomicBool = AtomicBool::new(true);
-/// The terminal and its settings, to be put back: a line editor changes them. A descriptor of its own, for stdin is lent to the editor.
+/// The terminal and its settings, to be put back: a line editor changes them. A descriptor of its own, for stdin is
+/// lent to the editor.
 static TERMINAL: OnceLock<(libc::c_int, libc::termios)> = OnceLock::new();
 
 /// What a shell reports for a program that Ctrl-C ended: 128 + SIGINT.
@@ -66,8 +67,8 @@ pub(crate) fn install() {
     }
 }
 
-/// Makes a file that grows past the limit (`ulimit -f`) fail to be written, as on a full disk, where a signal would end the program
-/// at once and leave the half of it.
+/// Makes a file that grows past the limit (`ulimit -f`) fail to be written, as on a full disk, where a signal would end
+/// the program at once and leave the half of it.
 fn fail_at_the_limit_of_files() {
     // SAFETY: ignoring a signal takes no handler.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };

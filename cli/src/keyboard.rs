@@ -1,9 +1,9 @@
 //! The keys of a terminal, a line at a time, on their way to the editor of lines.
 //!
-//! The editor reads more than its line, forgets the rest when a line fails, and fails at the first byte that is not UTF-8. So it gets a
-//! pseudo-terminal of its own for stdin, and a thread hands it what the terminal sends: up to the end of one line (bracketed
-//! pastes whole), with U+FFFD for what is not UTF-8. Invariants: what is not handed on stays for the next line; outside of
-//! [`Keyboard::line`] stdin is the terminal again, as it was.
+//! The editor reads more than its line, forgets the rest when a line fails, and fails at the first byte that is not
+//! UTF-8. So it gets a pseudo-terminal of its own for stdin, and a thread hands it what the terminal sends: up to the
+//! end of one line (bracketed pastes whole), with U+FFFD for what is not UTF-8. Invariants: what is not handed on stays
+//! for the next line; outside of [`Keyboard::line`] stdin is the terminal again, as it was.
 
 use std::io;
 use std::mem::MaybeUninit;

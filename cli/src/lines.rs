@@ -1,7 +1,7 @@
 //! Lines to `lapidary chat`: from a person at a terminal, with editing and history, or from a file or pipe.
 //!
-//! Invariants: each line comes once, in order, however many are sent at once and whenever (while an answer is made, too); a line
-//! that is not UTF-8, or is endless, is refused alone.
+//! Invariants: each line comes once, in order, however many are sent at once and whenever (while an answer is made,
+//! too); a line that is not UTF-8, or is endless, is refused alone.
 
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;

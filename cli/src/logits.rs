@@ -1,7 +1,7 @@
 //! `lapidary logits`: token ids to logits, into a safetensors file.
 //!
-//! The file holds one tensor, `logits` f32 (tokens, vocab), after the final softcap. It is written row by row beside its
-//! place and gets its name once it is whole, so that a failure, or Ctrl-C, leaves what was there.
+//! The file holds one tensor, `logits` f32 (tokens, vocab), after the final softcap. It is written row by row beside
+//! its place and gets its name once it is whole, so that a failure, or Ctrl-C, leaves what was there.
 
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;

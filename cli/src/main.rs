@@ -1,8 +1,8 @@
 //! The `lapidary` command: runs Gemma 2 on CPUs through an e-graph compiler.
 //!
-//! In: arguments. Out: results on stdout; notes, warnings, progress bars and errors on stderr. Exit code 0 is success, 1 a
-//! failure (one line, `error: ...`), 2 a mistake in the arguments, whatever the model, 128 and its number a signal that ended
-//! it (130: Ctrl-C). A reader that closes stdout early ends the command quietly.
+//! In: arguments. Out: results on stdout; notes, warnings, progress bars and errors on stderr. Exit code 0 is success,
+//! 1 a failure (one line, `error: ...`), 2 a mistake in the arguments, whatever the model, 128 and its number a signal
+//! that ended it (130: Ctrl-C). A reader that closes stdout early ends the command quietly.
 
 mod artifact;
 mod bench;

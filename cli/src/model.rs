@@ -1,7 +1,7 @@
 //! A model ready to run: the shared options, and what they make of a folder or the built-in model.
 //!
-//! In: [`ModelArgs`]. Out: an [`Engine`]: the model, compiled, its weights bound, at position 0. Limits that saturation met
-//! are warnings on stderr.
+//! In: [`ModelArgs`]. Out: an [`Engine`]: the model, compiled, its weights bound, at position 0. Limits that saturation
+//! met are warnings on stderr.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -85,8 +85,9 @@ pub(crate) struct CompileArgs {
     /// What the compiler minimises
     #[arg(long, value_enum, default_value_t)]
     pub(crate) cost: CostName,
-    /// Constants that kernels are priced by: auto (this machine's, if `lapidary calibrate` measured them), none (built in), or a
-    /// file of `lapidary calibrate -o` [default: none where a model runs or is compiled, auto where plans are shown]
+    /// Constants that kernels are priced by: auto (this machine's, if `lapidary calibrate` measured them), none (built
+    /// in), or a file of `lapidary calibrate -o` [default: none where a model runs or is compiled, auto where plans are
+    /// shown]
     #[arg(long, value_name = "auto|none|FILE")]
     pub(crate) calibration: Option<Which>,
     /// Precision of activations and, unless --kv-cache says otherwise, of the KV cache
@@ -240,8 +241,8 @@ impl CompileArgs {
         CompileArgs { calibration: self.calibration.clone().or(Some(Which::Auto)), ..self.clone() }
     }
 
-    /// The constants that times are reckoned from: the built-in ones unless asked otherwise, so that what runs has the bits of
-    /// what is stored, which depend on no machine that it does not name.
+    /// The constants that times are reckoned from: the built-in ones unless asked otherwise, so that what runs has the
+    /// bits of what is stored, which depend on no machine that it does not name.
     fn base(&self) -> Result<pricing::Machine> {
         let which = self.calibration.as_ref().unwrap_or(&Which::None);
         if let Some(calibration) = calibration::chosen(which, &self.cpu)? {
@@ -287,7 +288,8 @@ impl CompileArgs {
     }
 }
 
-/// Bytes of weights that a token reads: those of each layer and of the prediction; of functions that make up no model, all.
+/// Bytes of weights that a token reads: those of each layer and of the prediction; of functions that make up no model,
+/// all.
 fn weight_bytes<'a>(module: &Module, layers: impl Iterator<Item = &'a str>) -> f64 {
     let of = |function: &Function| -> f64 {
         let weights = function.inputs.iter().filter(|i| i.kind == InputKind::Weight);

@@ -1,7 +1,7 @@
 //! The three files of an object: `NAME.o`, `NAME.h`, `NAME.weights`.
 //!
-//! In: an image and weights. Out: the files. Invariants: names of the C functions start with NAME; none of the files changes
-//! before all of them are written.
+//! In: an image and weights. Out: the files. Invariants: names of the C functions start with NAME; none of the files
+//! changes before all of them are written.
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! `lapidary opt`: each stage of the compiler as text.
 //!
-//! In: a model's module, or a file of the tensor language. Out: the functions as written (`ir`), as extracted (`fused`), as
-//! kernels (`kernels`, `clif`, `asm`) or as memory (`plan`), for one row regime. `ir` and `fused` parse back: what is about
-//! them is in comments.
+//! In: a model's module, or a file of the tensor language. Out: the functions as written (`ir`), as extracted
+//! (`fused`), as kernels (`kernels`, `clif`, `asm`) or as memory (`plan`), for one row regime. `ir` and `fused` parse
+//! back: what is about them is in comments.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -32,8 +32,8 @@ const FILE_CONTEXT: usize = 4096;
 
 /// Bytes that a file of the tensor language may have, thirty times what a model's functions take.
 const MOST_BYTES: usize = 1 << 20;
-/// Operators, inputs and outputs that its functions may have, all together: twice what a model's have. Each becomes kernels of its own
-/// where no rule fuses it, and proofs of a chain are longer than the chain.
+/// Operators, inputs and outputs that its functions may have, all together: twice what a model's have. Each becomes
+/// kernels of its own where no rule fuses it, and proofs of a chain are longer than the chain.
 const MOST_NODES: usize = 1024;
 
 /// Show the stages of the compiler as text.

@@ -1,7 +1,7 @@
 //! What people and programs read: stdout, notes on stderr, progress bars.
 //!
-//! Invariants: an error or warning is one line; a bar is drawn only on a terminal; nothing here panics when a pipe closes;
-//! no control character of a file reaches a terminal.
+//! Invariants: an error or warning is one line; a bar is drawn only on a terminal; nothing here panics when a pipe
+//! closes; no control character of a file reaches a terminal.
 
 use std::io::{self, IsTerminal, Write};
 

@@ -1,6 +1,7 @@
 //! `lapidary quantize`: a model's folder again, its matrices in another format, to be shipped and opened with `-m`.
 //!
-//! In: a folder or the built-in model, formats. Out: a folder; it appears once it is whole. Memory stays at a few MiB a thread.
+//! In: a folder or the built-in model, formats. Out: a folder; it appears once it is whole. Memory stays at a few MiB a
+//! thread.
 
 use std::path::PathBuf;
 

@@ -56,8 +56,8 @@ pub(crate) struct Args {
     /// Token ids to continue, separated by commas, instead of a text; nothing is put before them
     #[arg(long, value_name = "IDS", conflicts_with_all = ["words", "prompt", "file", "chat", "raw", "system"])]
     ids: Option<String>,
-    /// Go on from what --save wrote: a prompt, if there is one, comes after its text; it was chosen by the options that the file
-    /// keeps, unless others are given
+    /// Go on from what --save wrote: a prompt, if there is one, comes after its text; it was chosen by the options that
+    /// the file keeps, unless others are given
     #[arg(long, value_name = "FILE", conflicts_with_all = ["chat", "system"])]
     load: Option<PathBuf>,
     /// Write the text's state to a file at the end, for --load of the same model

@@ -1,7 +1,8 @@
 //! `lapidary tokenize`: text or messages to ids and pieces, ids to text.
 //!
-//! In: a tokenizer (a folder, of which only the tokenizer's files are read, an artifact, or a `tokenizer.json`) and a text,
-//! messages or ids. Out: a line a token, or one JSON object. Exit code 1 is a failure, 2 a mistake in the arguments.
+//! In: a tokenizer (a folder, of which only the tokenizer's files are read, an artifact, or a `tokenizer.json`) and a
+//! text, messages or ids. Out: a line a token, or one JSON object. Exit code 1 is a failure, 2 a mistake in the
+//! arguments.
 
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};

@@ -1,10 +1,10 @@
 //! `lapidary opt --run`: functions executed, by the interpreter and as machine code.
 //!
-//! In: functions, the compiler's options, a seed. Out: one line a function: how far the machine code of the fused form is
-//! from the interpreter of the function as written, in calls of every row regime. Where few rules run (`--only`, `--rules`), every
-//! form in the e-graph is held against the interpreter too, those that extraction does not choose included. A difference beyond the
-//! tolerance is an error: that of arithmetic, and what approximate rules that fired allow themselves, each of which is
-//! held to its own bound by itself.
+//! In: functions, the compiler's options, a seed. Out: one line a function: how far the machine code of the fused form
+//! is from the interpreter of the function as written, in calls of every row regime. Where few rules run (`--only`,
+//! `--rules`), every form in the e-graph is held against the interpreter too, those that extraction does not choose
+//! included. A difference beyond the tolerance is an error: that of arithmetic, and what approximate rules that fired
+//! allow themselves, each of which is held to its own bound by itself.
 
 use std::fmt::Write;
 

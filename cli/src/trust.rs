@@ -1,7 +1,8 @@
-//! The option of trusting what certain keys signed alone, shared by the commands that take an artifact and `lapidary-run`.
+//! The option of trusting what certain keys signed alone, shared by the commands that take an artifact and
+//! `lapidary-run`.
 //!
-//! In: files of ed25519 public keys. Out: an artifact that one of them signed, or an error that names it. Nothing of the artifact but
-//! its header is used before.
+//! In: files of ed25519 public keys. Out: an artifact that one of them signed, or an error that names it. Nothing of
+//! the artifact but its header is used before.
 
 use std::path::{Path, PathBuf};
 
@@ -12,8 +13,8 @@ use lapidary_runtime::artifact::PublicKey;
 /// Whose signature an artifact must have.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct TrustArgs {
-    /// Take no artifact but one that this ed25519 key signed: PEM file of its public half (may be repeated). An artifact is code, and
-    /// hashes prove its integrity, not its origin
+    /// Take no artifact but one that this ed25519 key signed: PEM file of its public half (may be repeated). An
+    /// artifact is code, and hashes prove its integrity, not its origin
     #[arg(long, value_name = "PUBKEY")]
     pub(crate) trust: Vec<PathBuf>,
 }

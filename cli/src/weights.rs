@@ -135,8 +135,8 @@ impl Weights {
     }
 }
 
-// SAFETY: a checkpoint's bytes are mapped (or static) and read-only, and stay mapped as long as the model that this shares;
-// quantised weights keep the same promise.
+// SAFETY: a checkpoint's bytes are mapped (or static) and read-only, and stay mapped as long as the model that this
+// shares; quantised weights keep the same promise.
 unsafe impl WeightSource for Weights {
     fn tensor(&self, name: &str) -> Option<&[u8]> {
         match self {

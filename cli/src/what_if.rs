@@ -1,7 +1,7 @@
 //! `lapidary opt --what-if`: how the plan would differ on another machine.
 //!
-//! In: functions, options, the other machine's figures. Out: for each function the predicted times and the kernels of both plans
-//! with their prices on both machines, as text or JSON.
+//! In: functions, options, the other machine's figures. Out: for each function the predicted times and the kernels of
+//! both plans with their prices on both machines, as text or JSON.
 
 use std::fmt::Write;
 

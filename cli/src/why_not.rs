@@ -1,7 +1,8 @@
 //! `lapidary why-not`: whether a rule fired, and if not, what stood in its way.
 //!
-//! In: a rule's name; a model's module, or a file of the tensor language. Out: for each function how often the rule fired, the
-//! matches that its condition refused with the values seen, or the longest prefixes of its pattern, as text or JSON.
+//! In: a rule's name; a model's module, or a file of the tensor language. Out: for each function how often the rule
+//! fired, the matches that its condition refused with the values seen, or the longest prefixes of its pattern, as text
+//! or JSON.
 
 use std::fmt::Write;
 

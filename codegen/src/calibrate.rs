@@ -1,8 +1,8 @@
 //! The constants of the cost model, measured on this machine by kernels of each kind.
 //!
-//! In: a CPU that code is made for, threads, whether activations may be rounded. Out: a [`Machine`]. Each constant comes from the
-//! medians of one or two kernels of known work, compiled as any other; what a launch takes is taken off first. All of it
-//! several times: takes most of a minute.
+//! In: a CPU that code is made for, threads, whether activations may be rounded. Out: a [`Machine`]. Each constant
+//! comes from the medians of one or two kernels of known work, compiled as any other; what a launch takes is taken off
+//! first. All of it several times: takes most of a minute.
 
 use std::time::Duration;
 
@@ -110,7 +110,8 @@ fn measure(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
     // The difference itself is lost in noise.
     m.cool = m.cold / LATENCIES;
 
-    // Dot products: of two numbers of rows the slope, and where it starts; of two lengths, what a row takes beside its weights.
+    // Dot products: of two numbers of rows the slope, and where it starts; of two lengths, what a row takes beside its
+    // weights.
     let linear = |n: usize, k: usize, dtype: &str| {
         let w = if dtype == "f32" { "%w".into() } else { "(cast %w f32)".to_string() };
         format!(
@@ -133,8 +134,8 @@ fn measure(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
     };
     m.dot = Formats { f32: weight("f32")?, bf16: 1.0 / each, q8: weight("q8")?, q4: weight("q4")? };
 
-    // Products of many rows: of two numbers of rows the slope, and what it leaves for the weights; of two lengths, what a
-    // result takes beside its sum.
+    // Products of many rows: of two numbers of rows the slope, and what it leaves for the weights; of two lengths, what
+    // a result takes beside its sum.
     let many = |n: usize, k: usize, dtype: &str| -> Result<(f64, f64), Error> {
         let ir = linear(n, k, dtype);
         let (large, small) = (bench.ns(&ir, MANY, "linear")?, bench.ns(&ir, FEWER, "linear")?);
@@ -183,7 +184,8 @@ fn measure(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
         return y=(add_rms_norm %r %x %w 1e-6) }";
     m.norm = each(norm, "norm", 2304)?;
     let sum = "function f(%x: f32[T,2304] rows, %r: f32[T,2304] rows) { return y=(add %x %r) }";
-    // Three f32 an element, of more elements than the near caches hold. A model's weights drive them out of the last one too.
+    // Three f32 an element, of more elements than the near caches hold. A model's weights drive them out of the last
+    // one too.
     let moved = |ns: f64| (12 * MANY * 2304) as f64 / (ns - m.launch).max(LEAST);
     m.near = moved(bench.ns(sum, MANY, "elementwise")?);
     m.cache = moved(bench.cold(sum, MANY, "elementwise")?).min(m.near);
@@ -236,8 +238,8 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Nanoseconds of the kernels of a function whose name ends in `kernel` (or one of several, between bars), with operands in
-    /// cache.
+    /// Nanoseconds of the kernels of a function whose name ends in `kernel` (or one of several, between bars), with
+    /// operands in cache.
     fn ns(&self, ir: &str, rows: usize, kernel: &str) -> Result<f64, Error> {
         self.time(ir, Extent { rows, keys: MANY }, kernel, 0)
     }

@@ -1,8 +1,8 @@
 //! A compiled function called on tensors, outside of a session: what tests and `opt --run` do.
 //!
-//! In: functions compiled for some positions ([`Loose`]), the inputs of a call. Out: the outputs, in order. Every launch is
-//! split in two, and guard bytes behind each operand are looked at afterwards: independence of tiles and bounds are
-//! tried on the way.
+//! In: functions compiled for some positions ([`Loose`]), the inputs of a call. Out: the outputs, in order. Every
+//! launch is split in two, and guard bytes behind each operand are looked at afterwards: independence of tiles and
+//! bounds are tried on the way.
 
 use lapidary_ir::interp::Tensor;
 use lapidary_ir::{Dim, Extent, InputKind, TensorType, Type};

@@ -1,8 +1,8 @@
 //! Compilation: a module to a program, by way of passes, schedule, memory plan and kernels.
 //!
-//! In: a module, how its functions make up a model, and options. Out: an [`Image`] for whoever stores or links it, or the
-//! [`Program`] that the runtime runs here, and for people every stage's result ([`FunctionReport`]). Each function is
-//! saturated once and extracted, scheduled and lowered once a row regime. Nothing is executed.
+//! In: a module, how its functions make up a model, and options. Out: an [`Image`] for whoever stores or links it, or
+//! the [`Program`] that the runtime runs here, and for people every stage's result ([`FunctionReport`]). Each function
+//! is saturated once and extracted, scheduled and lowered once a row regime. Nothing is executed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -116,7 +116,8 @@ pub struct ImageCompilation {
     pub time: Duration,
 }
 
-/// The row regimes of a chunk: one row, few and more that are decoded, all of them by the kernels of one; and what is prefilled.
+/// The row regimes of a chunk: one row, few and more that are decoded, all of them by the kernels of one; and what is
+/// prefilled.
 pub fn regimes(chunk: usize) -> Vec<usize> {
     let mut rows: Vec<usize> = [1, 4, FEW_ROWS].into_iter().filter(|&r| r < chunk).collect();
     rows.push(chunk);

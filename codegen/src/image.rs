@@ -1,10 +1,11 @@
 //! Machine code of many kernels as one piece, for whoever runs, stores or links it.
 //!
 //! In: kernels and the arena's offsets. Out: a [`CodeImage`]: bytes that run wherever they lie at a multiple of
-//! [`CODE_ALIGN`], the offset of each kernel, and what lies where. Each kernel is compiled once, for any CPU of the table,
-//! this machine's or not; the in-memory backend, artifacts and objects hold the same bytes. Invariants: functions start at
-//! multiples of [`CODE_ALIGN`]; calls (of kernels to raw code) are relative to the caller and resolved here; nothing refers to
-//! anything outside; the order is that of definition, raw code before its first caller.
+//! [`CODE_ALIGN`], the offset of each kernel, and what lies where. Each kernel is compiled once, for any CPU of the
+//! table, this machine's or not; the in-memory backend, artifacts and objects hold the same bytes. Invariants:
+//! functions start at multiples of [`CODE_ALIGN`]; calls (of kernels to raw code) are relative to the caller and
+//! resolved here; nothing refers to anything outside; the order is that of definition, raw code before its first
+//! caller.
 
 use std::collections::HashMap;
 

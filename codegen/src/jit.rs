@@ -1,8 +1,8 @@
 //! The in-memory backend: an image's code, made executable in this process through cranelift-jit.
 //!
-//! In: a [`CodeImage`], which is position-independent. Out: its place, which lives as long as the [`Code`] that holds it. Memory
-//! is never writable and executable at once, nor turned from one to the other where the system has files in memory:
-//! cranelift-jit writes into what [`Sealed`] provides, so that it works where turning is refused.
+//! In: a [`CodeImage`], which is position-independent. Out: its place, which lives as long as the [`Code`] that holds
+//! it. Memory is never writable and executable at once, nor turned from one to the other where the system has files in
+//! memory: cranelift-jit writes into what [`Sealed`] provides, so that it works where turning is refused.
 
 use std::io;
 
@@ -76,8 +76,8 @@ impl Code {
     /// The entry point at this offset of the image.
     ///
     /// # Safety
-    /// The offset must be one of the image's entries, and the machine must have what its target needs; the entry point must
-    /// not be called once the code is dropped.
+    /// The offset must be one of the image's entries, and the machine must have what its target needs; the entry point
+    /// must not be called once the code is dropped.
     pub unsafe fn entry(&self, offset: u64) -> KernelFn {
         let address = self.base.wrapping_add(offset as usize);
         // SAFETY: entries are built with the signature of `KernelFn`, in the C convention.

@@ -129,7 +129,8 @@ pub enum Body {
         panel: Option<usize>,
     },
     /// x (T, K), \[norm weight (K) if there is a prologue\]; output panels f32 (T / panel, K, panel), or bf16 in pairs
-    /// (T / panel, K / 2, 2 panel), K rounded up to even with a 0, or q8 in blocks, words (T / panel, K / 32, 10 panel).
+    /// (T / panel, K / 2, 2 panel), K rounded up to even with a 0, or q8 in blocks, words (T / panel, K / 32, 10
+    /// panel).
     Pack {
         /// eps of an RMSNorm applied to x as it is read.
         prologue: Option<f32>,
@@ -177,7 +178,8 @@ pub enum Body {
         /// Whether calls of many rows may round both products' factors to bf16.
         rounded: bool,
     },
-    /// parts (T, H, parts, width) of an attention, pos i32 (T); output (H, T, D): the parts' sums over their denominators'.
+    /// parts (T, H, parts, width) of an attention, pos i32 (T); output (H, T, D): the parts' sums over their
+    /// denominators'.
     MergeAttention {
         /// How many last keys are visible.
         window: Option<usize>,
@@ -271,8 +273,8 @@ impl Kernel {
     /// The axes of `outputs[0]` that tiles count over, outermost first: every axis but the last, those of keys, and any
     /// second axis of rows.
     ///
-    /// Attention and linear kernels have tile spaces of their own: attention `(G, parts, ceil(T / ATTENTION_ROWS))`, linear
-    /// the blocks of its weights' rows, one weight after the other (for the gate epilogue the blocks of one).
+    /// Attention and linear kernels have tile spaces of their own: attention `(G, parts, ceil(T / ATTENTION_ROWS))`,
+    /// linear the blocks of its weights' rows, one weight after the other (for the gate epilogue the blocks of one).
     pub fn tile_axes(output: &View) -> Vec<usize> {
         let last = output.axes.len().saturating_sub(1);
         let first_rows = output.axes.iter().position(|a| a.dim == Dim::Rows);

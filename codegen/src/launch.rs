@@ -1,13 +1,13 @@
 //! Launches: which kernels of a schedule run together.
 //!
-//! A kernel joins the launch of the one before it if it shares no memory with any kernel of that launch that either of the two
-//! writes. Kernels keep their order, so that a launch is a run of neighbours.
+//! A kernel joins the launch of the one before it if it shares no memory with any kernel of that launch that either of
+//! the two writes. Kernels keep their order, so that a launch is a run of neighbours.
 
 use crate::schedule::{Buffer, Schedule};
 use crate::view::Base;
 
-/// For each kernel, whether it joins the launch of the one before; and no buffer of a launch gives its memory to another: each
-/// is alive as long as the launches of its first and last kernels.
+/// For each kernel, whether it joins the launch of the one before; and no buffer of a launch gives its memory to
+/// another: each is alive as long as the launches of its first and last kernels.
 pub fn share(schedule: &mut Schedule) {
     let kernels = &schedule.kernels;
     let conflict = |a: usize, b: usize| {

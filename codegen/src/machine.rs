@@ -1,4 +1,5 @@
-//! The ceilings of this machine: read bandwidth and products a second of each unit, measured by a model's own kind of kernels.
+//! The ceilings of this machine: read bandwidth and products a second of each unit, measured by a model's own kind of
+//! kernels.
 
 use std::time::Instant;
 

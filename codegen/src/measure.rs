@@ -1,7 +1,8 @@
 //! Candidate kernels measured: what `--cost measured` extracts by.
 //!
-//! In: a saturated function, the prices known so far, how to compile. Out: the prices of every kernel worth measuring, added
-//! and kept in the file of the prices. A file that cannot be read or written costs time, nothing else; it is replaced whole.
+//! In: a saturated function, the prices known so far, how to compile. Out: the prices of every kernel worth measuring,
+//! added and kept in the file of the prices. A file that cannot be read or written costs time, nothing else; it is
+//! replaced whole.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -1,8 +1,8 @@
 //! Compiled functions run on made-up operands, kernel by kernel, against the clock.
 //!
-//! In: functions compiled for this CPU ([`Loose`]), the extent of a call. Out: medians of each kernel's time and of a whole
-//! call's. Numbers are small and finite, positions are those of the call, other integers index every table: times do not
-//! depend on more than that.
+//! In: functions compiled for this CPU ([`Loose`]), the extent of a call. Out: medians of each kernel's time and of a
+//! whole call's. Numbers are small and finite, positions are those of the call, other integers index every table: times
+//! do not depend on more than that.
 
 use std::slice;
 use std::time::{Duration, Instant};
@@ -91,8 +91,8 @@ pub fn time(loose: &Loose, at: usize, context: usize, extent: Extent, setup: Set
     frame[FRAME_CONSTANTS] = loose.constants.as_ptr().expose_provenance() as u64;
     frame.extend(operands.iter_mut().map(|o| o.as_mut_ptr().expose_provenance() as u64));
     let mut launch = |steps: &[Step]| {
-        // SAFETY: each slot, the arena and the scratch are as long as the function and its variant declare them, for as many
-        // rows and keys as the frame says, and nobody else uses them.
+        // SAFETY: each slot, the arena and the scratch are as long as the function and its variant declare them, for as
+        // many rows and keys as the frame says, and nobody else uses them.
         unsafe { pool.launch(steps, frame.as_ptr(), extent.rows, &segments) };
     };
     // Pages of zeros that were never written may all be one.

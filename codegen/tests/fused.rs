@@ -1,8 +1,8 @@
 //! Kernels as machine code against plain loops in f64.
 //!
 //! Every run is made twice, whole and with its tiles split at random over calls, each call with its own scratch full of
-//! NaN: the bytes must agree. Operands lie on no better boundary than their elements', their padding is NaN, outputs lie
-//! between guard bytes.
+//! NaN: the bytes must agree. Operands lie on no better boundary than their elements', their padding is NaN, outputs
+//! lie between guard bytes.
 
 #![allow(clippy::unwrap_used)]
 

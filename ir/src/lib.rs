@@ -1,7 +1,7 @@
 //! Lapidary's tensor language.
 //!
-//! A model is a [`Module`] of a few [`Function`]s (`embed`, one decoder layer a kind, the heads). A function's body is a
-//! term of [`Op`]s, and `Op` is the e-graph's own node type: passes rewrite the very graph that models build and code
+//! A model is a [`Module`] of a few [`Function`]s (`embed`, one decoder layer a kind, the heads). A function's body is
+//! a term of [`Op`]s, and `Op` is the e-graph's own node type: passes rewrite the very graph that models build and code
 //! generation lowers; nothing is translated.
 //!
 //! | module | holds |

@@ -2,8 +2,8 @@
 //!
 //! A node is an operator over the ids of its operands. Attributes (a window, an axis, a shape) are leaf nodes, so a
 //! text pattern binds them like any operand. Primitive operators are what models are written in; fused operators are
-//! what rewrites produce, each one a whole kernel. The table says of each what it takes and makes ([`crate::signature`]);
-//! `infer` states the types, `interp` the meaning of every one.
+//! what rewrites produce, each one a whole kernel. The table says of each what it takes and makes
+//! ([`crate::signature`]); `infer` states the types, `interp` the meaning of every one.
 //!
 //! Conventions: elementwise operators broadcast as numpy does (axes aligned at the end, length 1 stretches); reductions
 //! keep the reduced axis with length 1; operand order below is operand order in text.
@@ -72,8 +72,8 @@ impl std::str::FromStr for InputId {
     }
 }
 
-/// The language's table: makes the enum, its names and [`Op::signature`] of one row an operator. Three kinds of rows: what takes
-/// operands, words, and leaves that hold a value. Operands are a list of kinds, or `many` of one.
+/// The language's table: makes the enum, its names and [`Op::signature`] of one row an operator. Three kinds of rows:
+/// what takes operands, words, and leaves that hold a value. Operands are a list of kinds, or `many` of one.
 macro_rules! language {
     (
         operators { $($name:literal = $operator:ident($fields:ty): $origin:ident, $operands:tt -> $result:expr, $class:ident;)* }

@@ -1,8 +1,8 @@
-//! Which nodes treat rows alike: row t of the result depends on row t of each operand, on operands without rows, and on nothing
-//! else: not on other rows, on where a row stands, or on keys.
+//! Which nodes treat rows alike: row t of the result depends on row t of each operand, on operands without rows, and on
+//! nothing else: not on other rows, on where a row stands, or on keys.
 //!
-//! In: a typed function. Out: the answer for each node, by its own operator: an operand counts as given. What several sequences
-//! may share a launch for follows from it, so that nobody writes it down.
+//! In: a typed function. Out: the answer for each node, by its own operator: an operand counts as given. What several
+//! sequences may share a launch for follows from it, so that nobody writes it down.
 
 use egg::Language;
 

@@ -1,8 +1,9 @@
 //! Signatures: what an operator's operands may be, what it makes, and what is known of its arithmetic.
 //!
-//! A [`Kinds`] is a set of kinds of term: coarser than a type, known without operands. Patterns are checked by it when they are
-//! read: a dims list where an axis belongs never matches, and would only be noticed by its silence. Types proper (shapes,
-//! element types) are [`infer`](crate::infer)'s, which reads the [`OpClass`] of elementwise operators here.
+//! A [`Kinds`] is a set of kinds of term: coarser than a type, known without operands. Patterns are checked by it when
+//! they are read: a dims list where an axis belongs never matches, and would only be noticed by its silence. Types
+//! proper (shapes, element types) are [`infer`](crate::infer)'s, which reads the [`OpClass`] of elementwise operators
+//! here.
 
 /// A set of kinds of term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +113,8 @@ impl Operands {
     }
 }
 
-/// An operator's arithmetic: how elementwise ones get their types (operands broadcast), and whether values stay rational.
+/// An operator's arithmetic: how elementwise ones get their types (operands broadcast), and whether values stay
+/// rational.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpClass {
     /// Elementwise, f32 to f32; rational numbers stay rational (but for fractional powers).

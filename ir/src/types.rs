@@ -15,8 +15,8 @@ pub enum DType {
     I32,
     /// Truth value; in memory an i32 that is 0 or -1, a SIMD lane mask.
     Bool,
-    /// Weights or a cache in 8 bits: blocks of 32 along the last axis, element `q scale`. A row is its quants (i8), then its
-    /// blocks' scales (bf16).
+    /// Weights or a cache in 8 bits: blocks of 32 along the last axis, element `q scale`. A row is its quants (i8),
+    /// then its blocks' scales (bf16).
     Q8,
     /// Weights in 4 bits: blocks of 32 along the last axis, element `(q - 8) scale`. A row is its quants (byte j of a
     /// block's 16 holds element j low, element 16 + j high), then its blocks' scales (bf16).

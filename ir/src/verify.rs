@@ -1,8 +1,8 @@
 //! The invariants of functions and modules, checked.
 //!
 //! Of a function:
-//! - its name, its inputs' and its outputs' names are of `A`-`Z`, `a`-`z`, `0`-`9`, `_` and `.`; no two inputs and no two
-//!   outputs share one;
+//! - its name, its inputs' and its outputs' names are of `A`-`Z`, `a`-`z`, `0`-`9`, `_` and `.`; no two inputs and no
+//!   two outputs share one;
 //! - operands come before the nodes that use them, and every `Op::Input` is declared;
 //! - every node has a type ([`Function::types`]) of at most 8 axes, no axis of fixed length has length 0, and the fixed
 //!   axes have at most 2^40 elements together;

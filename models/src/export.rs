@@ -1,10 +1,11 @@
 //! Checkpoints written: shards, headers, index, configuration; and a model exported in other formats.
 //!
-//! In: tensors with where their elements come from and what they become. Out: a Hugging Face folder that [`Model::open`] reads.
-//! Quantised matrices are U8 tensors (N, row_bytes) as [`mod@crate::quantize`] describes, in shards of at most 5 GB, and
-//! `config.json` has `"quantization_config": {"quant_method": "lapidary", "block_size": 32}`. Invariants: bytes do not depend
-//! on threads; memory is a few MiB a thread, whatever the model's size; a file has its final name only once all are whole,
-//! `config.json` last ([`whole`](lapidary_runtime::file::whole)); tensors lie at multiples of their elements.
+//! In: tensors with where their elements come from and what they become. Out: a Hugging Face folder that
+//! [`Model::open`] reads. Quantised matrices are U8 tensors (N, row_bytes) as [`mod@crate::quantize`] describes, in
+//! shards of at most 5 GB, and `config.json` has `"quantization_config": {"quant_method": "lapidary", "block_size":
+//! 32}`. Invariants: bytes do not depend on threads; memory is a few MiB a thread, whatever the model's size; a file
+//! has its final name only once all are whole, `config.json` last ([`whole`](lapidary_runtime::file::whole)); tensors
+//! lie at multiples of their elements.
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
@@ -67,8 +68,8 @@ impl FormatChoice {
 pub struct Destination<'a> {
     /// The folder, made if need be.
     pub dir: &'a Path,
-    /// Whether the files of a model that it holds give way, once the new ones are whole; other files stay. Else it must hold
-    /// none.
+    /// Whether the files of a model that it holds give way, once the new ones are whole; other files stay. Else it must
+    /// hold none.
     pub replace: bool,
 }
 
@@ -95,13 +96,13 @@ fn belongs_to_a_model(name: &str) -> bool {
     shows_a_model(name) || TEXT_FILES.contains(&name)
 }
 
-/// Writes a model's folder again with its matrices in other formats, on `threads` threads; `progress` is told the bytes of the
-/// source done and in all, and ends it by breaking.
+/// Writes a model's folder again with its matrices in other formats, on `threads` threads; `progress` is told the bytes
+/// of the source done and in all, and ends it by breaking.
 ///
 /// # Errors
-/// [`Error::Occupied`] if the folder holds a model that may not be replaced, [`Error::Write`] with the bytes needed if the system refuses, [`Error::File`] for a
-/// weight that the format cannot hold or a file that cannot be read, [`Error::Stopped`] if `progress` broke off. No file is
-/// left then.
+/// [`Error::Occupied`] if the folder holds a model that may not be replaced, [`Error::Write`] with the bytes needed if
+/// the system refuses, [`Error::File`] for a weight that the format cannot hold or a file that cannot be read,
+/// [`Error::Stopped`] if `progress` broke off. No file is left then.
 pub fn export<'a>(
     model: &Model,
     destination: impl Into<Destination<'a>>,

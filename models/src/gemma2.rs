@@ -1,9 +1,9 @@
 //! Gemma 2 as a module of the tensor language, in naive, paper-shaped primitives.
 //!
-//! In: a configuration and how its weights and caches are stored. Out: `embed`, one layer function a kind (`layer_local`,
-//! `layer_global`), and two heads. Nothing is fused here: heads are repeated by a broadcast, the mask is a comparison
-//! and a select, softcap is div, tanh, mul. Names and order follow `modeling_gemma2.py` of Hugging Face transformers and
-//! the report "Gemma 2: Improving Open Language Models at a Practical Size" (2024), section 2.
+//! In: a configuration and how its weights and caches are stored. Out: `embed`, one layer function a kind
+//! (`layer_local`, `layer_global`), and two heads. Nothing is fused here: heads are repeated by a broadcast, the mask
+//! is a comparison and a select, softcap is div, tanh, mul. Names and order follow `modeling_gemma2.py` of Hugging Face
+//! transformers and the report "Gemma 2: Improving Open Language Models at a Practical Size" (2024), section 2.
 
 use lapidary_ir::{Builder, DType, Dim, Function, Id, InputKind, Module, Op};
 

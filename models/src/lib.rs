@@ -1,7 +1,8 @@
 //! Lapidary's models: configurations, checkpoints, tokenizers, and the graphs built from them.
 //!
 //! In: a Hugging Face folder (`config.json`, `generation_config.json`, `model.safetensors` or its shards,
-//! `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`), or nothing for the built-in model. Out: a [`Model`].
+//! `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`), or nothing for the built-in model. Out: a
+//! [`Model`].
 //!
 //! | module | what it knows |
 //! |---|---|

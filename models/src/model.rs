@@ -1,8 +1,8 @@
 //! A model's folder as a whole, or the built-in model.
 //!
-//! In: a Hugging Face folder. Out: a [`Model`]: configuration, mapped weights, and, where the folder has them, tokenizer and
-//! chat template. Invariants: the tokenizer's ids and the stop tokens are rows of the embedding table; the tokenizer and the
-//! configuration agree on BOS.
+//! In: a Hugging Face folder. Out: a [`Model`]: configuration, mapped weights, and, where the folder has them,
+//! tokenizer and chat template. Invariants: the tokenizer's ids and the stop tokens are rows of the embedding table;
+//! the tokenizer and the configuration agree on BOS.
 
 use std::path::{Path, PathBuf};
 
@@ -37,7 +37,8 @@ pub struct Model {
     pub tokenizer: Option<Tokenizer>,
     /// Its chat template.
     pub chat_template: Option<ChatTemplate>,
-    /// The tokens that end a text: those of `generation_config.json` and `config.json`, EOS and `<end_of_turn>`, ascending.
+    /// The tokens that end a text: those of `generation_config.json` and `config.json`, EOS and `<end_of_turn>`,
+    /// ascending.
     pub stop_tokens: Vec<u32>,
     /// What is strange about its files, though they were read: a line each.
     pub warnings: Vec<Warning>,

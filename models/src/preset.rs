@@ -1,6 +1,7 @@
 //! The published Gemma 2 sizes, by name; one row each.
 //!
-//! Source: "Gemma 2: Improving Open Language Models at a Practical Size" (2024), table 1, and the published `config.json`s.
+//! Source: "Gemma 2: Improving Open Language Models at a Practical Size" (2024), table 1, and the published
+//! `config.json`s.
 
 use crate::config::{Config, LayerType};
 use crate::error::{Error, Result, quote};

@@ -37,8 +37,8 @@ impl Config {
         self.parameter_counts().total() * dtype.bytes() as u64
     }
 
-    /// Rows (tokens) that a layer's cache holds for a context, when at most `chunk` tokens are appended at a time: a sliding
-    /// layer keeps its window and the chunk.
+    /// Rows (tokens) that a layer's cache holds for a context, when at most `chunk` tokens are appended at a time: a
+    /// sliding layer keeps its window and the chunk.
     pub fn kv_rows(&self, layer_type: LayerType, context: usize, chunk: usize) -> usize {
         match layer_type {
             LayerType::Sliding => context.min(self.sliding_window.saturating_add(chunk)),
@@ -54,8 +54,8 @@ impl Config {
         rows.saturating_mul(row)
     }
 
-    /// Floating-point operations for one token that sees `depth` tokens before it: two a multiply-add of every matrix, the
-    /// head's included, and of the scores and mixes of attention.
+    /// Floating-point operations for one token that sees `depth` tokens before it: two a multiply-add of every matrix,
+    /// the head's included, and of the scores and mixes of attention.
     pub fn flops_per_token(&self, depth: usize) -> u64 {
         let (matrices, _) = self.layer_parameters();
         let linear =

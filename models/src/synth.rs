@@ -1,13 +1,14 @@
 //! Writes a full-size checkpoint of random weights, to measure with where the published weights are not at hand.
 //!
 //! In: a folder, a configuration, a dtype, formats, a seed. Out: a Hugging Face folder: shards of at most 5 GB, index,
-//! `config.json`, `generation_config.json`, and the built-in tokenizer where the vocabulary has room for it. Invariants: an
-//! element is a function of the seed, its tensor and its place alone, so the files do not depend on threads; quantised matrices
-//! are those that [`export()`](crate::export()) makes of the same checkpoint, made tensor by tensor without it; memory is a
-//! few MiB a thread; a file has its final name only once all are whole, `config.json` last.
+//! `config.json`, `generation_config.json`, and the built-in tokenizer where the vocabulary has room for it.
+//! Invariants: an element is a function of the seed, its tensor and its place alone, so the files do not depend on
+//! threads; quantised matrices are those that [`export()`](crate::export()) makes of the same checkpoint, made tensor
+//! by tensor without it; memory is a few MiB a thread; a file has its final name only once all are whole, `config.json`
+//! last.
 //!
-//! Matrices are drawn so that unit inputs give unit outputs. The embedding table is small enough that a token's own logit
-//! does not drown the others' (they are tied), and logits stay far below their cap.
+//! Matrices are drawn so that unit inputs give unit outputs. The embedding table is small enough that a token's own
+//! logit does not drown the others' (they are tied), and logits stay far below their cap.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -31,8 +32,9 @@ const THREADS: usize = 8;
 /// `progress` is told the bytes drawn so far and in all, and ends it by breaking.
 ///
 /// # Errors
-/// [`Error::File`] for a configuration out of range, [`Error::Occupied`] if the folder holds a model already, [`Error::Write`]
-/// with the bytes needed if the system refuses, [`Error::Stopped`] if `progress` broke off. No file is left then.
+/// [`Error::File`] for a configuration out of range, [`Error::Occupied`] if the folder holds a model already,
+/// [`Error::Write`] with the bytes needed if the system refuses, [`Error::Stopped`] if `progress` broke off. No file is
+/// left then.
 ///
 /// [`Error::File`]: crate::Error::File
 /// [`Error::Occupied`]: crate::Error::Occupied

@@ -1,5 +1,5 @@
-//! The cache of converted weights against what may lie around it: checkpoints that change unseen, files damaged, directories of
-//! others, writers beside.
+//! The cache of converted weights against what may lie around it: checkpoints that change unseen, files damaged,
+//! directories of others, writers beside.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File, FileTimes, Permissions};
@@ -111,7 +111,8 @@ fn names(dir: &Path) -> Vec<String> {
     all
 }
 
-/// A byte in the middle of a tensor, with length, time and both ends as they were: the weights are those of the new bytes.
+/// A byte in the middle of a tensor, with length, time and both ends as they were: the weights are those of the new
+/// bytes.
 #[test]
 fn every_byte_of_the_checkpoint_matters() {
     let place = Place::new();

@@ -1,7 +1,7 @@
 //! E-class data: what is known of every term of a class.
 //!
-//! In: nodes. Out: type, value range, leaf. Two classes merge only if their types are equal (anything else is an unsound
-//! rule and stops the saturation with an error, in every build); their ranges intersect, for both hold.
+//! In: nodes. Out: type, value range, leaf. Two classes merge only if their types are equal (anything else is an
+//! unsound rule and stops the saturation with an error, in every build); their ranges intersect, for both hold.
 
 use egg::{Analysis, DidMerge, EGraph, Id, Language};
 use lapidary_ir::{DType, Input, Op, Type, infer};
@@ -41,8 +41,8 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// How many nodes and outputs of the function as it was written use a class. Users that have become equal count once;
-    /// a value that only rewriting made has none.
+    /// How many nodes and outputs of the function as it was written use a class. Users that have become equal count
+    /// once; a value that only rewriting made has none.
     pub fn users(&self, graph: &Graph, class: Id) -> usize {
         let class = graph.find(class);
         let used = self.uses.iter().filter(|(operand, _)| graph.find(*operand) == class);

@@ -1,7 +1,7 @@
 //! How long a kernel's arithmetic takes: at the rate of its kind, of the weights' format and of the row regime.
 //!
-//! In: a node and its [`Work`]. Out: the work's times of one thread, and the tiles that threads share. Row regimes are those of
-//! code generation: dot products of each row, of several rows, tiles of packed rows.
+//! In: a node and its [`Work`]. Out: the work's times of one thread, and the tiles that threads share. Row regimes are
+//! those of code generation: dot products of each row, of several rows, tiles of packed rows.
 
 use egg::Id;
 use lapidary_ir::{DType, Op, Type};
@@ -160,8 +160,8 @@ impl CostModel {
         }
     }
 
-    /// Keys that are met by the rows of a call together: those that each sees; by blocks of rows, the blocks of keys that any
-    /// of them sees.
+    /// Keys that are met by the rows of a call together: those that each sees; by blocks of rows, the blocks of keys
+    /// that any of them sees.
     pub fn seen(&self, rows: usize, window: usize, blocks: bool) -> f64 {
         let first = self.extent.keys.saturating_sub(rows);
         let step = if blocks { QUERY_BLOCK } else { 1 };

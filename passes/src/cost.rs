@@ -1,9 +1,9 @@
 //! The cost of a kernel on a machine: bytes moved, arithmetic and a launch, in nanoseconds.
 //!
-//! A roofline: the longer of memory time and arithmetic time, plus the launch; arithmetic at the rate of the kind of kernel, of
-//! the weights' format and of the row regime ([`Machine`]). Every e-node that stands for a kernel is priced whole, with the
-//! kernels that prepare its operands; views, attributes and what the schedule folds cost next to nothing but never nothing, so
-//! cycles never pay.
+//! A roofline: the longer of memory time and arithmetic time, plus the launch; arithmetic at the rate of the kind of
+//! kernel, of the weights' format and of the row regime ([`Machine`]). Every e-node that stands for a kernel is priced
+//! whole, with the kernels that prepare its operands; views, attributes and what the schedule folds cost next to
+//! nothing but never nothing, so cycles never pay.
 
 use egg::Id;
 use lapidary_ir::{Dim, Extent, InputKind, Op, TensorType, Type};
@@ -24,8 +24,8 @@ const WAITED: f64 = 0.5;
 const MANY_TILES: f64 = 64.0;
 /// The price of a kernel where kernels are counted: far above that of views.
 const KERNEL: f64 = 1000.0;
-/// A launch that takes one thread less than this, in nanoseconds, stays on it. The runtime's pool shares what the schedule
-/// reckons at 5 µs, more than such kernels take.
+/// A launch that takes one thread less than this, in nanoseconds, stays on it. The runtime's pool shares what the
+/// schedule reckons at 5 µs, more than such kernels take.
 const PARALLEL: f64 = 3000.0;
 /// Part of the arithmetic that tells kernels apart that would take the same.
 const TIE: f64 = 1e-3;
@@ -112,7 +112,8 @@ impl CostModel {
         }
     }
 
-    /// What a kernel waits for so many bytes of activations, in nanoseconds, where weights have driven them out of the caches.
+    /// What a kernel waits for so many bytes of activations, in nanoseconds, where weights have driven them out of the
+    /// caches.
     pub(crate) fn waiting(&self, bytes: f64) -> f64 {
         if self.machine.is_resident() { 0.0 } else { WAITED * bytes / self.machine.cache }
     }

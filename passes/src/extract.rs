@@ -7,7 +7,8 @@
 //!    the other are changed when the sum over the classes that the outputs reach falls. This sees what step 2 cannot:
 //!    that siblings share.
 //!
-//! Step 3 is gone from a second start, too, the form that is the cheapest where launches cost nothing; the cheaper is taken.
+//! Step 3 is gone from a second start, too, the form that is the cheapest where launches cost nothing; the cheaper is
+//! taken.
 //!
 //! Deterministic: classes and nodes are tried in the order of their ids, ties keep what is there. An exhaustive search
 //! over small graphs is the oracle in the tests. Costs are positive, so no choice is ever cyclic.

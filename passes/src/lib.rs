@@ -1,8 +1,8 @@
 //! Lapidary's fusion passes: a function of primitives in, the cheapest fused form out.
 //!
 //! The pipeline is straight, and [`PIPELINE`] lists it. Rules are rows of tables ([`rules`]), their conditions read
-//! e-class data ([`analysis`]), and what they make is chosen by price ([`cost`], [`mod@extract`]). Saturation happens once a
-//! function; extraction once a row regime, for prices depend on the number of rows.
+//! e-class data ([`analysis`]), and what they make is chosen by price ([`cost`], [`mod@extract`]). Saturation happens
+//! once a function; extraction once a row regime, for prices depend on the number of rows.
 //!
 //! | module | holds |
 //! |---|---|
@@ -130,8 +130,8 @@ impl Selection {
         Selection::of(Arc::clone(RuleSet::builtin()), passes, disabled, &[])
     }
 
-    /// Of these rules. `passes` is `all`, `none` or group names separated by commas; `disabled` are names of rules that do
-    /// not run; `only`, unless it is empty, of the only ones that do.
+    /// Of these rules. `passes` is `all`, `none` or group names separated by commas; `disabled` are names of rules that
+    /// do not run; `only`, unless it is empty, of the only ones that do.
     ///
     /// # Errors
     /// [`Error::Unknown`] for a name that is neither.

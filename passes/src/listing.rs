@@ -1,7 +1,7 @@
 //! An e-graph as people and tools read it.
 //!
-//! In: a saturated function, a cost model. Out: its classes in order, with type, range, nodes and prices; as text, or as
-//! Graphviz `dot`.
+//! In: a saturated function, a cost model. Out: its classes in order, with type, range, nodes and prices; as text, or
+//! as Graphviz `dot`.
 
 use std::fmt::Write;
 

@@ -1,7 +1,7 @@
 //! What kernels' prices are reckoned from: the constants of a machine, as fields, as rows of one table.
 //!
-//! In: nothing. Out: [`Machine`]. Figures are for all threads together; [`FIGURES`] names each for files and people. Code
-//! generation has a set for each kind of CPU; [`Machine::GENERIC`] is where they start from.
+//! In: nothing. Out: [`Machine`]. Figures are for all threads together; [`FIGURES`] names each for files and people.
+//! Code generation has a set for each kind of CPU; [`Machine::GENERIC`] is where they start from.
 
 use lapidary_ir::DType;
 
@@ -49,9 +49,11 @@ pub struct Machine {
     pub keys: f64,
     /// Bytes that the last cache holds.
     pub last_cache: f64,
-    /// Reads and writes of activations, where weights from memory have driven them out of the caches, bytes a nanosecond.
+    /// Reads and writes of activations, where weights from memory have driven them out of the caches, bytes a
+    /// nanosecond.
     pub cache: f64,
-    /// Reads and writes of what the last cache holds, bytes a nanosecond: activations and weights, where it holds all weights.
+    /// Reads and writes of what the last cache holds, bytes a nanosecond: activations and weights, where it holds all
+    /// weights.
     pub near: f64,
     /// Weights that dot products take a nanosecond, with one row of x and the weights in cache.
     pub dot: Formats,
@@ -93,7 +95,8 @@ pub struct Machine {
     pub launch: f64,
     /// Calling a kernel on one thread, nanoseconds.
     pub call: f64,
-    /// What a kernel takes longer where weights that come from memory have driven its code out of every cache, nanoseconds.
+    /// What a kernel takes longer where weights that come from memory have driven its code out of every cache,
+    /// nanoseconds.
     pub cold: f64,
     /// The same where those weights come from the last cache, and its code stays there, nanoseconds.
     pub cool: f64,
@@ -187,7 +190,8 @@ pub const FIGURES: &[Figure] = &[
 ];
 
 impl Machine {
-    /// Two cores of a current x86-64 server with AVX-512 (VNNI, BF16): what prices are reckoned from where nothing else is said.
+    /// Two cores of a current x86-64 server with AVX-512 (VNNI, BF16): what prices are reckoned from where nothing else
+    /// is said.
     pub const GENERIC: Machine = Machine {
         threads: 2.0,
         memory: 32.0,

@@ -1,8 +1,8 @@
 //! Prices that were measured: which kernels are worth it, each as a function of its own, and what they took.
 //!
-//! In: a saturated function, a call's extent. Out: functions that hold one kernel each, on inputs as the kernel reads them
-//! (weights as stored, keys and values out of a cache); under a key that says all a time depends on but the machine, the
-//! prices. Extraction is deterministic given the same prices.
+//! In: a saturated function, a call's extent. Out: functions that hold one kernel each, on inputs as the kernel reads
+//! them (weights as stored, keys and values out of a cache); under a key that says all a time depends on but the
+//! machine, the prices. Extraction is deterministic given the same prices.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -16,11 +16,11 @@ use crate::cost::{CostModel, Machine, from_memory};
 use crate::extract::{extract, extract_with};
 use crate::saturate::Saturated;
 
-/// How much dearer than its roofline price a kernel is taken for that was not measured, so that it is only preferred to a
-/// measured one where it is clearly better.
+/// How much dearer than its roofline price a kernel is taken for that was not measured, so that it is only preferred to
+/// a measured one where it is clearly better.
 pub const UNMEASURED: f64 = 2.0;
-/// Kernels are measured that belong to a form of the function which the roofline prices at most this many times as high as
-/// the cheapest one.
+/// Kernels are measured that belong to a form of the function which the roofline prices at most this many times as high
+/// as the cheapest one.
 const WORTH: f64 = 1.5;
 
 /// Measured prices, by key, for one machine and number of threads.
@@ -54,8 +54,8 @@ impl Measured {
         Measured { path, threads, prices: Mutex::new(prices), watch: None }
     }
 
-    /// The same, with someone who is told before each kernel of a function is measured, and at its end, how many are done and of
-    /// how many.
+    /// The same, with someone who is told before each kernel of a function is measured, and at its end, how many are
+    /// done and of how many.
     #[must_use]
     pub fn watched(self, watch: impl Fn(usize, usize) + Send + Sync + 'static) -> Measured {
         Measured { watch: Some(Box::new(watch)), ..self }
@@ -132,7 +132,8 @@ pub fn candidates(saturated: &Saturated, machine: Machine, extent: Extent) -> Ve
     found.into_values().collect()
 }
 
-/// A hash of a kernel's function, a call's extent and whether weights are in cache (FNV-1a, 64 bits): the same on every machine.
+/// A hash of a kernel's function, a call's extent and whether weights are in cache (FNV-1a, 64 bits): the same on every
+/// machine.
 fn key(function: &Function, model: &CostModel) -> u64 {
     let (Extent { rows, keys }, resident) = (model.extent, model.machine.is_resident());
     let text = format!("{rows} {keys} {resident} {function}");

@@ -1,7 +1,7 @@
 //! What extraction minimises: predicted time, or one figure of a kernel alone.
 //!
-//! In: an objective, a machine. Out: a machine whose kernels are priced by it, so that one cost model serves them all. Prices
-//! of the objectives that are no times are counts: 1 "ns" is a FLOP or a byte, 1000 are a kernel.
+//! In: an objective, a machine. Out: a machine whose kernels are priced by it, so that one cost model serves them all.
+//! Prices of the objectives that are no times are counts: 1 "ns" is a FLOP or a byte, 1000 are a kernel.
 
 use crate::cost::Machine;
 

@@ -1,8 +1,8 @@
 //! Equality saturation of one function.
 //!
-//! In: a function, the rules to use. Out: an e-graph that holds every form that the rules reach, and a report. Limits are
-//! counts (iterations, nodes), never time, so the same input always gives the same graph; meeting one is reported, not
-//! hidden. Rules are applied in the order of their table, so a merge of unlike types names the rule that made it.
+//! In: a function, the rules to use. Out: an e-graph that holds every form that the rules reach, and a report. Limits
+//! are counts (iterations, nodes), never time, so the same input always gives the same graph; meeting one is reported,
+//! not hidden. Rules are applied in the order of their table, so a merge of unlike types names the rule that made it.
 
 use std::time::{Duration, Instant};
 

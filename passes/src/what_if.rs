@@ -1,7 +1,7 @@
 //! What would change on another machine: the kernels of two extractions of one function, side by side.
 //!
-//! In: a saturated function, a machine, another, a call's extent. Out: predicted times, and for each kernel its price on both
-//! machines and which of the two plans has it.
+//! In: a saturated function, a machine, another, a call's extent. Out: predicted times, and for each kernel its price
+//! on both machines and which of the two plans has it.
 
 use std::collections::HashMap;
 

@@ -1,8 +1,8 @@
 //! Why a rule did not fire: the matches that its condition refused, or how far its pattern came.
 //!
-//! In: a saturated function, a rule. Out, as data: how often it fired; every match that a predicate refused, with the values
-//! seen; and where none was refused the longest prefixes of the pattern, read left to right, that the graph has, each with
-//! the place where it stopped and what is there instead. `lapidary why-not` prints it.
+//! In: a saturated function, a rule. Out, as data: how often it fired; every match that a predicate refused, with the
+//! values seen; and where none was refused the longest prefixes of the pattern, read left to right, that the graph has,
+//! each with the place where it stopped and what is there instead. `lapidary why-not` prints it.
 
 use std::collections::HashMap;
 

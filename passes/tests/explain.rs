@@ -1,5 +1,5 @@
-//! Explanations replay: each step's patterns, applied to the function before it, give the function after it; and each step
-//! keeps what the function computes.
+//! Explanations replay: each step's patterns, applied to the function before it, give the function after it; and each
+//! step keeps what the function computes.
 //!
 //! Every kernel of every function of the built-in model and of the published sizes, at one row and at many, and every
 //! function of the rules' filetests. Functions are printed and parsed back first, so what replays is what is printed.

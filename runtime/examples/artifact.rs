@@ -1,4 +1,5 @@
-//! An artifact run by the runtime alone: `cargo run -p lapidary-runtime --features text --example artifact -- model.lap PROMPT`.
+//! An artifact run by the runtime alone: `cargo run -p lapidary-runtime --features text --example artifact -- model.lap
+//! PROMPT`.
 //!
 //! In: an artifact and a prompt. Out: the most likely continuation, 32 tokens at most.
 

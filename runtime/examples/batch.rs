@@ -1,5 +1,5 @@
-//! What a step of N sequences costs: `batch MODEL.lap [THREADS]`. Beside each N stands the longer of one row's time and of N rows' at the
-//! rate of a prompt, which is what it could cost.
+//! What a step of N sequences costs: `batch MODEL.lap [THREADS]`. Beside each N stands the longer of one row's time and
+//! of N rows' at the rate of a prompt, which is what it could cost.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

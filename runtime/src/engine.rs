@@ -1,10 +1,10 @@
 //! The engine: a compiled model with its weights, threads and buffers, that steps any number of sequences.
 //!
-//! In: a program, a weight source, and for each step some [`Work`]. Out: the sequences, advanced, and what was wanted of them.
-//! Rows of all sequences make one call, of up to a chunk's rows: kernels that treat rows alike run once over all of them, those
-//! that touch caches in one launch over a table of segments. Everything is allocated by [`Engine::new`] and
-//! [`Engine::sequence`] (room for more logits than before on first use); afterwards a token costs no allocation. Frames are
-//! filled once, from the program's [`Layout`]; a call changes their leading words.
+//! In: a program, a weight source, and for each step some [`Work`]. Out: the sequences, advanced, and what was wanted
+//! of them. Rows of all sequences make one call, of up to a chunk's rows: kernels that treat rows alike run once over
+//! all of them, those that touch caches in one launch over a table of segments. Everything is allocated by
+//! [`Engine::new`] and [`Engine::sequence`] (room for more logits than before on first use); afterwards a token costs
+//! no allocation. Frames are filled once, from the program's [`Layout`]; a call changes their leading words.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -188,9 +188,9 @@ impl Caller {
         let mut index = 0;
         for steps in function.variants[variant].steps.chunk_by(|_, next| next.joins && !alone) {
             let start = self.profile.as_ref().map(|_| Instant::now());
-            // SAFETY: the frame's addresses are of memory of the lengths that the layout declares, for `rows` rows and the
-            // segments' keys, owned by the engine, its program, its weights and the sequences that it was lent, and untouched
-            // by anyone else meanwhile; arena and scratch are the largest that any variant asks for.
+            // SAFETY: the frame's addresses are of memory of the lengths that the layout declares, for `rows` rows and
+            // the segments' keys, owned by the engine, its program, its weights and the sequences that it was lent, and
+            // untouched by anyone else meanwhile; arena and scratch are the largest that any variant asks for.
             unsafe { self.pool.launch(steps, frame.words.as_ptr(), rows, segments) };
             if let (Some(profile), Some(start)) = (self.profile.as_mut(), start) {
                 let (launches, time) = &mut profile.steps[frame.function][variant][index];
@@ -226,8 +226,8 @@ impl Engine {
     /// An engine of `threads` threads, the caller's included (0 is taken as 1).
     ///
     /// # Errors
-    /// A program whose slots do not fit its plan, a weight that is missing or of another length, memory or threads that cannot
-    /// be had.
+    /// A program whose slots do not fit its plan, a weight that is missing or of another length, memory or threads that
+    /// cannot be had.
     pub fn new(program: Arc<Program>, weights: Arc<dyn WeightSource>, threads: usize) -> Result<Self, Error> {
         let plan = &program.plan;
         let layout = Arc::new(Layout::new(&program.functions, plan)?);
@@ -305,11 +305,12 @@ impl Engine {
         Sequence::new(kv, self.plan())
     }
 
-    /// Appends tokens to sequences, and computes what is wanted of them. Either all of it can be done, or nothing changes.
+    /// Appends tokens to sequences, and computes what is wanted of them. Either all of it can be done, or nothing
+    /// changes.
     ///
     /// # Errors
-    /// Tokens that the model does not have or that do not fit a context, sequences of another engine, memory that cannot be
-    /// had or may not be used.
+    /// Tokens that the model does not have or that do not fit a context, sequences of another engine, memory that
+    /// cannot be had or may not be used.
     pub fn step(&mut self, works: &mut [Work<'_>]) -> Result<Outputs<'_>, Error> {
         self.admit(works)?;
         self.outputs.clear();
@@ -324,8 +325,8 @@ impl Engine {
         Ok(Outputs { engine: self })
     }
 
-    /// The same, but rows of logits are given to `sink(work, index of the token, logits)` as they are made, each work's in
-    /// order; no more than a few are held at once.
+    /// The same, but rows of logits are given to `sink(work, index of the token, logits)` as they are made, each work's
+    /// in order; no more than a few are held at once.
     ///
     /// # Errors
     /// As [`Engine::step`].
@@ -631,6 +632,7 @@ fn address(buffer: &mut Aligned) -> u64 {
 
 /// Bytes of an area of f32.
 fn floats(bytes: &[u8]) -> &[f32] {
-    // SAFETY: areas are 64-byte aligned and rows whole words; initialised, borrowed with the bytes; any bits are an f32.
+    // SAFETY: areas are 64-byte aligned and rows whole words; initialised, borrowed with the bytes; any bits are an
+    // f32.
     unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<f32>(), bytes.len() / size_of::<f32>()) }
 }

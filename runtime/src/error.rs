@@ -144,8 +144,8 @@ pub enum Error {
     NoCandidate,
 }
 
-/// An error and its causes on one line, nothing in it that steers a terminal. A cause that the error already spells out is not
-/// repeated.
+/// An error and its causes on one line, nothing in it that steers a terminal. A cause that the error already spells out
+/// is not repeated.
 pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
     let mut line = String::new();
     for cause in std::iter::successors(Some(error), |e| e.source()) {

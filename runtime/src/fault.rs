@@ -1,8 +1,9 @@
-//! What ends a command from outside: a mapped file that was cut short, memory that is refused. One line on stderr, exit code 1,
-//! and nothing half written stays.
+//! What ends a command from outside: a mapped file that was cut short, memory that is refused. One line on stderr, exit
+//! code 1, and nothing half written stays.
 //!
-//! A page of a map that the file has no more is a SIGBUS to whoever touches it, a kernel's thread too. The handler writes its
-//! line and ends the process, by system calls alone; a fault anywhere else goes to whoever handled the signal before.
+//! A page of a map that the file has no more is a SIGBUS to whoever touches it, a kernel's thread too. The handler
+//! writes its line and ends the process, by system calls alone; a fault anywhere else goes to whoever handled the
+//! signal before.
 
 use std::mem;
 use std::ptr;

@@ -1,7 +1,7 @@
 //! The memory of a sequence's caches: address space for its context, pages as they are written, and who has how many.
 //!
-//! Invariant: what a [`Kv`] has put on its engine's [`Ledger`] is at least the bytes of the pages that its rows take, and comes
-//! off when they are given back.
+//! Invariant: what a [`Kv`] has put on its engine's [`Ledger`] is at least the bytes of the pages that its rows take,
+//! and comes off when they are given back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -103,7 +103,8 @@ impl Kv {
         self.ledger.used.fetch_sub(back, Ordering::Relaxed);
     }
 
-    /// Gives back the pages of rows from `from` on, of which those below `high` were written, where a cache has not wrapped.
+    /// Gives back the pages of rows from `from` on, of which those below `high` were written, where a cache has not
+    /// wrapped.
     pub(crate) fn give_back(&mut self, from: usize, high: usize) {
         let layout = &*self.layout;
         if let Some(map) = &self.map {
@@ -113,8 +114,8 @@ impl Kv {
                     let end = row(cache, head, high.min(cache.rows));
                     let (start, end) = (start.next_multiple_of(PAGE), end / PAGE * PAGE);
                     if start < end {
-                        // SAFETY: whole pages of this map, which nobody reads before they are written again; an anonymous
-                        // map's pages come back as zeros.
+                        // SAFETY: whole pages of this map, which nobody reads before they are written again; an
+                        // anonymous map's pages come back as zeros.
                         let _ = unsafe {
                             map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start)
                         };

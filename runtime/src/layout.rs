@@ -1,9 +1,9 @@
-//! Frames and slots of a program, described once: for the engine, which fills frames with addresses, and for objects, which
-//! fill them with offsets of memory that they are given.
+//! Frames and slots of a program, described once: for the engine, which fills frames with addresses, and for objects,
+//! which fill them with offsets of memory that they are given.
 //!
-//! In: a program's functions and plan. Out: a [`Layout`]: what every word of every frame is, which areas there are and how
-//! large, which weights are read, and where each cache lies within the memory of a sequence. Invariant: a function reads and
-//! writes no more of an area than [`Layout::area_bytes`], for calls of as many rows as the area holds.
+//! In: a program's functions and plan. Out: a [`Layout`]: what every word of every frame is, which areas there are and
+//! how large, which weights are read, and where each cache lies within the memory of a sequence. Invariant: a function
+//! reads and writes no more of an area than [`Layout::area_bytes`], for calls of as many rows as the area holds.
 
 use crate::error::Error;
 use crate::program::{FRAME_ARENA, FRAME_CONSTANTS, FRAME_SLOTS, Function, Phase, Plan, Slot, SlotKind};
@@ -247,8 +247,8 @@ impl Layout {
         })
     }
 
-    /// The cache of this slot among those from `own` on, made if need be: a function may have it in two slots, as what it reads
-    /// and as what it writes.
+    /// The cache of this slot among those from `own` on, made if need be: a function may have it in two slots, as what
+    /// it reads and as what it writes.
     fn cache(&mut self, own: usize, layer: usize, slot: &Slot) -> Result<usize, Error> {
         let SlotKind::Cache { heads, rows, row_bytes, window } = slot.kind else { return Ok(0) };
         if let Some(known) = self.caches[own..].iter().position(|c| c.name == slot.name) {

@@ -1,4 +1,5 @@
-//! Lapidary's runtime: artifacts, programs, engine and sequences, KV cache, thread pool, sampling, text. Knows no compiler.
+//! Lapidary's runtime: artifacts, programs, engine and sequences, KV cache, thread pool, sampling, text. Knows no
+//! compiler.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!(

@@ -1,8 +1,8 @@
 //! Memory that the system refuses.
 //!
-//! Where the amount is a file's or a user's to decide, memory is asked for within [`fallible`], and a refusal is an error that
-//! says what it was for. All other refusals end a command whose allocator is [`Allocator`] with one line and exit code 1,
-//! instead of an abort.
+//! Where the amount is a file's or a user's to decide, memory is asked for within [`fallible`], and a refusal is an
+//! error that says what it was for. All other refusals end a command whose allocator is [`Allocator`] with one line and
+//! exit code 1, instead of an abort.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

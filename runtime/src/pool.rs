@@ -154,13 +154,13 @@ impl Pool {
         self.scratch.len() * self.threads()
     }
 
-    /// Runs the tiles of steps of a call of `rows` rows in `segments`, side by side; returns when all are done. Allocates
-    /// nothing.
+    /// Runs the tiles of steps of a call of `rows` rows in `segments`, side by side; returns when all are done.
+    /// Allocates nothing.
     ///
     /// # Safety
-    /// `frame` must be laid out for the steps' kernels, with every address in it valid for what they do with it, from any
-    /// thread, until this returns; no step may read or write what another one writes; and the pool's scratch must be what
-    /// the kernels' variant asks.
+    /// `frame` must be laid out for the steps' kernels, with every address in it valid for what they do with it, from
+    /// any thread, until this returns; no step may read or write what another one writes; and the pool's scratch must
+    /// be what the kernels' variant asks.
     pub unsafe fn launch(&mut self, steps: &[Step], frame: *const u64, rows: usize, segments: &[Segment]) {
         let tiles = |step: &Step| step.tiles(rows, segments);
         let ns = |step: &Step| tiles(step).saturating_mul(u64::from(step.tile_ns));

@@ -6,8 +6,8 @@
 //! over a tile space; steps that do not depend on each other are launched together. Invariants:
 //! - `variants` are sorted by `rows`, rising; the last one's `rows` is the model's chunk.
 //! - tiles are independent: any split of a step's tiles over threads gives the same bytes.
-//! - a kernel reads the frame and its segments, never writes them; it writes only the arena, its outputs, its caches, its
-//!   scratch.
+//! - a kernel reads the frame and its segments, never writes them; it writes only the arena, its outputs, its caches,
+//!   its scratch.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::any::Any;
@@ -23,8 +23,8 @@ use crate::memory;
 /// `frame` is laid out as the `FRAME_*` constants say. `scratch` is this thread's own, at least the variant's
 /// `scratch_bytes` long and 64-byte aligned. No allocation, no libc, no state, no unwinding.
 ///
-/// Of a step that [`Step::resumes`], `tile_begin` may have [`RESUMED`] set: this thread ran the same launch's tiles before, and
-/// its scratch is as they left it.
+/// Of a step that [`Step::resumes`], `tile_begin` may have [`RESUMED`] set: this thread ran the same launch's tiles
+/// before, and its scratch is as they left it.
 pub type KernelFn = unsafe extern "C" fn(frame: *const u64, tile_begin: u64, tile_end: u64, scratch: *mut u8);
 
 /// Bit of `tile_begin`: see [`KernelFn`].
@@ -38,8 +38,8 @@ pub const FRAME_SEGMENTS: usize = 1;
 pub const FRAME_ARENA: usize = 2;
 /// Frame word: address of [`Program::constants`].
 pub const FRAME_CONSTANTS: usize = 3;
-/// First of the slot words: word `FRAME_SLOTS + i` is the address of slot `i`; of a cache the distance in bytes from its
-/// segment's [`Segment::kv`].
+/// First of the slot words: word `FRAME_SLOTS + i` is the address of slot `i`; of a cache the distance in bytes from
+/// its segment's [`Segment::kv`].
 pub const FRAME_SLOTS: usize = 4;
 
 /// The rows of one sequence in a call.
@@ -76,8 +76,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// Makes sessions hold at most `context` positions, fewer than it was compiled for: caches are laid out as before, and cost
-    /// physical memory only where they are used.
+    /// Makes sessions hold at most `context` positions, fewer than it was compiled for: caches are laid out as before,
+    /// and cost physical memory only where they are used.
     ///
     /// # Errors
     /// [`Error::ContextCompiled`](crate::Error::ContextCompiled) if it is 0, or more than it was compiled for.
@@ -155,7 +155,8 @@ pub struct Function<E = KernelFn> {
     pub name: String,
     /// What the frame's slot words point to, in order.
     pub slots: Vec<Slot>,
-    /// Whether a call may have several segments. Else its steps hold what belongs to one sequence where another's would go.
+    /// Whether a call may have several segments. Else its steps hold what belongs to one sequence where another's would
+    /// go.
     pub batches: bool,
     /// One a row regime, by rising `rows`: the last is [`Phase::Prefill`]'s, those before it [`Phase::Decode`]'s.
     pub variants: Vec<Variant<E>>,
@@ -240,7 +241,8 @@ pub struct Step<E = KernelFn> {
     pub by_segment: bool,
     /// Predicted time of one tile in nanoseconds: small launches stay on the calling thread.
     pub tile_ns: u32,
-    /// Whether a thread's later calls in a launch need not make again what the first one left in scratch: see [`KernelFn`].
+    /// Whether a thread's later calls in a launch need not make again what the first one left in scratch: see
+    /// [`KernelFn`].
     pub resumes: bool,
     /// Whether it may run at the same time as the step before, and those that that one joins: it is launched with them.
     pub joins: bool,
@@ -276,8 +278,8 @@ impl Tiles {
     }
 }
 
-/// A compiled model whose code is not in place: what the compiler makes and an artifact holds. Code is position-independent
-/// and refers to nothing outside of itself.
+/// A compiled model whose code is not in place: what the compiler makes and an artifact holds. Code is
+/// position-independent and refers to nothing outside of itself.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// The functions; steps enter `code` by offset.
@@ -311,7 +313,8 @@ impl Function<u64> {
     /// The function with its code in place at `base`.
     ///
     /// # Safety
-    /// At `base` plus each step's offset there must be an executable function of [`KernelFn`]'s kind, which stays there.
+    /// At `base` plus each step's offset there must be an executable function of [`KernelFn`]'s kind, which stays
+    /// there.
     pub unsafe fn link(self, base: *const u8) -> Function {
         let step = |s: Step<u64>| {
             let address = base.wrapping_add(s.kernel as usize);
@@ -339,13 +342,14 @@ impl Function<u64> {
     }
 }
 
-/// What tokens are computed as. Within a phase a row's result depends on its own text alone; the two may differ in last bits.
+/// What tokens are computed as. Within a phase a row's result depends on its own text alone; the two may differ in last
+/// bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Text that is given: a prompt, were it of one token. By the last variant, whatever the rows.
     Prefill,
-    /// Text that is made: a token that was chosen, or several that were drafted. By the variants before the last, if there
-    /// are any.
+    /// Text that is made: a token that was chosen, or several that were drafted. By the variants before the last, if
+    /// there are any.
     Decode,
 }
 

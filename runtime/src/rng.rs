@@ -3,8 +3,9 @@
 /// Step of SplitMix64's counter: 2^64 over the golden ratio, odd.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// SplitMix64 (Steele, Lea and Flood 2014), whose numbers are a mix of a counter: any of them can be had without those before. The
-/// counter starts at the seed's own mix, so that seeds next to each other have nothing in common. Not for secrets.
+/// SplitMix64 (Steele, Lea and Flood 2014), whose numbers are a mix of a counter: any of them can be had without those
+/// before. The counter starts at the seed's own mix, so that seeds next to each other have nothing in common. Not for
+/// secrets.
 #[derive(Clone, Debug)]
 pub struct Rng {
     counter: u64,

@@ -2,8 +2,8 @@
 //!
 //! The steps, in llama.cpp's order: repetition penalty, top-k, top-p, min-p, temperature, draw. Top-p and min-p
 //! look at the probabilities before temperature. Candidates are ordered by logit, then by id, and the draw comes
-//! from [`Rng`] at the token's position, so that a seed gives the same tokens on every machine (as far as `exp` is the same),
-//! and a text that is restored or computed beside others goes on as it would have.
+//! from [`Rng`] at the token's position, so that a seed gives the same tokens on every machine (as far as `exp` is the
+//! same), and a text that is restored or computed beside others goes on as it would have.
 
 use std::cmp::Ordering;
 
@@ -126,7 +126,8 @@ impl Sampler {
     }
 
     /// Chooses a token. `history` is the text so far, of which the penalty sees the last
-    /// [`repeat_last_n`](SamplerOptions::repeat_last_n) tokens; `position` is that of the token, which the draw depends on.
+    /// [`repeat_last_n`](SamplerOptions::repeat_last_n) tokens; `position` is that of the token, which the draw depends
+    /// on.
     ///
     /// NaN and negative infinity are never chosen.
     pub fn sample(&mut self, logits: &[f32], history: &[u32], position: usize) -> Result<u32, Error> {

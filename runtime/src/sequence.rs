@@ -1,7 +1,7 @@
 //! A sequence: some text at some position, with the caches of its tokens. What an engine steps.
 //!
-//! A cache that holds a sliding window is a ring: position `p` is row `p % rows`, and old rows are overwritten. The next query, at
-//! position `n`, reads from `n - window + 1` on.
+//! A cache that holds a sliding window is a ring: position `p` is row `p % rows`, and old rows are overwritten. The
+//! next query, at position `n`, reads from `n - window + 1` on.
 
 use std::sync::Arc;
 
@@ -53,8 +53,8 @@ impl Sequence {
         self.context
     }
 
-    /// Whether there is a last token to predict from: false at first and after a truncation to an earlier position, until
-    /// tokens are appended.
+    /// Whether there is a last token to predict from: false at first and after a truncation to an earlier position,
+    /// until tokens are appended.
     pub fn has_prediction(&self) -> bool {
         self.predicts.is_some()
     }

@@ -1,11 +1,12 @@
 //! A sequence in a file, to go on with later: a safetensors container.
 //!
-//! In and out: a [`Sequence`] and [`Notes`]. The file holds the tokens, the last row of the residual stream, and of each cache the rows
-//! that a query may still read: all positions, or a sliding window's last, as `layers.N.NAME` (heads, rows, bytes of a row). It names
-//! the model, the bytes of its weights and the type of its caches, which must be those of the engine that reads it; its
-//! context, chunk, CPU and threads need not.
+//! In and out: a [`Sequence`] and [`Notes`]. The file holds the tokens, the last row of the residual stream, and of
+//! each cache the rows that a query may still read: all positions, or a sliding window's last, as `layers.N.NAME`
+//! (heads, rows, bytes of a row). It names the model, the bytes of its weights and the type of its caches, which must
+//! be those of the engine that reads it; its context, chunk, CPU and threads need not.
 //!
-//! A file is written whole or not at all; one that is damaged is refused, or its numbers are other ones: nothing else in it is trusted.
+//! A file is written whole or not at all; one that is damaged is refused, or its numbers are other ones: nothing else
+//! in it is trusted.
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -101,8 +102,8 @@ impl Engine {
     /// Reads a sequence from a file.
     ///
     /// # Errors
-    /// A file that is none of [`Engine::save`]'s, of another model, of weights of another format, or of caches of another type;
-    /// [`Error::ContextExceeded`] if it holds more tokens than the context.
+    /// A file that is none of [`Engine::save`]'s, of another model, of weights of another format, or of caches of
+    /// another type; [`Error::ContextExceeded`] if it holds more tokens than the context.
     pub fn load(&self, path: &Path) -> Result<(Sequence, Notes), Error> {
         let (opened, _) = file::open_unnoted(path)?;
         let map = Map::new(path, &opened).map_err(|source| file::Error::read(path, source))?;

@@ -1,8 +1,8 @@
 //! Text for a terminal: what could steer it is written out.
 //!
-//! In: any text, of a file too. Out: the same with control characters (C0 but line ends and tabs, DEL, C1), and the characters
-//! that end a line or turn the direction of text, as Rust escapes them: `\u{1b}`. What is escaped in a message of one line, JSON
-//! escapes in its own way: `\u001b`.
+//! In: any text, of a file too. Out: the same with control characters (C0 but line ends and tabs, DEL, C1), and the
+//! characters that end a line or turn the direction of text, as Rust escapes them: `\u{1b}`. What is escaped in a
+//! message of one line, JSON escapes in its own way: `\u001b`.
 
 use std::borrow::Cow;
 use std::fmt::Write;

@@ -1,8 +1,8 @@
 //! Work that threads share, on as many as the system gives.
 //!
-//! In: how many threads are wanted, and what each does: it takes pieces of the work until none is left. Out: what each came to.
-//! Invariants: the caller's thread is one of them, so that the work is done even if the system gives no other; a panic is
-//! passed on.
+//! In: how many threads are wanted, and what each does: it takes pieces of the work until none is left. Out: what each
+//! came to. Invariants: the caller's thread is one of them, so that the work is done even if the system gives no other;
+//! a panic is passed on.
 
 use std::io;
 use std::panic;

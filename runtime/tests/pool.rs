@@ -63,7 +63,8 @@ fn every_tile_runs_once() {
 extern "C" fn resume<const N: usize>(frame: *const u64, begin: u64, end: u64, scratch: *mut u8) {
     let (resumed, begin) = (begin & RESUMED != 0, begin & !RESUMED);
     assert!(begin < end);
-    // SAFETY: the slots are arrays of counters, one a tile, and one that counts what resumed; the scratch is this thread's.
+    // SAFETY: the slots are arrays of counters, one a tile, and one that counts what resumed; the scratch is this
+    // thread's.
     unsafe {
         let slot = |n: usize| frame.add(FRAME_SLOTS + n).read() as *const AtomicU32;
         if resumed {
@@ -100,7 +101,8 @@ fn steps_share_a_launch() {
                 step(resume::<1>, spaces[1], 1, false),
                 step(resume::<2>, spaces[2], 5_000 * (round % 2), true),
             ];
-            // SAFETY: the frame is what the steps read, and lives until the launch returns; each step has its own counters.
+            // SAFETY: the frame is what the steps read, and lives until the launch returns; each step has its own
+            // counters.
             unsafe { pool.launch(&steps, frame.as_ptr(), call_rows, &[]) };
             assert!(counters.iter().flatten().all(|c| c.load(Ordering::Relaxed) == 1));
         }

@@ -1,9 +1,10 @@
-//! Files that are damaged in ten thousand ways, half of them with their hashes made right again, so that what reads the sections
-//! sees them: each is refused with one line, or runs. Nothing crashes, and nothing takes memory beyond the file's size and
-//! a bound: this program's allocator refuses more, and a process whose memory is refused aborts where it did not expect that.
+//! Files that are damaged in ten thousand ways, half of them with their hashes made right again, so that what reads the
+//! sections sees them: each is refused with one line, or runs. Nothing crashes, and nothing takes memory beyond the
+//! file's size and a bound: this program's allocator refuses more, and a process whose memory is refused aborts where
+//! it did not expect that.
 //!
-//! Code is damaged with its old hash only: code of the right hash may do anything. So may a program, which says what code is run
-//! on what memory: it is loaded and bound, but not run.
+//! Code is damaged with its old hash only: code of the right hash may do anything. So may a program, which says what
+//! code is run on what memory: it is loaded and bound, but not run.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::process::Command;

@@ -1,4 +1,5 @@
-//! Artifacts without weights, mutated anywhere: opened with all that they hold, or refused ([`lapidary_tests::fuzz::artifact`]).
+//! Artifacts without weights, mutated anywhere: opened with all that they hold, or refused
+//! ([`lapidary_tests::fuzz::artifact`]).
 
 use proptest::prelude::*;
 use std::sync::LazyLock;

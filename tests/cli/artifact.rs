@@ -1,5 +1,5 @@
-//! Artifacts from the command line: written, verified, shown and run, by `lapidary` and by `lapidary-run`, which holds no
-//! compiler.
+//! Artifacts from the command line: written, verified, shown and run, by `lapidary` and by `lapidary-run`, which holds
+//! no compiler.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! `chat`: lines and commands, through a pipe and at a terminal; what is kept of them; what the context has no room for.
+//! `chat`: lines and commands, through a pipe and at a terminal; what is kept of them; what the context has no room
+//! for.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

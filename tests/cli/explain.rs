@@ -179,8 +179,8 @@ fn what_if_prices_the_plan_for_another_machine() {
         let faster = with("1", "cores=16,bandwidth=200");
         assert!(ns(&faster, "after_ns") < ns(&faster, "before_ns"), "{cpu}");
         assert!(ns(&faster, "after_ns") <= ns(&faster, "kept_ns") * (1.0 + 1e-9), "{cpu}");
-        // An epilogue that costs nothing to speak of where prompts are prefilled, or far too much: the plan has it, or has not, and
-        // whichever it is, one of the two is another plan.
+        // An epilogue that costs nothing to speak of where prompts are prefilled, or far too much: the plan has it, or
+        // has not, and whichever it is, one of the two is another plan.
         let (cheap, dear) = (with("512", "gelu=0.1"), with("512", "gelu=100"));
         assert!(changed(&cheap) != changed(&dear), "{cpu}: {cheap:#} {dear:#}");
         for plan in [cheap, dear].iter().filter(|plan| changed(plan)) {

@@ -1,5 +1,5 @@
-//! Files that are none: pipes, sockets, devices, files without an end; texts that are too long; names that steer a terminal. Each is
-//! refused with one line, at once.
+//! Files that are none: pipes, sockets, devices, files without an end; texts that are too long; names that steer a
+//! terminal. Each is refused with one line, at once.
 
 use std::ffi::CString;
 use std::fs;

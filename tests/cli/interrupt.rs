@@ -1,5 +1,5 @@
-//! Signals that end a command: it ends by the signal's exit code and leaves nothing half written; in `chat` Ctrl-C ends the answer
-//! alone.
+//! Signals that end a command: it ends by the signal's exit code and leaves nothing half written; in `chat` Ctrl-C ends
+//! the answer alone.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -69,8 +69,8 @@ fn a_signal_that_is_ignored_stays_so() {
     assert_eq!(child.wait_with_output().expect("it ends").status.code(), Some(0));
 }
 
-/// Every command that writes, by every signal: nothing is left beside the output, nor in the cache, nor does the folder stay that
-/// was made for it.
+/// Every command that writes, by every signal: nothing is left beside the output, nor in the cache, nor does the folder
+/// stay that was made for it.
 #[test]
 fn no_file_is_left() {
     let ids = vec!["2"; 1024].join(",");

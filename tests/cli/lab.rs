@@ -76,7 +76,8 @@ fn mistakes_in_rule_files_are_shown() {
     }
 }
 
-/// Every command that takes a file of rules says what is wrong with it, and where, in one line, and leaves nothing behind.
+/// Every command that takes a file of rules says what is wrong with it, and where, in one line, and leaves nothing
+/// behind.
 #[test]
 fn commands_name_the_file_and_the_line_of_a_bad_rule() {
     let dir = tempfile::tempdir().unwrap();
@@ -205,7 +206,8 @@ fn the_cost_law_holds() {
     assert!(chosen.contains("last-row-softcap x1") && chosen.matches("(softcap ").count() == 1, "{chosen}");
 }
 
-/// A fusion that computes again what others want anyway is named, with a function that shows it; extraction declines it there.
+/// A fusion that computes again what others want anyway is named, with a function that shows it; extraction declines it
+/// there.
 #[test]
 fn a_fusion_of_a_shared_value_is_named() {
     let path = file("worse-shared.rules");
@@ -221,7 +223,8 @@ fn a_fusion_of_a_shared_value_is_named() {
     assert!(loss["made_ns"].as_f64() > loss["written_ns"].as_f64() && json[0]["failure"].is_null(), "{json}");
 }
 
-/// Rules that are true by a law of exp, of roots or of tanh, or within their bound, are not accused; their false twins are.
+/// Rules that are true by a law of exp, of roots or of tanh, or within their bound, are not accused; their false twins
+/// are.
 #[test]
 fn sound_rules_are_not_accused() {
     let (honest, false_twins) = (file("honest.rules"), file("false-twins.rules"));
@@ -376,7 +379,8 @@ fn run_holds_approximate_rules_to_their_own_bound() {
     }
 }
 
-/// Files too large to be of use are refused at once, by every command that reads them; long chains and deep terms below that are not.
+/// Files too large to be of use are refused at once, by every command that reads them; long chains and deep terms below
+/// that are not.
 #[test]
 fn chains_end_in_seconds() {
     let chain = |n: usize| {

@@ -8,7 +8,8 @@ use crate::command::{binary, lapidary, name};
 use crate::folder;
 use crate::surroundings::{names, one_line, soon};
 
-/// Every file that a command reads, as its output: by its name, by a link to it, by a second name of it, from another place.
+/// Every file that a command reads, as its output: by its name, by a link to it, by a second name of it, from another
+/// place.
 #[test]
 fn an_output_is_no_input() {
     let model = folder::small();

@@ -1,4 +1,5 @@
-//! What kernels are priced by: calibrations, `bench --predicted` and `bench --ablation`. No figure is held against the clock.
+//! What kernels are priced by: calibrations, `bench --predicted` and `bench --ablation`. No figure is held against the
+//! clock.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! What the system refuses: threads, memory, pages that run. Fewer threads do where there are fewer; all else is one line and exit
-//! code 1. A file that shrinks while it is mapped is one, too.
+//! What the system refuses: threads, memory, pages that run. Fewer threads do where there are fewer; all else is one
+//! line and exit code 1. A file that shrinks while it is mapped is one, too.
 
 use std::fs::{self, File};
 use std::io::Read;

@@ -1,8 +1,8 @@
-//! Surroundings that a test makes hostile: a child whose system refuses threads, memory or executable pages, a file that shrinks,
-//! a signal.
+//! Surroundings that a test makes hostile: a child whose system refuses threads, memory or executable pages, a file
+//! that shrinks, a signal.
 //!
-//! What the system refuses is refused by a filter of system calls (seccomp), which holds for root too, or by limits; both are set
-//! in the child, between fork and exec.
+//! What the system refuses is refused by a filter of system calls (seccomp), which holds for root too, or by limits;
+//! both are set in the child, between fork and exec.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -38,7 +38,8 @@ pub(crate) const NO_CODE: &[Refused] =
 
 /// Refuses system calls from the next exec on.
 pub(crate) fn refuse(command: &mut Command, refused: &'static [Refused]) {
-    // Of `struct seccomp_data`: the call, then 64 bits each of its arguments, of which the lower half counts (little-endian).
+    // Of `struct seccomp_data`: the call, then 64 bits each of its arguments, of which the lower half counts
+    // (little-endian).
     const CALL: u32 = 0;
     const ARGUMENTS: u32 = 16;
     let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };

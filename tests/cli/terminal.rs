@@ -25,7 +25,8 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    /// Runs the binary there; `TERM` is `xterm` unless the environment says otherwise. An empty value removes a variable.
+    /// Runs the binary there; `TERM` is `xterm` unless the environment says otherwise. An empty value removes a
+    /// variable.
     pub(crate) fn run(args: &[&str], environment: &[(&str, &str)]) -> Terminal {
         let (mut ours, mut theirs) = (0, 0);
         // SAFETY: two places to write to; name, mode and size are left to the system.

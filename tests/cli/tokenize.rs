@@ -212,7 +212,8 @@ fn hostile_templates_end() {
     }
 }
 
-/// Instruction-tuned is what has a template and `<end_of_turn>`, and does not say otherwise; what ends a text is the union.
+/// Instruction-tuned is what has a template and `<end_of_turn>`, and does not say otherwise; what ends a text is the
+/// union.
 #[test]
 fn instruction_tuned_folders() {
     use lapidary_models::Model;

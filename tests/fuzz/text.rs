@@ -1,5 +1,5 @@
-//! The same for what text is made by: chat templates, `tokenizer.json`, tables in artifacts, messages; and for the cache of
-//! weights.
+//! The same for what text is made by: chat templates, `tokenizer.json`, tables in artifacts, messages; and for the
+//! cache of weights.
 
 use std::sync::LazyLock;
 

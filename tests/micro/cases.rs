@@ -86,7 +86,8 @@ fn dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
     cases
 }
 
-/// A row of x rounded to 8 bits: quants, for 4 bits both first halves of a pair of blocks, then both second halves; scales; sums.
+/// A row of x rounded to 8 bits: quants, for 4 bits both first halves of a pair of blocks, then both second halves;
+/// scales; sums.
 fn rounded_x(weights: DType, k: usize, source: &mut Source) -> (Vec<u8>, Vec<f64>) {
     let quants: Vec<i64> = (0..k).map(|_| source.quant(-127, 127)).collect();
     let scales: Vec<f32> = (0..k / BLOCK).map(|_| source.scale()).collect();

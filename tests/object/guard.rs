@@ -1,5 +1,5 @@
-//! Objects on CPUs that lack what they need, under QEMU: `init` refuses, where code would die by a trap; on CPUs that have it
-//! they run.
+//! Objects on CPUs that lack what they need, under QEMU: `init` refuses, where code would die by a trap; on CPUs that
+//! have it they run.
 
 use std::process::Command;
 

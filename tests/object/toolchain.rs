@@ -1,6 +1,7 @@
 //! Compilers and emulators that objects are tried with, and the C programs built with them.
 //!
-//! A missing tool skips its test with a line on stderr, or fails it where `LAPIDARY_REQUIRE_TOOLS` is set, as `.ci/run` does.
+//! A missing tool skips its test with a line on stderr, or fails it where `LAPIDARY_REQUIRE_TOOLS` is set, as `.ci/run`
+//! does.
 
 use std::env;
 use std::path::{Path, PathBuf};

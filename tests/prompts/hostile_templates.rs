@@ -1,5 +1,5 @@
-//! Templates that would run for hours, fill the memory or overflow the stack: each is an error of one line within a second and
-//! a bound of memory, on a thread's own small stack. Each comes with a tame twin that renders.
+//! Templates that would run for hours, fill the memory or overflow the stack: each is an error of one line within a
+//! second and a bound of memory, on a thread's own small stack. Each comes with a tame twin that renders.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! Files `tokenizer.json` that are no Gemma's: each is refused with one line that names what is wrong, in time and memory.
+//! Files `tokenizer.json` that are no Gemma's: each is refused with one line that names what is wrong, in time and
+//! memory.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

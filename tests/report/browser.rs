@@ -1,6 +1,7 @@
 //! A headless Chromium, driven by the DevTools protocol over pipes: no port, no library.
 //!
-//! Invariants: the browser has a profile of its own and ends with the value; a browser that does not answer fails the test.
+//! Invariants: the browser has a profile of its own and ends with the value; a browser that does not answer fails the
+//! test.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;

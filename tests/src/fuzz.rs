@@ -1,8 +1,8 @@
-//! What must hold of any bytes, for each kind of input that a user's file can be: one function a kind, driven on stable by
-//! `tests/fuzz.rs` for a bounded time and by the targets in `fuzz/` for as long as one likes.
+//! What must hold of any bytes, for each kind of input that a user's file can be: one function a kind, driven on stable
+//! by `tests/fuzz.rs` for a bounded time and by the targets in `fuzz/` for as long as one likes.
 //!
-//! In: bytes. Out: nothing; a broken promise is a panic. What is refused is refused with one line of bounded length; what is
-//! accepted keeps its type's promises.
+//! In: bytes. Out: nothing; a broken promise is a panic. What is refused is refused with one line of bounded length;
+//! what is accepted keeps its type's promises.
 #![allow(clippy::unwrap_used)]
 
 use std::fmt::Display;
@@ -164,7 +164,8 @@ fn use_tables(tokenizer: &Tokenizer) {
     }
 }
 
-/// An artifact opens with all that it holds, or is refused; its code is not run, for code of the right hash may do anything.
+/// An artifact opens with all that it holds, or is refused; its code is not run, for code of the right hash may do
+/// anything.
 pub fn artifact(bytes: &[u8]) {
     let file = tempfile::NamedTempFile::with_suffix(".lap").unwrap();
     fs::write(file.path(), bytes).unwrap();

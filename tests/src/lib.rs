@@ -1,5 +1,5 @@
-//! What the tests share: models compiled under any selection of rules, sessions on them, reference logits, what must hold of
-//! any input.
+//! What the tests share: models compiled under any selection of rules, sessions on them, reference logits, what must
+//! hold of any input.
 
 pub mod emulator;
 pub mod fuzz;

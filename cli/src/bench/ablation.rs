@@ -1,7 +1,8 @@
 //! `lapidary bench --ablation`: what each rule buys, in tokens a second.
 //!
-//! In: a model, a length of prompt, a depth. Out: for each rule and group of rules without which any kernel differs, and for no
-//! rules at all, decode and prefill beside those of all rules. The two take turns; a ratio is the median of the turns' ratios.
+//! In: a model, a length of prompt, a depth. Out: for each rule and group of rules without which any kernel differs,
+//! and for no rules at all, decode and prefill beside those of all rules. The two take turns; a ratio is the median of
+//! the turns' ratios.
 
 use anyhow::{Result, anyhow};
 use serde_json::{Value, json};

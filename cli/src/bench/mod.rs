@@ -1,8 +1,8 @@
 //! `lapidary bench`: tokens a second, held against the machine's own ceilings measured in the same run.
 //!
-//! In: a model, and which phases, weight formats, threads and depths. Out: medians of repetitions, the ceilings measured
-//! between them; the bytes and operations of a token and their share of those ceilings; a table of kernels, with `--predicted`
-//! beside what the cost model says of each; with `--ablation` a table of what each rule buys.
+//! In: a model, and which phases, weight formats, threads and depths. Out: medians of repetitions, the ceilings
+//! measured between them; the bytes and operations of a token and their share of those ceilings; a table of kernels,
+//! with `--predicted` beside what the cost model says of each; with `--ablation` a table of what each rule buys.
 
 mod ablation;
 mod kernels;
@@ -167,8 +167,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .collect();
         // Weights come into memory, code into caches.
         time(&mut engine.session, Phase::Decode { tokens: 1, depth: 1 }, &mut || ())?;
-        // Phase by phase, so that the cache is filled to a depth once; the ceilings beside each repetition. Reads beside
-        // each token too, since shared bandwidth changes within a second, unless they would push the weights out of cache.
+        // Phase by phase, so that the cache is filled to a depth once; the ceilings beside each repetition. Reads
+        // beside each token too, since shared bandwidth changes within a second, unless they would push the weights out
+        // of cache.
         for m in &mut measured {
             let bytes: f64 = kernels::launches(&engine, m.phase).iter().map(|l| l.bytes).sum();
             let streams = bytes / m.phase.tokens() as f64 >= READ_BYTES as f64;

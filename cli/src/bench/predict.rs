@@ -1,9 +1,10 @@
 //! What the cost model says of each kernel that a benchmark launches.
 //!
-//! In: a compiled model, the options it was compiled with, the read bandwidth and the threads of the run. Out: nanoseconds of a
-//! launch at an extent. A kernel's price is that of the e-node that it computes, by the model that extraction chose it with; a
-//! node that takes several launches has a price of each. Memory is as fast as this run measured it, for other guests of a host
-//! take bandwidth; everything else is the calibration or the built-in constants.
+//! In: a compiled model, the options it was compiled with, the read bandwidth and the threads of the run. Out:
+//! nanoseconds of a launch at an extent. A kernel's price is that of the e-node that it computes, by the model that
+//! extraction chose it with; a node that takes several launches has a price of each. Memory is as fast as this run
+//! measured it, for other guests of a host take bandwidth; everything else is the calibration or the built-in
+//! constants.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! What each rule buys: the predicted time of every function in every row regime without it.
 //!
-//! In: functions and the rules that run. Out: a row for each rule that fired anywhere. Saturation without a rule is a matter
-//! of milliseconds; the work is shared among threads.
+//! In: functions and the rules that run. Out: a row for each rule that fired anywhere. Saturation without a rule is a
+//! matter of milliseconds; the work is shared among threads.
 
 use anyhow::Result;
 use lapidary_codegen::compile::FunctionReport;

@@ -1,10 +1,12 @@
 //! Which ops each kernel stands for, before fusion and after.
 //!
-//! In: a saturated e-graph, its source function, an extracted one and its kernels. Out: for every node of both functions the
-//! *groups* that compute it. A group is the launches of one fused node: a linear kernel and the pack before it are one.
+//! In: a saturated e-graph, its source function, an extracted one and its kernels. Out: for every node of both
+//! functions the *groups* that compute it. A group is the launches of one fused node: a linear kernel and the pack
+//! before it are one.
 //!
-//! Both functions are terms of the same e-graph, so a node of either has a class. A group starts at its node's class and takes
-//! every node below, down to classes that other groups compute, and to inputs. What is computed twice belongs to two groups.
+//! Both functions are terms of the same e-graph, so a node of either has a class. A group starts at its node's class
+//! and takes every node below, down to classes that other groups compute, and to inputs. What is computed twice belongs
+//! to two groups.
 
 use lapidary_codegen::compile::Lowered;
 use lapidary_ir::{Function, Id, Op};

@@ -1,8 +1,8 @@
 //! What the page shows of a function, as JSON: `page/main.js` reads exactly these fields.
 //!
-//! In: a compiled function and its saturated e-graph. Out: the source graph, saturation round by round, and for each row regime
-//! the extracted graph, kernels with their work and prices, and the memory plan. Nodes are rows of arrays, listings indices of
-//! one table, for the page is to stay small.
+//! In: a compiled function and its saturated e-graph. Out: the source graph, saturation round by round, and for each
+//! row regime the extracted graph, kernels with their work and prices, and the memory plan. Nodes are rows of arrays,
+//! listings indices of one table, for the page is to stay small.
 
 use std::collections::HashMap;
 
@@ -36,8 +36,8 @@ impl Listings {
     }
 }
 
-/// A function in every row regime. `machine` is what times are predicted for, `extent` what prices were taken for, by the regime's rows; `explained` are each
-/// regime's proofs and forms not chosen, by group.
+/// A function in every row regime. `machine` is what times are predicted for, `extent` what prices were taken for, by
+/// the regime's rows; `explained` are each regime's proofs and forms not chosen, by group.
 pub(crate) fn function(
     report: &FunctionReport,
     saturated: &Saturated,

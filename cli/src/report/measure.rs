@@ -1,7 +1,7 @@
 //! Measured times for the page: each kernel's in each row regime, and what the model loses without each rule.
 //!
-//! In: a model to run and its functions. Out: JSON. Times are medians of repetitions; variations of the compiler take turns, so
-//! that what else the machine does meets all of them alike.
+//! In: a model to run and its functions. Out: JSON. Times are medians of repetitions; variations of the compiler take
+//! turns, so that what else the machine does meets all of them alike.
 
 use std::time::Instant;
 

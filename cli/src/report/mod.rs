@@ -1,8 +1,8 @@
 //! `lapidary report`: the compiler's work on a model as one page to look at.
 //!
-//! In: a model, a published size or a file of the tensor language. Out: an HTML file that needs nothing else: graphs before and
-//! after fusion, kernels with their listings, saturation, what each rule buys, the memory plan; with `--measure` also times.
-//! The file gets its name once it is whole.
+//! In: a model, a published size or a file of the tensor language. Out: an HTML file that needs nothing else: graphs
+//! before and after fusion, kernels with their listings, saturation, what each rule buys, the memory plan; with
+//! `--measure` also times. The file gets its name once it is whole.
 
 mod ablation;
 mod cover;

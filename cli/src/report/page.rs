@@ -1,7 +1,7 @@
 //! The page: markup, style and scripts of `page/`, with the data inside.
 //!
-//! The data is JSON, deflated and in base64; the browser's own `DecompressionStream` opens it. Listings and rewrites come apart
-//! from the rest, for they are most of it and the page can be drawn without them.
+//! The data is JSON, deflated and in base64; the browser's own `DecompressionStream` opens it. Listings and rewrites
+//! come apart from the rest, for they are most of it and the page can be drawn without them.
 
 use std::io::Write;
 

@@ -1,7 +1,8 @@
 //! How kernels came about: each one's rewrites, term by term, and what it was chosen over.
 //!
-//! In: a saturated function and its row regimes. Out: for each regime, by group, the index of a proof in a table that all
-//! functions share, and the forms that were not chosen. Regimes mostly choose the same kernels: their proofs are kept once.
+//! In: a saturated function and its row regimes. Out: for each regime, by group, the index of a proof in a table that
+//! all functions share, and the forms that were not chosen. Regimes mostly choose the same kernels: their proofs are
+//! kept once.
 
 use std::collections::HashMap;
 

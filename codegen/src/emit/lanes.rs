@@ -131,8 +131,8 @@ impl Emitter<'_> {
         }
     }
 
-    /// Elements `i..i + 4` of a quantised row of `k` elements, `i` a multiple of 4, without their scale; and the scale in
-    /// every lane.
+    /// Elements `i..i + 4` of a quantised row of `k` elements, `i` a multiple of 4, without their scale; and the scale
+    /// in every lane.
     pub fn load_quantised(&mut self, dtype: DType, row: Value, k: usize, i: Value) -> (Value, Value) {
         let flags = Self::load_flags(true);
         let block = self.b.ins().ushr_imm_u(i, i64::from(BLOCK.trailing_zeros()));

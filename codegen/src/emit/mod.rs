@@ -107,9 +107,9 @@ struct SegmentWords {
 }
 
 impl<'a> Emitter<'a> {
-    /// Starts a kernel; the builder is in its entry block, whose four parameters are the ABI's. `by_segment` is the tile space
-    /// of each segment of a kernel whose tiles are a segment's: within [`Emitter::for_tiles`] rows, keys and addresses are then
-    /// that segment's.
+    /// Starts a kernel; the builder is in its entry block, whose four parameters are the ABI's. `by_segment` is the
+    /// tile space of each segment of a kernel whose tiles are a segment's: within [`Emitter::for_tiles`] rows, keys and
+    /// addresses are then that segment's.
     pub fn new(
         mut b: FunctionBuilder<'a>,
         features: Features,

@@ -1,6 +1,7 @@
 //! Appends the call's rows to a cache, rounded to its dtype: row t becomes key S - T + t.
 //!
-//! To a cache of 8 bits a block of 32 elements goes as quants and a scale: the largest magnitude over 127, rounded to bf16.
+//! To a cache of 8 bits a block of 32 elements goes as quants and a scale: the largest magnitude over 127, rounded to
+//! bf16.
 
 use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::{InstBuilder, Value};

@@ -1,7 +1,7 @@
 //! Attention: scores, softcap, mask, softmax and the weighted sum of values in one pass over the visible keys.
 //!
-//! A tile is a KV head and [`ATTENTION_ROWS`] rows; the query heads of its group share each load of keys and values, two
-//! at a time. Keys outside of (pos - window, pos] are never read. Keys go in fours from the first visible one, so a
+//! A tile is a KV head and [`ATTENTION_ROWS`] rows; the query heads of its group share each load of keys and values,
+//! two at a time. Keys outside of (pos - window, pos] are never read. Keys go in fours from the first visible one, so a
 //! row's result depends on its position and not on the call it is part of. A ring is walked in two contiguous runs.
 
 use cranelift_codegen::ir::condcodes::FloatCC;

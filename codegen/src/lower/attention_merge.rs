@@ -1,7 +1,8 @@
 //! What becomes of attention whose keys went in parts: the parts' sums over their denominators', in the order of keys.
 //!
-//! A part's results of a head are a row of unnormalised sums (head_dim, rounded up to 16), then four partial denominators,
-//! then its maximum in four lanes. How a row's keys are cut depends on how many it sees and on nothing else.
+//! A part's results of a head are a row of unnormalised sums (head_dim, rounded up to 16), then four partial
+//! denominators, then its maximum in four lanes. How a row's keys are cut depends on how many it sees and on nothing
+//! else.
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::F32X4;

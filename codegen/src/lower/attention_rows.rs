@@ -1,11 +1,11 @@
 //! Attention for few rows, where the CPU has raw dot products: a stream over the cache.
 //!
-//! A tile is a KV head, a part of the keys where there are many, and some rows, one after the other. Keys go in blocks from the first visible one, of a ring in two
-//! contiguous runs. Scores are dot products of a query with rows of keys as they lie; softcap and exp run along keys; the
-//! values' weighted sum is a tile product whose columns are the head's elements and whose rows are the query heads of the
-//! group, so that a block of keys and values is read once for all of them: straight from the cache where values are whole
-//! blocks of 32, else widened first. Parts' sums are put together by [`super::attention_merge`]. A row's result depends on its position and
-//! not on the call it is part of.
+//! A tile is a KV head, a part of the keys where there are many, and some rows, one after the other. Keys go in blocks
+//! from the first visible one, of a ring in two contiguous runs. Scores are dot products of a query with rows of keys
+//! as they lie; softcap and exp run along keys; the values' weighted sum is a tile product whose columns are the head's
+//! elements and whose rows are the query heads of the group, so that a block of keys and values is read once for all of
+//! them: straight from the cache where values are whole blocks of 32, else widened first. Parts' sums are put together
+//! by [`super::attention_merge`]. A row's result depends on its position and not on the call it is part of.
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::F32X4;
@@ -66,8 +66,8 @@ pub(super) fn parts_of(
     (parts > 1).then(|| (parts, attention_merge::layout(fixed(&inputs[0], 2)).2))
 }
 
-/// Scores of all queries of some heads at once, if the CPU has them and keys are whole blocks: the first head and the code
-/// for as many keys as asked.
+/// Scores of all queries of some heads at once, if the CPU has them and keys are whole blocks: the first head and the
+/// code for as many keys as asked.
 fn scorings(
     q: &View,
     k: &View,

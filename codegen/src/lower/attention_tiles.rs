@@ -1,9 +1,10 @@
 //! Attention for many rows: blocks of queries against blocks of keys, both products by tile microkernels.
 //!
-//! A tile is some rows of some query heads of one KV head: its queries are the columns of a few panels, packed once. Keys
-//! and values go in blocks that start at multiples of their length, from the first that any of its rows sees to the last, each widened once for all panels that see
-//! it: scores come out as rows of keys, columns of queries, so that softcap, mask and exp run along lanes of queries, and
-//! what they leave is the panel of the second product, with values transposed. Blocks that no row sees are never touched. Without a maximum the sums just add up; with one, each
+//! A tile is some rows of some query heads of one KV head: its queries are the columns of a few panels, packed once.
+//! Keys and values go in blocks that start at multiples of their length, from the first that any of its rows sees to
+//! the last, each widened once for all panels that see it: scores come out as rows of keys, columns of queries, so that
+//! softcap, mask and exp run along lanes of queries, and what they leave is the panel of the second product, with
+//! values transposed. Blocks that no row sees are never touched. Without a maximum the sums just add up; with one, each
 //! block rescales them.
 
 use cranelift_codegen::ir::condcodes::IntCC;
@@ -175,7 +176,8 @@ struct Attention<'a> {
     values: Value,
     /// Scratch: scores f32 (BLOCK, panel).
     scores: Value,
-    /// Scratch: what softmax makes of them, if it is rounded: bf16 in pairs (BLOCK / 2, panel, 2). Else the scores' place.
+    /// Scratch: what softmax makes of them, if it is rounded: bf16 in pairs (BLOCK / 2, panel, 2). Else the scores'
+    /// place.
     shares: Value,
     /// Scratch: unnormalised outputs f32 (head_dim, panel).
     sums: Value,
@@ -435,9 +437,9 @@ impl Attention<'_> {
         });
     }
 
-    /// Fills the columns' ranges and addresses. `seen` is the range of keys that any column before sees, and whether (not 0)
-    /// there may be keys in it that none does, as positions that do not follow each other make them: returned with these
-    /// columns', and then the range of these alone.
+    /// Fills the columns' ranges and addresses. `seen` is the range of keys that any column before sees, and whether
+    /// (not 0) there may be keys in it that none does, as positions that do not follow each other make them: returned
+    /// with these columns', and then the range of these alone.
     fn columns(
         &self,
         e: &mut Emitter<'_>,
@@ -603,8 +605,8 @@ impl Attention<'_> {
             });
             vec![]
         });
-        // Four keys at a time; past the last the last again, which no sum reaches, and before the first the first, whose share
-        // is 0 there.
+        // Four keys at a time; past the last the last again, which no sum reaches, and before the first the first,
+        // whose share is 0 there.
         let first = e.b.ins().band_imm_s(before, !3);
         e.for_range(first, count, 4, &[], |e, j, _| {
             let last = e.offset(count, -1);

@@ -1,8 +1,8 @@
 //! Weights brought into the form that products take, in this thread's scratch.
 //!
-//! In: rows of a weight as they lie, in any format. Out: the same rows in the microkernel's operands, f32, bf16 or blocks of
-//! integers, at a stride of [`weight_row`] or [`widened_row`]. Raw code does it where there is some ([`widening`]), else CLIF. A
-//! format of weights that is new goes into [`hold_row`].
+//! In: rows of a weight as they lie, in any format. Out: the same rows in the microkernel's operands, f32, bf16 or
+//! blocks of integers, at a stride of [`weight_row`] or [`widened_row`]. Raw code does it where there is some
+//! ([`widening`]), else CLIF. A format of weights that is new goes into [`hold_row`].
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
@@ -36,8 +36,8 @@ pub(super) fn weight_row(micro: &Microkernel, stored: DType) -> usize {
     micro.held_bytes(stored, micro.part()) + 64
 }
 
-/// Holds `length` elements from `from` of the block's weight rows as tiles read them; rows past the end are the last row again.
-/// An odd length of bf16 is filled up with a 0.
+/// Holds `length` elements from `from` of the block's weight rows as tiles read them; rows past the end are the last
+/// row again. An odd length of bf16 is filled up with a 0.
 pub(super) fn hold(
     e: &mut Emitter<'_>,
     weight: &View,

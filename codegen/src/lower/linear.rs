@@ -3,8 +3,8 @@
 //! A tile is a block of weight rows, over all rows of x. For one row or few, x is read as it lies and a prologue norms
 //! it into this thread's scratch, by the same code as the norm kernel, so that fusing it changes no bit. For many rows
 //! a kernel of its own packs x into panels and norms as it packs ([`super::pack`]); here the weights of the tile are
-//! widened part by part into scratch, where every panel of x meets them. Here is what the two have in common; products are in
-//! `linear_dots` and `linear_tiles`, weights are brought into their form by `hold`, rows of x by `round`.
+//! widened part by part into scratch, where every panel of x meets them. Here is what the two have in common; products
+//! are in `linear_dots` and `linear_tiles`, weights are brought into their form by `hold`, rows of x by `round`.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
@@ -190,8 +190,8 @@ pub(super) fn norm_row_into(e: &mut Emitter<'_>, x: &View, row: Value, w: &View,
 /// How a kernel reads x.
 #[derive(Clone, Copy)]
 pub(super) enum Operand {
-    /// As it lies, or normed (eps, and where the normed rows are), or that rounded to 8 bits; where some weight rows are
-    /// widened, if they are.
+    /// As it lies, or normed (eps, and where the normed rows are), or that rounded to 8 bits; where some weight rows
+    /// are widened, if they are.
     Rows { normed: Option<(f32, Value)>, int8: Option<Value>, widened: Option<Value> },
     /// In panels. Weights are held in scratch in the operands' type, `part` elements of k at a time.
     Packed { held: Value, part: usize },

@@ -88,8 +88,8 @@ impl Job<'_> {
         });
     }
 
-    /// Dot products of `width` weight rows from `first` with all rows of x, some weight rows at a time: those of another
-    /// type are widened first.
+    /// Dot products of `width` weight rows from `first` with all rows of x, some weight rows at a time: those of
+    /// another type are widened first.
     fn row_dots(&self, e: &mut Emitter<'_>, weight: &View, first: Value, width: Value, x: Value, c: Value) {
         let rows = self.rows(e);
         let base = e.base(weight);
@@ -137,7 +137,8 @@ impl Job<'_> {
         }
     }
 
-    /// Dot products of `width` weight rows from `base` by raw code, one or four at a time; each of these meets every row of x.
+    /// Dot products of `width` weight rows from `base` by raw code, one or four at a time; each of these meets every
+    /// row of x.
     fn raw_dots(
         &self,
         e: &mut Emitter<'_>,

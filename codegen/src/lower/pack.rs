@@ -1,8 +1,8 @@
-//! Packing: rows of x (T, K) to panels for tile microkernels, `[T / mr][K][mr]` f32, the same in pairs of bf16, or rounded to
-//! 8 bits in blocks; normed on the way if asked.
+//! Packing: rows of x (T, K) to panels for tile microkernels, `[T / mr][K][mr]` f32, the same in pairs of bf16, or
+//! rounded to 8 bits in blocks; normed on the way if asked.
 //!
-//! A tile is a panel. Floats go in fours of rows, transposed; past the last row the last row comes again, or nothing, and
-//! what such lanes make is never stored by anyone.
+//! A tile is a panel. Floats go in fours of rows, transposed; past the last row the last row comes again, or nothing,
+//! and what such lanes make is never stored by anyone.
 
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{BLOCK, DType, Dim};
@@ -127,7 +127,8 @@ impl Read<'_> {
                     let values = addresses.map(|row| load_along_row(e, self.view, Some(row), i, lanes));
                     let columns = transpose(e, values);
                     if pairs {
-                        // A single element k (one at a time, at the end) is a pair's first, its second 0, or its second.
+                        // A single element k (one at a time, at the end) is a pair's first, its second 0, or its
+                        // second.
                         let step = e.b.ins().ushr_imm_u(i, 1);
                         let at = e.scale(step, panel as i64 * 4);
                         let out = e.b.ins().iadd(out, at);

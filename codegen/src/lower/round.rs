@@ -17,7 +17,8 @@ pub(super) struct Rounding {
     pub(super) paired: bool,
 }
 
-/// Rounds rows of x to 8 bits in blocks, as [`micro::int8_row_bytes`] lays them out: a block's largest magnitude is 127.
+/// Rounds rows of x to 8 bits in blocks, as [`micro::int8_row_bytes`] lays them out: a block's largest magnitude
+/// is 127.
 pub(super) fn round_rows(
     e: &mut Emitter<'_>,
     x: Value,

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! A product keeps the unit busy for 16 cycles, so a step takes 64. It loads four registers, 4 KiB: 64 bytes a cycle,
-//! more than the second cache gives. The kernel therefore keeps a part of 32 weight rows, 32 KiB, two thirds of it, in the
-//! first cache and streams panels past it: half of the loads come from the second cache, 32 bytes a cycle, and
+//! more than the second cache gives. The kernel therefore keeps a part of 32 weight rows, 32 KiB, two thirds of it, in
+//! the first cache and streams panels past it: half of the loads come from the second cache, 32 bytes a cycle, and
 //! the next steps' lines of x are prefetched. Sums are in the order of k within a pair of elements, then of steps.
 //!
 //! Tile registers have to be shaped before use (`configure`) and given back after (`release`): once a call of a kernel.

@@ -4,8 +4,9 @@
 //! `vpdpbusd` (or `vpmaddubsw`) multiplies unsigned by signed bytes, so weights are shifted to be unsigned, by 8 or by
 //! 128, and that times the sum of the block's x is taken off again.
 //!
-//! Of 4 bits a core has more to unpack than to read, so [`four_bits`] takes two blocks at a time, one a half of a register:
-//! low nibbles of 32 bytes are both blocks' first halves, high nibbles their second. Scales are made for eight blocks.
+//! Of 4 bits a core has more to unpack than to read, so [`four_bits`] takes two blocks at a time, one a half of a
+//! register: low nibbles of 32 bytes are both blocks' first halves, high nibbles their second. Scales are made for
+//! eight blocks.
 
 use iced_x86::code_asm::*;
 use lapidary_ir::{BLOCK, DType};

@@ -1,7 +1,7 @@
 //! AVX2 and AVX-512 weighted sums, assembled: rows of values as they lie, each times a weight, added to rows of f32.
 //!
-//! `c[h][i] += sum over j of weights[h][j] values[j][i]` for the columns `i` of the code's own: a row of values is widened in
-//! registers once for all heads. Columns are whole blocks of 32.
+//! `c[h][i] += sum over j of weights[h][j] values[j][i]` for the columns `i` of the code's own: a row of values is
+//! widened in registers once for all heads. Columns are whole blocks of 32.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};

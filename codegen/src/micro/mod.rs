@@ -6,7 +6,8 @@
 //! lanes, so that weights need no transpose. Contract: no allocation, no calls out, no state; pointers and counts in,
 //! a block of results out.
 //!
-//! Add a microkernel as a row of [`MICROKERNELS`] (`table.rs`); of those that fit, the first one is taken. Tests walk the table.
+//! Add a microkernel as a row of [`MICROKERNELS`] (`table.rs`); of those that fit, the first one is taken. Tests walk
+//! the table.
 
 mod aarch64;
 mod amx;
@@ -146,8 +147,8 @@ pub struct Widen {
 pub enum Raw {
     /// Operands: x, weights, c, k, accumulate.
     Tile(Tile),
-    /// Operands: x (f32 of length k; or, for a row of the table with operands q8, what [`int8_row_bytes`] says), weights,
-    /// c (f32, rows).
+    /// Operands: x (f32 of length k; or, for a row of the table with operands q8, what [`int8_row_bytes`] says),
+    /// weights, c (f32, rows).
     Dot(Dot),
     /// Readies this thread for tiles of a row of the table with [`Microkernel::is_configured`]; no operands.
     Configure,
@@ -155,10 +156,11 @@ pub enum Raw {
     Release,
     /// Operands: x (bf16), weights (bf16), c (f32, `[rows][nr]`).
     Rows(Rows),
-    /// Operands: queries (f32), keys (the first row), c f32 `[heads][rows]`, as many bytes as the keys to fetch meanwhile.
+    /// Operands: queries (f32), keys (the first row), c f32 `[heads][rows]`, as many bytes as the keys to fetch
+    /// meanwhile.
     Scores(Scores),
-    /// Operands: values (the first row), weights f32 `[heads][rows]`, c f32 `[heads][columns]` (added to), rows (not 0), as many
-    /// bytes to fetch meanwhile.
+    /// Operands: values (the first row), weights f32 `[heads][rows]`, c f32 `[heads][columns]` (added to), rows (not
+    /// 0), as many bytes to fetch meanwhile.
     Mix(Mix),
     /// Operands: elements, the first one's block's scale (if quantised), results, blocks of [`BLOCK`] (not 0).
     Widen(Widen),
@@ -182,8 +184,8 @@ pub struct TileOperands {
     /// Address of the panel of x, f32 `[k][panel]`, bf16 `[k / 2][panel][2]`, or q8 in blocks: for each scales f32
     /// `[panel]`, -8 times the sums of quants i32 `[panel]`, quants `[8][panel][4]`.
     pub x: Value,
-    /// Address of the first weight row, f32 or bf16 `[nr][k]`, or integers as [`Microkernel::held_bytes`] counts them, rows
-    /// `weight_stride` apart.
+    /// Address of the first weight row, f32 or bf16 `[nr][k]`, or integers as [`Microkernel::held_bytes`] counts them,
+    /// rows `weight_stride` apart.
     pub weights: Value,
     /// Address of the results, f32 `[nr][columns]`, rows `c_stride` apart.
     pub c: Value,
@@ -226,8 +228,8 @@ pub type Code = Result<Vec<u8>, IcedError>;
 /// The most weight rows that [`Emit::RawDot`] takes at a time; those left over go one by one.
 pub const DOT_ROWS: usize = 4;
 
-/// Weight rows of length `k` that [`Emit::RawDot`] takes at a time. Of quantised rows of a KiB or more one: memory serves one
-/// stream better than four. Shorter ones end too soon to wait for each one's sum.
+/// Weight rows of length `k` that [`Emit::RawDot`] takes at a time. Of quantised rows of a KiB or more one: memory
+/// serves one stream better than four. Shorter ones end too soon to wait for each one's sum.
 pub fn dot_rows(dtype: DType, k: usize) -> usize {
     const LONG: usize = 1024;
     if dtype.is_quantised() && dtype.row_bytes(k) >= LONG { 1 } else { DOT_ROWS }
@@ -245,8 +247,8 @@ pub struct Microkernel {
     /// Columns and weight rows of each shape of tile, the widest first: `columns` that are left over at the end of the
     /// rows take a narrower shape. Dot: one shape.
     pub shapes: &'static [(usize, usize)],
-    /// Weight rows of a tile of a linear kernel's tile space, a multiple of every shape's; with packed x also for how many
-    /// elements of k they are held at a time, so that what is held and a panel of x stay in cache.
+    /// Weight rows of a tile of a linear kernel's tile space, a multiple of every shape's; with packed x also for how
+    /// many elements of k they are held at a time, so that what is held and a panel of x stay in cache.
     pub block: (usize, usize),
     /// What the length of the sums must be a multiple of.
     pub kr: usize,
@@ -347,9 +349,9 @@ pub fn int8_quant_bytes(k: usize) -> usize {
     k.next_multiple_of(2 * BLOCK)
 }
 
-/// Bytes of a row of x rounded to 8 bits: quants, then for each block its scale (f32), then for each block the sum of its
-/// quants (i32); a multiple of 64. Quants lie as they follow one another, or in pairs of blocks as [`Emit::PairedDot`] reads
-/// them: the first halves of both, then their second halves.
+/// Bytes of a row of x rounded to 8 bits: quants, then for each block its scale (f32), then for each block the sum of
+/// its quants (i32); a multiple of 64. Quants lie as they follow one another, or in pairs of blocks as
+/// [`Emit::PairedDot`] reads them: the first halves of both, then their second halves.
 pub fn int8_row_bytes(k: usize) -> usize {
     (int8_quant_bytes(k) + k / BLOCK * 8).next_multiple_of(64)
 }
@@ -367,13 +369,14 @@ pub fn select(rows: usize, k: usize, operands: DType, features: &Features) -> &'
     }
 }
 
-/// Whether weights are quantised, all in one format: only then may their x be rounded to 8 bits, as that format reads it.
+/// Whether weights are quantised, all in one format: only then may their x be rounded to 8 bits, as that format reads
+/// it.
 pub fn one_quantised_format(mut weights: impl Iterator<Item = DType>) -> bool {
     weights.next().is_some_and(|first| first.is_quantised() && weights.all(|w| w == first))
 }
 
-/// The best microkernel for calls of up to `rows` rows of `k` elements: `rounded` says whether it may round activations, `quantised`
-/// whether all its weights are.
+/// The best microkernel for calls of up to `rows` rows of `k` elements: `rounded` says whether it may round
+/// activations, `quantised` whether all its weights are.
 pub fn choose(
     rows: usize,
     k: usize,

@@ -1,4 +1,5 @@
-//! What the machine can do at most, as kernels of the program's ABI: a stream of loads, and products in registers alone.
+//! What the machine can do at most, as kernels of the program's ABI: a stream of loads, and products in registers
+//! alone.
 //!
 //! These are the ceilings that benchmarks are held against, measured by the very threads that run models.
 
@@ -24,13 +25,14 @@ const ROUNDS: i32 = 10_000;
 pub enum Probe {
     /// Loads slot 0, [`READ_TILE`] bytes a tile.
     Read,
-    /// Multiply-adds in registers, of operands held so: f32, bf16 or q8. Of the latter two, what [`Features::unit`] says.
+    /// Multiply-adds in registers, of operands held so: f32, bf16 or q8. Of the latter two, what [`Features::unit`]
+    /// says.
     Multiply(DType),
 }
 
 impl Features {
-    /// What operands held so are multiplied in: the tile unit or dot products of bf16, dot products of 8-bit integers, or
-    /// AVX2's 8-bit products, where the CPU has them for such operands, else f32.
+    /// What operands held so are multiplied in: the tile unit or dot products of bf16, dot products of 8-bit integers,
+    /// or AVX2's 8-bit products, where the CPU has them for such operands, else f32.
     pub fn unit(&self, operands: DType) -> DType {
         match operands {
             DType::BF16 if self.avx512 && (self.amx || self.bf16) => DType::BF16,
@@ -39,8 +41,8 @@ impl Features {
         }
     }
 
-    /// What products of many rows multiply in; `rounded` says whether they may round their activations, `quantised` whether
-    /// weights are.
+    /// What products of many rows multiply in; `rounded` says whether they may round their activations, `quantised`
+    /// whether weights are.
     pub fn matrix_unit(&self, rounded: bool, quantised: bool) -> DType {
         self.unit(super::choose(usize::MAX, BLOCK, rounded, quantised, self).operands)
     }

@@ -1,4 +1,5 @@
-//! AVX2 and AVX-512 scores, assembled: queries of several heads against rows of keys as they lie, each key widened once for all.
+//! AVX2 and AVX-512 scores, assembled: queries of several heads against rows of keys as they lie, each key widened once
+//! for all.
 //!
 //! Meanwhile rows of memory that are read next, the block's values, are fetched into the second cache.
 

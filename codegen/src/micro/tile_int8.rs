@@ -1,11 +1,11 @@
 //! Tiles in integers, assembled: x rounded to 8 bits in blocks, against quantised weight rows.
 //!
-//! A block's products are summed exactly, then scaled by both blocks' scales and added to f32 results in memory. Weights are
-//! held unsigned; what the shift adds is taken off again: x's panel holds -8 times the sum of each block.
+//! A block's products are summed exactly, then scaled by both blocks' scales and added to f32 results in memory.
+//! Weights are held unsigned; what the shift adds is taken off again: x's panel holds -8 times the sum of each block.
 //!
-//! With AVX2 weights are held in halves of 4 bits: one of 8 bits is 16 times its upper half and its lower half, two rows to
-//! multiply by. A whole block of such products fits sums of 16 bits (32 / 2 of at most 15 * 127), so that a step is
-//! `vpmaddubsw` and `vpaddw`. With AVX-512 VNNI a step is `vpdpbusd`, of weights of either width.
+//! With AVX2 weights are held in halves of 4 bits: one of 8 bits is 16 times its upper half and its lower half, two
+//! rows to multiply by. A whole block of such products fits sums of 16 bits (32 / 2 of at most 15 * 127), so that a
+//! step is `vpmaddubsw` and `vpaddw`. With AVX-512 VNNI a step is `vpdpbusd`, of weights of either width.
 
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::{BLOCK, DType};
@@ -17,8 +17,8 @@ use super::{Code, Tile, Widen};
 /// Elements of k whose products one 32-bit lane adds up.
 const STEP: usize = 4;
 
-/// Bytes that a block of one row of x takes in a panel: its scale (f32), -8 times the sum of its quants (i32), and these.
-/// A panel holds, block by block, each of the three for all rows; the quants four of a row at a time.
+/// Bytes that a block of one row of x takes in a panel: its scale (f32), -8 times the sum of its quants (i32), and
+/// these. A panel holds, block by block, each of the three for all rows; the quants four of a row at a time.
 pub(super) const PANEL_BLOCK: usize = 4 + 4 + BLOCK;
 
 /// Bytes of a block of a weight row as AVX2's tiles read it: each half of its quants, unsigned, then its scale (f32).

@@ -1,9 +1,9 @@
 //! The driver of an object: what `runtime::Engine` does, as generated code.
 //!
-//! In: an image and where everything lies. Out: a [`Driver`]: functions whose references are not resolved yet, and the read-only
-//! tables. `forward` is straight-line: a call of each layer's function on its frame; a function picks its variant by the
-//! call's rows and launches its kernels in order. Invariants: the code refers to kernels, tables and itself only; it allocates
-//! nothing; it writes engine and states alone, and only once its arguments are checked.
+//! In: an image and where everything lies. Out: a [`Driver`]: functions whose references are not resolved yet, and the
+//! read-only tables. `forward` is straight-line: a call of each layer's function on its frame; a function picks its
+//! variant by the call's rows and launches its kernels in order. Invariants: the code refers to kernels, tables and
+//! itself only; it allocates nothing; it writes engine and states alone, and only once its arguments are checked.
 
 use cranelift_codegen::binemit::Reloc;
 use cranelift_codegen::ir::condcodes::IntCC;
@@ -90,7 +90,8 @@ const KERNELS: u32 = 0;
 const FUNCTIONS: u32 = 1;
 const TABLES: u32 = 2;
 
-/// The functions' parameters and results, in the order of [`Driver::functions`]; those of the program's functions follow.
+/// The functions' parameters and results, in the order of [`Driver::functions`]; those of the program's functions
+/// follow.
 const LAUNCH: u32 = 0;
 const GROUPS: u32 = 1;
 const PLACE: u32 = 2;
@@ -370,7 +371,8 @@ impl Writer<'_> {
     }
 }
 
-/// `launch(engine, kernel, frame, tiles, tile_ns)`: one kernel over its tiles, on this thread or by the caller's callback.
+/// `launch(engine, kernel, frame, tiles, tile_ns)`: one kernel over its tiles, on this thread or by the caller's
+/// callback.
 fn launch_body(places: &Places) -> impl FnOnce(&mut Writer<'_>, &[Value]) {
     let scratch = places.scratch as i64;
     move |w, p| {
@@ -424,7 +426,8 @@ fn groups(w: &mut Writer<'_>, places: &Places, engine: Value, by: Value) {
     w.finish(Some(sum));
 }
 
-/// `run_NAME(engine, frame)`: a function's kernels, in order, of the variant that serves the frame's rows of the call's phase.
+/// `run_NAME(engine, frame)`: a function's kernels, in order, of the variant that serves the frame's rows of the call's
+/// phase.
 fn run(w: &mut Writer<'_>, variants: &[program::Variant<u64>], engine: Value, frame: Value) {
     let rows = w.load(I64, frame, (FRAME_ROWS * 8) as i64);
     let phase = w.load(I64, engine, engine_word::PHASE.into());
@@ -684,7 +687,8 @@ fn step(w: &mut Writer<'_>, image: &Image, (batches, most): (bool, usize), p: &[
     w.finish(Some(done));
 }
 
-/// `logits(state)` and `argmax(state)`: a head on the last row, run when first asked for; it writes at `to` in the state.
+/// `logits(state)` and `argmax(state)`: a head on the last row, run when first asked for; it writes at `to` in the
+/// state.
 #[allow(clippy::too_many_arguments)]
 fn output(
     w: &mut Writer<'_>,
@@ -740,8 +744,8 @@ fn rollback(w: &mut Writer<'_>, places: &Places, state: Value, to: Value) {
     let done = w.int(I32, Status::Ok.code());
     w.finish(Some(done));
     w.b.switch_to_block(some);
-    // A ring that was written up to `high` holds the positions from `high - rows` on; the next query, at `to`, reads those
-    // from `to - window + 1` on.
+    // A ring that was written up to `high` holds the positions from `high - rows` on; the next query, at `to`, reads
+    // those from `to - window + 1` on.
     let high = w.load(I64, state, word::HIGH.into());
     for ring in &places.rings {
         let over = w.compare(IntCC::UnsignedGreaterThan, high, ring.rows as i64);

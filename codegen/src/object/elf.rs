@@ -1,8 +1,8 @@
 //! The relocatable file: sections, symbols and relocations, through the `object` crate.
 //!
-//! In: an image's code and the driver. Out: the bytes of an ELF file for the target's architecture. Invariants: `.text` is the
-//! image, byte for byte, then the driver; `.rodata` is the driver's tables; public symbols start with the prefix; there is no
-//! undefined symbol.
+//! In: an image's code and the driver. Out: the bytes of an ELF file for the target's architecture. Invariants: `.text`
+//! is the image, byte for byte, then the driver; `.rodata` is the driver's tables; public symbols start with the
+//! prefix; there is no undefined symbol.
 
 use cranelift_codegen::binemit::Reloc;
 use lapidary_runtime::program::{CODE_ALIGN, Image};

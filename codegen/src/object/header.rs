@@ -1,7 +1,7 @@
 //! The C header of an object: constants, types, functions, and what a caller must know.
 //!
-//! In: what the object was made from. Out: text that is C11 and C++17. Invariant: every number in it is the one that the code
-//! was made with.
+//! In: what the object was made from. Out: text that is C11 and C++17. Invariant: every number in it is the one that
+//! the code was made with.
 
 use std::fmt::Write;
 

@@ -1,10 +1,10 @@
 //! The object backend: an image as a relocatable file that any C linker takes, with a header and a weights file.
 //!
-//! In: an [`Image`], its target, a prefix for names, the type of each weight. Out: an [`Object`]. What the runtime's engine does
-//! in this process (steps, positions) is generated code here, the [`driver`], over the same [`Layout`]; memory and threads are
-//! the caller's. Invariants:
-//! the object refers to nothing outside of itself, not even libc; it writes nothing but engine and state; the same input gives the
-//! same bytes.
+//! In: an [`Image`], its target, a prefix for names, the type of each weight. Out: an [`Object`]. What the runtime's
+//! engine does in this process (steps, positions) is generated code here, the [`driver`], over the same [`Layout`];
+//! memory and threads are the caller's. Invariants:
+//! the object refers to nothing outside of itself, not even libc; it writes nothing but engine and state; the same
+//! input gives the same bytes.
 //!
 //! | module | holds |
 //! |---|---|

@@ -1,9 +1,9 @@
-//! Where everything of an object lies in the memory that the caller provides, all of it fixed at compile time: of an engine,
-//! and of each state, which is one sequence.
+//! Where everything of an object lies in the memory that the caller provides, all of it fixed at compile time: of an
+//! engine, and of each state, which is one sequence.
 //!
-//! In: a program's [`Layout`], its plan and the weights file. Out: offsets in bytes, and the template that `init` fills frames
-//! from. Invariants: areas start at multiples of [`STATE_ALIGN`] and do not overlap; each frame word is the address of at least
-//! the bytes that its slot declares.
+//! In: a program's [`Layout`], its plan and the weights file. Out: offsets in bytes, and the template that `init` fills
+//! frames from. Invariants: areas start at multiples of [`STATE_ALIGN`] and do not overlap; each frame word is the
+//! address of at least the bytes that its slot declares.
 
 use lapidary_runtime::layout::{self, Area, Cache, Layout, Word};
 use lapidary_runtime::program::{FRAME_SEGMENTS, Phase, Plan, Segment};
@@ -39,7 +39,8 @@ pub mod word {
     pub const POSITION: i32 = 16;
     /// One past the highest position written since rings were last whole.
     pub const HIGH: i32 = 24;
-    /// What the last row of the residual stream was computed as, [`super::engine_word::PHASE`]; 0: there is none to predict from.
+    /// What the last row of the residual stream was computed as, [`super::engine_word::PHASE`]; 0: there is none to
+    /// predict from.
     pub const PREDICTS: i32 = 32;
     /// Whether the logits are those of the last row.
     pub const LOGITS_VALID: i32 = 40;

@@ -1,10 +1,10 @@
 //! The weights file of an object: a safetensors file whose tensors lie where the code expects them.
 //!
-//! In: a program's layout and the type of each of its weights. Out: the file's header and the place of each tensor, in the
-//! layout's order. Invariants: each tensor starts at a multiple of [`WEIGHT_ALIGN`] bytes from the file's
-//! start; safetensors allows no holes, so bytes between tensors are tensors of their own, `_padding.N`. The code checks the
-//! file's header by [`WeightsFile::hash`], so weights of another shape, format or order are refused, and a fine-tune of the
-//! same shapes is taken.
+//! In: a program's layout and the type of each of its weights. Out: the file's header and the place of each tensor, in
+//! the layout's order. Invariants: each tensor starts at a multiple of [`WEIGHT_ALIGN`] bytes from the file's
+//! start; safetensors allows no holes, so bytes between tensors are tensors of their own, `_padding.N`. The code checks
+//! the file's header by [`WeightsFile::hash`], so weights of another shape, format or order are refused, and a
+//! fine-tune of the same shapes is taken.
 
 use std::io::{self, Write};
 

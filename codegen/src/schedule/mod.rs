@@ -1,9 +1,9 @@
 //! The schedule: a fused function to a straight list of kernels over views.
 //!
-//! In: a function and what it is compiled for. Out: kernels in order, the buffers between them with their lifetimes, the
-//! caller's slots, and folded tables. Movement operators and widening casts become views where strides can say so, and
-//! copies where not; terms of constants are folded by the reference interpreter; a buffer whose consumer transposes and
-//! reshapes it is laid out for that, so that neither moves anything.
+//! In: a function and what it is compiled for. Out: kernels in order, the buffers between them with their lifetimes,
+//! the caller's slots, and folded tables. Movement operators and widening casts become views where strides can say so,
+//! and copies where not; terms of constants are folded by the reference interpreter; a buffer whose consumer transposes
+//! and reshapes it is laid out for that, so that neither moves anything.
 
 mod nodes;
 mod operands;

@@ -163,8 +163,8 @@ impl Case {
                 let p = (s - max).exp() / sum;
                 y.iter_mut().zip(&v[(group + key) * d..]).for_each(|(y, v)| *y += p * v);
             }
-            // An error of a score is a relative error of its weight: the cap's, and the sum's, which the cap does not take
-            // from scores near 0.
+            // An error of a score is a relative error of its weight: the cap's, and the sum's, which the cap does not
+            // take from scores near 0.
             let size: f64 = scale * q.iter().map(|q| q.abs()).sum::<f64>();
             let unit = if self.rounded { 2f64.powi(-8) } else { 1e-6 };
             let cap = self.cap.map_or(f64::INFINITY, f64::from);

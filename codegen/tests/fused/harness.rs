@@ -216,8 +216,8 @@ impl Machine {
         unsafe { (self.entry)(frame.as_ptr(), begin, end, scratch.as_mut_ptr()) }
     }
 
-    /// Calls the kernel over each range of tiles, each with scratch full of NaN; but every other one resumes where the kernel
-    /// can, with scratch as the one before left it.
+    /// Calls the kernel over each range of tiles, each with scratch full of NaN; but every other one resumes where the
+    /// kernel can, with scratch as the one before left it.
     pub(crate) fn run(&self, rows: usize, keys: usize, slots: &mut [Slot], ranges: &[(u64, u64)]) {
         let mut frame = vec![0u64; FRAME_SLOTS];
         frame[FRAME_ROWS] = rows as u64;

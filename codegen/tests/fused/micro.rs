@@ -42,7 +42,8 @@ fn every_microkernel() {
                 "no CPU and no number of rows takes {}",
                 microkernel.name
             );
-            // Its own code runs on every machine, by the emulator of `tests/micro.rs`; what is around it runs with the other rows.
+            // Its own code runs on every machine, by the emulator of `tests/micro.rs`; what is around it runs with the
+            // other rows.
             eprintln!("{}: no kernel of this machine takes it", microkernel.name);
             continue;
         }

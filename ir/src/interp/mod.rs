@@ -1,9 +1,9 @@
 //! The reference interpreter: what every operator means, primitive and fused, one plain loop each.
 //!
-//! In: a function, its inputs' values, the named dims' lengths. Out: every node's value. It is the oracle that kernels and
-//! rules are held against, so it favours being plainly right over being fast: values are f64, and [`Precision::F32`]
-//! rounds each elementwise result to f32 (computed in f64 first, so correctly rounded), while sums and dot products
-//! accumulate in f64 and round once. Casts to bf16 and f16 round to nearest even in either precision.
+//! In: a function, its inputs' values, the named dims' lengths. Out: every node's value. It is the oracle that kernels
+//! and rules are held against, so it favours being plainly right over being fast: values are f64, and
+//! [`Precision::F32`] rounds each elementwise result to f32 (computed in f64 first, so correctly rounded), while sums
+//! and dot products accumulate in f64 and round once. Casts to bf16 and f16 round to nearest even in either precision.
 
 mod fused;
 mod tensor;
@@ -42,7 +42,8 @@ pub enum Value {
 /// Evaluates a function: its outputs, in order. `inputs` are in the order of declaration.
 ///
 /// # Errors
-/// [`Error::Evaluate`] for inputs that do not fit or an id outside of its table; [`Error::Type`] for an ill-typed graph.
+/// [`Error::Evaluate`] for inputs that do not fit or an id outside of its table; [`Error::Type`] for an ill-typed
+/// graph.
 pub fn evaluate(
     function: &Function,
     inputs: &[Tensor],

@@ -95,8 +95,8 @@ impl Tensor {
     }
 }
 
-/// A block of numbers in 8 bits: its quants and its scale. The scale is the largest magnitude over 127, in f32, rounded to
-/// bf16; a quant is the element over the scale, in f32, to the nearest even integer. Of a scale of 0 all are 0.
+/// A block of numbers in 8 bits: its quants and its scale. The scale is the largest magnitude over 127, in f32, rounded
+/// to bf16; a quant is the element over the scale, in f32, to the nearest even integer. Of a scale of 0 all are 0.
 pub(super) fn q8_block(block: &[f64]) -> (Vec<i8>, half::bf16) {
     let largest = block.iter().fold(0f32, |most, &x| most.max((x as f32).abs()));
     let scale = half::bf16::from_f32(largest / 127.0);

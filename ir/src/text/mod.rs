@@ -14,9 +14,9 @@
 //! ```
 //!
 //! A term is an operator over terms in parentheses, a value's or an input's name, or a leaf: a number (`1.0`), an
-//! integer (`1`), a dtype, dims (`[T,4]`), `none`, a mode, an epilogue. Printing puts each node on a line of its own, save
-//! leaves, weights and caps, which stand inside of the node that uses them. Parsing shares equal nodes and checks no
-//! types: that is [`verify`](crate::verify)'s.
+//! integer (`1`), a dtype, dims (`[T,4]`), `none`, a mode, an epilogue. Printing puts each node on a line of its own,
+//! save leaves, weights and caps, which stand inside of the node that uses them. Parsing shares equal nodes and checks
+//! no types: that is [`verify`](crate::verify)'s.
 
 mod parse;
 mod print;

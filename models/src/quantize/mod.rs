@@ -1,16 +1,16 @@
 //! Weights in blocks of 32 elements along K, one bf16 scale each: what the bytes are, how scales are chosen, and how a
 //! checkpoint's matrices are streamed into that form, or into floats of another width.
 //!
-//! In: rows of F32, F16 or BF16. Out: rows of quants then scales, one after another without padding; a value is quant times
-//! scale.
+//! In: rows of F32, F16 or BF16. Out: rows of quants then scales, one after another without padding; a value is quant
+//! times scale.
 //!
 //! | format | quants of a row | scales of a row | bits a weight |
 //! |---|---|---|---|
 //! | q8 | K bytes: element k is the i8 at byte k, -127..=127 | K/32 bf16 | 8.5 |
 //! | q4 | K/2 bytes: byte j of block b's 16 has element 32b+j in its low nibble, 32b+16+j in its high one, as q + 8, q in -8..=7 | K/32 bf16 | 4.5 |
 //!
-//! Invariants: a block's bytes are a function of its 32 values alone, so neither threads nor the CPU's vector width change
-//! them; a scale is zero or normal and finite (a block too small for one is stored as zeros).
+//! Invariants: a block's bytes are a function of its 32 values alone, so neither threads nor the CPU's vector width
+//! change them; a scale is zero or normal and finite (a block too small for one is stored as zeros).
 
 mod scale;
 mod stream;
@@ -141,8 +141,8 @@ pub fn dequantize_rows(format: QuantFormat, bytes: &[u8], n: usize, k: usize) ->
 /// [`quantize_rows`] does. `source` is (n, row_bytes) of `from`, `out` is (n, row_bytes) of `to`.
 ///
 /// # Errors
-/// The first weight that `to` cannot hold: one that is not finite, for quants; one that is but would become infinite, for
-/// floats. `out` is then unspecified.
+/// The first weight that `to` cannot hold: one that is not finite, for quants; one that is but would become infinite,
+/// for floats. `out` is then unspecified.
 ///
 /// # Panics
 /// Unless `k` fits both formats and the slices have the lengths of their shapes.
@@ -202,7 +202,8 @@ fn decode(dtype: WeightDType, source: &[u8], values: &mut [f32]) {
     }
 }
 
-/// f32 to little-endian elements, to nearest, ties to even. An error is the place of a finite value that became infinite.
+/// f32 to little-endian elements, to nearest, ties to even. An error is the place of a finite value that became
+/// infinite.
 fn encode(dtype: WeightDType, values: &[f32], out: &mut [u8]) -> std::result::Result<(), usize> {
     // Rounding carries what is above the largest finite value to infinity, whose exponent is all ones.
     let mut infinite = false;

@@ -4,7 +4,8 @@ use half::bf16;
 
 use super::BLOCK;
 
-/// Adding it rounds a float of less than 2^22 to an integer, ties to even, and leaves that integer in the low bits: 1.5 * 2^23.
+/// Adding it rounds a float of less than 2^22 to an integer, ties to even, and leaves that integer in the low bits:
+/// 1.5 * 2^23.
 const ROUND: f32 = 12_582_912.0;
 
 /// One block's values.
@@ -35,8 +36,8 @@ fn round<const LOW: i32, const HIGH: i32>(x: f32) -> f32 {
     x + ROUND
 }
 
-/// Writes a block as q8. A scale of max|x| / 127, rounded to bf16, leaves max|x| within 127.5 scales: each error is at most
-/// half a scale. A search changes the squared error by less than the rounding of the scale does, 1%.
+/// Writes a block as q8. A scale of max|x| / 127, rounded to bf16, leaves max|x| within 127.5 scales: each error is at
+/// most half a scale. A search changes the squared error by less than the rounding of the scale does, 1%.
 pub(super) fn q8(x: &Block, quants: &mut [u8], scale: &mut [u8]) {
     let mut most = [0.0f32; 8];
     for eight in x.as_chunks::<8>().0 {
@@ -64,7 +65,8 @@ pub(super) fn q4(x: &Block, s: f32, quants: &mut [u8], scale: &mut [u8]) {
     scale.copy_from_slice(&bf16::from_f32(s).to_le_bytes());
 }
 
-/// Blocks searched side by side, each in a lane of its own: two AVX2 registers, so that one's latency hides the other's.
+/// Blocks searched side by side, each in a lane of its own: two AVX2 registers, so that one's latency hides the
+/// other's.
 pub(super) const LANES: usize = 16;
 pub(super) type Lanes = [f32; LANES];
 

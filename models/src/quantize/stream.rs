@@ -15,8 +15,8 @@ use crate::error::{Error, Result};
 
 /// Source bytes read at a time, if a row is no longer than that.
 const SOURCE: usize = 1 << 20;
-/// Output bytes written at a time: a huge page. Linux keeps what is written in one call, to a multiple of it, in one huge
-/// page of its cache (where the file system can), so that even a file just written is mapped in huge pages.
+/// Output bytes written at a time: a huge page. Linux keeps what is written in one call, to a multiple of it, in one
+/// huge page of its cache (where the file system can), so that even a file just written is mapped in huge pages.
 const PIECE: usize = 2 << 20;
 
 /// A matrix to convert, of quants or of floats; a vector is one row.
@@ -82,8 +82,8 @@ struct Buffers {
     piece: Vec<u8>,
 }
 
-/// Converts all matrices on `threads` threads, fewer where the system refuses them; `progress` is told, on the calling thread, the source bytes done and in all,
-/// and ends it by breaking.
+/// Converts all matrices on `threads` threads, fewer where the system refuses them; `progress` is told, on the calling
+/// thread, the source bytes done and in all, and ends it by breaking.
 ///
 /// A thread holds about 4 MiB, or a piece, one row and its quants if that is more.
 ///
@@ -161,7 +161,8 @@ fn pieces(length: usize, mut sink: Sink<'_>) -> Vec<Piece<'_>> {
 }
 
 impl Piece<'_> {
-    /// Reads, quantises, writes; returns the source bytes of the rows that begin in it. `needed` is the whole output's length.
+    /// Reads, quantises, writes; returns the source bytes of the rows that begin in it. `needed` is the whole output's
+    /// length.
     fn make(self, matrices: &[Matrix<'_>], buffers: &mut Buffers, needed: u64) -> Result<u64> {
         let Buffers { source, rows, piece } = buffers;
         match self.target {
@@ -178,7 +179,8 @@ impl Piece<'_> {
     }
 }
 
-/// Makes the bytes of `range` within the matrices laid one after another. A row that it cuts is quantised for either side.
+/// Makes the bytes of `range` within the matrices laid one after another. A row that it cuts is quantised for either
+/// side.
 fn fill(
     matrices: &[Matrix<'_>],
     range: Range<usize>,

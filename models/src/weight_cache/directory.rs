@@ -1,7 +1,7 @@
 //! The directory of cache files: where it is, who may write to it, how full it is.
 //!
-//! Invariants: only files with the names of cache files are ever removed from it; one that others may write to is not used, and a
-//! file of another's neither, for whoever writes the weights decides what a model says.
+//! Invariants: only files with the names of cache files are ever removed from it; one that others may write to is not
+//! used, and a file of another's neither, for whoever writes the weights decides what a model says.
 
 use std::env;
 use std::ffi::OsString;
@@ -35,7 +35,8 @@ impl Cache {
     /// The limit unless one is given: 32 GiB.
     pub const LIMIT: u64 = 32 << 30;
 
-    /// The user's: `$XDG_CACHE_HOME/lapidary`, or `$HOME/.cache/lapidary`; none if neither variable is an absolute path.
+    /// The user's: `$XDG_CACHE_HOME/lapidary`, or `$HOME/.cache/lapidary`; none if neither variable is an absolute
+    /// path.
     pub fn of_user() -> Option<Cache> {
         Cache::of_variables(env::var_os("XDG_CACHE_HOME"), env::var_os("HOME"))
     }
@@ -85,9 +86,9 @@ impl Cache {
         all
     }
 
-    /// Removes what was not used for longest until all is within the limit, and what was abandoned; `own`, of `needed` bytes, is
-    /// being written and stays, and so does what others write, which counts as if it were whole. A file that cannot be removed
-    /// stays.
+    /// Removes what was not used for longest until all is within the limit, and what was abandoned; `own`, of `needed`
+    /// bytes, is being written and stays, and so does what others write, which counts as if it were whole. A file that
+    /// cannot be removed stays.
     ///
     /// # Errors
     /// What must stay is above the limit.

@@ -1,9 +1,9 @@
 //! One file of the cache: found, checked and mapped, or made.
 //!
-//! It is a safetensors file of the converted matrices alone; its metadata name the formats, the checkpoint it was made of
-//! ([`Files`]) and a hash of its body. Invariants: its header is exactly the one that this model's would have; its body's hash is
-//! checked each time before it is used, which costs what reading the weights once costs, one token's worth; it belongs to this
-//! user.
+//! It is a safetensors file of the converted matrices alone; its metadata name the formats, the checkpoint it was made
+//! of ([`Files`]) and a hash of its body. Invariants: its header is exactly the one that this model's would have; its
+//! body's hash is checked each time before it is used, which costs what reading the weights once costs, one token's
+//! worth; it belongs to this user.
 
 use std::fs::{File, FileTimes};
 use std::ops::ControlFlow;
@@ -121,8 +121,8 @@ impl Wanted<'_> {
         [&(json.len() as u64).to_le_bytes(), json.as_bytes()].concat()
     }
 
-    /// Maps a file if it is what it should be and was made of files with this stamp, and marks it as used. Whatever else is found
-    /// is as good as nothing: it will be made anew.
+    /// Maps a file if it is what it should be and was made of files with this stamp, and marks it as used. Whatever
+    /// else is found is as good as nothing: it will be made anew.
     fn find(&self, path: &Path, stamp: u128) -> Option<Map> {
         let (file, marks) = self.open(path)?;
         if marks.stamp != stamp {

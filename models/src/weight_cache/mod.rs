@@ -4,11 +4,11 @@
 //! In: a [`Model`] and which formats its matrices take. Out: [`QuantizedWeights`], the bytes of every tensor by name:
 //! quantised ones from the cache's file (or from memory), all others from the checkpoint's own map.
 //!
-//! Invariants: a cache file has its name only once it is whole and on the disk; it is used only if it is of this checkpoint
-//! ([`source`]), its body has the hash it was written with ([`entry`]), and nobody else could write it ([`directory`]);
-//! writers need no lock, for the files they would write are equal, and the last rename wins. While quantising, the checkpoint is
-//! read piece by piece and not mapped, and the output is written piece by piece, so resident memory is a few MiB a thread.
-//! A cache that cannot be used costs time only: the weights then stay in memory.
+//! Invariants: a cache file has its name only once it is whole and on the disk; it is used only if it is of this
+//! checkpoint ([`source`]), its body has the hash it was written with ([`entry`]), and nobody else could write it
+//! ([`directory`]); writers need no lock, for the files they would write are equal, and the last rename wins. While
+//! quantising, the checkpoint is read piece by piece and not mapped, and the output is written piece by piece, so
+//! resident memory is a few MiB a thread. A cache that cannot be used costs time only: the weights then stay in memory.
 
 mod directory;
 mod entry;
@@ -52,8 +52,8 @@ pub struct Quantization {
 }
 
 impl Quantization {
-    /// What the tensor of this name and shape is to be; none if it stays as it is: norms, and rows that do not divide into
-    /// blocks.
+    /// What the tensor of this name and shape is to be; none if it stays as it is: norms, and rows that do not divide
+    /// into blocks.
     pub fn format_of(&self, name: &str, shape: &[usize]) -> Option<TensorFormat> {
         let format = if name == EMBEDDING { self.head } else { self.body };
         match shape {
@@ -91,14 +91,14 @@ pub struct QuantizedWeights {
 }
 
 impl QuantizedWeights {
-    /// Maps the quantised matrices of a model, and makes them first if they are not in the cache. Meanwhile `progress` is told,
-    /// on this thread, the bytes of the checkpoint done and in all, and ends it by breaking. The model's files must not change, nor may the cache's be
-    /// written to, while this lives.
+    /// Maps the quantised matrices of a model, and makes them first if they are not in the cache. Meanwhile `progress`
+    /// is told, on this thread, the bytes of the checkpoint done and in all, and ends it by breaking. The model's files
+    /// must not change, nor may the cache's be written to, while this lives.
     ///
     /// # Errors
     /// [`Error::File`] for a checkpoint that cannot be read again or for a weight that is
-    /// not finite, [`Error::Stopped`] if `progress` broke off, [`Error::Write`] of [`MEMORY`] where there is no cache and
-    /// too little address space.
+    /// not finite, [`Error::Stopped`] if `progress` broke off, [`Error::Write`] of [`MEMORY`] where there is no cache
+    /// and too little address space.
     pub fn open(
         model: Arc<Model>,
         options: &Quantization,
@@ -133,7 +133,8 @@ impl QuantizedWeights {
     }
 }
 
-// SAFETY: the bytes are a read-only map of this or of the checkpoint, which this shares; neither is unmapped before it drops.
+// SAFETY: the bytes are a read-only map of this or of the checkpoint, which this shares; neither is unmapped before it
+// drops.
 #[allow(unsafe_code)]
 unsafe impl WeightSource for QuantizedWeights {
     fn tensor(&self, name: &str) -> Option<&[u8]> {

@@ -1,16 +1,17 @@
 //! The files of a checkpoint again, to read piece by piece, and what tells them from others.
 //!
-//! Converted bytes depend on every byte of the checkpoint, so the key must. Reading a whole checkpoint at each start is what the
-//! cache is to avoid. Hence three hashes:
+//! Converted bytes depend on every byte of the checkpoint, so the key must. Reading a whole checkpoint at each start is
+//! what the cache is to avoid. Hence three hashes:
 //!
-//! - the *outline*, of formats, headers, lengths, times of the last change and both ends of each tensor: cheap, the same wherever
-//!   the files are moved to. It finds candidates.
+//! - the *outline*, of formats, headers, lengths, times of the last change and both ends of each tensor: cheap, the
+//!   same wherever the files are moved to. It finds candidates.
 //! - the *content*, of every byte: taken when a cache file is made, and whenever the stamp differs.
-//! - the *stamp*, of each file's inode and time of the last change of its inode (ctime), which the system sets and no program can
-//!   set back. While it is that of a time when the content was taken, the content is the same. (What writes past the file system
-//!   is not seen.)
+//! - the *stamp*, of each file's inode and time of the last change of its inode (ctime), which the system sets and no
+//!   program can set back. While it is that of a time when the content was taken, the content is the same. (What writes
+//!   past the file system is not seen.)
 //!
-//! Hashes are XXH3 of 128 bits: they tell files apart by accident, not against an adversary, who has no business in the cache.
+//! Hashes are XXH3 of 128 bits: they tell files apart by accident, not against an adversary, who has no business in the
+//! cache.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -172,7 +173,8 @@ impl Fields {
     }
 }
 
-/// A hash of bytes in memory (or mapped), at the speed of memory, on `threads` threads: the hash of the hashes of its pieces.
+/// A hash of bytes in memory (or mapped), at the speed of memory, on `threads` threads: the hash of the hashes of its
+/// pieces.
 pub(super) fn digest_of(bytes: &[u8], threads: usize) -> u128 {
     pieces(bytes.len(), threads, || {
         |piece: std::ops::Range<usize>| Ok(xxhash_rust::xxh3::xxh3_128(&bytes[piece]))

@@ -52,9 +52,9 @@ enum Asked {
     Finite,
 }
 
-/// The trials of a rule. Sums of the largest numbers among ordinary ones lose the latter, in one order or another: where
-/// rounding may differ, only what is finite is asked about there. The other way to overflow is exp of numbers that are
-/// merely large, in 32 bits.
+/// The trials of a rule. Sums of the largest numbers among ordinary ones lose the latter, in one order or another:
+/// where rounding may differ, only what is finite is asked about there. The other way to overflow is exp of numbers
+/// that are merely large, in 32 bits.
 fn trials(rule: &Rule) -> Vec<Trial> {
     let trial = |values, precision, asked| Trial { values, precision, asked };
     let same = Asked::Same(tolerance(rule));

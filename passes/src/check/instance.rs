@@ -1,8 +1,8 @@
 //! Functions on which a rule fires: a left side whose variables have become inputs and attributes.
 //!
-//! In: a rule, one of its left sides, random numbers. Out: a verified function of that term. Types are chosen on the way
-//! down, from what predicates and operators expect of a place, and tried by inference on the way up; what does not fit
-//! is thrown away, and the next attempt begins anew.
+//! In: a rule, one of its left sides, random numbers. Out: a verified function of that term. Types are chosen on the
+//! way down, from what predicates and operators expect of a place, and tried by inference on the way up; what does not
+//! fit is thrown away, and the next attempt begins anew.
 
 use std::collections::HashMap;
 

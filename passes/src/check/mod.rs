@@ -1,10 +1,10 @@
 //! The check of rules: each against the reference interpreter, on functions made for it.
 //!
-//! In: rules, a number of cases. Out: for each rule what was tried, and a small counterexample if it is unsound. A case is
-//! a function on which a left side matches ([`instance`]); the rule alone saturates it; every form that it made is
-//! evaluated on ordinary, edge and large values ([`values`], [`forms`], `hold`) and, where its operators are arithmetic,
-//! exactly over rational numbers ([`mod@rational`]); merges are typed; and extraction never chooses what is dearer. A rule
-//! that is true and never pays is told apart from one that is not true ([`Verdict`]).
+//! In: rules, a number of cases. Out: for each rule what was tried, and a small counterexample if it is unsound. A case
+//! is a function on which a left side matches ([`instance`]); the rule alone saturates it; every form that it made is
+//! evaluated on ordinary, edge and large values ([`values`], [`forms`], `hold`) and, where its operators are
+//! arithmetic, exactly over rational numbers ([`mod@rational`]); merges are typed; and extraction never chooses what is
+//! dearer. A rule that is true and never pays is told apart from one that is not true ([`Verdict`]).
 
 pub mod forms;
 mod hold;
@@ -71,7 +71,8 @@ pub struct Outcome {
 pub enum Verdict {
     /// Nothing was found against it.
     Sound,
-    /// As sound, but what it makes is dearer than what it replaces wherever it fires: by itself nothing would choose it.
+    /// As sound, but what it makes is dearer than what it replaces wherever it fires: by itself nothing would choose
+    /// it.
     DoesNotPay,
     /// Nothing was tried.
     NotChecked,
@@ -217,7 +218,8 @@ impl Missing {
         *self.0.entry(reason).or_default() += 1;
     }
 
-    /// The most frequent, to be added to a sentence; conditions first, for what they refuse came further than what has no type.
+    /// The most frequent, to be added to a sentence; conditions first, for what they refuse came further than what has
+    /// no type.
     fn most(&self) -> String {
         let weight = |(reason, n): (&Reason, &usize)| (matches!(reason, Reason::Condition(_)), *n);
         let most = self.0.iter().max_by(|a, b| weight(*a).cmp(&weight(*b)).then(b.0.cmp(a.0)));
@@ -318,8 +320,8 @@ fn check_function(rules: &RuleSet, rule: &Rule, function: &Function, seed: u64) 
     }
 }
 
-/// The same over rational numbers, exactly; `false` where that proves nothing: some operator is beyond them, or the sides
-/// would agree by a law of a function that is unknown there.
+/// The same over rational numbers, exactly; `false` where that proves nothing: some operator is beyond them, or the
+/// sides would agree by a law of a function that is unknown there.
 fn rational_forms(saturated: &Saturated, rule: &Rule, seed: u64) -> Result<bool, Difference> {
     let flat = flatten(saturated);
     let new = new_forms(&flat, saturated);

@@ -19,8 +19,8 @@ const LOSS: f64 = 1.05;
 /// Time from which on it is, in nanoseconds: views cost next to nothing, whatever their number.
 const LOSS_NS: f64 = 50.0;
 
-/// Where a rule does not pay: a function that is dearer with what it makes, be it that inner values have other users, so that
-/// they are computed again. It is no failure, for extraction declines it there.
+/// Where a rule does not pay: a function that is dearer with what it makes, be it that inner values have other users,
+/// so that they are computed again. It is no failure, for extraction declines it there.
 #[derive(Clone, Debug)]
 pub struct Loss {
     /// The function, with its inner values among its outputs if they have other users.
@@ -46,8 +46,8 @@ pub(super) struct Prices {
     pub(super) dear: Option<Loss>,
 }
 
-/// What the rule makes, priced as a share of what it replaces: alone, and where inner values have other users. Extraction
-/// must choose the cheaper.
+/// What the rule makes, priced as a share of what it replaces: alone, and where inner values have other users.
+/// Extraction must choose the cheaper.
 ///
 /// # Errors
 /// What extraction chose, and what it should have.

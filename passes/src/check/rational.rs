@@ -1,9 +1,10 @@
 //! Functions over rational numbers, exactly: where both sides of a rule are real algebra, equality at random points.
 //!
-//! Roots, exponentials, tanh, sine and cosine are not rational: they are taken as unknown functions, the same one on both
-//! sides, by a number drawn from operator and argument. A rule that holds for every such function is sound whatever they
-//! are; one that does not may yet hold by their own laws, exp(a) exp(b) = exp(a + b) for one, so a difference convicts only
-//! where none is met ([`transcendental`]). Masks, whose minus infinity is no number, are beyond this (`None`).
+//! Roots, exponentials, tanh, sine and cosine are not rational: they are taken as unknown functions, the same one on
+//! both sides, by a number drawn from operator and argument. A rule that holds for every such function is sound
+//! whatever they are; one that does not may yet hold by their own laws, exp(a) exp(b) = exp(a + b) for one, so a
+//! difference convicts only where none is met ([`transcendental`]). Masks, whose minus infinity is no number, are
+//! beyond this (`None`).
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};

@@ -1,8 +1,9 @@
 //! Inputs for any function: from a seed, always the same.
 //!
-//! Floats are roughly normal (a matrix of weights is scaled by the root of its width) and rounded to their dtype; `pos` is
-//! the last positions of the keys; other integers lie within the tables that they index. Edge values are zeros, infinities,
-//! NaN, denormals and the largest numbers, among ordinary ones; large values are thousands of times as large as ordinary ones.
+//! Floats are roughly normal (a matrix of weights is scaled by the root of its width) and rounded to their dtype; `pos`
+//! is the last positions of the keys; other integers lie within the tables that they index. Edge values are zeros,
+//! infinities, NaN, denormals and the largest numbers, among ordinary ones; large values are thousands of times as
+//! large as ordinary ones.
 
 use lapidary_ir::interp::Tensor;
 use lapidary_ir::{DType, Extent, Function, InputId, InputKind, Op};

@@ -1,7 +1,7 @@
 //! What else a kernel's value could have been made by, and what that would have cost.
 //!
-//! In: an extraction, a kernel. Out: for every other e-node of the classes that the kernel makes, the cheapest function that
-//! takes it, and the kernels in which that differs from the chosen one.
+//! In: an extraction, a kernel. Out: for every other e-node of the classes that the kernel makes, the cheapest function
+//! that takes it, and the kernels in which that differs from the chosen one.
 
 use std::collections::HashMap;
 
@@ -81,8 +81,8 @@ impl Explainer<'_> {
             .collect()
     }
 
-    /// The kernels of an extraction that another has not, in order. A text is made only of these, for that takes as long as the
-    /// function is large.
+    /// The kernels of an extraction that another has not, in order. A text is made only of these, for that takes as
+    /// long as the function is large.
     fn priced(&self, extracted: &Extracted, own: &Launched, other: &Launched) -> Vec<Priced> {
         let mut only: Vec<_> = own.iter().filter(|(key, _)| !other.contains_key(*key)).collect();
         only.sort_unstable_by_key(|(_, id)| **id);

@@ -1,9 +1,9 @@
 //! The derivation of a chosen term from a source term: rewrites in an order that replays.
 //!
-//! In: a start term, edges, the e-node that each cell should hold. Out: rewrites, each with the cell it applies to and the
-//! term after it. Goal-directed: to hold an e-node, a cell must first match the left side of an edge that leads to it, and
-//! so must the cells under it; so no rewrite is there that a later one, or the goal, does not need. Where an edge leads
-//! nowhere the next is tried, from the term as it was.
+//! In: a start term, edges, the e-node that each cell should hold. Out: rewrites, each with the cell it applies to and
+//! the term after it. Goal-directed: to hold an e-node, a cell must first match the left side of an edge that leads to
+//! it, and so must the cells under it; so no rewrite is there that a later one, or the goal, does not need. Where an
+//! edge leads nowhere the next is tried, from the term as it was.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -153,8 +153,8 @@ impl<'a> Derivation<'a> {
         })
     }
 
-    /// The variables of a pattern that a cell's term matches; two cells of one variable that differ, or nothing where the
-    /// term does not match.
+    /// The variables of a pattern that a cell's term matches; two cells of one variable that differ, or nothing where
+    /// the term does not match.
     fn bind(
         &self,
         cell: usize,

@@ -1,8 +1,9 @@
 //! What the rules say of a saturated graph: every admitted match as an edge from one e-node of a class to another.
 //!
 //! In: a saturated graph, the rules that ran. Out: edges, and for every e-node those that lead to it, the shortest
-//! derivation first. Nothing is recorded while the graph grows: a saturated graph still holds every match, for conditions
-//! read data that only gets sharper. An edge is an instance: its patterns and the classes of their variables.
+//! derivation first. Nothing is recorded while the graph grows: a saturated graph still holds every match, for
+//! conditions read data that only gets sharper. An edge is an instance: its patterns and the classes of their
+//! variables.
 
 use std::collections::HashMap;
 

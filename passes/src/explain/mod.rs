@@ -1,12 +1,13 @@
 //! Explanations: for each kernel of the result the rewrites that made it, and what deciding for it was worth.
 //!
-//! In: a saturated function, the rules that ran, an extraction. Out, for a kernel: the source's term (other kernels' values
-//! are its inputs), the rewrites in an order that replays, each with the function after it, and the costs of the chosen
-//! term and of those rejected. Everything is data; `lapidary explain` and `lapidary report` print it.
+//! In: a saturated function, the rules that ran, an extraction. Out, for a kernel: the source's term (other kernels'
+//! values are its inputs), the rewrites in an order that replays, each with the function after it, and the costs of the
+//! chosen term and of those rejected. Everything is data; `lapidary explain` and `lapidary report` print it.
 //!
-//! The proof is read off the saturated graph, which holds every admitted match (`edges`); nothing is recorded on the way,
-//! so compilation pays nothing. It is a sequence of rewrites of whole DAGs, every occurrence of a term at once: egg's own
-//! explanations are of trees, repeat a shared term's rewrites at each use, and lead through whatever term represents a class.
+//! The proof is read off the saturated graph, which holds every admitted match (`edges`); nothing is recorded on the
+//! way, so compilation pays nothing. It is a sequence of rewrites of whole DAGs, every occurrence of a term at once:
+//! egg's own explanations are of trees, repeat a shared term's rewrites at each use, and lead through whatever term
+//! represents a class.
 
 mod alternatives;
 mod derive;

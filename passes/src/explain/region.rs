@@ -2,8 +2,8 @@
 //!
 //! In: the source, the extracted function, one of its kernels. Out: roots, classes that the source has a term of, whose
 //! terms the kernel came from; the extracted nodes from there down; and the cuts, values of other kernels, which the
-//! explanation takes as inputs. A kernel whose value the source never names (all of Q, K and V at once) is explained with
-//! those of its users that it does.
+//! explanation takes as inputs. A kernel whose value the source never names (all of Q, K and V at once) is explained
+//! with those of its users that it does.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 

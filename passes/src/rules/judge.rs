@@ -196,7 +196,8 @@ impl<'a> Match<'a> {
         }
     }
 
-    /// Matches the spellings of a further pattern against a variable's class and takes over the first match's variables.
+    /// Matches the spellings of a further pattern against a variable's class and takes over the first match's
+    /// variables.
     fn also(&mut self, var: Var, spellings: &[Pattern<Op>]) -> Option<()> {
         if !self.graph.clean {
             self.graph.rebuild();

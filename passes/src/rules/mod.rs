@@ -1,8 +1,8 @@
 //! Rewrite rules as data: one entry each, in files of the rule language by what they are about.
 //!
-//! A rule has a name, a class, its algebra in words, left sides, a right side, and a condition: a list of predicates over
-//! e-class data ([`predicate`]). Left sides match up to the commutativity of `add`, `mul` and `and`: the pattern is
-//! expanded, the graph never is. The law: directional, never worse under the cost model, no blanket commutativity or
+//! A rule has a name, a class, its algebra in words, left sides, a right side, and a condition: a list of predicates
+//! over e-class data ([`predicate`]). Left sides match up to the commutativity of `add`, `mul` and `and`: the pattern
+//! is expanded, the graph never is. The law: directional, never worse under the cost model, no blanket commutativity or
 //! associativity. The built-in rules are the `.rules` files of this folder; a user's are read by the same parser
 //! ([`text`]) and join the group `user`.
 

@@ -1,8 +1,8 @@
 //! Patterns as terms: nodes of the language in which variables stand for operands.
 //!
-//! In: what the rule language's parser read, or code. Out: the spellings up to commutativity, what egg searches for, text that
-//! parses back. Invariant: nodes lie in the order of the text, operands before what uses them, none shared; so equal texts
-//! are equal terms.
+//! In: what the rule language's parser read, or code. Out: the spellings up to commutativity, what egg searches for,
+//! text that parses back. Invariant: nodes lie in the order of the text, operands before what uses them, none shared;
+//! so equal texts are equal terms.
 
 use std::fmt::{self, Display};
 use std::str::FromStr;
@@ -75,8 +75,8 @@ impl Term {
         1usize.checked_shl(commuting as u32).filter(|_| commuting < 60).unwrap_or(usize::MAX)
     }
 
-    /// Every way to write it by swapping operands of `add`, `mul` and `and`, the given one first: so that the graph itself is
-    /// never commuted.
+    /// Every way to write it by swapping operands of `add`, `mul` and `and`, the given one first: so that the graph
+    /// itself is never commuted.
     pub fn commuted(&self) -> Vec<Term> {
         let mut forms: Vec<Vec<Term>> = Vec::with_capacity(self.nodes().len());
         for node in self.nodes() {

@@ -1,7 +1,8 @@
 //! `lapidary-run`: continues a prompt, or holds a conversation, by an artifact. It holds no compiler.
 //!
-//! In: an artifact, and a prompt or lines. Out: text on stdout; notes, and with `--stats` times, on stderr. Exit code 0 is success, 1 a
-//! failure (one line, `error: ...`), 2 a mistake in the arguments. A reader that closes stdout early ends it quietly.
+//! In: an artifact, and a prompt or lines. Out: text on stdout; notes, and with `--stats` times, on stderr. Exit code 0
+//! is success, 1 a failure (one line, `error: ...`), 2 a mistake in the arguments. A reader that closes stdout early
+//! ends it quietly.
 
 mod chat;
 #[path = "../../../cli/src/dialog.rs"]
@@ -80,7 +81,8 @@ struct Args {
     /// Give the prompt to the model as it is, without the chat template of an instruction-tuned one
     #[arg(long, conflicts_with_all = ["chat", "system"])]
     raw: bool,
-    /// Put the prompt into the chat template, of a model that is not instruction-tuned too; without a prompt: hold a conversation
+    /// Put the prompt into the chat template, of a model that is not instruction-tuned too; without a prompt: hold a
+    /// conversation
     #[arg(long)]
     chat: bool,
     /// Print one JSON object at the end instead of the text as it comes

@@ -1,9 +1,10 @@
 //! Machine code in memory of its own: written first, then mapped to be executed, at no time both.
 //!
-//! In: code ([`Executable::new`]), or a place for somebody to write it into ([`Staging`]). The place is a file in memory
-//! (`memfd_create`); once written, it is mapped anew where it was, readable and executable, and sealed. No mapping is ever
-//! turned from writable into executable, so this works where the system refuses that (`PR_SET_MDWE`, systemd's
-//! `MemoryDenyWriteExecute=`). Where there are no such files, or the system will not execute one, the mapping is turned.
+//! In: code ([`Executable::new`]), or a place for somebody to write it into ([`Staging`]). The place is a file in
+//! memory (`memfd_create`); once written, it is mapped anew where it was, readable and executable, and sealed. No
+//! mapping is ever turned from writable into executable, so this works where the system refuses that (`PR_SET_MDWE`,
+//! systemd's `MemoryDenyWriteExecute=`). Where there are no such files, or the system will not execute one, the mapping
+//! is turned.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -142,8 +143,8 @@ fn flush(code: &[u8]) {
 /// Makes instruction fetches of every thread see what was written.
 #[cfg(target_arch = "riscv64")]
 fn flush(code: &[u8]) {
-    /// The number of Linux' `riscv_flush_icache`: it runs `fence.i` on every hart, which a process cannot. The kernel always
-    /// has it, and fails for unknown flags alone.
+    /// The number of Linux' `riscv_flush_icache`: it runs `fence.i` on every hart, which a process cannot. The kernel
+    /// always has it, and fails for unknown flags alone.
     const RISCV_FLUSH_ICACHE: libc::c_long = 259;
     const EVERY_THREAD: usize = 0;
     let range = code.as_ptr_range();

@@ -1,10 +1,11 @@
 //! Artifacts: a compiled model as one file, `.lap`. `docs/artifact.md` describes it.
 //!
-//! In: a file. Out: an [`Artifact`]: its header checked, its bytes mapped; from it a [`Program`] whose code lies in memory of
-//! its own, and weights in place. The container is a safetensors file whose tensors are *sections*. Invariants of an open
-//! artifact: sections lie within the file, apart from each other, each at a multiple of [`ALIGN`] bytes and with a hash in the
-//! metadata. Code and what describes it are hashed before they are used, always; all else by [`Artifact::verify`].
-//! Nothing guards against a file whose maker meant harm: an artifact is a program. Whose it is, [`Artifact::signer`] proves.
+//! In: a file. Out: an [`Artifact`]: its header checked, its bytes mapped; from it a [`Program`] whose code lies in
+//! memory of its own, and weights in place. The container is a safetensors file whose tensors are *sections*.
+//! Invariants of an open artifact: sections lie within the file, apart from each other, each at a multiple of [`ALIGN`]
+//! bytes and with a hash in the metadata. Code and what describes it are hashed before they are used, always; all else
+//! by [`Artifact::verify`]. Nothing guards against a file whose maker meant harm: an artifact is a program. Whose it
+//! is, [`Artifact::signer`] proves.
 
 pub mod code;
 mod program;
@@ -200,7 +201,8 @@ impl Artifact {
         self.signed_by.as_deref()
     }
 
-    /// The key among these that signed the file, every byte of which is read. To be asked before anything else of an artifact is used.
+    /// The key among these that signed the file, every byte of which is read. To be asked before anything else of an
+    /// artifact is used.
     ///
     /// # Errors
     /// [`Error::File`] for a file that is not signed, or by none of these keys, or changed since.
@@ -259,8 +261,8 @@ impl Artifact {
         Shared::new(self.map.clone(), self.sections[*self.by_name.get(name)?].bytes.clone())
     }
 
-    /// Holds every section against its hash, on as many threads as there are CPUs; then the signature, if there is one, against the key
-    /// that the file names.
+    /// Holds every section against its hash, on as many threads as there are CPUs; then the signature, if there is one,
+    /// against the key that the file names.
     ///
     /// # Errors
     /// [`Error::File`] naming the first section, by place, that is damaged.
@@ -308,7 +310,8 @@ impl Artifact {
         Ok(listing)
     }
 
-    /// The program for this machine: the best one that it can run, or that for `cpu`. Its code is copied to memory that runs.
+    /// The program for this machine: the best one that it can run, or that for `cpu`. Its code is copied to memory that
+    /// runs.
     ///
     /// # Errors
     /// [`Error::Machine`] if the machine cannot run it, [`Error::File`] if it is damaged or malformed.
@@ -373,8 +376,8 @@ impl Artifact {
             bytes: bytes.len(),
         })?;
         let base = code.base();
-        // SAFETY: the code is what a compiler wrote, as its hash says, for instructions that this machine has; the offsets,
-        // hashed too, are its entries; the program owns it.
+        // SAFETY: the code is what a compiler wrote, as its hash says, for instructions that this machine has; the
+        // offsets, hashed too, are its entries; the program owns it.
         let link = |f: crate::program::Function<u64>| unsafe { f.link(base) };
         let functions = listing.functions.into_iter().map(link).collect();
         let made_for = MadeFor { cpu: listing.cpu, step: None, features: listing.features };

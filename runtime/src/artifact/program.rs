@@ -1,8 +1,8 @@
 //! The section that describes one CPU's code: JSON of a program whose steps enter the code by offset.
 //!
-//! In: the section's bytes. Out: a [`Listing`]. [`Listing::check`] bounds what the rest of the runtime trusts: entries lie in
-//! the code where functions start, sizes do not overflow, variants rise. Whether slots fit the plan is checked when a session
-//! binds them.
+//! In: the section's bytes. Out: a [`Listing`]. [`Listing::check`] bounds what the rest of the runtime trusts: entries
+//! lie in the code where functions start, sizes do not overflow, variants rise. Whether slots fit the plan is checked
+//! when a session binds them.
 
 use std::path::Path;
 
@@ -19,7 +19,8 @@ const MOST: usize = 1 << 28;
 const MOST_LAYERS: usize = 1 << 10;
 /// The most slots of a function, many times a layer's 18: each layer has a word of each.
 const MOST_SLOTS: usize = 1 << 8;
-/// The most bytes of anything that is allocated at once, and of any product of a slot: 2^46, more than machines address.
+/// The most bytes of anything that is allocated at once, and of any product of a slot: 2^46, more than machines
+/// address.
 const MOST_BYTES: usize = 1 << 46;
 
 /// One CPU's code, described.

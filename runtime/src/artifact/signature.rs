@@ -1,9 +1,10 @@
 //! Signatures of artifacts: ed25519 (RFC 8032), so that a deployer can refuse what they did not sign.
 //!
 //! In: keys as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them, PEM of PKCS #8 and of
-//! SubjectPublicKeyInfo (RFC 8410). A signed artifact's last section, [`SIGNATURE`], is the 64 bytes of the signature over every byte
-//! of the file before it, the header with them: the header names that section and its place, which are known before the signature
-//! is, and the key's public half, `signed_by`; the section alone has no hash there. Invariant: nothing follows the signature.
+//! SubjectPublicKeyInfo (RFC 8410). A signed artifact's last section, [`SIGNATURE`], is the 64 bytes of the signature
+//! over every byte of the file before it, the header with them: the header names that section and its place, which are
+//! known before the signature is, and the key's public half, `signed_by`; the section alone has no hash there.
+//! Invariant: nothing follows the signature.
 
 use std::fmt;
 use std::io::Read;

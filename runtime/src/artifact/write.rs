@@ -1,7 +1,7 @@
 //! Writes an artifact.
 //!
-//! In: sections, in their order, and what the metadata say. Out: a file that has its name only once it is whole and on the
-//! disk ([`whole`](crate::file::whole)). The bytes depend on nothing but the input.
+//! In: sections, in their order, and what the metadata say. Out: a file that has its name only once it is whole and on
+//! the disk ([`whole`](crate::file::whole)). The bytes depend on nothing but the input.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -55,7 +55,8 @@ impl<'a> Part<'a> {
         ]
     }
 
-    /// The sections of several CPUs' images: code and tables that are the same bytes are there once, as the first one's.
+    /// The sections of several CPUs' images: code and tables that are the same bytes are there once, as the first
+    /// one's.
     pub fn images(variants: &[Variant<'a>]) -> Vec<Part<'a>> {
         let mut parts = Vec::new();
         for (at, Variant { cpu, features, tuning, image }) in variants.iter().enumerate() {

@@ -1,9 +1,9 @@
 //! What is half written, for whoever ends the process in a hurry: a signal handler removes it.
 //!
-//! In: paths of files and folders that have no final name yet. Out: [`remove_all`], which calls nothing but what a signal
-//! handler may. Invariants: a path is listed before anything lies there, and until it has its final name or is removed; steps
-//! that no signal may cut in two (a name taken, a folder exchanged) lie within [`settle`]. Nodes of the list live for ever, so
-//! that a handler never meets freed memory: a hundred bytes a file written.
+//! In: paths of files and folders that have no final name yet. Out: [`remove_all`], which calls nothing but what a
+//! signal handler may. Invariants: a path is listed before anything lies there, and until it has its final name or is
+//! removed; steps that no signal may cut in two (a name taken, a folder exchanged) lie within [`settle`]. Nodes of the
+//! list live for ever, so that a handler never meets freed memory: a hundred bytes a file written.
 
 use std::ffi::CString;
 use std::io;
@@ -94,8 +94,8 @@ pub fn settle<T>(step: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Ends the process by a signal's exit code, 128 and its number, and removes what is half written: at once, or as soon as
-/// nothing is being settled; then this returns. Safe in a signal handler.
+/// Ends the process by a signal's exit code, 128 and its number, and removes what is half written: at once, or as soon
+/// as nothing is being settled; then this returns. Safe in a signal handler.
 pub fn end_by(signal: i32) {
     ENDING.store(signal, Ordering::SeqCst);
     // Either this sees who settles, or who begins to settle sees the signal.

@@ -1,8 +1,8 @@
 //! What the process reads and what it writes, so that no output is one of the inputs.
 //!
-//! In: every file that [`open`](super::open) opens, folders of models, and every output. Out: a refusal, whichever comes first.
-//! Files are compared by device and inode: through links, and however a path is spelt. A command's process keeps its books
-//! ([`watch`]); a library does not, for it outlives its files and their inodes are used again.
+//! In: every file that [`open`](super::open) opens, folders of models, and every output. Out: a refusal, whichever
+//! comes first. Files are compared by device and inode: through links, and however a path is spelt. A command's process
+//! keeps its books ([`watch`]); a library does not, for it outlives its files and their inodes are used again.
 
 use std::fs::Metadata;
 use std::io;

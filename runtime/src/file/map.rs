@@ -1,9 +1,9 @@
 //! Files mapped read-only, and what becomes of one that shrinks meanwhile.
 //!
-//! In: a file. Out: its bytes in place, as long as the [`Map`] lives. Invariants: every map of a live `Map` is in a table that a
-//! signal handler may read ([`name_of`]), so that the fault of a page that is gone names its file
-//! ([`fault`](crate::fault)). Places of the table are used again and never freed; a name may be torn while a place changes
-//! hands, and is nothing else than text then.
+//! In: a file. Out: its bytes in place, as long as the [`Map`] lives. Invariants: every map of a live `Map` is in a
+//! table that a signal handler may read ([`name_of`]), so that the fault of a page that is gone names its file
+//! ([`fault`](crate::fault)). Places of the table are used again and never freed; a name may be torn while a place
+//! changes hands, and is nothing else than text then.
 
 use std::fs::File;
 use std::io;
@@ -46,8 +46,8 @@ impl Map {
     /// # Errors
     /// The system's answer.
     pub fn new(path: &Path, file: &File) -> io::Result<Map> {
-        // SAFETY: the map is read-only; that nobody changes the file meanwhile is what its owner sees to, as documented. A file
-        // that is cut short is a fault that ends the process with its name.
+        // SAFETY: the map is read-only; that nobody changes the file meanwhile is what its owner sees to, as
+        // documented. A file that is cut short is a fault that ends the process with its name.
         let bytes = unsafe { Mmap::map(file) }?;
         let place = (!bytes.is_empty()).then(|| take(path, &bytes));
         Ok(Map { bytes, place })

@@ -1,8 +1,8 @@
 //! Files, read and written: small ones whole, JSON objects field by field, headers of safetensors files, maps, outputs.
 //!
-//! Nothing that is read is trusted. Only regular files are opened: a pipe, a device, or one of the system's own files that have
-//! no end (`/proc`, `/sys`) is refused before it is opened. Small files have a limit, so that a wrong path cannot fill the
-//! memory.
+//! Nothing that is read is trusted. Only regular files are opened: a pipe, a device, or one of the system's own files
+//! that have no end (`/proc`, `/sys`) is refused before it is opened. Small files have a limit, so that a wrong path
+//! cannot fill the memory.
 
 use std::ffi::CString;
 use std::fs::{self, File, Metadata};

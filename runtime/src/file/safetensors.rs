@@ -1,10 +1,10 @@
 //! The header of one safetensors file: which tensor lies where.
 //!
-//! In: the file's bytes (8 bytes of header length, a JSON header, the tensors). Out: an [`Entry`] a tensor, in the order of
-//! their bytes. It is read here, and not by the `safetensors` crate, because that crate keeps the last of two equal names
-//! and cannot say which tensor is at fault. Invariants of what is accepted: names are distinct; tensors follow each other
-//! without overlap or hole and end where the file ends; each has exactly the bytes of its shape and dtype, and lies at a
-//! multiple of its element size.
+//! In: the file's bytes (8 bytes of header length, a JSON header, the tensors). Out: an [`Entry`] a tensor, in the
+//! order of their bytes. It is read here, and not by the `safetensors` crate, because that crate keeps the last of two
+//! equal names and cannot say which tensor is at fault. Invariants of what is accepted: names are distinct; tensors
+//! follow each other without overlap or hole and end where the file ends; each has exactly the bytes of its shape and
+//! dtype, and lies at a multiple of its element size.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -174,8 +174,8 @@ fn element_bytes(dtype: &str) -> Option<u64> {
     }
 }
 
-/// A header in its own order, equal names kept apart. Nothing is kept that is not asked for, so that it takes no more than a few
-/// times the text's memory.
+/// A header in its own order, equal names kept apart. Nothing is kept that is not asked for, so that it takes no more
+/// than a few times the text's memory.
 #[derive(Default)]
 struct RawHeader {
     tensors: Vec<(String, RawEntry)>,

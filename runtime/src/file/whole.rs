@@ -1,9 +1,9 @@
 //! Outputs that have their name only once they are whole: every file and folder that is written here.
 //!
-//! In: a path, then bytes. Out: a file, or a folder of files. Invariants: until it is finished nothing under the final name
-//! changes; unless it is finished nothing is left behind, on errors and on signals ([`half_written`]). Temporary names are
-//! made by `tempfile`: hidden, beside their place, created anew, so that nothing planted is written through. No output is an
-//! input ([`inputs`]). What the name leads to may be a link, which is replaced and not followed.
+//! In: a path, then bytes. Out: a file, or a folder of files. Invariants: until it is finished nothing under the final
+//! name changes; unless it is finished nothing is left behind, on errors and on signals ([`half_written`]). Temporary
+//! names are made by `tempfile`: hidden, beside their place, created anew, so that nothing planted is written through.
+//! No output is an input ([`inputs`]). What the name leads to may be a link, which is replaced and not followed.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -115,8 +115,9 @@ fn hidden(name: &str) -> OsString {
 
 /// A folder's files being written within it, in a hidden folder, removed unless they are finished.
 ///
-/// Several processes may write one folder at once: each finishes alone, holding the folder's lock, and the last one's files
-/// are there then, whole. The hidden folder lies within and not beside, so that the folder may be a mount, or a link.
+/// Several processes may write one folder at once: each finishes alone, holding the folder's lock, and the last one's
+/// files are there then, whole. The hidden folder lies within and not beside, so that the folder may be a mount, or a
+/// link.
 pub struct Folder {
     dir: PathBuf,
     replace: bool,
@@ -150,8 +151,8 @@ pub enum Refusal {
 }
 
 impl Folder {
-    /// Makes the folder if need be. Without `replace` it must hold none of what shows that there is one already; with it, what
-    /// belongs to an earlier one is removed when this is finished, and other files stay.
+    /// Makes the folder if need be. Without `replace` it must hold none of what shows that there is one already; with
+    /// it, what belongs to an earlier one is removed when this is finished, and other files stay.
     ///
     /// # Errors
     /// [`Refusal`]; then nothing was changed.

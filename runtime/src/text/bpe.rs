@@ -1,15 +1,15 @@
 //! A tokenizer's vocabulary and merges as tables that are read in place: nothing is parsed before the first text.
 //!
-//! In: the JSON of a byte-pair tokenizer, once, when an artifact is written; then the tables' bytes, mapped. Out: tokens, the
-//! same as the crate `tokenizers` finds. Invariants: every block is held against its sum when it is first read, so damage is an
-//! error and costs no reading ahead; every read is bounds-checked, so tables that were made wrong, with right sums, give wrong
-//! tokens or none, never more; a text of n characters takes O(n log n).
+//! In: the JSON of a byte-pair tokenizer, once, when an artifact is written; then the tables' bytes, mapped. Out:
+//! tokens, the same as the crate `tokenizers` finds. Invariants: every block is held against its sum when it is first
+//! read, so damage is an error and costs no reading ahead; every read is bounds-checked, so tables that were made
+//! wrong, with right sums, give wrong tokens or none, never more; a text of n characters takes O(n log n).
 //!
-//! Layout, in words of 32 bits, little-endian: the header ([`HEADER`] words: version, ids, tokens, merges, flags, id of the
-//! unknown token or [`NONE`], bytes of JSON, bytes of text); for each id the end of its text; the ids of tokens, ascending by
-//! text; for each id, and one more, the first of its merges as the left part; merges of three words (right part, rank,
-//! result), ascending by left and right part. Then the rest of the tokenizer as JSON, and the tokens' texts by id. Then the sum of
-//! each block of [`BLOCK`] bytes of all this: the first word of its SHA-256.
+//! Layout, in words of 32 bits, little-endian: the header ([`HEADER`] words: version, ids, tokens, merges, flags, id of
+//! the unknown token or [`NONE`], bytes of JSON, bytes of text); for each id the end of its text; the ids of tokens,
+//! ascending by text; for each id, and one more, the first of its merges as the left part; merges of three words (right
+//! part, rank, result), ascending by left and right part. Then the rest of the tokenizer as JSON, and the tokens' texts
+//! by id. Then the sum of each block of [`BLOCK`] bytes of all this: the first word of its SHA-256.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};

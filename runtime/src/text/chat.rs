@@ -1,9 +1,9 @@
 //! Messages to the text of a prompt, by the model's own chat template.
 //!
-//! In: a Jinja template, from one of the places that transformers reads it from, and messages. Out: text that starts with BOS
-//! and holds special tokens written out; [`Tokenizer::encode`](super::Tokenizer::encode) parses them. The environment is
-//! transformers' ([`jinja`](super::jinja)). A template's work is bounded, so a hostile one ends in an error; one that is
-//! broken is an error where it is used, not where its folder is opened.
+//! In: a Jinja template, from one of the places that transformers reads it from, and messages. Out: text that starts
+//! with BOS and holds special tokens written out; [`Tokenizer::encode`](super::Tokenizer::encode) parses them. The
+//! environment is transformers' ([`jinja`](super::jinja)). A template's work is bounded, so a hostile one ends in an
+//! error; one that is broken is an error where it is used, not where its folder is opened.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -148,9 +148,9 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// The template of a folder, or nothing where it has none: `chat_template.jinja` if present, else the one named `default`
-    /// in `additional_chat_templates`, else the field `chat_template` of `tokenizer_config.json` (a string, or a list of which
-    /// the one named `default` counts), else of `chat_template.json`.
+    /// The template of a folder, or nothing where it has none: `chat_template.jinja` if present, else the one named
+    /// `default` in `additional_chat_templates`, else the field `chat_template` of `tokenizer_config.json` (a string,
+    /// or a list of which the one named `default` counts), else of `chat_template.json`.
     ///
     /// # Errors
     /// [`Error::Read`]; [`Error::File`] if `tokenizer_config.json` is malformed.
@@ -171,7 +171,8 @@ impl ChatTemplate {
         Ok(None)
     }
 
-    /// The template in the field `chat_template` of the JSON file `path`, whose bytes are `config`; nothing where it has none.
+    /// The template in the field `chat_template` of the JSON file `path`, whose bytes are `config`; nothing where it
+    /// has none.
     ///
     /// # Errors
     /// [`Error::File`] if the file is malformed.
@@ -238,7 +239,8 @@ impl ChatTemplate {
     /// The prompt for `messages`; with `add_generation_prompt` it ends where the model's turn begins.
     ///
     /// # Errors
-    /// [`Error::File`] if it does not compile, [`Error::Template`] with the template's own words if it refuses the messages.
+    /// [`Error::File`] if it does not compile, [`Error::Template`] with the template's own words if it refuses the
+    /// messages.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let mut environment = self.environment()?.clone();
         if messages.is_empty() {

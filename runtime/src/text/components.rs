@@ -1,8 +1,9 @@
-//! What a `tokenizer.json` may be made of: the parts that Gemma's files use, each checked; anything else is refused by name.
+//! What a `tokenizer.json` may be made of: the parts that Gemma's files use, each checked; anything else is refused by
+//! name.
 //!
 //! In: the JSON of a tokenizer, with or without its vocabulary. Out: [`Components`] that the crate `tokenizers` runs.
-//! Invariants: no pattern is a regular expression, so every part takes time in proportion to its text; no field is there
-//! twice, so whoever else parses the file sees what was checked; nothing depends on chance.
+//! Invariants: no pattern is a regular expression, so every part takes time in proportion to its text; no field is
+//! there twice, so whoever else parses the file sees what was checked; nothing depends on chance.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -57,8 +58,8 @@ impl PreTokenizer for Split {
     }
 }
 
-/// Nothing: what a post-processor adds, BOS, comes from [`Tokenizer::encode`](super::Tokenizer::encode); what a decoder does is
-/// the [`Detokenizer`](super::Detokenizer)'s work.
+/// Nothing: what a post-processor adds, BOS, comes from [`Tokenizer::encode`](super::Tokenizer::encode); what a decoder
+/// does is the [`Detokenizer`](super::Detokenizer)'s work.
 #[derive(Clone, Debug)]
 pub(super) struct Never;
 
@@ -139,7 +140,8 @@ struct RawModel {
 }
 
 impl Components {
-    /// The parts in the bytes of a `tokenizer.json`; `path` is what errors call it. With `model`, the file has a vocabulary.
+    /// The parts in the bytes of a `tokenizer.json`; `path` is what errors call it. With `model`, the file has a
+    /// vocabulary.
     ///
     /// # Errors
     /// [`Error::File`] for malformed JSON, [`Error::Field`] for a part that is none of Gemma's.

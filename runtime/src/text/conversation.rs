@@ -1,9 +1,10 @@
 //! A conversation: what was said, the prompt that it makes, and the answers to it.
 //!
-//! The history is rendered anew each turn; what of it the session holds already (the longest common prefix) is kept, the rest is
-//! appended. When it outgrows the context, its oldest turns are left out *before* the answer, so that the answer has room: as
-//! much as it may take, up to half of the context. An answer that fills the context all the same goes on after the next oldest
-//! turns are left out; only where there are none left does the context end it. The instructions always stay.
+//! The history is rendered anew each turn; what of it the session holds already (the longest common prefix) is kept,
+//! the rest is appended. When it outgrows the context, its oldest turns are left out *before* the answer, so that the
+//! answer has room: as much as it may take, up to half of the context. An answer that fills the context all the same
+//! goes on after the next oldest turns are left out; only where there are none left does the context end it. The
+//! instructions always stay.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -205,8 +206,8 @@ impl Conversation {
         }
     }
 
-    /// Answers what was said: each piece of text is given to `on_text`, `on_chunk` is called after each chunk of the prompt.
-    /// Either ends the answer by breaking.
+    /// Answers what was said: each piece of text is given to `on_text`, `on_chunk` is called after each chunk of the
+    /// prompt. Either ends the answer by breaking.
     ///
     /// # Errors
     /// If the model fails: the conversation does not go on from there.
@@ -278,9 +279,9 @@ impl Conversation {
         Ok(answer)
     }
 
-    /// The ids of the newest messages and of what was answered to the last so far, such that `room` more fit: as few of the oldest
-    /// turns left out as that takes. All of them if even that does not do it, as long as the prompt itself fits; nothing if
-    /// it does not.
+    /// The ids of the newest messages and of what was answered to the last so far, such that `room` more fit: as few of
+    /// the oldest turns left out as that takes. All of them if even that does not do it, as long as the prompt itself
+    /// fits; nothing if it does not.
     fn prompt(
         &self,
         partner: &Partner<'_>,

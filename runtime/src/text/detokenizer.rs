@@ -1,8 +1,9 @@
 //! Token ids to text, as they come.
 //!
 //! In: ids, one at a time. Out: pieces of text whose concatenation is the text of all ids; a piece never ends inside a
-//! character. Special tokens and ids outside of the vocabulary give no text. Byte tokens (`<0xE2>`) are held back until they
-//! make a character; bytes that cannot become one give U+FFFD, as `String::from_utf8_lossy` does. Each id costs O(its text).
+//! character. Special tokens and ids outside of the vocabulary give no text. Byte tokens (`<0xE2>`) are held back until
+//! they make a character; bytes that cannot become one give U+FFFD, as `String::from_utf8_lossy` does. Each id costs
+//! O(its text).
 
 use std::borrow::Cow;
 use std::collections::HashMap;

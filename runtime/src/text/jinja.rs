@@ -2,8 +2,8 @@
 //!
 //! In: a template's source. Out: an [`Environment`] that renders it: `trim_blocks`, `lstrip_blocks`, loop controls,
 //! `{% generation %}`, Python's methods, `raise_exception`, `strftime_now` and `tojson` as transformers define them.
-//! Invariants: what a rendering may do is paid for in fuel, a step or 64 bytes each; no value that outlives an expression is
-//! nested deeper than [`MAX_NESTED`], lazy or part of itself, for the engine recurses over values.
+//! Invariants: what a rendering may do is paid for in fuel, a step or 64 bytes each; no value that outlives an
+//! expression is nested deeper than [`MAX_NESTED`], lazy or part of itself, for the engine recurses over values.
 
 use std::ffi::CString;
 
@@ -80,7 +80,8 @@ pub(super) fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
 
-/// Pays for putting a list in order: its texts, made small, are read as often as there are levels of a tree of its items.
+/// Pays for putting a list in order: its texts, made small, are read as often as there are levels of a tree of its
+/// items.
 fn pay_for_order(state: &State, list: &Value) -> Result<(), Error> {
     /// Bytes that an item costs whatever it is.
     const ITEM: usize = 64;
@@ -124,8 +125,8 @@ fn check_format(format: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// A value in lists and dicts that are no views of others, bounded in depth; `kept` values hold no namespace, which could come
-/// to hold itself.
+/// A value in lists and dicts that are no views of others, bounded in depth; `kept` values hold no namespace, which
+/// could come to hold itself.
 fn held(state: &State, value: &Value, depth: usize, kept: bool) -> Result<Value, Error> {
     let Some(object) = value.as_object() else { return Ok(value.clone()) };
     if depth > MAX_NESTED {

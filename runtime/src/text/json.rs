@@ -1,7 +1,7 @@
 //! The filter `tojson` of chat templates: Python's `json.dumps` with transformers' defaults.
 //!
-//! In: a value. Out: its JSON, names in their order, `, ` and `: ` between, characters beyond ASCII as they are. Invariants:
-//! what is written is paid for in fuel as it grows; values are no deeper than the environment lets them be.
+//! In: a value. Out: its JSON, names in their order, `, ` and `: ` between, characters beyond ASCII as they are.
+//! Invariants: what is written is paid for in fuel as it grows; values are no deeper than the environment lets them be.
 
 use std::fmt::Write;
 

@@ -92,8 +92,8 @@ impl Text {
     }
 }
 
-/// Whether a model was tuned to take turns: it has a chat template and `<end_of_turn>` in its vocabulary, and its folder does
-/// not say that it is a base model.
+/// Whether a model was tuned to take turns: it has a chat template and `<end_of_turn>` in its vocabulary, and its
+/// folder does not say that it is a base model.
 pub fn is_instruction_tuned(tokenizer: Option<&Tokenizer>, template: Option<&ChatTemplate>) -> bool {
     let turns = |t: &Tokenizer| t.end_of_turn_id().is_some() && !t.special_tokens().is_base();
     template.is_some() && tokenizer.is_some_and(turns)

@@ -1,8 +1,8 @@
 //! What becomes of a prompt: continued as it is, or put into the model's chat template.
 //!
-//! Instructions (`--system`) are a message of the role `system` where the template takes it. Gemma 2's refuses it, and some
-//! templates drop it silently: then they come before the first user message, a blank line between, as Google's documentation of
-//! Gemma asks for and Gemma 3's own template does.
+//! Instructions (`--system`) are a message of the role `system` where the template takes it. Gemma 2's refuses it, and
+//! some templates drop it silently: then they come before the first user message, a blank line between, as Google's
+//! documentation of Gemma asks for and Gemma 3's own template does.
 
 use super::chat::{ChatTemplate, Content, Message};
 use crate::file::Result;

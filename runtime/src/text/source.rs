@@ -1,9 +1,9 @@
 //! A chat template's source made fit for the engine, before it is parsed.
 //!
-//! In: a template as it was published. Out: the same with line ends as Jinja reads them, `{% generation %}` blocks as plain
-//! scopes, and what `{% set %}` assigns held to a bound ([`HELD`]); or why the engine must not see it. Invariants: lines keep their
-//! numbers; no tag has more than [`MAX_TOKENS`] tokens and no `if` chain more than [`MAX_BRANCHES`] branches in all, for the
-//! engine's parser and compiler recurse over both.
+//! In: a template as it was published. Out: the same with line ends as Jinja reads them, `{% generation %}` blocks as
+//! plain scopes, and what `{% set %}` assigns held to a bound ([`HELD`]); or why the engine must not see it.
+//! Invariants: lines keep their numbers; no tag has more than [`MAX_TOKENS`] tokens and no `if` chain more than
+//! [`MAX_BRANCHES`] branches in all, for the engine's parser and compiler recurse over both.
 
 use std::ops::Range;
 

@@ -1,8 +1,8 @@
 //! The special tokens that a folder names, and what it says of itself.
 //!
 //! In: `tokenizer_config.json` and, in older folders, `special_tokens_map.json`. Out: names and texts of tokens, as
-//! transformers gives them to a chat template; whether the model is marked as a base model. Unknown fields say nothing; only
-//! the tokens that every text needs are held to their type.
+//! transformers gives them to a chat template; whether the model is marked as a base model. Unknown fields say nothing;
+//! only the tokens that every text needs are held to their type.
 
 use std::path::Path;
 
@@ -37,8 +37,8 @@ impl SpecialTokens {
     /// What the bytes of `tokenizer_config.json` say; `path` is what errors call it.
     ///
     /// # Errors
-    /// [`Error::File`](crate::file::Error::File) for malformed JSON, [`Error::Field`](crate::file::Error::Field) for a BOS or
-    /// EOS token that is none.
+    /// [`Error::File`](crate::file::Error::File) for malformed JSON, [`Error::Field`](crate::file::Error::Field) for a
+    /// BOS or EOS token that is none.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<SpecialTokens> {
         let mut fields = Fields::parse(path, bytes)?;
         let base = fields.take(INSTRUCTION_TUNED) == Some(Value::Bool(false));

@@ -1,8 +1,8 @@
 //! Texts that end an answer, found as the answer comes.
 //!
-//! In: pieces of text. Out: the text that is certain not to begin one of the stop texts; the rest is held back until it is
-//! decided. Invariants: nothing of a stop text is ever given out, wherever the pieces are cut; of several the one that is
-//! complete first counts; no more is held back than the longest stop text, short of one byte.
+//! In: pieces of text. Out: the text that is certain not to begin one of the stop texts; the rest is held back until it
+//! is decided. Invariants: nothing of a stop text is ever given out, wherever the pieces are cut; of several the one
+//! that is complete first counts; no more is held back than the longest stop text, short of one byte.
 
 /// The texts that end an answer, and what is held back for them.
 #[derive(Clone, Debug, Default)]

@@ -1,8 +1,8 @@
 //! Text to token ids and back, by a folder's `tokenizer.json`.
 //!
-//! In: text; special tokens written out in it (`<start_of_turn>`) are parsed. Out: ids, with the BOS token exactly once where
-//! it is asked for. Invariants: the file has a BOS token; its decoder is Gemma's (`▁` to space, bytes, joined), which is what
-//! [`Detokenizer`] does; [`Tokenizer::decode`] and a stream give the same text.
+//! In: text; special tokens written out in it (`<start_of_turn>`) are parsed. Out: ids, with the BOS token exactly once
+//! where it is asked for. Invariants: the file has a BOS token; its decoder is Gemma's (`▁` to space, bytes, joined),
+//! which is what [`Detokenizer`] does; [`Tokenizer::decode`] and a stream give the same text.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -87,11 +87,12 @@ impl Tokenizer {
         Tokenizer::whole(path, &file::read(path)?, None)
     }
 
-    /// The tokenizer in the bytes of `tokenizer.json` and, if there is one, `tokenizer_config.json`; errors say they lie in
-    /// `dir`.
+    /// The tokenizer in the bytes of `tokenizer.json` and, if there is one, `tokenizer_config.json`; errors say they
+    /// lie in `dir`.
     ///
     /// # Errors
-    /// [`Error::File`] for a malformed file or one without its BOS token, [`Error::Field`] for a part that is not Gemma's.
+    /// [`Error::File`] for a malformed file or one without its BOS token, [`Error::Field`] for a part that is not
+    /// Gemma's.
     pub fn from_bytes(dir: &Path, tokenizer: &[u8], config: Option<&[u8]>) -> Result<Tokenizer> {
         let special = special(dir, config)?;
         Tokenizer::whole(&dir.join(TOKENIZER), tokenizer, special)
@@ -121,8 +122,8 @@ impl Tokenizer {
         Tokenizer::with(path, Inner::Whole(Box::new(inner)), Pieces::Listed(pieces.into()), special)
     }
 
-    /// The tables that [`Tokenizer::from_tables`] reads, of the bytes of a `tokenizer.json`; nothing for a tokenizer that
-    /// they cannot hold, or do not give the same tokens for.
+    /// The tables that [`Tokenizer::from_tables`] reads, of the bytes of a `tokenizer.json`; nothing for a tokenizer
+    /// that they cannot hold, or do not give the same tokens for.
     pub fn tables(tokenizer: &[u8]) -> Option<Vec<u8>> {
         /// Every so many tokens one is held against the crate's.
         const EVERY: usize = 61;
@@ -182,8 +183,8 @@ impl Tokenizer {
         Ok(Tokenizer { path: path.into(), inner, pieces, special, bos, eos })
     }
 
-    /// The ids of `text`. With `add_bos`, the first is BOS and the second is not, whether or not the text (say, a rendered
-    /// template) starts with BOS itself; without, the text alone decides.
+    /// The ids of `text`. With `add_bos`, the first is BOS and the second is not, whether or not the text (say, a
+    /// rendered template) starts with BOS itself; without, the text alone decides.
     ///
     /// # Errors
     /// [`Error::Encode`] for a character that the vocabulary cannot express.

@@ -1,7 +1,8 @@
 //! Prompts that must fit a context: one that does not is refused before all of it is tokenised.
 //!
-//! A text is tokenised from its start, as far as it takes to know that it has too many tokens; each time twice as far, so that
-//! one that fits costs twice as much at most. How many tokens a start has depends on where it is cut by a few at its end.
+//! A text is tokenised from its start, as far as it takes to know that it has too many tokens; each time twice as far,
+//! so that one that fits costs twice as much at most. How many tokens a start has depends on where it is cut by a few
+//! at its end.
 
 use super::Tokenizer;
 use crate::file::{Error, Result};
@@ -14,8 +15,8 @@ const BYTES_PER_TOKEN: usize = 16;
 const MARGIN: usize = 64;
 
 impl Tokenizer {
-    /// The ids of `text`, as [`Tokenizer::encode`] gives them, if they are at most `most` or not known to be more without
-    /// tokenising all of a short text: what is returned may still be too long.
+    /// The ids of `text`, as [`Tokenizer::encode`] gives them, if they are at most `most` or not known to be more
+    /// without tokenising all of a short text: what is returned may still be too long.
     ///
     /// # Errors
     /// [`Error::Long`], and as [`Tokenizer::encode`].

@@ -1,12 +1,13 @@
 //! An x86-64 CPU in software: carries out the machine code of microkernels, instruction by instruction.
 //!
-//! In: the code of a function for the System V convention, its arguments. It runs from its first instruction to its return
-//! on general registers, flags, vector and mask registers and tile registers that [`Cpu`] holds, decoded from its bytes. Memory
-//! is the process' own: [`Cpu::call`] lets code touch its arguments' buffers and itself alone, read what is lent and write what is
-//! lent mutably. What is fetched ahead need not be there.
+//! In: the code of a function for the System V convention, its arguments. It runs from its first instruction to its
+//! return on general registers, flags, vector and mask registers and tile registers that [`Cpu`] holds, decoded from
+//! its bytes. Memory is the process' own: [`Cpu::call`] lets code touch its arguments' buffers and itself alone, read
+//! what is lent and write what is lent mutably. What is fetched ahead need not be there.
 //!
-//! Out: the buffers, or a [`Fault`] that names the instruction: one that is not listed, one that reaches outside, one that breaks a rule
-//! of the tile registers. Flags are those that jumps of microkernels look at; the rounding mode is to nearest even.
+//! Out: the buffers, or a [`Fault`] that names the instruction: one that is not listed, one that reaches outside, one
+//! that breaks a rule of the tile registers. Flags are those that jumps of microkernels look at; the rounding mode is
+//! to nearest even.
 //!
 //! `signal` makes this the hand that goes on where the machine's own CPU meets an instruction it lacks.
 
@@ -222,7 +223,8 @@ impl Cpu {
     /// Reads memory.
     fn read(&self, i: &Instruction, at: u64, into: &mut [u8]) -> Result<(), Fault> {
         self.may_touch(i, at, into.len(), false)?;
-        // SAFETY: within a buffer that the call has borrowed, or an address that the process' own code was about to read.
+        // SAFETY: within a buffer that the call has borrowed, or an address that the process' own code was about to
+        // read.
         unsafe { std::ptr::copy_nonoverlapping(at as *const u8, into.as_mut_ptr(), into.len()) };
         Ok(())
     }
@@ -230,7 +232,8 @@ impl Cpu {
     /// Writes memory.
     fn write(&self, i: &Instruction, at: u64, bytes: &[u8]) -> Result<(), Fault> {
         self.may_touch(i, at, bytes.len(), true)?;
-        // SAFETY: within a buffer that the call has borrowed mutably, or an address that the process' own code was about to write.
+        // SAFETY: within a buffer that the call has borrowed mutably, or an address that the process' own code was
+        // about to write.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at as *mut u8, bytes.len()) };
         Ok(())
     }

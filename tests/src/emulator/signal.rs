@@ -1,9 +1,10 @@
 //! The emulator as the hand of this process' own CPU: a handler of SIGILL.
 //!
-//! Where the CPU meets an instruction that it lacks, the registers are taken from the signal's frame, and the emulator goes on to
-//! the function's return, or to the first instruction that it does not list and the CPU may have. Registers that the CPU
-//! has go back to the frame; those that it lacks (tiles, or the upper parts of vectors) each thread has in memory. What
-//! neither knows ends the process by SIGILL, as it would have without the handler, after a line that names it.
+//! Where the CPU meets an instruction that it lacks, the registers are taken from the signal's frame, and the emulator
+//! goes on to the function's return, or to the first instruction that it does not list and the CPU may have. Registers
+//! that the CPU has go back to the frame; those that it lacks (tiles, or the upper parts of vectors) each thread has in
+//! memory. What neither knows ends the process by SIGILL, as it would have without the handler, after a line that names
+//! it.
 
 use std::arch::x86_64::__cpuid_count;
 use std::cell::UnsafeCell;
@@ -119,8 +120,8 @@ fn go_on(cpu: &mut Cpu, start: u64) -> Result<u64, Fault> {
     let mut at = start;
     let mut first = true;
     loop {
-        // SAFETY: the CPU was about to run the code there; no instruction ends in the last 15 bytes of a code page that has
-        // nothing mapped after it, for every function here ends in `ret` and tables follow.
+        // SAFETY: the CPU was about to run the code there; no instruction ends in the last 15 bytes of a code page that
+        // has nothing mapped after it, for every function here ends in `ret` and tables follow.
         let code = unsafe { std::slice::from_raw_parts(at as *const u8, MOST_CODE) };
         let i = Decoder::with_ip(64, code, at, DecoderOptions::NONE).decode();
         if first && i.mnemonic() == Mnemonic::Ud2 {
@@ -145,8 +146,8 @@ fn go_on(cpu: &mut Cpu, start: u64) -> Result<u64, Fault> {
     }
 }
 
-/// Vector registers in a signal's frame: the layout of FXSAVE, then that of XSAVE (Intel's manual, volume 1, chapter 13; Linux'
-/// `arch/x86/include/uapi/asm/sigcontext.h`).
+/// Vector registers in a signal's frame: the layout of FXSAVE, then that of XSAVE (Intel's manual, volume 1, chapter
+/// 13; Linux' `arch/x86/include/uapi/asm/sigcontext.h`).
 struct Frame {
     start: *mut u8,
     /// The state components that the frame has; none without XSAVE.

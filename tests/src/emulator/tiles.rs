@@ -1,7 +1,7 @@
 //! Tile registers (AMX), after Intel's Software Developer's Manual, volume 2.
 //!
-//! Registers are shaped by LDTILECFG before use and every access keeps to its register's shape; TDPBF16PS takes denormals as
-//! 0, fuses each product with its sum and sums even and odd elements of k apart.
+//! Registers are shaped by LDTILECFG before use and every access keeps to its register's shape; TDPBF16PS takes
+//! denormals as 0, fuses each product with its sum and sums even and odd elements of k apart.
 
 use iced_x86::{Instruction, Mnemonic, Register};
 

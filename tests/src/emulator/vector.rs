@@ -1,7 +1,7 @@
 //! Vector registers: AVX2, FMA, F16C, AVX-VNNI, AVX-512 F, BW, DQ, VL, VNNI and BF16, as far as microkernels use them.
 //!
-//! After Intel's Software Developer's Manual, volume 2. A register is 16 dwords; what lies beyond an instruction's width is
-//! zeroed. Elements that a mask leaves out are not read, not written, and kept or zeroed in the register.
+//! After Intel's Software Developer's Manual, volume 2. A register is 16 dwords; what lies beyond an instruction's
+//! width is zeroed. Elements that a mask leaves out are not read, not written, and kept or zeroed in the register.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 

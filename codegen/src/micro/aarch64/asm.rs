@@ -1,9 +1,9 @@
 //! The few A64 instructions that microkernels need, as words.
 //!
-//! In: register numbers and immediates. Out: code. Encodings are those of the Arm Architecture Reference Manual (DDI 0487),
-//! section C7 for vectors and C6 for the rest; each method has the assembler's spelling. Registers are numbers 0..32: `x`
-//! registers for addresses and counts, `v` registers for vectors. Invariant: an immediate that does not fit is a panic here,
-//! never another instruction.
+//! In: register numbers and immediates. Out: code. Encodings are those of the Arm Architecture Reference Manual (DDI
+//! 0487), section C7 for vectors and C6 for the rest; each method has the assembler's spelling. Registers are numbers
+//! 0..32: `x` registers for addresses and counts, `v` registers for vectors. Invariant: an immediate that does not fit
+//! is a panic here, never another instruction.
 
 /// Code being assembled.
 #[derive(Default)]

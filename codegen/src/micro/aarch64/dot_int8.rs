@@ -1,7 +1,7 @@
 //! Dot products in integers by `sdot`: a row of x rounded to 8 bits in blocks, against quantised weight rows.
 //!
-//! A block's products are summed exactly in i32; the sum is then scaled by both blocks' scales and added up in f32. `sdot`
-//! multiplies signed by signed bytes, so weights of 4 bits are shifted to be signed and x's sums are not needed.
+//! A block's products are summed exactly in i32; the sum is then scaled by both blocks' scales and added up in f32.
+//! `sdot` multiplies signed by signed bytes, so weights of 4 bits are shifted to be signed and x's sums are not needed.
 
 use lapidary_ir::{BLOCK, DType};
 

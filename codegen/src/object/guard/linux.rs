@@ -1,10 +1,10 @@
-//! The guard where only the system can be asked, on AArch64 and RISC-V: AT_HWCAP and AT_HWCAP2 of `/proc/self/auxv`; for what
-//! has no bit there, `riscv_hwprobe`.
+//! The guard where only the system can be asked, on AArch64 and RISC-V: AT_HWCAP and AT_HWCAP2 of `/proc/self/auxv`;
+//! for what has no bit there, `riscv_hwprobe`.
 //!
-//! In: the bits that must be 1. Out: code. User space can ask these CPUs nothing that an old one, or an old system, would not
-//! answer by a trap; the auxiliary vector has been there as long as Linux has run on them. Where the file cannot be opened, or
-//! the system does not know the call, nothing is known, and the code is let run. Invariants: instructions of every CPU of the
-//! architecture; registers of arguments are as they were.
+//! In: the bits that must be 1. Out: code. User space can ask these CPUs nothing that an old one, or an old system,
+//! would not answer by a trap; the auxiliary vector has been there as long as Linux has run on them. Where the file
+//! cannot be opened, or the system does not know the call, nothing is known, and the code is let run. Invariants:
+//! instructions of every CPU of the architecture; registers of arguments are as they were.
 
 use super::Ending;
 

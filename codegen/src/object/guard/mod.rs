@@ -1,9 +1,10 @@
-//! The guard of an object: machine code that asks, before anything else runs, for what the object's code needs of a CPU.
+//! The guard of an object: machine code that asks, before anything else runs, for what the object's code needs of a
+//! CPU.
 //!
 //! In: the target. Out: the function `supported`, and the code before `init`'s own, which answers [`Status::Cpu`] where
-//! something lacks. `init` itself is compiled for the target, so the guard must be code of every CPU of the architecture: no
-//! vectors, no extension, no library. What it asks is what the rows of [`lapidary_runtime::cpu`] say, all of [`Target::set`]; a
-//! row that it cannot ask for is an error when the object is made.
+//! something lacks. `init` itself is compiled for the target, so the guard must be code of every CPU of the
+//! architecture: no vectors, no extension, no library. What it asks is what the rows of [`lapidary_runtime::cpu`] say,
+//! all of [`Target::set`]; a row that it cannot ask for is an error when the object is made.
 
 mod linux;
 mod x86_64;

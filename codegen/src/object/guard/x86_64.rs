@@ -1,7 +1,7 @@
 //! The guard on x86-64: CPUID, XGETBV and, for tile registers, what Linux has permitted this process.
 //!
-//! In: what must be so. Out: code. Invariants: instructions of the first x86-64 CPUs alone, until CPUID has said that more are
-//! there; every register that a caller or the code behind the guard may count on is as it was.
+//! In: what must be so. Out: code. Invariants: instructions of the first x86-64 CPUs alone, until CPUID has said that
+//! more are there; every register that a caller or the code behind the guard may count on is as it was.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
