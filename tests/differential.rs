@@ -457,14 +457,12 @@ fn the_last_row_alone_is_computed() {
     }";
     let function = text::parse_module(source).unwrap().functions.remove(0);
     // Of calls of one row, which what is decoded is priced by, the last is the only one.
-    for form in Compiled::new(&function, Selection::all(), "native").forms().last() {
-        let types = form.types().unwrap();
-        for (op, ty) in form.body.as_ref().iter().zip(types) {
-            if op.to_string() == "linear" {
-                assert_eq!(ty.to_string(), "f32[1,5]", "{form}");
-            }
-        }
-    }
+    let compiled = Compiled::new(&function, Selection::all(), "native");
+    let form = compiled.forms().last().unwrap();
+    let types = form.types().unwrap();
+    let linears = form.body.as_ref().iter().zip(types).filter(|(op, _)| op.to_string() == "linear");
+    let types: Vec<String> = linears.map(|(_, ty)| ty.to_string()).collect();
+    assert_eq!(types, ["f32[1,5]"], "{form}");
 }
 
 /// A tensor with the rows that `order` names, along the axis of rows.

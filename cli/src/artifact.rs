@@ -161,7 +161,7 @@ fn targets(triple: Option<&str>, names: &str) -> Result<Vec<Target>> {
     // In the table's order first, so that the command's order changes nothing.
     let rows = target::rows().filter(|row| names.contains(&row.name));
     let mut targets = rows.map(|row| make(row.name)).collect::<Result<Vec<_>, _>>()?;
-    targets.sort_by(|a, b| a.rank().cmp(&b.rank()));
+    targets.sort_by_key(Target::rank);
     Ok(targets)
 }
 

@@ -106,7 +106,7 @@ pub(crate) fn translate(root: &Command, args: Vec<OsString>) -> Result<Vec<OsStr
     let mut args = args.into_iter();
     out.extend(args.next());
     let mut is_value = false;
-    while let Some(arg) = args.next() {
+    for arg in args.by_ref() {
         if arg == "--" {
             out.push(arg);
             break;
@@ -248,7 +248,7 @@ mod tests {
             ("-cnv", "lapidary chat"),
             ("-e", "$'"),
         ] {
-            let line = translated(&format!("run {flag}")).unwrap_err();
+            let line = translated(&format!("run {flag}")).expect_err("refused");
             assert!(line.contains(ours) && !line.contains('\n'), "{line}");
         }
     }
