@@ -413,7 +413,8 @@ fusions! {
     }
     capped_linear(r) &["linear", "cap"], not &["matmul", "tanh", "softcap"], {
         let k = 1 + r.below(40);
-        let n = 1 + r.below(40);
+        // Of two or three rows a product is cheaper as it is written.
+        let n = 4 + r.below(40);
         let (declared, terms) = linears(r, "%x", k, &[n]);
         format!("function f(%x: f32[T,{k}] rows{declared}) {{ return y=(mul (tanh (div {} 2.0)) 2.0) }}", terms[0])
     }
