@@ -131,19 +131,19 @@ fn interpret(function: &Function, options: &Options, seed: u64) -> Result<usize>
     let saturated = prepare(function, &options.selection, Limits::default())?;
     let flat = forms::flatten(&saturated);
     let failed = |reason: String| anyhow!("function `{}`: {reason}", function.name);
+    let wrong = |rule: &str, reason: String| failed(format!("rule `{rule}`: {reason}"));
     let enabled: Vec<&str> = options.selection.enabled().collect();
     if let [rule] = enabled[..]
         && let Some(rule) = options.selection.rules().find(rule)
     {
-        check::differences(&saturated, rule, seed).map_err(|e| failed(e.reason))?;
+        check::differences(&saturated, rule, seed).map_err(|e| wrong(&rule.name, e.reason))?;
     } else {
         // By itself each approximate rule is held to its own bound.
         let rules = enabled.iter().filter_map(|name| options.selection.rules().find(name));
         for rule in rules.filter(|rule| matches!(rule.class, Class::Approximate(_))) {
             let alone = options.selection.with_only([rule.name.clone()]);
             let saturated = prepare(function, &alone, Limits::default())?;
-            check::differences(&saturated, rule, seed)
-                .map_err(|e| failed(format!("rule `{}`: {}", rule.name, e.reason)))?;
+            check::differences(&saturated, rule, seed).map_err(|e| wrong(&rule.name, e.reason))?;
         }
         // Several rules: constants may be rounded to f32 on the way.
         let tolerance = 1e-6 + allowance(&options.selection, &saturated.report.fired);

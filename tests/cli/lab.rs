@@ -449,3 +449,27 @@ rule fine exact \"-(-(-x)) = -x\" { (neg (neg (neg ?x))) => (neg ?x) }";
     assert!(guilty.contains(&"no-residual") && guilty.len() <= 2, "{json}");
     assert!(found.err.contains("no-residual"), "{}", found.err);
 }
+
+/// Of a line without end the place is shown, not all of it; of a function the form that is wrong.
+#[test]
+fn errors_about_rules_are_short() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("long.rules");
+    let term = format!("{}?x{}", "(neg ".repeat(9000), ")".repeat(9000));
+    std::fs::write(&path, format!("rule r exact \"x\" {{ {term} => ?x }}")).unwrap();
+    let outcome = lapidary(&["check-rules", "--rules", path.to_str().unwrap()]);
+    let (line, caret) = outcome.err.rsplit_once("\n").map(|(all, _)| all.rsplit_once('\n').unwrap()).unwrap();
+    let shown = line.rsplit_once('\n').unwrap().1;
+    assert!(outcome.err.len() < 500 && shown.contains("(neg"), "{}", outcome.err);
+    assert!(shown[caret.len() - 1..].starts_with("neg"), "{shown}\n{caret}");
+
+    let rule = "rule wrong approximate(1e-3) \"x\" { (tanh ?x) => (mul 0.5 ?x) }";
+    std::fs::write(&path, rule).unwrap();
+    let chain: String = (1..200).map(|at| format!("    v{at} = (tanh v{})\n", at - 1)).collect();
+    let source =
+        format!("function f(%x: f32[T,8] rows) {{\n    v0 = (tanh %x)\n{chain}    return y=v199\n}}\n");
+    let args = ["opt", "--run", "--only", "wrong", "--rules", path.to_str().unwrap(), "-"];
+    let outcome = lapidary_with(&args, source.as_bytes());
+    assert_eq!((outcome.code, outcome.err.lines().count()), (Some(1), 1), "{}", outcome.err);
+    assert!(outcome.err.contains("rule `wrong`") && outcome.err.len() < 500, "{}", outcome.err);
+}

@@ -168,9 +168,9 @@ pub fn check_call(
         };
         let line = |id| text::statement(&flat.function, id);
         same.map_err(|d| {
-            let (function, node, term) = (&flat.function, line(node), line(term));
+            let (node, term, Extent { rows, keys }) = (line(node), line(term), extent);
             d.within(|reason| {
-                format!("`{node}` is not `{term}` in a call of {extent:?} of\n{function}: {reason}")
+                format!("`{node}` is not `{term}` in a call of {rows} rows and {keys} keys: {reason}")
             })
         })?;
     }

@@ -35,10 +35,15 @@ pub struct RuleError {
 }
 
 impl RuleError {
-    /// The line, and a caret under the place.
+    /// The line, of a long one what is around the place, and a caret under it.
     pub fn excerpt(&self) -> String {
-        let shown: String = self.source_line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        format!("{shown}\n{}^", " ".repeat(self.column.saturating_sub(1)))
+        /// Characters before and after the place.
+        const AROUND: usize = 60;
+        let at = self.column.saturating_sub(1);
+        let from = at.saturating_sub(AROUND);
+        let around = self.source_line.chars().skip(from).take(at - from + AROUND);
+        let shown: String = around.map(|c| if c.is_control() { ' ' } else { c }).collect();
+        format!("{shown}\n{}^", " ".repeat(at - from))
     }
 }
 
