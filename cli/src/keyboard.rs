@@ -137,6 +137,8 @@ impl Keys {
             libc::sigfillset(all.as_mut_ptr());
             libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), std::ptr::null_mut());
         }
+        // What was typed before the terminal was raw went by the rules for lines: Ctrl-D is kept as NUL there.
+        let mut by_lines = readable(terminal, None, 0);
         loop {
             let (keys, ends) = self.next();
             if !write_all(ours, &keys) {
@@ -166,7 +168,11 @@ impl Keys {
                     readable(done, None, -1);
                     return;
                 }
-                Ok(n) => self.waiting.extend_from_slice(&bytes[..n]),
+                Ok(n) => {
+                    let key = |&key: &u8| if by_lines && key == 0 { 4 } else { key };
+                    self.waiting.extend(bytes[..n].iter().map(key));
+                    by_lines = false;
+                }
                 Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
                     write_all(ours, &[4]);

@@ -124,6 +124,12 @@ pub fn regimes(chunk: usize) -> Vec<usize> {
     rows
 }
 
+/// The regime that a variant of calls of up to `rows` rows has its form and its kernels of: one row's in what is decoded,
+/// the chunk's in what is prefilled. So a row's result does not depend on how many there are.
+pub fn regime_of(rows: usize, chunk: usize) -> usize {
+    if rows == chunk { chunk } else { 1 }
+}
+
 /// Compiles a model to run in this process. The caller sees to it that the CPU is this machine's.
 ///
 /// # Errors
@@ -261,8 +267,7 @@ impl<'a> Compiler<'a> {
         let start = Instant::now();
         let regimes = regimes(options.chunk);
         let mut forms = Vec::with_capacity(regimes.len());
-        // One form and one kind of kernel a phase: a row's result does not depend on how many there are.
-        let priced: Vec<usize> = regimes.iter().map(|&r| if r == options.chunk { r } else { 1 }).collect();
+        let priced: Vec<usize> = regimes.iter().map(|&rows| regime_of(rows, options.chunk)).collect();
         for &rows in &priced {
             let extent = Extent { rows, keys: (options.context / 2).max(rows) };
             if let Some(measured) = options.machine.measured {

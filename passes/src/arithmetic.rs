@@ -9,10 +9,6 @@ use lapidary_ir::{DType, Op, Type};
 use crate::analysis::{Data, Graph};
 use crate::cost::{CostModel, Work, head_dim, weights_of};
 
-/// The most rows of a call whose products are dot products of one row each.
-const DOT_ROWS: f64 = 4.0;
-/// The most rows of a call whose products are dot products of several rows.
-const FEW_ROWS: f64 = 32.0;
 /// Weight rows of a tile of dot products, and of one of many rows.
 const BLOCKS: (f64, f64) = (16.0, 48.0);
 /// Keys of a block of attention by many rows.
@@ -47,7 +43,7 @@ impl CostModel {
         work.busy = match node {
             Op::NormPrologue([x, ..]) => {
                 // Threads of dot products each norm all rows; of panels, each its own.
-                if self.rows(data(*x)) <= DOT_ROWS {
+                if self.rows(data(*x)) <= m.dot_rows {
                     work.tiles = 1.0;
                 }
                 t * size * m.norm
@@ -107,7 +103,7 @@ impl CostModel {
             (_, true) => 0.0,
             _ => size * m.transcendental,
         };
-        if rows <= DOT_ROWS {
+        if rows <= m.dot_rows {
             work.tiles = (results / BLOCKS.0).ceil().max(1.0);
             work.busy = t * (dots + rows * weight_rows * m.dot_row + epilogue(m.transcendental));
             return;
@@ -116,7 +112,7 @@ impl CostModel {
         // Packed it is as long as before, more or less.
         let moved = self.waiting((2 * size_of::<f32>()) as f64);
         work.before = t * rows * k * (pack + moved);
-        let few = rows <= FEW_ROWS;
+        let few = rows <= m.few_rows;
         let summing = if few { products / m.few_flops } else { tiled + rows * weight_rows * m.store };
         work.tiles = (results / BLOCKS.1).ceil().max(1.0);
         work.busy = t * (widening + summing + epilogue(m.gelu));
@@ -143,8 +139,9 @@ impl CostModel {
         };
         let window = limit.min(keys);
         let width = head_dim(data(q)) as f64;
-        let pairs = heads as f64 * self.seen(rows, window, rows as f64 > FEW_ROWS);
-        if rows as f64 > FEW_ROWS {
+        let many = rows as f64 > m.few_rows;
+        let pairs = heads as f64 * self.seen(rows, window, many);
+        if many {
             // Blocks of keys serve many rows: their streams hide behind products.
             work.key_bytes = 0.0;
             work.tiles = (groups * rows.div_ceil(QUERY_BLOCK)) as f64;

@@ -101,6 +101,10 @@ pub struct Machine {
     /// The same where those weights come from the last cache, and its code stays there, nanoseconds.
     pub cool: f64,
 
+    /// The most rows of a call whose products are dot products of one row each.
+    pub dot_rows: f64,
+    /// The most rows of a call whose products are dot products of several rows, and whose attention goes row by row.
+    pub few_rows: f64,
     /// Bytes of weights that a token reads: in cache from one token to the next if that holds as many.
     pub weight_bytes: f64,
     /// What is minimised.
@@ -222,10 +226,19 @@ impl Machine {
         call: 100.0,
         cold: 1000.0,
         cool: 0.0,
+        dot_rows: 4.0,
+        few_rows: 32.0,
         weight_bytes: f64::INFINITY,
         objective: Objective::Roofline,
         measured: None,
     };
+
+    /// The same for calls that go by the kernels of `regime` rows, however many rows they have.
+    #[must_use]
+    pub fn of_regime(self, regime: usize) -> Machine {
+        let most = |rows: f64| if regime as f64 <= rows { f64::INFINITY } else { 0.0 };
+        Machine { dot_rows: most(self.dot_rows), few_rows: most(self.few_rows), ..self }
+    }
 
     /// The same with another number of threads, if all but memory and launches scale.
     pub fn on(self, threads: f64) -> Machine {

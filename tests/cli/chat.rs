@@ -140,11 +140,11 @@ fn what_is_typed_while_an_answer_is_made_is_taken() {
     person.wait_for("> ");
     person.send(b"hello\n");
     std::thread::sleep(std::time::Duration::from_millis(50));
-    person.send(b"/one\n/two\n/three\n");
+    // The end of what is typed, Ctrl-D, is not lost either.
+    person.send(b"/one\n/two\n/three\n\x04");
     for line in ["`/one`", "`/two`", "`/three`"] {
         person.wait_for(line);
     }
-    person.send(b"/quit\n");
     person.ends(0);
 }
 

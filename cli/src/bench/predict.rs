@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use anyhow::{Result, ensure};
 use egg::Language;
-use lapidary_codegen::compile::Lowered;
+use lapidary_codegen::compile::{Lowered, regime_of};
 use lapidary_codegen::kernel::{Body, Kernel};
 use lapidary_ir::{Extent, Id, Op};
 use lapidary_passes::cost::Parts;
@@ -38,6 +38,8 @@ struct Variant {
     nodes: Vec<(Op, Id)>,
     /// Of each kernel, its node and which of its launches it is.
     kernels: Vec<(Id, Role)>,
+    /// The rows whose kernels these are.
+    regime: usize,
 }
 
 /// Which launch of its node a kernel is.
@@ -69,7 +71,8 @@ impl Predictor {
             let saturated = prepare(&report.source, &options.selection, Limits::default())?;
             let mut variants = vec![];
             for lowered in &report.variants {
-                let extent = Extent { rows: lowered.rows, keys: (options.context / 2).max(lowered.rows) };
+                let regime = regime_of(lowered.rows, options.chunk);
+                let extent = Extent { rows: regime, keys: (options.context / 2).max(regime) };
                 let form = select(&saturated, options.machine, extent)?;
                 ensure!(
                     form.function.body == lowered.function.body,
@@ -82,7 +85,7 @@ impl Predictor {
                     body.map(|(at, op)| (op.clone().map_children(class), class(Id::from(at)))).collect();
                 let kernels = &lowered.schedule.kernels;
                 let kernels = kernels.iter().map(|k| (k.node, role(k, lowered))).collect();
-                variants.push(Variant { nodes, kernels });
+                variants.push(Variant { nodes, kernels, regime });
             }
             functions.push(Function { saturated, variants });
         }
@@ -104,7 +107,7 @@ impl Predictor {
         let function = &self.functions[function];
         let variant = &function.variants[variant];
         let (id, role) = variant.kernels[step];
-        let model = CostModel { machine: self.machine, extent };
+        let model = CostModel { machine: self.machine.of_regime(variant.regime), extent };
         let parts = |at: usize| -> Option<Parts> {
             let (op, class) = &variant.nodes[at];
             Some(model.parts(model.work(&function.saturated.graph, *class, op)?))
