@@ -101,7 +101,7 @@ fn the_page_of_2b_is_small_and_quiet() {
     b.open(&path);
     b.wait(READY);
     b.photograph("desktop");
-    assert_eq!(b.value("document.querySelectorAll('#functions [role=radio]').length"), 6);
+    assert_eq!(b.value("document.querySelectorAll('#functions [role=radio]').length"), 5);
 
     // Every function, every regime, every kernel, every tab: nothing complains. How long it took is for a reader to
     // judge.
