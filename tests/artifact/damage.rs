@@ -405,7 +405,8 @@ fn without_memory(path: &Path, length: usize, weights: &Arc<Weights>) {
     SEEN.store(0, Ordering::Relaxed);
     attempt(path, length, weights, true).unwrap();
     let large = SEEN.load(Ordering::Relaxed);
-    assert!(large >= 3, "{large} large allocations");
+    // Code and caches are of no heap.
+    assert!(large >= 2, "{large} large allocations");
     for refused in 0..large {
         println!("case of the large allocation {refused} of {large}");
         SEEN.store(0, Ordering::Relaxed);

@@ -146,11 +146,14 @@ pub fn refused(path: &Path, field: &str, expected: &str, found: String) -> Error
 
 /// The JSON in `bytes`, a byte order mark before it or not.
 pub fn json(path: &Path, bytes: &[u8]) -> Result<Value> {
-    serde_json::from_slice(cause::without_bom(bytes)).map_err(|e| {
-        let cut = if e.is_eof() { " (the file is cut short)" } else { "" };
-        let found = cause::of(bytes).unwrap_or_else(|| error::line(format!("malformed JSON: {e}{cut}")));
-        Error::file(path, "a JSON object", found)
-    })
+    serde_json::from_slice(cause::without_bom(bytes)).map_err(|e| malformed(path, bytes, &e))
+}
+
+/// The error for bytes that are no JSON: what they are by their look, or what is wrong with them.
+pub fn malformed(path: &Path, bytes: &[u8], e: &serde_json::Error) -> Error {
+    let cut = if e.is_eof() { " (the file is cut short)" } else { "" };
+    let found = cause::of(bytes).unwrap_or_else(|| error::line(format!("malformed JSON: {e}{cut}")));
+    Error::file(path, "a JSON object", found)
 }
 
 /// Whether a value is false in Python, where most configurations are written: it switches nothing on.

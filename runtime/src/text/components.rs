@@ -17,6 +17,7 @@ use tokenizers::{
 };
 
 use crate::file::error::{self, Error, Result};
+use crate::file::{cause, fields};
 
 /// Added tokens of a file: fifteen times as many as Gemma 3 has.
 const MAX_ADDED: usize = 100_000;
@@ -146,15 +147,18 @@ impl Components {
     /// # Errors
     /// [`Error::File`] for malformed JSON, [`Error::Field`] for a part that is none of Gemma's.
     pub(super) fn parse(path: &Path, bytes: &[u8], model: bool) -> Result<Components> {
-        if bytes.trim_ascii_start().first() == Some(&b'[') {
-            return Err(Error::file(path, "a JSON object", "a list"));
+        let bytes = cause::without_bom(bytes);
+        if bytes.trim_ascii_start().first() != Some(&b'{') {
+            let found = match fields::json(path, bytes)? {
+                Value::Array(_) => "a list".into(),
+                other => error::json(&other),
+            };
+            return Err(Error::file(path, "a JSON object", found));
         }
         let raw: Raw<'_> = match serde_json::from_slice(bytes) {
             Ok(raw) => raw,
             Err(e) if e.is_data() => return Err(Error::file(path, "a tokenizer", error::line(e))),
-            Err(e) => {
-                return Err(Error::file(path, "a JSON object", error::line(format!("malformed JSON: {e}"))));
-            }
+            Err(e) => return Err(fields::malformed(path, bytes, &e)),
         };
         let check = Check { path };
         if let Some(version) = raw.version.filter(|v| v != "1.0") {
