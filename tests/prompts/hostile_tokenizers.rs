@@ -188,9 +188,10 @@ fn merges_in_circles_end() {
 
 #[test]
 fn what_is_no_tokenizer() {
-    refused(b"", "malformed JSON");
-    refused(b"\0\0\0\0", "malformed JSON");
-    refused(b"[]", "a JSON object");
+    refused(b"", "an empty file");
+    refused(b"\0\0\0\0", "zero bytes");
+    refused(b"[]", "a JSON object, found a list");
+    refused(b"null", "a JSON object, found null");
     refused("[".repeat(100_000).as_bytes(), "");
     refused(format!("{{\"decoder\":{}", "[".repeat(100_000)).as_bytes(), "");
     refused(format!("{{\"model\":{{\"vocab\":{}", "{\"a\":".repeat(100_000)).as_bytes(), "");
