@@ -2,7 +2,7 @@
 //!
 //! In: a [`CodeImage`], which is position-independent. Out: its place, which lives as long as the [`Code`] that holds
 //! it. Memory is never writable and executable at once, nor turned from one to the other where the system has files in
-//! memory: cranelift-jit writes into what [`Sealed`] provides, so that it works where turning is refused.
+//! memory: cranelift-jit writes into what `Sealed` provides, so that it works where turning is refused.
 
 use std::io;
 

@@ -1,6 +1,6 @@
 //! Memory that the system refuses.
 //!
-//! Where the amount is a file's or a user's to decide, memory is asked for within [`fallible`], and a refusal is an
+//! Where the amount is a file's or a user's to decide, memory is asked for within `fallible`, and a refusal is an
 //! error that says what it was for. All other refusals end a command whose allocator is [`Allocator`] with one line and
 //! exit code 1, instead of an abort.
 

@@ -5,8 +5,8 @@
 //! quantised ones from the cache's file (or from memory), all others from the checkpoint's own map.
 //!
 //! Invariants: a cache file has its name only once it is whole and on the disk; it is used only if it is of this
-//! checkpoint ([`source`]), its body has the hash it was written with ([`entry`]), and nobody else could write it
-//! ([`directory`]); writers need no lock, for the files they would write are equal, and the last rename wins. While
+//! checkpoint (`source`), its body has the hash it was written with (`entry`), and nobody else could write it
+//! (`directory`); writers need no lock, for the files they would write are equal, and the last rename wins. While
 //! quantising, the checkpoint is read piece by piece and not mapped, and the output is written piece by piece, so
 //! resident memory is a few MiB a thread. A cache that cannot be used costs time only: the weights then stay in memory.
 

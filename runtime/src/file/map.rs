@@ -1,7 +1,7 @@
 //! Files mapped read-only, and what becomes of one that shrinks meanwhile.
 //!
 //! In: a file. Out: its bytes in place, as long as the [`Map`] lives. Invariants: every map of a live `Map` is in a
-//! table that a signal handler may read ([`name_of`]), so that the fault of a page that is gone names its file
+//! table that a signal handler may read (`name_of`), so that the fault of a page that is gone names its file
 //! ([`fault`](crate::fault)). Places of the table are used again and never freed; a name may be torn while a place
 //! changes hands, and is nothing else than text then.
 

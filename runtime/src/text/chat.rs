@@ -2,7 +2,7 @@
 //!
 //! In: a Jinja template, from one of the places that transformers reads it from, and messages. Out: text that starts
 //! with BOS and holds special tokens written out; [`Tokenizer::encode`](super::Tokenizer::encode) parses them. The
-//! environment is transformers' ([`jinja`](super::jinja)). A template's work is bounded, so a hostile one ends in an
+//! environment is transformers' (`jinja`). A template's work is bounded, so a hostile one ends in an
 //! error; one that is broken is an error where it is used, not where its folder is opened.
 
 use std::path::{Path, PathBuf};

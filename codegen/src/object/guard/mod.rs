@@ -136,6 +136,7 @@ fn riscv64_needs(set: Set) -> Result<linux::Needs, Error> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use lapidary_runtime::cpu::{Host, Maker};
 
@@ -175,7 +176,7 @@ mod tests {
                 DriverFunction { name: "f".into(), public: true, code: body.clone(), references: vec![] };
             put_before(&target, &mut function).unwrap();
             let before = function.code.len() - body.len();
-            assert!(before > 0 && before % CODE_ALIGN == 0 && function.code.ends_with(&body));
+            assert!(before > 0 && before.is_multiple_of(CODE_ALIGN) && function.code.ends_with(&body));
         }
     }
 }
