@@ -152,6 +152,11 @@ fn refused_memory() {
                 // The loader's own words: the program has not begun.
                 Some(127) => {}
                 None if error.is_empty() && refused == 0 => {}
+                // The C library's own words, where it has no memory to note what a thread is to drop at its end: it
+                // asks nobody, and aborts.
+                None if error.starts_with("Fatal glibc error: ") && error.trim_end().lines().count() == 1 => {
+                    refused += 1;
+                }
                 _ => {
                     one_line(&output, &[]);
                     // Nothing, or the whole: memory may end after all is written.
