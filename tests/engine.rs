@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use lapidary_codegen::target::{Placement, TARGETS, Target};
 use lapidary_ir::DType;
-use lapidary_models::{Model, QuantFormat, TensorFormat};
+use lapidary_models::{Model, QuantFormat};
 use lapidary_passes::Selection;
 use lapidary_runtime::program::Program;
 use lapidary_runtime::snapshot::Notes;
@@ -175,7 +175,7 @@ fn check(format: Option<QuantFormat>, setups: &[Setup]) {
     let folder = tempfile::tempdir().unwrap();
     let model = match format {
         None => model,
-        Some(format) => stored(&model, &folder.path().join("model"), TensorFormat::Quant(format)).unwrap(),
+        Some(format) => stored(&model, &folder.path().join("model"), format.into()).unwrap(),
     };
     for (at, setup) in (0..).zip(setups) {
         let program = compile_model(&model, setup).unwrap().program;

@@ -100,7 +100,7 @@ fn quantised_weights_against_dequantised() -> Result<()> {
         let original = golden_model(case)?;
         for format in [QuantFormat::Q8, QuantFormat::Q4] {
             let folder = tempfile::tempdir()?;
-            let quantised = stored(&original, &folder.path().join("quantised"), TensorFormat::Quant(format))?;
+            let quantised = stored(&original, &folder.path().join("quantised"), format.into())?;
             let plain = TensorFormat::Float(WeightDType::F32);
             let dequantised = stored(&quantised, &folder.path().join("dequantised"), plain)?;
             let Golden { ids, rows, .. } = golden(case)?;

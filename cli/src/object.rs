@@ -96,7 +96,7 @@ pub(crate) fn tensor_type(model: &Model, weights: &Weights, name: &str) -> Optio
     let stored = model.checkpoint.tensor(name)?;
     let dtype = weights.dtype(model, name);
     let shape = match dtype {
-        DType::Q8 | DType::Q4 => {
+        DType::Block(_) => {
             let (n, k) = (stored.shape[0], stored.shape[1]);
             vec![n, dtype.row_bytes(k)]
         }
@@ -106,7 +106,7 @@ pub(crate) fn tensor_type(model: &Model, weights: &Weights, name: &str) -> Optio
         DType::F32 => "F32",
         DType::BF16 => "BF16",
         DType::F16 => "F16",
-        DType::Q8 | DType::Q4 => "U8",
+        DType::Block(_) => "U8",
         DType::I32 | DType::Bool => return None,
     };
     Some(TensorType { dtype, shape })

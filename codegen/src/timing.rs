@@ -7,7 +7,7 @@
 use std::slice;
 use std::time::{Duration, Instant};
 
-use lapidary_ir::{BLOCK, DType, Extent, Function, InputKind, Op};
+use lapidary_ir::{DType, Extent, Function, InputKind, Op};
 use lapidary_runtime::Pool;
 use lapidary_runtime::program::{
     Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_ROWS, FRAME_SEGMENTS, FRAME_SLOTS, Segment, SlotKind, Step,
@@ -155,7 +155,7 @@ impl Integers {
     }
 }
 
-/// Fills an operand. `width` is the length of a row; quantised rows end in their scales.
+/// Fills an operand. `width` is the length of a row.
 fn fill(bytes: &mut [u8], dtype: DType, width: usize, integers: &Integers, weight: bool) {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     // Uniform in [-1, 1); a matrix keeps what it multiplies in size.
@@ -186,14 +186,11 @@ fn fill(bytes: &mut [u8], dtype: DType, width: usize, integers: &Integers, weigh
             }
         }
         DType::Bool => bytes.fill(0xff),
-        DType::Q8 | DType::Q4 => {
-            let row = dtype.row_bytes(width);
-            let scales = width / BLOCK * 2;
-            for row in bytes.chunks_exact_mut(row.max(1)) {
-                let (quants, scales) = row.split_at_mut(row.len() - scales);
-                quants.iter_mut().for_each(|q| *q = (number() / scale * 127.0) as i8 as u8);
-                let one = half::bf16::from_f32(scale / 64.0).to_le_bytes();
-                scales.as_chunks_mut().0.iter_mut().for_each(|b: &mut [u8; 2]| *b = one);
+        DType::Block(format) => {
+            bytes.iter_mut().for_each(|b| *b = (number() / scale * 127.0) as i8 as u8);
+            let scale = scale / 64.0;
+            for row in bytes.chunks_exact_mut(format.row_bytes(width).max(1)) {
+                format.set_floats(row, width, || scale);
             }
         }
     }

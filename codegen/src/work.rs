@@ -122,6 +122,5 @@ fn bytes(view: &View, extent: Capacity) -> f64 {
     if !view.in_memory() {
         return 0.0;
     }
-    let block = lapidary_ir::BLOCK;
-    count(view, extent) * view.dtype.row_bytes(block) as f64 / block as f64
+    count(view, extent) * view.dtype.mean_bytes()
 }

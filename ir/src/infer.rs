@@ -4,10 +4,11 @@
 
 use egg::{Id, Language};
 
+use crate::format::BLOCK;
 use crate::function::{Input, InputKind};
 use crate::op::Op;
 use crate::signature::OpClass;
-use crate::types::{BLOCK, DType, Dim, Dims, TensorType, Type};
+use crate::types::{DType, Dim, Dims, TensorType, Type};
 
 /// The type of `op`. `ty` gives an operand's type; `leaf` the leaf node of an attribute operand.
 ///
@@ -97,7 +98,8 @@ impl Operands<'_> {
                             format!("{ty}: a quantised cache is q8 (G, S, D), D a multiple of {BLOCK}")
                         }
                         InputKind::Rows | InputKind::Weight => {
-                            format!("{ty}: a quantised table is (V, K), K a multiple of {BLOCK}")
+                            let block = ty.dtype.format().map_or(BLOCK, |f| f.block);
+                            format!("{ty}: a quantised table is (V, K), K a multiple of {block}")
                         }
                     })
                 }
@@ -113,7 +115,7 @@ impl Operands<'_> {
                 let legal = match (x.dtype, to) {
                     (a, b) if a == b => false,
                     (DType::F32 | DType::F16 | DType::BF16, b) => b.is_float() && !b.is_quantised(),
-                    (DType::I32 | DType::Q8 | DType::Q4, b) => b == DType::F32,
+                    (DType::I32 | DType::Block(_), b) => b == DType::F32,
                     (DType::Bool, _) => false,
                 };
                 if legal { tensor(to, x.shape) } else { Err(format!("no cast from {} to {to}", x.dtype)) }
@@ -516,7 +518,8 @@ fn whole_blocks(ty: &TensorType, kind: InputKind) -> bool {
         InputKind::Cache { .. } => ty.rank() == 3 && ty.dtype == DType::Q8,
         InputKind::Rows | InputKind::Weight => ty.rank() == 2,
     };
-    shaped && matches!(ty.shape.last(), Some(Dim::Fixed(k)) if k % BLOCK == 0)
+    let whole = |k: usize| ty.dtype.format().is_none_or(|f| k.is_multiple_of(f.block));
+    shaped && matches!(ty.shape.last(), Some(Dim::Fixed(k)) if whole(*k))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! | [`op`] | the operators, primitive and fused, and their attributes |
 //! | [`signature`] | what an operator takes and makes, by kinds |
 //! | [`types`] | element types, named dims, tensor and structural types |
+//! | [`format`](mod@format) | weight formats in blocks, a table |
 //! | [`function`] | functions, modules, and the builder |
 //! | [`infer`] | the type of a node from its operands |
 //! | [`rows`] | which nodes treat the rows of a call alike |
@@ -19,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+pub mod format;
 pub mod function;
 pub mod infer;
 pub mod interp;
@@ -31,7 +33,8 @@ pub mod verify;
 
 pub use egg::Id;
 pub use error::Error;
+pub use format::{BLOCK, FORMATS, Format, FormatId};
 pub use function::{Builder, Function, Input, InputKind, Module};
 pub use op::{Expr, InputId, Num, OPERATORS, Op, WORDS};
 pub use signature::{Kinds, Signature};
-pub use types::{BLOCK, DType, Dim, Dims, Extent, TensorType, Type};
+pub use types::{DType, Dim, Dims, Extent, TensorType, Type};

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::format::{FORMATS, Format, FormatId};
+
 /// Element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DType {
@@ -15,55 +17,75 @@ pub enum DType {
     I32,
     /// Truth value; in memory an i32 that is 0 or -1, a SIMD lane mask.
     Bool,
-    /// Weights or a cache in 8 bits: blocks of 32 along the last axis, element `q scale`. A row is its quants (i8),
-    /// then its blocks' scales (bf16).
-    Q8,
-    /// Weights in 4 bits: blocks of 32 along the last axis, element `(q - 8) scale`. A row is its quants (byte j of a
-    /// block's 16 holds element j low, element 16 + j high), then its blocks' scales (bf16).
-    Q4,
+    /// Blocks of quants with scales along the last axis: a row of the table of formats. Weights; of caches q8 alone.
+    Block(FormatId),
 }
 
-/// Elements of a block of a quantised type: they share a scale.
-pub const BLOCK: usize = 32;
+/// Those that are no blocks.
+const PLAIN: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::I32, DType::Bool];
 
 impl DType {
-    /// Every element type, in the order of declaration.
-    pub const ALL: [DType; 7] =
-        [DType::F32, DType::F16, DType::BF16, DType::I32, DType::Bool, DType::Q8, DType::Q4];
+    /// Our own format in 8 bits, which caches may have too, and rounded activations.
+    pub const Q8: DType = DType::Block(FormatId::Q8);
+    /// Our own format in 4 bits.
+    pub const Q4: DType = DType::Block(FormatId::Q4);
+
+    /// Every element type: the plain ones, then blocks in the order of their table.
+    pub const ALL: [DType; PLAIN.len() + FORMATS.len()] = {
+        let mut all = [DType::F32; PLAIN.len() + FORMATS.len()];
+        let mut i = 0;
+        while i < all.len() {
+            all[i] = if i < PLAIN.len() { PLAIN[i] } else { DType::Block(FormatId::nth(i - PLAIN.len())) };
+            i += 1;
+        }
+        all
+    };
 
     /// Size of an element in bytes.
     ///
     /// # Panics
-    /// For quantised types, whose elements have no address: ask for [`DType::row_bytes`].
+    /// For blocks, whose elements have no address: ask for [`DType::row_bytes`].
     pub fn bytes(self) -> usize {
         match self {
             DType::F32 | DType::I32 | DType::Bool => 4,
             DType::F16 | DType::BF16 => 2,
-            DType::Q8 | DType::Q4 => unreachable!("an element of {self} has no address"),
+            DType::Block(_) => unreachable!("an element of {self} has no address"),
         }
     }
 
     /// Size in bytes of `n` elements, whole blocks where the type has blocks.
     pub fn row_bytes(self, n: usize) -> usize {
         match self {
-            DType::Q8 => n + n / BLOCK * 2,
-            DType::Q4 => n / 2 + n / BLOCK * 2,
+            DType::Block(format) => format.row_bytes(n),
             DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Bool => n * self.bytes(),
+        }
+    }
+
+    /// Bytes that an element takes, its share of its block's scales included.
+    pub fn mean_bytes(self) -> f64 {
+        match self {
+            DType::Block(format) => format.block_bytes() as f64 / format.block as f64,
+            DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Bool => self.bytes() as f64,
+        }
+    }
+
+    /// The format, of blocks.
+    pub fn format(self) -> Option<&'static Format> {
+        match self {
+            DType::Block(format) => Some(format.format()),
+            DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Bool => None,
         }
     }
 
     /// Whether its elements come in blocks with a scale.
     pub fn is_quantised(self) -> bool {
-        match self {
-            DType::Q8 | DType::Q4 => true,
-            DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Bool => false,
-        }
+        self.format().is_some()
     }
 
     /// Whether its elements are real numbers.
     pub fn is_float(self) -> bool {
         match self {
-            DType::F32 | DType::F16 | DType::BF16 | DType::Q8 | DType::Q4 => true,
+            DType::F32 | DType::F16 | DType::BF16 | DType::Block(_) => true,
             DType::I32 | DType::Bool => false,
         }
     }
@@ -76,8 +98,7 @@ impl DType {
             DType::BF16 => "bf16",
             DType::I32 => "i32",
             DType::Bool => "bool",
-            DType::Q8 => "q8",
-            DType::Q4 => "q4",
+            DType::Block(format) => format.format().name,
         }
     }
 

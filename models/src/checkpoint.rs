@@ -229,7 +229,7 @@ impl Checkpoint {
 fn format_of(entry: &Entry, shape: &[usize]) -> std::result::Result<TensorFormat, (String, String)> {
     let found = || format!("shape {:?}", entry.shape);
     if let (U8, [n, k]) = (entry.dtype.as_str(), shape) {
-        let formats = [QuantFormat::Q8, QuantFormat::Q4].into_iter().filter(|f| f.fits(*k));
+        let formats = QuantFormat::ALL.into_iter().filter(|f| f.fits(*k));
         let quant = formats.clone().find(|f| entry.shape == [*n, f.row_bytes(*k)]);
         if let Some(quant) = quant {
             return Ok(quant.into());

@@ -12,6 +12,7 @@ mod parse;
 
 use std::path::Path;
 
+use lapidary_ir::format::BLOCK;
 use serde_json::{Value, json};
 
 use lapidary_runtime::file;
@@ -20,7 +21,6 @@ use lapidary_runtime::file::fields::{Fields, is_positive};
 use crate::error::{Result, Warning};
 use crate::folder;
 use crate::preset::PRESETS;
-use crate::quantize::BLOCK;
 
 pub use fields::{HARMLESS, When};
 use parse::{cap, layer_types, pad, refuse_unsupported, rope_theta, scalar, size, sliding_window};

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use lapidary_ir::FormatId;
+
 use crate::quantize::QuantFormat;
 
 /// The element type of a stored weight.
@@ -54,13 +56,13 @@ impl fmt::Display for WeightDType {
     }
 }
 
-/// How a tensor is stored: plain elements, or rows of quants and scales.
+/// How a tensor is stored: plain elements, or rows of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TensorFormat {
     /// Elements.
     Float(WeightDType),
-    /// Rows as [`quantize`](crate::quantize) describes them.
-    Quant(QuantFormat),
+    /// Rows of blocks, a format of [`FORMATS`](lapidary_ir::FORMATS).
+    Quant(FormatId),
 }
 
 impl TensorFormat {
@@ -68,7 +70,7 @@ impl TensorFormat {
     pub const fn fits(self, k: usize) -> bool {
         match self {
             TensorFormat::Float(_) => k > 0,
-            TensorFormat::Quant(format) => format.fits(k),
+            TensorFormat::Quant(format) => format.format().fits(k),
         }
     }
 
@@ -76,7 +78,7 @@ impl TensorFormat {
     pub const fn row_bytes(self, k: usize) -> usize {
         match self {
             TensorFormat::Float(dtype) => k * dtype.bytes(),
-            TensorFormat::Quant(format) => format.row_bytes(k),
+            TensorFormat::Quant(format) => format.format().row_bytes(k),
         }
     }
 
@@ -104,11 +106,11 @@ impl TensorFormat {
         }
     }
 
-    /// `F32`, `F16`, `BF16`, `q8` or `q4`.
+    /// `F32`, `F16`, `BF16`, or the name of a format of blocks.
     pub const fn name(self) -> &'static str {
         match self {
             TensorFormat::Float(dtype) => dtype.name(),
-            TensorFormat::Quant(format) => format.name(),
+            TensorFormat::Quant(format) => format.format().name,
         }
     }
 }
@@ -121,6 +123,12 @@ impl From<WeightDType> for TensorFormat {
 
 impl From<QuantFormat> for TensorFormat {
     fn from(format: QuantFormat) -> TensorFormat {
+        TensorFormat::Quant(format.id())
+    }
+}
+
+impl From<FormatId> for TensorFormat {
+    fn from(format: FormatId) -> TensorFormat {
         TensorFormat::Quant(format)
     }
 }

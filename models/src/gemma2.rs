@@ -9,7 +9,6 @@ use lapidary_ir::{Builder, DType, Dim, Function, Id, InputKind, Module, Op};
 
 use crate::config::{Config, LayerType};
 use crate::dtype::{TensorFormat, WeightDType};
-use crate::quantize::QuantFormat;
 
 /// How tensors are stored, which the graph states as types.
 pub struct Storage<'a> {
@@ -352,8 +351,7 @@ impl From<TensorFormat> for DType {
     fn from(format: TensorFormat) -> DType {
         match format {
             TensorFormat::Float(dtype) => dtype.into(),
-            TensorFormat::Quant(QuantFormat::Q8) => DType::Q8,
-            TensorFormat::Quant(QuantFormat::Q4) => DType::Q4,
+            TensorFormat::Quant(format) => DType::Block(format),
         }
     }
 }

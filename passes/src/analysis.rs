@@ -106,8 +106,7 @@ impl Analysis<Op> for Facts {
             a.leaf = b.leaf.clone();
         }
         // Of two ways to hold it, the narrower is read.
-        let width = |d: DType| d.row_bytes(lapidary_ir::BLOCK);
-        if b.stored.map(width) < a.stored.map(width) {
+        if b.stored.map(DType::mean_bytes) < a.stored.map(DType::mean_bytes) {
             a.stored = b.stored;
         }
         let same = |x: &Data, y: &Data| x.range == y.range && x.leaf == y.leaf && x.stored == y.stored;

@@ -8,6 +8,9 @@ use lapidary_ir::DType;
 use crate::measured::Measured;
 use crate::objective::Objective;
 
+/// Bits a weight, scales included, that tell the two kinds of blocks apart.
+const FEW_BITS: usize = 7;
+
 /// A figure for each way to hold weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Formats {
@@ -15,9 +18,9 @@ pub struct Formats {
     pub f32: f64,
     /// Of bf16 and f16.
     pub bf16: f64,
-    /// Of q8.
+    /// Of blocks of more than [`FEW_BITS`] a weight, as q8.
     pub q8: f64,
-    /// Of q4.
+    /// Of other blocks, as q4.
     pub q4: f64,
 }
 
@@ -32,8 +35,8 @@ impl Formats {
         match dtype {
             DType::F32 | DType::I32 | DType::Bool => self.f32,
             DType::BF16 | DType::F16 => self.bf16,
-            DType::Q8 => self.q8,
-            DType::Q4 => self.q4,
+            DType::Block(format) if format.block_bytes() * 8 > format.block * FEW_BITS => self.q8,
+            DType::Block(_) => self.q4,
         }
     }
 }

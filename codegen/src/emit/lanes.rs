@@ -85,7 +85,7 @@ impl Emitter<'_> {
     }
 
     /// Flags of a load: no trap; read-only data may also move, so that the scheduler need not keep loads in order.
-    fn load_flags(readonly: bool) -> MemFlagsData {
+    pub(super) fn load_flags(readonly: bool) -> MemFlagsData {
         let flags = MemFlagsData::new().with_notrap();
         if readonly { flags.with_readonly().with_can_move() } else { flags }
     }
@@ -127,47 +127,12 @@ impl Emitter<'_> {
                 self.widen(dtype, half)
             }
             (DType::I32 | DType::Bool, _) => unreachable!("integers load through load_int"),
-            (DType::Q8 | DType::Q4, _) => unreachable!("blocks load through load_quantised"),
+            (DType::Block(_), _) => unreachable!("blocks load through load_block"),
         }
     }
 
-    /// Elements `i..i + 4` of a quantised row of `k` elements, `i` a multiple of 4, without their scale; and the scale
-    /// in every lane.
-    pub fn load_quantised(&mut self, dtype: DType, row: Value, k: usize, i: Value) -> (Value, Value) {
-        let flags = Self::load_flags(true);
-        let block = self.b.ins().ushr_imm_u(i, i64::from(BLOCK.trailing_zeros()));
-        let quants = match dtype {
-            DType::Q8 => {
-                let at = self.b.ins().iadd(row, i);
-                let bytes = self.b.ins().load(I32, flags, at, 0);
-                self.widen_bytes(bytes, true)
-            }
-            _ => {
-                // Byte (i mod 16) of the block's 16; the upper half of the block lies in the high nibbles.
-                let base = self.scale(block, BLOCK as i64 / 2);
-                let low = self.b.ins().band_imm_u(i, BLOCK as i64 / 2 - 1);
-                let at = self.b.ins().iadd(row, base);
-                let at = self.b.ins().iadd(at, low);
-                let bytes = self.b.ins().load(I32, flags, at, 0);
-                let half = self.b.ins().band_imm_u(i, BLOCK as i64 / 2);
-                let shift = self.b.ins().ushr_imm_u(half, 2);
-                let bytes = self.b.ins().ushr(bytes, shift);
-                let bytes = self.b.ins().band_imm_u(bytes, 0x0f0f_0f0f);
-                let nibbles = self.widen_bytes(bytes, false);
-                let eight = self.splat_int(8);
-                self.b.ins().isub(nibbles, eight)
-            }
-        };
-        let values = self.b.ins().fcvt_from_sint(F32X4, quants);
-        let scales = self.offset(row, (dtype.row_bytes(k) - k / BLOCK * 2) as i64);
-        let at = self.scale(block, 2);
-        let at = self.b.ins().iadd(scales, at);
-        let scale = self.load_with(DType::BF16, at, 0, 1, true);
-        (values, scale)
-    }
-
     /// Four bytes of an i32 to four i32.
-    fn widen_bytes(&mut self, bytes: Value, signed: bool) -> Value {
+    pub(super) fn widen_bytes(&mut self, bytes: Value, signed: bool) -> Value {
         let x = self.b.ins().scalar_to_vector(I32X4, bytes);
         let x = self.bitcast(I8X16, x);
         if signed {
@@ -189,7 +154,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// Zero-extended 16-bit floats (I32X4) as F32X4. f16: every finite value, denormals included, exactly.
+    /// Zero-extended 16-bit floats (I32X4) as F32X4, exactly: denormals, infinities and NaN too.
     fn widen(&mut self, dtype: DType, half: Value) -> Value {
         if dtype == DType::BF16 {
             let shift = self.b.ins().iconst(I32, 16);
@@ -204,6 +169,13 @@ impl Emitter<'_> {
         let small = self.bitcast(F32X4, bits);
         let bias = self.splat(f32::from_bits((127 + 112) << 23));
         let value = self.b.ins().fmul(small, bias);
+        // Of an infinity or NaN the exponent is all ones.
+        let largest = self.splat_int(0x7bff);
+        let special = self.b.ins().icmp(IntCC::SignedGreaterThan, magnitude, largest);
+        let ones = self.splat_int(0x7f80_0000);
+        let ones = self.b.ins().band(special, ones);
+        let ones = self.bitcast(F32X4, ones);
+        let value = self.b.ins().bor(value, ones);
         let sign = self.splat_int(0x8000);
         let sign = self.b.ins().band(half, sign);
         let by = self.b.ins().iconst(I32, 16);
@@ -262,7 +234,7 @@ impl Emitter<'_> {
                 }
             }
             DType::I32 | DType::Bool => unreachable!("integers are stored through store_int"),
-            DType::Q8 | DType::Q4 => unreachable!("nothing writes blocks"),
+            DType::Block(_) => unreachable!("nothing writes blocks"),
         }
     }
 

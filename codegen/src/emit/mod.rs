@@ -5,6 +5,7 @@
 //! elements goes through the same 4-lane arithmetic with one element in lane 0, so an element's value never depends on
 //! where in a row it stands.
 
+mod blocks;
 mod lanes;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use lapidary_runtime::program::{
     FRAME_ARENA, FRAME_CONSTANTS, FRAME_ROWS, FRAME_SEGMENTS, FRAME_SLOTS, Segment, Tiles,
 };
 
+pub use self::blocks::{BlockRow, Group};
 use crate::micro::Raw;
 use crate::view::{Base, View};
 

@@ -8,7 +8,7 @@ use cranelift_codegen::ir::types::{F32X4, I32, I32X4, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{DType, Dim};
 
-use crate::emit::Emitter;
+use crate::emit::{BlockRow, Emitter};
 use crate::kernel::{Elementwise, Kernel};
 use crate::math;
 use crate::view::{Base, View};
@@ -100,7 +100,7 @@ fn constant_along_row(e: &mut Emitter<'_>, view: &View, address: Option<Value>) 
 fn is_integer(dtype: DType) -> bool {
     match dtype {
         DType::I32 | DType::Bool => true,
-        DType::F32 | DType::F16 | DType::BF16 | DType::Q8 | DType::Q4 => false,
+        DType::F32 | DType::F16 | DType::BF16 | DType::Block(_) => false,
     }
 }
 
@@ -119,10 +119,9 @@ pub(super) fn load_along_row(
 ) -> Value {
     let Some(row) = row else { unreachable!("immediates are held") };
     let axis = view.axes.len() - 1;
-    if view.dtype.is_quantised() {
+    if let Some(format) = view.dtype.format() {
         let Dim::Fixed(k) = view.axes[axis].dim else { unreachable!("quantised rows have fixed lengths") };
-        let (values, scale) = e.load_quantised(view.dtype, row, k, i);
-        return e.b.ins().fmul(values, scale);
+        return e.load_block(BlockRow { format, address: row, k }, i);
     }
     let address = e.step(view, axis, row, i);
     if view.inner_stride() == 1 || lanes == 1 {

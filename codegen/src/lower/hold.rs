@@ -2,14 +2,14 @@
 //!
 //! In: rows of a weight as they lie, in any format. Out: the same rows in the microkernel's operands, f32, bf16 or
 //! blocks of integers, at a stride of [`weight_row`] or [`widened_row`]. Raw code does it where there is some
-//! ([`widening`]), else CLIF. A format of weights that is new goes into [`hold_row`].
+//! ([`widening`]), else CLIF, which reads every format by its description.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{BLOCK, DType};
 
 use super::linear::fixed;
-use crate::emit::{Emitter, Features};
+use crate::emit::{BlockRow, Emitter, Features};
 use crate::micro::{self, Microkernel, Raw, Widen};
 use crate::view::View;
 
@@ -24,7 +24,7 @@ pub(super) fn widening(
     micro: &Microkernel,
     features: &Features,
 ) -> Option<(&'static Microkernel, Raw)> {
-    if weight.dtype == micro.operands && !weight.dtype.is_quantised() {
+    if weight.dtype == micro.operands && !weight.dtype.is_quantised() || !micro::raw_reads(weight.dtype) {
         return None;
     }
     let widen = micro::widening(features)?;
@@ -73,8 +73,8 @@ pub(super) fn hold_row(
     let operands = micro.operands;
     if let Some((_, raw)) = widening(weight, micro, &e.features) {
         widen_row(e, weight, raw, row, (from, length), to, operands);
-    } else if weight.dtype.is_quantised() {
-        dequantise(e, weight, row, from, length, to, operands);
+    } else if let Some(format) = weight.dtype.format() {
+        dequantise(e, BlockRow { format, address: row, k: fixed(weight, 1) }, from, length, to, operands);
     } else {
         let row = e.step(weight, 1, row, from);
         hold_floats(e, weight, row, length, to, operands);
@@ -156,25 +156,20 @@ fn hold_floats(e: &mut Emitter<'_>, weight: &View, row: Value, length: Value, to
     }
 }
 
-/// Elements `from..from + length` of one quantised row; both are multiples of four.
-fn dequantise(
-    e: &mut Emitter<'_>,
-    weight: &View,
-    row: Value,
-    from: Value,
-    length: Value,
-    to: Value,
-    operands: DType,
-) {
-    let k = fixed(weight, 1);
-    let zero = e.i64(0);
-    e.for_range(zero, length, 4, &[], |e, i, _| {
-        let element = e.b.ins().iadd(from, i);
-        let (values, scale) = e.load_quantised(weight.dtype, row, k, element);
-        let value = e.b.ins().fmul(values, scale);
+/// Elements `from..from + length` of one quantised row; both are multiples of [`BLOCK`].
+fn dequantise(e: &mut Emitter<'_>, row: BlockRow, from: Value, length: Value, to: Value, operands: DType) {
+    let (zero, step) = (e.i64(0), row.format.group.min(BLOCK));
+    e.for_range(zero, length, step as i64, &[], |e, i, _| {
         let at = e.scale(i, operands.bytes() as i64);
         let to = e.b.ins().iadd(to, at);
-        e.store(operands, value, to, 0, 4);
+        let first = e.b.ins().iadd(from, i);
+        let group = e.load_group(row, first);
+        for element in (0..step as i64).step_by(4) {
+            let at = e.offset(first, element);
+            let quants = e.load_quants(row, at);
+            let value = e.scaled(quants, group);
+            e.store(operands, value, to, element * operands.bytes() as i64, 4);
+        }
         vec![]
     });
 }

@@ -12,7 +12,7 @@ use lapidary_ir::{DType, Dim};
 use lapidary_runtime::program::{RESUMED, Tiles};
 
 use super::hold::{weight_row, widened_row, widening};
-use super::linear_dots::{raw_dot, row_dots};
+use super::linear_dots::{dot_rows, raw_dot, row_dots};
 use super::linear_tiles::{block_bytes, tiling};
 use super::norm::norm_row;
 use super::round::{Rounding, round_rows};
@@ -58,7 +58,7 @@ pub(super) fn raw_code(
             return widen.chain(dots).collect();
         }
         Emit::RawDot(_) | Emit::PairedDot(_) => {
-            let rows = |w: &View| [micro::dot_rows(w.dtype, fixed(w, 1)), 1];
+            let rows = |w: &View| [dot_rows(w), 1];
             weights.iter().flat_map(|w| rows(w).map(|n| raw_dot(w, operands, n))).collect()
         }
         _ => vec![],
@@ -107,8 +107,15 @@ pub(super) fn lower(
         None => {
             let normed = prologue.map(|eps| (eps, e.take_scratch(rows * k * 4)));
             let int8 = (operands == DType::Q8).then(|| e.take_scratch(rows * micro::int8_row_bytes(k)));
-            let widened = micro.reads_rounded_rows() && weights.iter().any(|w| w.dtype != operands);
-            let widened = widened.then(|| e.take_scratch(micro.shapes[0].1 * widened_row(k)));
+            let widened = match micro.emit {
+                Emit::RawRows(_) => weights.iter().any(|w| w.dtype != operands),
+                Emit::RawDot(_) => weights.iter().any(|w| !micro::raw_reads(w.dtype)),
+                _ => false,
+            };
+            let widened = widened.then(|| {
+                let bytes = if micro.reads_rounded_rows() { widened_row(k) } else { k * 4 };
+                e.take_scratch(micro.shapes[0].1 * bytes)
+            });
             let x = Operand::Rows { normed, int8, widened };
             let results = (0..results).map(|_| e.take_scratch(rows * micro.block_rows() * 4)).collect();
             Job { micro, k, x, results, kernel, epilogue, output: 0 }

@@ -11,7 +11,13 @@ use crate::micro::{self, Block, Dot, Emit, Microkernel, Raw, Rows};
 use crate::view::View;
 
 pub(super) fn raw_dot(weight: &View, operands: DType, rows: usize) -> Raw {
-    Raw::Dot(Dot { operands, dtype: weight.dtype, k: fixed(weight, 1), rows })
+    let dtype = if micro::raw_reads(weight.dtype) { weight.dtype } else { DType::F32 };
+    Raw::Dot(Dot { operands, dtype, k: fixed(weight, 1), rows })
+}
+
+/// Weight rows that are taken at a time: of those that raw code does not read one, which is widened before.
+pub(super) fn dot_rows(weight: &View) -> usize {
+    if micro::raw_reads(weight.dtype) { micro::dot_rows(weight.dtype, fixed(weight, 1)) } else { 1 }
 }
 
 /// Dot products of rows of x with weight rows as they lie, or widened in scratch.
@@ -150,8 +156,8 @@ impl Job<'_> {
     ) {
         let nr = self.micro.block_rows() as i64;
         let rows = self.rows(e);
-        let at_a_time = micro::dot_rows(weight.dtype, self.k);
-        let zero = e.i64(0);
+        let at_a_time = dot_rows(weight);
+        let (zero, k) = (e.i64(0), e.i64(self.k as i64));
         let spans = if at_a_time == 1 {
             vec![(zero, width, 1)]
         } else {
@@ -161,7 +167,13 @@ impl Job<'_> {
         };
         for (from, to, count) in spans {
             e.for_range(from, to, count as i64, &[], |e, n, _| {
-                let weights = e.step(weight, 0, base, n);
+                let mut weights = e.step(weight, 0, base, n);
+                if let (Operand::Rows { widened: Some(scratch), .. }, false) =
+                    (self.x, micro::raw_reads(weight.dtype))
+                {
+                    hold_row(e, weight, weights, (zero, k), scratch, self.micro);
+                    weights = scratch;
+                }
                 let at = e.scale(n, 4);
                 let c = e.b.ins().iadd(c, at);
                 e.for_range(zero, rows, 1, &[], |e, t, _| {

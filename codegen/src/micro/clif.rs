@@ -3,16 +3,16 @@
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I32, I32X4};
 use cranelift_codegen::ir::{InstBuilder, Value};
-use lapidary_ir::{BLOCK, DType};
+use lapidary_ir::{DType, Format};
 
 use super::{Block, Tile, TileOperands};
-use crate::emit::Emitter;
+use crate::emit::{BlockRow, Emitter};
 use crate::lower::add_across;
 
 /// Dot products, four weight rows at a time, each a stream: for one row of x, or few.
 pub(super) fn dot(e: &mut Emitter<'_>, block: &Block) {
-    if block.dtype.is_quantised() {
-        return dot_quantised(e, block);
+    if let Some(format) = block.dtype.format() {
+        return dot_quantised(e, block, format);
     }
     let bytes = block.dtype.bytes() as i64;
     let none = e.splat(0.0);
@@ -67,8 +67,8 @@ pub(super) fn dot(e: &mut Emitter<'_>, block: &Block) {
     }
 }
 
-/// [`dot`] of quantised rows: a block's sum without its scale, then times it.
-fn dot_quantised(e: &mut Emitter<'_>, block: &Block) {
+/// [`dot`] of quantised rows: a group's sum without its scale, then times it, and its offset times the sum of x.
+fn dot_quantised(e: &mut Emitter<'_>, block: &Block, format: &'static Format) {
     let none = e.splat(0.0);
     for (group, weights) in block.weights.chunks(4).enumerate() {
         let zero = e.i64(0);
@@ -76,22 +76,31 @@ fn dot_quantised(e: &mut Emitter<'_>, block: &Block) {
             let offset = e.scale(t, block.x_stride);
             let x = e.b.ins().iadd(block.x, offset);
             let (zero, all) = (e.i64(0), e.i64(block.k as i64));
-            let sums = e.for_range(zero, all, BLOCK as i64, &vec![none; weights.len()], |e, k, sums| {
+            let starts = vec![none; weights.len()];
+            let sums = e.for_range(zero, all, format.group as i64, &starts, |e, k, sums| {
                 let at = e.scale(k, 4);
                 let x = e.b.ins().iadd(x, at);
                 let xs: Vec<Value> =
-                    (0..BLOCK as i64 / 4).map(|i| e.load(DType::F32, x, i * 16, 4)).collect();
+                    (0..format.group as i64 / 4).map(|i| e.load(DType::F32, x, i * 16, 4)).collect();
+                let mut all_of_x = None;
                 let mut next = Vec::with_capacity(sums.len());
                 for (&w, &sum) in weights.iter().zip(sums) {
+                    let row = BlockRow { format, address: w, k: block.k };
                     let mut part = none;
-                    let mut scale = none;
                     for (i, &x) in xs.iter().enumerate() {
                         let at = e.offset(k, i as i64 * 4);
-                        let (q, s) = e.load_quantised(block.dtype, w, block.k, at);
+                        let q = e.load_quants(row, at);
                         part = e.fma(q, x, part);
-                        scale = s;
                     }
-                    next.push(e.fma(part, scale, sum));
+                    let shared = e.load_group(row, k);
+                    let sum = e.fma(part, shared.scale, sum);
+                    next.push(match shared.offset {
+                        Some(offset) => {
+                            let x = *all_of_x.get_or_insert_with(|| add_all(e, &xs));
+                            e.fma(x, offset, sum)
+                        }
+                        None => sum,
+                    });
                 }
                 next
             });
@@ -104,6 +113,12 @@ fn dot_quantised(e: &mut Emitter<'_>, block: &Block) {
             vec![]
         });
     }
+}
+
+/// The sum of vectors, lane by lane.
+fn add_all(e: &mut Emitter<'_>, xs: &[Value]) -> Value {
+    let none = e.splat(0.0);
+    xs.iter().fold(none, |sum, &x| e.b.ins().fadd(sum, x))
 }
 
 /// A tile of outer products: vectors of x times weights, each in every lane.

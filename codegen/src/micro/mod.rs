@@ -369,10 +369,20 @@ pub fn select(rows: usize, k: usize, operands: DType, features: &Features) -> &'
     }
 }
 
-/// Whether weights are quantised, all in one format: only then may their x be rounded to 8 bits, as that format reads
+/// Whether raw code reads weights of this type as they lie. Others are widened first, as `lower::hold` does.
+pub fn raw_reads(weights: DType) -> bool {
+    match weights {
+        DType::Block(_) => weights == DType::Q8 || weights == DType::Q4,
+        DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Bool => true,
+    }
+}
+
+/// Whether weights are quantised, all in one format that raw code reads: only then may their x be rounded to 8 bits, as that format reads
 /// it.
 pub fn one_quantised_format(mut weights: impl Iterator<Item = DType>) -> bool {
-    weights.next().is_some_and(|first| first.is_quantised() && weights.all(|w| w == first))
+    weights
+        .next()
+        .is_some_and(|first| first.is_quantised() && raw_reads(first) && weights.all(|w| w == first))
 }
 
 /// The best microkernel for calls of up to `rows` rows of `k` elements: `rounded` says whether it may round

@@ -380,7 +380,7 @@ pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
             let all: usize = weights.iter().map(|w| kernel.capacity.of(w.axes[0].dim)).sum();
             let products = inner(w) * all as f64 / f64::from(kernel.tiles.fixed.max(1));
             let rows = kernel.capacity.of(kernel.outputs[0].axes[0].dim) as f64;
-            w.dtype.row_bytes(products as usize) as f64 / 14.0 + rows * products / 20.0
+            w.dtype.mean_bytes() * products / 14.0 + rows * products / 20.0
         }
         Body::Attention { window, parts, .. } => {
             let keys = window.unwrap_or(kernel.capacity.keys).min(512) as f64 / *parts as f64;

@@ -92,7 +92,7 @@ impl Scheduler<'_> {
             DType::Bool => tensor.data.iter().flat_map(|&x| (-((x != 0.0) as i32)).to_le_bytes()).collect(),
             DType::F16 => tensor.data.iter().flat_map(|&x| half::f16::from_f64(x).to_le_bytes()).collect(),
             DType::BF16 => tensor.data.iter().flat_map(|&x| half::bf16::from_f64(x).to_le_bytes()).collect(),
-            DType::Q8 | DType::Q4 => return Err(self.unsupported(id, "quantised weights are no constants")),
+            DType::Block(_) => return Err(self.unsupported(id, "quantised weights are no constants")),
         };
         let at = self.out.constants.len().next_multiple_of(64);
         self.out.constants.resize(at, 0);

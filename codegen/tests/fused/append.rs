@@ -14,7 +14,7 @@ fn rounded(dtype: DType, x: f64) -> f64 {
     match dtype {
         F16 => half::f16::from_f32(x as f32).to_f64(),
         BF16 => half::bf16::from_f32(x as f32).to_f64(),
-        F32 | DType::I32 | DType::Bool | DType::Q8 | DType::Q4 => x,
+        F32 | DType::I32 | DType::Bool | DType::Block(_) => x,
     }
 }
 

@@ -60,7 +60,7 @@ fn value(random: &mut Random, dtype: DType, positive: bool) -> f32 {
         I32 => random.below(7) as f32 - 3.0,
         Bool => -(random.below(2) as f32),
         F32 | DType::F16 | DType::BF16 if positive => 0.1 + 2.0 * random.float().abs(),
-        DType::Q8 | DType::Q4 => unreachable!("no elementwise operator takes {dtype}"),
+        DType::Block(_) => unreachable!("no elementwise operator takes {dtype}"),
         // Of few values, so that comparisons meet equals.
         F32 | DType::F16 | DType::BF16 => (random.float() * 16.0).round() / 4.0 + 0.0625,
     }

@@ -6,7 +6,7 @@ use lapidary_codegen::kernel::{Body, Kernel};
 use lapidary_codegen::target::{Placement, TARGETS, Target};
 use lapidary_codegen::view::{Axis, Base, Capacity, View};
 use lapidary_ir::interp::Tensor;
-use lapidary_ir::{BLOCK, DType, Dim, Id};
+use lapidary_ir::{DType, Dim, Id};
 use lapidary_runtime::program::{
     Aligned, FRAME_ROWS, FRAME_SEGMENTS, FRAME_SLOTS, KernelFn, RESUMED, Segment, Tiles,
 };
@@ -69,15 +69,13 @@ impl Slot {
 
     /// Quantised rows of `k` elements: any quants, scales of either sign.
     pub(crate) fn quantised(dtype: DType, n: usize, k: usize, random: &mut Random) -> Slot {
+        let format = dtype.format().expect("blocks");
         let row = dtype.row_bytes(k);
         let mut bytes: Vec<u8> = (0..n * row + 3 * GUARD).map(|_| random.bits() as u8).collect();
         // No better boundary than a scale's.
         let start = bytes.as_ptr().align_offset(GUARD) + GUARD + 2;
         for row in bytes[start..start + n * row].chunks_mut(row) {
-            let scales = row.len() - k / BLOCK * 2;
-            for scale in row[scales..].chunks_mut(2) {
-                scale.copy_from_slice(&half::bf16::from_f32(random.float() / 64.0).to_le_bytes());
-            }
+            format.set_floats(row, k, || random.float() / 64.0);
         }
         Slot { dtype, bytes, start, k }
     }
@@ -119,7 +117,7 @@ impl Slot {
             DType::BF16 => self.bytes[at..at + 2].copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
             DType::F16 => self.bytes[at..at + 2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
             DType::I32 | DType::Bool => self.bytes[at..at + 4].copy_from_slice(&(value as i32).to_le_bytes()),
-            DType::Q8 | DType::Q4 => unreachable!("quantised rows are made whole"),
+            DType::Block(_) => unreachable!("quantised rows are made whole"),
         }
     }
 
@@ -137,7 +135,7 @@ impl Slot {
             DType::BF16 => half::bf16::from_le_bytes([b[0], b[1]]).to_f64(),
             DType::F16 => half::f16::from_le_bytes([b[0], b[1]]).to_f64(),
             DType::I32 | DType::Bool => i32::from_le_bytes([b[0], b[1], b[2], b[3]]).into(),
-            DType::Q8 | DType::Q4 => unreachable!("handled"),
+            DType::Block(_) => unreachable!("handled"),
         }
     }
 }
@@ -320,7 +318,7 @@ pub(crate) fn read(view: &View, slots: &[Slot], rows: usize, keys: usize) -> Vec
 /// Half an ulp of 1 in this format, and a little for f32 arithmetic.
 pub(crate) fn rounding(dtype: DType) -> f64 {
     match dtype {
-        DType::F32 | DType::I32 | DType::Bool | DType::Q8 | DType::Q4 => 0.0,
+        DType::F32 | DType::I32 | DType::Bool | DType::Block(_) => 0.0,
         DType::F16 => 0.5f64.powi(11),
         DType::BF16 => 0.5f64.powi(8),
     }

@@ -12,8 +12,15 @@ use lapidary_ir::Dim::{Fixed, Rows};
 use super::harness::*;
 use super::norm::norm;
 
-/// How weights may be stored.
-pub(crate) const WEIGHTS: [DType; 5] = [F32, DType::BF16, DType::F16, DType::Q8, DType::Q4];
+/// How weights may be stored: floats, and every row of the table of formats.
+pub(crate) fn weights() -> Vec<DType> {
+    DType::ALL.into_iter().filter(|d| d.is_float()).collect()
+}
+
+/// The next length that whole blocks of a type have.
+pub(crate) fn whole_blocks(dtype: DType, k: usize) -> usize {
+    k.next_multiple_of(dtype.format().map_or(1, |f| f.block))
+}
 
 /// What the schedule makes of a linear kernel: itself, or a rounding or packing of x and itself over the panels.
 pub(crate) fn steps(linear: &Kernel, cpu: &str, slots: &mut Vec<Slot>) -> Vec<Kernel> {
@@ -86,20 +93,26 @@ impl Case {
         let ks: Vec<usize> = (1..71).chain([288, 288, 288]).collect();
         let n = random.one_of(&[1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 48, 50, 515]);
         let epilogue = random.one_of(&[Epilogue::Store, Epilogue::Softcap(3.0), Epilogue::Gate]);
-        let dtype = random.one_of(&WEIGHTS);
+        let all = weights();
+        let dtype = random.one_of(&all);
         let weights = match epilogue {
-            Epilogue::Gate => vec![(n, dtype), (n, random.one_of(&WEIGHTS))],
+            Epilogue::Gate => vec![(n, dtype), (n, random.one_of(&all))],
             Epilogue::Store | Epilogue::Softcap(_) => (0..1 + random.below(3))
-                .map(|i| if i == 0 { (n, dtype) } else { (1 + random.below(40), random.one_of(&WEIGHTS)) })
+                .map(|i| if i == 0 { (n, dtype) } else { (1 + random.below(40), random.one_of(&all)) })
                 .collect(),
         };
         let prologue = random.one_of(&[None, Some(1e-6)]);
-        let quantised = weights.iter().any(|w: &(usize, DType)| w.1.is_quantised());
+        let block = weights.iter().filter_map(|w: &(usize, DType)| Some(w.1.format()?.block)).max();
+        let k = match block {
+            Some(block) if block > BLOCK => block * random.one_of(&[1, 2, 3]),
+            Some(block) => block * random.one_of(&[1, 2, 3, 5, 9, 40]),
+            None => random.one_of(&ks),
+        };
         Case {
             cpu: random.one_of(&CPUS),
             capacity,
             rows: 1 + random.below(capacity),
-            k: if quantised { BLOCK * random.one_of(&[1, 2, 3, 5, 9, 40]) } else { random.one_of(&ks) },
+            k,
             weights,
             x: if prologue.is_some() { random.one_of(&FLOATS) } else { F32 },
             output: random.one_of(&[F32, F32, F32, DType::BF16]),
@@ -219,6 +232,36 @@ fn any_shape() {
     let mut random = Random(1);
     for _ in 0..400 {
         Case::random(&mut random).check(&mut random);
+    }
+}
+
+/// Every format of weights on every CPU that runs here, for few rows and many, with activations as they are and rounded,
+/// against the product with its elements.
+#[test]
+fn every_format() {
+    let mut random = Random(5);
+    for weight in weights().into_iter().filter(|w| w.is_quantised()) {
+        let k = whole_blocks(weight, 3 * BLOCK + 1);
+        for cpu in runnable() {
+            for (rows, rounded) in
+                [1, 3, 8, 33, 512].into_iter().flat_map(|rows| [(rows, false), (rows, true)])
+            {
+                let case = Case {
+                    cpu,
+                    capacity: rows,
+                    rows,
+                    k: if rows == 512 { whole_blocks(weight, BLOCK) } else { k },
+                    weights: vec![(if rows == 512 { 5 } else { 50 }, weight)],
+                    x: F32,
+                    output: F32,
+                    prologue: None,
+                    epilogue: Epilogue::Store,
+                    last_row: false,
+                    rounded,
+                };
+                case.check(&mut random);
+            }
+        }
     }
 }
 

@@ -3,11 +3,10 @@
 use lapidary_codegen::kernel::Epilogue;
 use lapidary_codegen::micro::{self, MICROKERNELS, Microkernel};
 use lapidary_codegen::target::{Placement, Target};
-use lapidary_ir::BLOCK;
 use lapidary_ir::DType::{self, F32};
 
 use super::harness::*;
-use super::linear::{Case, WEIGHTS};
+use super::linear::{Case, weights, whole_blocks};
 
 /// Numbers of rows that a kernel may be made for.
 const CAPACITIES: [usize; 15] = [1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 32, 40, 512];
@@ -52,18 +51,18 @@ fn every_microkernel() {
             if capacity == 512 && CAPACITIES.iter().any(|&c| c < 512 && c > 4 * microkernel.mr) {
                 continue;
             }
-            for weight in WEIGHTS {
-                if microkernel.operands == DType::Q8 && !weight.is_quantised() {
+            for weight in weights() {
+                if microkernel.operands == DType::Q8 && !micro::one_quantised_format([weight].into_iter()) {
                     continue;
                 }
                 let shapes = microkernel.shapes.iter().map(|s| s.1).chain([microkernel.block_rows()]);
                 let edges: Vec<usize> = shapes.flat_map(|nr| [1, nr - 1, nr, nr + 1, 3 * nr - 2]).collect();
                 let long = microkernel.part().max(1024) + 5;
-                for _ in 0..5 {
+                // Formats that no raw code reads as they lie all go by the same code.
+                for _ in 0..if micro::raw_reads(weight) { 5 } else { 1 } {
                     let n = random.one_of(&edges);
                     let k = random.one_of(&[1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 67, 131, long]);
-                    let k = if weight.is_quantised() { k.next_multiple_of(BLOCK) } else { k };
-                    let k = k.next_multiple_of(microkernel.kr);
+                    let k = whole_blocks(weight, k.next_multiple_of(microkernel.kr));
                     let rows = random.one_of(&[1, capacity, capacity, 1 + random.0 as usize % capacity]);
                     let case = Case {
                         cpu,

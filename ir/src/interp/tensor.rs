@@ -1,7 +1,8 @@
 //! Tensors: values with a type and a shape, their bytes, and how strides walk them.
 
 use super::Precision;
-use crate::types::{BLOCK, DType};
+use crate::format::{BLOCK, FormatId};
+use crate::types::DType;
 
 /// A tensor's value, row-major; whole numbers and truth values (0 or 1) too are held as f64.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +51,7 @@ impl Tensor {
             DType::BF16 => {
                 bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect()
             }
-            DType::Q8 | DType::Q4 => dequantised(dtype, shape.last().copied().unwrap_or(BLOCK), bytes),
+            DType::Block(format) => dequantised(format, shape.last().copied().unwrap_or(format.block), bytes),
         };
         Tensor::new(dtype, shape, data)
     }
@@ -60,7 +61,7 @@ impl Tensor {
     /// Of q8, blocks as `rounded_blocks` makes them, which finds the same quants again in what it has rounded.
     ///
     /// # Panics
-    /// For q4: nothing but a quantiser makes it.
+    /// For other blocks: nothing but a quantiser makes them.
     pub fn to_bytes(&self) -> Vec<u8> {
         let elements = self.data.iter();
         match self.dtype {
@@ -80,7 +81,7 @@ impl Tensor {
                 })
                 .collect()
             }
-            DType::Q4 => unreachable!("{} is read, never written", self.dtype),
+            DType::Block(format) => unreachable!("{format:?} is read, never written"),
         }
     }
 
@@ -116,22 +117,13 @@ pub(super) fn rounded_blocks(x: &[f64]) -> Vec<f64> {
         .collect()
 }
 
-/// Rows of `k` quantised elements as numbers.
-pub(super) fn dequantised(dtype: DType, k: usize, bytes: &[u8]) -> Vec<f64> {
+/// Rows of `k` elements in blocks as numbers.
+pub(super) fn dequantised(format: FormatId, k: usize, bytes: &[u8]) -> Vec<f64> {
+    let mut row = vec![0.0; k];
     let mut data = Vec::new();
-    for row in bytes.chunks_exact(dtype.row_bytes(k).max(1)) {
-        let (quants, scales) = row.split_at(row.len() - k / BLOCK * 2);
-        for i in 0..k {
-            let (block, at) = (i / BLOCK, i % BLOCK);
-            let scale = half::bf16::from_le_bytes([scales[2 * block], scales[2 * block + 1]]).to_f64();
-            let q = if dtype == DType::Q8 {
-                f64::from(quants[i] as i8)
-            } else {
-                let byte = quants[block * 16 + at % 16];
-                f64::from(if at < 16 { byte & 15 } else { byte >> 4 }) - 8.0
-            };
-            data.push(q * scale);
-        }
+    for bytes in bytes.chunks_exact(format.row_bytes(k).max(1)) {
+        format.dequantise_row(bytes, &mut row);
+        data.extend(row.iter().copied().map(f64::from));
     }
     data
 }
@@ -139,7 +131,7 @@ pub(super) fn dequantised(dtype: DType, k: usize, bytes: &[u8]) -> Vec<f64> {
 pub(super) fn round_to(dtype: DType, x: f64, precision: Precision) -> f64 {
     match dtype {
         DType::F32 if precision == Precision::F32 => f64::from(x as f32),
-        DType::F32 | DType::Bool | DType::Q8 | DType::Q4 => x,
+        DType::F32 | DType::Bool | DType::Block(_) => x,
         // bf16 from f32, as hardware does: a second rounding only where the first was to f32.
         DType::BF16 => half::bf16::from_f32(x as f32).to_f64(),
         DType::F16 => half::f16::from_f32(x as f32).to_f64(),

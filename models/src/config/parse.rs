@@ -6,9 +6,10 @@ use lapidary_runtime::file;
 use lapidary_runtime::file::fields::{Fields, is_off, is_positive};
 use serde_json::{Value, json};
 
+use lapidary_ir::format::BLOCK;
+
 use super::{ACTIVATION, ARCHITECTURE, LayerType, MAX_SIZE, MODEL_TYPE, QUANT_METHOD};
 use crate::error::quote;
-use crate::quantize::BLOCK;
 
 /// The same without a head of its own, which a tied head does not need.
 const BARE_ARCHITECTURE: &str = "Gemma2Model";

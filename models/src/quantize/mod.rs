@@ -1,13 +1,8 @@
 //! Weights in blocks of 32 elements along K, one bf16 scale each: what the bytes are, how scales are chosen, and how a
 //! checkpoint's matrices are streamed into that form, or into floats of another width.
 //!
-//! In: rows of F32, F16 or BF16. Out: rows of quants then scales, one after another without padding; a value is quant
-//! times scale.
-//!
-//! | format | quants of a row | scales of a row | bits a weight |
-//! |---|---|---|---|
-//! | q8 | K bytes: element k is the i8 at byte k, -127..=127 | K/32 bf16 | 8.5 |
-//! | q4 | K/2 bytes: byte j of block b's 16 has element 32b+j in its low nibble, 32b+16+j in its high one, as q + 8, q in -8..=7 | K/32 bf16 | 4.5 |
+//! In: rows of F32, F16 or BF16. Out: rows of `q8` or `q4` as the [table of formats](lapidary_ir::format) describes them,
+//! one after another without padding.
 //!
 //! Invariants: a block's bytes are a function of its 32 values alone, so neither threads nor the CPU's vector width
 //! change them; a scale is zero or normal and finite (a block too small for one is stored as zeros).
@@ -17,18 +12,15 @@ mod stream;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use lapidary_ir::format::BLOCK;
+use lapidary_ir::{Format, FormatId};
 
 use crate::dtype::{TensorFormat, WeightDType};
 
 use self::scale::{Block, LANES, q4, q4_scales, q8};
 pub(crate) use self::stream::{Matrix, Sink, Source, stream};
 
-/// Elements that share a scale.
-pub const BLOCK: usize = 32;
-/// Bytes of a scale: bf16, little endian.
-pub const SCALE_BYTES: usize = 2;
-
-/// How a matrix is quantised.
+/// How a matrix is quantised here: the formats of blocks that are made and not only read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum QuantFormat {
     /// 8 bits: the largest magnitude of a block becomes 127.
@@ -38,30 +30,46 @@ pub enum QuantFormat {
 }
 
 impl QuantFormat {
+    /// All of them.
+    pub const ALL: [QuantFormat; 2] = [QuantFormat::Q8, QuantFormat::Q4];
+
+    /// Its row of the table of formats, by number.
+    pub const fn id(self) -> FormatId {
+        match self {
+            QuantFormat::Q8 => FormatId::Q8,
+            QuantFormat::Q4 => FormatId::Q4,
+        }
+    }
+
+    /// Its row of the table of formats.
+    pub const fn format(self) -> &'static Format {
+        self.id().format()
+    }
+
     /// `q8` or `q4`.
     pub const fn name(self) -> &'static str {
-        match self {
-            QuantFormat::Q8 => "q8",
-            QuantFormat::Q4 => "q4",
-        }
+        self.format().name
     }
 
     /// Whether rows of `k` elements divide into blocks.
     pub const fn fits(self, k: usize) -> bool {
-        k > 0 && k.is_multiple_of(BLOCK)
+        self.format().fits(k)
     }
 
-    /// Bytes of the quants of `k` elements.
-    pub const fn quant_bytes(self, k: usize) -> usize {
-        match self {
-            QuantFormat::Q8 => k,
-            QuantFormat::Q4 => k / 2,
-        }
-    }
-
-    /// Bytes of a row of `k` elements: quants, then scales.
+    /// Bytes of a row of `k` elements.
     pub const fn row_bytes(self, k: usize) -> usize {
-        self.quant_bytes(k) + k / BLOCK * SCALE_BYTES
+        self.format().row_bytes(k)
+    }
+
+    /// How blocks of a format are made, if they are.
+    pub fn of(id: FormatId) -> Option<QuantFormat> {
+        QuantFormat::ALL.into_iter().find(|f| f.id() == id)
+    }
+}
+
+impl From<QuantFormat> for FormatId {
+    fn from(format: QuantFormat) -> FormatId {
+        format.id()
     }
 }
 
@@ -111,29 +119,17 @@ pub fn quantize_rows(
     result.map_err(|(element, value)| NotFinite { row: element / k, column: element % k, value })
 }
 
-/// The (n, k) values of rows as [`quantize_rows`] makes them.
+/// The (n, k) values of rows of blocks.
 ///
 /// # Panics
 /// Unless `k` fits the format and `bytes` has the length of the shape.
-pub fn dequantize_rows(format: QuantFormat, bytes: &[u8], n: usize, k: usize) -> Vec<f32> {
-    assert!(format.fits(k), "{} needs rows of a multiple of {BLOCK} elements, not {k}", format.name());
+pub fn dequantize_rows(format: impl Into<FormatId>, bytes: &[u8], n: usize, k: usize) -> Vec<f32> {
+    let format = format.into();
+    assert!(format.fits(k), "{} needs rows of a multiple of {} elements, not {k}", format.name, format.block);
     assert_eq!(bytes.len(), n * format.row_bytes(k), "the bytes are not those of ({n}, {k})");
-    let mut values = Vec::with_capacity(n * k);
-    for row in bytes.chunks_exact(format.row_bytes(k)) {
-        let (quants, scales) = row.split_at(format.quant_bytes(k));
-        let blocks = quants.chunks_exact(format.quant_bytes(BLOCK)).zip(scales.as_chunks().0);
-        for (quants, scale) in blocks {
-            let scale = bf16::from_le_bytes(*scale).to_f32();
-            match format {
-                QuantFormat::Q8 => values.extend(quants.iter().map(|&q| f32::from(q as i8) * scale)),
-                QuantFormat::Q4 => {
-                    let value = |nibble: u8| (f32::from(nibble) - 8.0) * scale;
-                    values.extend(quants.iter().map(|&q| value(q & 15)));
-                    values.extend(quants.iter().map(|&q| value(q >> 4)));
-                }
-            }
-        }
-    }
+    let mut values = vec![0.0; n * k];
+    let rows = bytes.chunks_exact(format.row_bytes(k));
+    rows.zip(values.chunks_exact_mut(k)).for_each(|(row, values)| format.dequantise_row(row, values));
     values
 }
 
@@ -145,7 +141,8 @@ pub fn dequantize_rows(format: QuantFormat, bytes: &[u8], n: usize, k: usize) ->
 /// for floats. `out` is then unspecified.
 ///
 /// # Panics
-/// Unless `k` fits both formats and the slices have the lengths of their shapes.
+/// Unless `k` fits both formats and the slices have the lengths of their shapes, and for blocks to make that are none
+/// of [`QuantFormat`].
 pub fn convert_rows(
     from: TensorFormat,
     to: TensorFormat,
@@ -159,6 +156,7 @@ pub fn convert_rows(
     match (from, to) {
         _ if from == to => out.copy_from_slice(source),
         (TensorFormat::Float(dtype), TensorFormat::Quant(format)) => {
+            let Some(format) = QuantFormat::of(format) else { unreachable!("{to} is read, never made") };
             return quantize_rows(format, dtype, source, n, k, out);
         }
         (TensorFormat::Quant(format), _) => {
@@ -286,9 +284,10 @@ impl Rows<'_> {
         let (row, block) = (index / (self.k / BLOCK), index % (self.k / BLOCK));
         let row_bytes = self.format.row_bytes(self.k);
         let row = &mut self.out[row * row_bytes..][..row_bytes];
-        let (quants, scales) = row.split_at_mut(self.format.quant_bytes(self.k));
-        let quant_bytes = self.format.quant_bytes(BLOCK);
-        (&mut quants[block * quant_bytes..][..quant_bytes], &mut scales[block * SCALE_BYTES..][..SCALE_BYTES])
+        let format = self.format.format();
+        let [quant_bytes, scale_bytes] = *format.planes else { unreachable!("quants, then scales") };
+        let (quants, scales) = row.split_at_mut(format.plane_at(1, self.k));
+        (&mut quants[block * quant_bytes..][..quant_bytes], &mut scales[block * scale_bytes..][..scale_bytes])
     }
 }
 

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::BLOCK;
+use lapidary_ir::format::BLOCK;
 
 /// Adding it rounds a float of less than 2^22 to an integer, ties to even, and leaves that integer in the low bits:
 /// 1.5 * 2^23.
