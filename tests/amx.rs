@@ -12,7 +12,7 @@ use lapidary_codegen::micro::{MICROKERNELS, Microkernel, Raw, Tile};
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::{Options, compile};
 use lapidary_ir::DType;
-use lapidary_models::{QuantFormat, Quantization, QuantizedWeights, gemma2};
+use lapidary_models::{QuantFormat, Quantization, QuantizedWeights, graph};
 use lapidary_passes::Selection;
 use lapidary_runtime::{Rng, Session};
 use lapidary_tests::{Setup, emulator, golden, golden_model, logits, session};
@@ -210,13 +210,13 @@ fn quantised_weights_unpack_to_tiles() -> Result<()> {
                 None => model.checkpoint.format_of(name).map_or(DType::F32, DType::from),
             };
             let config = &model.config;
-            let module = gemma2::module(config, &gemma2::Storage { weight: &dtype, cache: DType::F32 });
+            let module = graph::module(config, &graph::Storage { weight: &dtype, cache: DType::F32 });
             let kinds = config.layer_types.iter().enumerate();
             let parts = lapidary_codegen::Model {
                 hidden: config.hidden_size,
                 vocab: config.vocab_size,
                 layers: kinds
-                    .map(|(i, &kind)| (gemma2::layer_name(kind).to_owned(), gemma2::layer_prefix(i)))
+                    .map(|(i, &kind)| (graph::layer_name(kind).to_owned(), graph::layer_prefix(i)))
                     .collect(),
             };
             let options = Options {

@@ -12,7 +12,7 @@ use lapidary_codegen::view::Capacity;
 use lapidary_codegen::work::{demand, work};
 use lapidary_codegen::{Model as Description, Options, compile, compile_image};
 use lapidary_ir::{DType, Module};
-use lapidary_models::gemma2::{self, Storage};
+use lapidary_models::graph::{self, Storage};
 use lapidary_models::{Config, Model, Tokenizer};
 use lapidary_passes::Selection;
 use lapidary_runtime::artifact::write::{About, Part, write};
@@ -41,12 +41,12 @@ unsafe impl WeightSource for Weights {
 
 fn module(model: &Model) -> Module {
     let weight = |name: &str| model.checkpoint.format_of(name).map_or(DType::F32, DType::from);
-    gemma2::module(&model.config, &Storage { weight: &weight, cache: DType::BF16 })
+    graph::module(&model.config, &Storage { weight: &weight, cache: DType::BF16 })
 }
 
 fn description(config: &Config) -> Description {
     let layers = config.layer_types.iter().enumerate();
-    let layers = layers.map(|(i, kind)| (gemma2::layer_name(*kind).to_string(), gemma2::layer_prefix(i)));
+    let layers = layers.map(|(i, kind)| (graph::layer_name(*kind).to_string(), graph::layer_prefix(i)));
     Description { hidden: config.hidden_size, vocab: config.vocab_size, layers: layers.collect() }
 }
 

@@ -10,7 +10,7 @@ use lapidary_codegen::target::{CPUS, Placement, TARGETS, Target, least, row, row
 use lapidary_codegen::{Model as Description, Options, compile_image_for};
 use lapidary_ir::{DType, Module};
 use lapidary_models::Model;
-use lapidary_models::gemma2::{self, Storage};
+use lapidary_models::graph::{self, Storage};
 use lapidary_passes::Selection;
 use lapidary_runtime::Artifact;
 use lapidary_runtime::artifact::write::{About, Part, Variant, write};
@@ -38,9 +38,9 @@ fn compile(target: &Target, weights: DType, rounded: bool) -> Image {
         false => DType::BF16,
     };
     let cache = if rounded { DType::BF16 } else { DType::F32 };
-    let module: Module = gemma2::module(config, &Storage { weight: &weight, cache });
+    let module: Module = graph::module(config, &Storage { weight: &weight, cache });
     let layers = config.layer_types.iter().enumerate();
-    let layers = layers.map(|(i, kind)| (gemma2::layer_name(*kind).to_string(), gemma2::layer_prefix(i)));
+    let layers = layers.map(|(i, kind)| (graph::layer_name(*kind).to_string(), graph::layer_prefix(i)));
     let description =
         Description { hidden: config.hidden_size, vocab: config.vocab_size, layers: layers.collect() };
     let options = Options {

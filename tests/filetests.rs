@@ -13,7 +13,7 @@ use lapidary_codegen::Options;
 use lapidary_codegen::compile::{FunctionReport, compile_functions};
 use lapidary_codegen::view::{Base, View};
 use lapidary_ir::{DType, Function, Module, text, verify};
-use lapidary_models::{Model, gemma2};
+use lapidary_models::{Model, graph};
 use lapidary_passes::Selection;
 
 fn parse(path: &Path) -> Module {
@@ -141,8 +141,8 @@ fn kernel_lists() {
 #[test]
 fn tiny_model() {
     let model = Model::built_in().unwrap();
-    let storage = gemma2::Storage { weight: &|_| DType::BF16, cache: DType::F32 };
-    let module = gemma2::module(&model.config, &storage);
+    let storage = graph::Storage { weight: &|_| DType::BF16, cache: DType::F32 };
+    let module = graph::module(&model.config, &storage);
     for name in ["layer_local", "layer_global", "head"] {
         let reports = compile(std::slice::from_ref(module.function(name).unwrap()));
         snapshot!("fused", format!("tiny_{name}"), fused(&reports[0]));

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use egg::{Extractor, Id, Language, Searcher};
 use lapidary_ir::interp::{Precision, evaluate};
 use lapidary_ir::{DType, Extent, Function, text};
-use lapidary_models::{Config, Model, gemma2};
+use lapidary_models::{Config, Model, graph};
 use lapidary_passes::check::forms::{check_graph, compare, flatten, near};
 use lapidary_passes::check::values;
 use lapidary_passes::rules::{self, Class, Rule, Search};
@@ -235,7 +235,7 @@ fn disabled_rules_do_not_fire() {
 fn tiny() -> Vec<Function> {
     let model = Model::built_in().unwrap();
     let config = Config { vocab_size: 32, sliding_window: 4, ..model.config };
-    gemma2::module(&config, &gemma2::Storage { weight: &|_| DType::BF16, cache: DType::F32 }).functions
+    graph::module(&config, &graph::Storage { weight: &|_| DType::BF16, cache: DType::F32 }).functions
 }
 
 /// The rounds of a report add up to its totals.

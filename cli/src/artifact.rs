@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use lapidary_codegen::compile::{ImageCompilation, compile_image};
 use lapidary_codegen::target::{self, Placement, TARGETS, Target};
-use lapidary_models::{Config, Tokenizer, gemma2};
+use lapidary_models::{Config, Tokenizer, graph};
 use lapidary_runtime::Artifact;
 use lapidary_runtime::artifact::write::{About, Part, Variant, probe, write as write_artifact};
 use lapidary_runtime::artifact::{
@@ -106,7 +106,7 @@ pub(crate) fn write(request: &Request<'_>) -> Result<()> {
         parts.push(Part::weight(&spec.name, kind.dtype, kind.shape, bytes));
     }
     let cpus: Vec<String> = targets.iter().map(|t| t.name.clone()).collect();
-    let format = weights.dtype(&model, &format!("{}self_attn.q_proj.weight", gemma2::layer_prefix(0)));
+    let format = weights.dtype(&model, &format!("{}self_attn.q_proj.weight", graph::layer_prefix(0)));
     let triple = triple(&targets[0]);
     let about = About {
         target: &triple,

@@ -9,7 +9,7 @@ use std::fmt::Write;
 use anyhow::{Result, anyhow, bail, ensure};
 use lapidary_codegen::compile::compile_functions;
 use lapidary_ir::{Extent, Id};
-use lapidary_models::gemma2;
+use lapidary_models::graph;
 use lapidary_passes::cost::Work;
 use lapidary_passes::explain::{Alternative, Explainer, Explanation, Priced, Step};
 use lapidary_passes::{CostModel, Limits, prepare, select};
@@ -101,14 +101,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 "rows": extent.rows,
                 "keys": extent.keys,
                 "layers": layers,
-                "prefixes": layers.iter().map(|&l| gemma2::layer_prefix(l)).collect::<Vec<_>>(),
+                "prefixes": layers.iter().map(|&l| graph::layer_prefix(l)).collect::<Vec<_>>(),
                 "predicted_ns": extracted.nanoseconds,
                 "kernels": kernels,
             }));
         } else {
             let mut text = format!("; {}, {} rows", report.source.name, extent.rows);
             if let (Some(first), Some(last)) = (layers.first(), layers.last()) {
-                let (first, last) = (gemma2::layer_prefix(*first), gemma2::layer_prefix(*last));
+                let (first, last) = (graph::layer_prefix(*first), graph::layer_prefix(*last));
                 write!(text, ": {} layers, their weights under {first} to {last}", layers.len())?;
             }
             text.push('\n');

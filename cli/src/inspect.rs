@@ -134,7 +134,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// The name, the configuration and, where there are any, the stored weights.
 fn source(args: &Args) -> Result<(String, Config, Option<Weights>)> {
     if let Some(preset) = &args.preset {
-        return Ok((format!("gemma-2-{preset}"), Config::preset(preset)?, None));
+        return Ok((preset.clone(), Config::preset(preset)?, None));
     }
     if let Some(dir) = &args.model {
         // A link to nothing is a file that is missing, not one that was never there.

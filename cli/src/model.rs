@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use lapidary_codegen::compile::FunctionReport;
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::{Compilation, Options, compile};
 use lapidary_ir::{BLOCK, DType, Function, InputKind, Module};
-use lapidary_models::gemma2::{self, Storage};
-use lapidary_models::{Config, Detokenizer, Model, PRESETS, Tokenizer, Warning};
+use lapidary_models::graph::{self, Storage};
+use lapidary_models::{Config, Detokenizer, Model, Preset, Tokenizer, Warning};
 use lapidary_passes::{RuleSet, Selection, machine as pricing, rules};
 use lapidary_runtime::program::MadeFor;
 use lapidary_runtime::{Artifact, Memory, Session, cpu, file};
@@ -284,7 +284,7 @@ impl CompileArgs {
             Activations::F32 => KvCache::F32,
         });
         held.check(config)?;
-        Ok(gemma2::module(config, &Storage { weight, cache: held.dtype() }))
+        Ok(graph::module(config, &Storage { weight, cache: held.dtype() }))
     }
 }
 
@@ -308,7 +308,7 @@ fn weight_bytes<'a>(module: &Module, layers: impl Iterator<Item = &'a str>) -> f
 
 /// The names that `--preset` takes.
 pub(crate) fn presets() -> PossibleValuesParser {
-    PRESETS.iter().map(|p| p.name).collect::<Vec<_>>().into()
+    Preset::all().map(|p| PossibleValue::new(p.name).aliases(p.alias)).collect::<Vec<_>>().into()
 }
 
 /// Fails if there is no such CPU.
@@ -337,7 +337,7 @@ pub(crate) fn describe(config: &Config) -> lapidary_codegen::Model {
         hidden: config.hidden_size,
         vocab: config.vocab_size,
         layers: layers
-            .map(|(i, kind)| (gemma2::layer_name(*kind).to_string(), gemma2::layer_prefix(i)))
+            .map(|(i, kind)| (graph::layer_name(*kind).to_string(), graph::layer_prefix(i)))
             .collect(),
     }
 }
@@ -442,7 +442,7 @@ impl Engine {
         let compile = start.elapsed();
 
         let start = Instant::now();
-        let format = weights.dtype(&model, &format!("{}self_attn.q_proj.weight", gemma2::layer_prefix(0)));
+        let format = weights.dtype(&model, &format!("{}self_attn.q_proj.weight", graph::layer_prefix(0)));
         let session = Session::new(program, Arc::new(weights), threads)?;
         tell_threads(&session, threads);
         Ok(Engine { model, session, format, functions, compile, load: open + start.elapsed() })

@@ -17,7 +17,7 @@ use lapidary_codegen::kernel::Kernel;
 use lapidary_codegen::timing;
 use lapidary_codegen::view::{Base, View};
 use lapidary_ir::{DType, Extent, Function, Module, text};
-use lapidary_models::{Config, gemma2};
+use lapidary_models::{Config, graph};
 use lapidary_passes::{CostModel, Limits, listing};
 use lapidary_runtime::program::{SlotKind, Tiles};
 use serde_json::{Value, json};
@@ -298,11 +298,11 @@ pub(crate) fn source(
     let build = |name: String, mut config: Config, weight: &dyn Fn(&str) -> DType| {
         compile.adjust(&mut config);
         let context = compile.context_of(config.max_position_embeddings);
-        let layers = config.layer_types.iter().map(|kind| gemma2::layer_name(*kind).to_string()).collect();
+        let layers = config.layer_types.iter().map(|kind| graph::layer_name(*kind).to_string()).collect();
         Ok(Source { name, module: compile.module(&config, weight)?, context, layers })
     };
     if let Some(preset) = preset {
-        return build(format!("Gemma 2 {preset}"), Config::preset(preset)?, &|_| DType::BF16);
+        return build(preset.into(), Config::preset(preset)?, &|_| DType::BF16);
     }
     let model = model::open(model)?;
     let name = model.path.display().to_string();

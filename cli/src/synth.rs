@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use lapidary_models::config::MAX_LAYERS;
-use lapidary_models::{Config, Destination, Error, FormatChoice, LayerType, WeightDType, synthesize};
+use lapidary_models::{Config, Destination, Error, FormatChoice, WeightDType, synthesize};
 use lapidary_runtime::file::{self, safetensors::LENGTH_BYTES};
 
 use crate::interrupt::{Interrupted, Work};
@@ -59,9 +59,7 @@ enum Stored {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut config = Config::preset(&args.preset)?;
     if let Some(layers) = args.layers {
-        let layers = layers as usize;
-        config.num_hidden_layers = layers;
-        config.layer_types = (0..layers).map(LayerType::published).collect();
+        config = config.with_layers(layers as usize);
     }
     let dir = &args.output;
     check_place(dir, args.force)?;

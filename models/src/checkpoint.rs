@@ -212,7 +212,7 @@ impl Checkpoint {
                     Some((_, format)) => names::quants(format, &entry.name),
                     None => error::line(format!("{} {:?}", entry.dtype, entry.shape)),
                 };
-                let expected = names::expectation(name, config.num_hidden_layers);
+                let expected = names::expectation(name, config);
                 return Err(Error::tensor(path, &entry.name, expected, found));
             }
         }

@@ -2,7 +2,10 @@
 //!
 //! Linear weights are (out, in), as checkpoints store them.
 
-use crate::config::Config;
+use lapidary_ir::{DType, Input, InputKind};
+
+use crate::config::{Config, LayerType};
+use crate::graph::{self, Storage, layer_prefix};
 
 /// The embedding table (vocab, hidden), which is the head's matrix too.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -60,36 +63,22 @@ impl Config {
     /// Every tensor of a checkpoint of this configuration.
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let hidden = self.hidden_size;
+        let layer = self.layer_tensors();
         let mut all = vec![spec(EMBEDDING.into(), &[self.vocab_size, hidden])];
-        for layer in 0..self.num_hidden_layers {
-            all.extend(
-                self.layer_tensors()
-                    .iter()
-                    .map(|(name, shape)| spec(format!("model.layers.{layer}.{name}"), shape)),
-            );
+        for prefix in (0..self.num_hidden_layers).map(layer_prefix) {
+            all.extend(layer.iter().map(|(name, shape)| spec(format!("{prefix}{name}"), shape)));
         }
         all.push(spec(FINAL_NORM.into(), &[hidden]));
         all
     }
 
-    /// The tensors of one layer: role and shape.
-    pub fn layer_tensors(&self) -> [(&'static str, Vec<usize>); 11] {
-        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
-        let q = self.num_attention_heads * self.head_dim;
-        let kv = self.num_key_value_heads * self.head_dim;
-        [
-            ("input_layernorm.weight", vec![hidden]),
-            ("self_attn.q_proj.weight", vec![q, hidden]),
-            ("self_attn.k_proj.weight", vec![kv, hidden]),
-            ("self_attn.v_proj.weight", vec![kv, hidden]),
-            ("self_attn.o_proj.weight", vec![hidden, q]),
-            ("post_attention_layernorm.weight", vec![hidden]),
-            ("pre_feedforward_layernorm.weight", vec![hidden]),
-            ("mlp.gate_proj.weight", vec![inner, hidden]),
-            ("mlp.up_proj.weight", vec![inner, hidden]),
-            ("mlp.down_proj.weight", vec![hidden, inner]),
-            ("post_feedforward_layernorm.weight", vec![hidden]),
-        ]
+    /// The tensors of one layer, role and shape: those that its graph declares, in their order.
+    pub fn layer_tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let storage = Storage { weight: &|_| DType::F32, cache: DType::F32 };
+        let layer = graph::layer(self, &storage, LayerType::Full);
+        let weights = layer.inputs.into_iter().filter(|input| input.kind == InputKind::Weight);
+        let sized = |input: Input| (input.name, input.ty.shape.iter().filter_map(|d| d.fixed()).collect());
+        weights.map(sized).collect()
     }
 }
 

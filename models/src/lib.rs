@@ -6,10 +6,11 @@
 //!
 //! | module | what it knows |
 //! |---|---|
+//! | [`MODELS`], [`family`] | the families of models, a file each |
 //! | [`config`] | `config.json`: every field is used, known to be harmless, or warned of |
 //! | [`preset`] | the published sizes, by name |
 //! | [`size`] | parameters, weight bytes, KV bytes, FLOPs of a configuration |
-//! | [`gemma2`] | the graph of a configuration, in primitives |
+//! | [`graph`] | the graph of a configuration, in primitives |
 //! | [`layout`] | the names and shapes of the tensors of a configuration |
 //! | [`checkpoint`] | all of a model's tensors, mapped and checked |
 //! | [`tokenizer`], [`detokenizer`], [`chat`] | text to ids, ids to text, messages to the text of a prompt: the runtime's |
@@ -28,8 +29,10 @@ pub mod config;
 pub mod dtype;
 pub mod error;
 pub mod export;
+pub mod family;
 mod folder;
-pub mod gemma2;
+mod gemma2;
+pub mod graph;
 pub mod layout;
 pub mod model;
 mod names;
@@ -46,13 +49,17 @@ pub use config::{Config, LayerType};
 pub use dtype::{TensorFormat, WeightDType};
 pub use error::{Error, Result, Warning};
 pub use export::{Destination, FormatChoice, export};
+pub use family::Family;
 pub use lapidary_runtime::text::{
     ChatTemplate, Content, Detokenizer, Message, SpecialTokens, Tokenizer, chat, detokenizer, special,
     tokenizer,
 };
 pub use model::Model;
-pub use preset::{PRESETS, Preset};
+pub use preset::Preset;
 pub use quantize::QuantFormat;
 pub use size::ParameterCounts;
 pub use synth::synthesize;
 pub use weight_cache::{Cache, Quantization, QuantizedWeights};
+
+/// The families of models.
+pub static MODELS: &[&Family] = &[&gemma2::GEMMA2];

@@ -1,9 +1,10 @@
-//! Names of tensors as programs write them: what is put before Gemma 2's own, what is left beside them, and what says
+//! Names of tensors as programs write them: what is put before a model's own, what is left beside them, and what says
 //! that a tensor is quantised.
 //!
 //! In: the names of a checkpoint. Out: the prefix under which all of a model's tensors lie, or what the names betray. A
 //! prefix is taken only where it is certain: every tensor that is needed lies under that one.
 
+use crate::config::Config;
 use crate::error::quote;
 use crate::layout::{ROTARY_BUFFER, TensorSpec};
 
@@ -154,7 +155,8 @@ pub(crate) fn quantised(name: &str, dtype: &str) -> Option<(usize, &'static str)
 }
 
 /// What was expected where a tensor lies that is neither the model's nor harmless, by the usual causes.
-pub(crate) fn expectation(name: &str, layers: usize) -> String {
+pub(crate) fn expectation(name: &str, config: &Config) -> String {
+    let (family, layers) = (config.family.name, config.num_hidden_layers);
     if name.contains("lora_") || name.contains(".lora.") {
         return "no LoRA adapter (merge it into its base model first: PEFT's `merge_and_unload`)".into();
     }
@@ -162,13 +164,13 @@ pub(crate) fn expectation(name: &str, layers: usize) -> String {
         return "no PEFT modules (merge them into the base model first: `merge_and_unload`)".into();
     }
     if name.ends_with(".bias") {
-        return "no bias, as Gemma 2 has none".into();
+        return format!("no bias, as {family} has none");
     }
     if name.ends_with("q_norm.weight") || name.ends_with("k_norm.weight") {
-        return "no norm of queries or keys, as Gemma 2 has none (a Gemma 3?)".into();
+        return format!("no norm of queries or keys, as {family} has none (another family?)");
     }
     if name.contains(".experts.") || name.contains(".router.") {
-        return "no experts, as Gemma 2 has none".into();
+        return format!("no experts, as {family} has none");
     }
     let layer = name.split_once("layers.").and_then(|(_, rest)| rest.split('.').next());
     if layer.and_then(|n| n.parse::<usize>().ok()).is_some_and(|n| n >= layers) {

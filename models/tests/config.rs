@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use lapidary_ir::DType;
 use lapidary_models::config::{HARMLESS, When};
 use lapidary_models::{
-    Config, FormatChoice, LayerType, Model, PRESETS, ParameterCounts, WeightDType, synthesize,
+    Config, FormatChoice, LayerType, Model, ParameterCounts, Preset, WeightDType, synthesize,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -64,7 +64,7 @@ fn refusal(changes: Value) -> String {
 fn newer_dialect() {
     let c = parse(&tiny()).unwrap();
     assert_eq!((c.hidden_size, c.num_hidden_layers, c.head_dim, c.sliding_window), (288, 5, 64, 128));
-    assert_eq!((c.query_pre_attn_scalar, c.rope_theta), (72.0, 10_000.0));
+    assert_eq!((c.query_pre_attn_scalar, c.rope_global.theta), (72.0, 10_000.0));
     assert_eq!(c.layer_types[..3], [LayerType::Sliding, LayerType::Full, LayerType::Sliding]);
     assert_eq!((c.attn_logit_softcapping, c.final_logit_softcapping), (Some(50.0), Some(30.0)));
     assert_eq!(c.embedding_scale(), 17.0); // sqrt(288) = 16.97 rounded to 8 bits
@@ -127,8 +127,9 @@ fn published() -> [Value; 3] {
 
 #[test]
 fn published_configurations_open() {
-    for (published, preset) in published().into_iter().zip(PRESETS) {
-        assert_eq!(read(&published), (preset.config(), None), "{}", preset.name);
+    for (published, name) in published().into_iter().zip(["gemma2-2b", "gemma2-9b", "gemma2-27b"]) {
+        let preset = Config::preset(name).unwrap();
+        assert_eq!(read(&published), (preset.clone(), None), "{name}");
         // The same file with small shapes, as a folder with weights.
         let mut small = published;
         for (name, size) in [
@@ -153,7 +154,7 @@ fn published_configurations_open() {
         write(WeightDType::BF16).unwrap();
         std::fs::write(dir.path().join("config.json"), small.to_string()).unwrap();
         let model = Model::open(dir.path()).unwrap();
-        assert_eq!((model.config, model.warnings), (config, vec![]), "{}", preset.name);
+        assert_eq!((model.config, model.warnings), (config, vec![]), "{name}");
     }
 }
 
@@ -346,8 +347,13 @@ fn refusals_name_the_field() {
         (json!({"rope_scaling": {"type": "linear"}}), "`rope_scaling.factor`"),
         (
             json!({"rope_scaling": {"type": "linear", "factor": 2.0}}),
-            "`rope_scaling.factor`: expected 1, found 2.0",
+            "`rope_scaling.factor`: expected 1, as `rope_parameters.rope_type` says, found 2.0",
         ),
+        (
+            json!({"rope_scaling": {"type": "linear", "rope_type": "default", "factor": 1}}),
+            "`rope_scaling.type`",
+        ),
+        (json!({"rope_scaling": {"type": "linear", "factor": 0}}), "`rope_scaling.factor`"),
         (json!({"rope_scaling": {"factor": 8}}), "`rope_scaling.factor`"),
         (json!({"rope_scaling": {"rope_type": "dynamic", "factor": 1.0}}), "`rope_scaling.rope_type`"),
         (json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}), "`rope_scaling.rope_type`"),
@@ -432,7 +438,18 @@ fn parameters_are_those_of_the_report() {
         c.vocab_size = 256_128;
         assert_eq!(c.parameter_counts(), ParameterCounts { embedding, non_embedding }, "{name}");
     }
-    assert!(Config::preset("3b").unwrap_err().to_string().contains("\"3b\": expected one of 2b, 9b, 27b"));
+    let unknown = Config::preset("3b").unwrap_err().to_string();
+    assert!(unknown.contains("\"3b\": expected one of ") && unknown.contains("gemma2-9b, "), "{unknown}");
+    for preset in Preset::all() {
+        let config = (preset.config)();
+        assert_eq!(Config::preset(preset.name).unwrap(), config);
+        assert_eq!(parse(&config.to_json()).unwrap(), config, "{}", preset.name);
+        let names = Preset::all().flat_map(|p| [Some(p.name), p.alias]).flatten();
+        assert_eq!(
+            names.filter(|n| *n == preset.name || Some(*n) == preset.alias).count(),
+            1 + preset.alias.iter().count()
+        );
+    }
 }
 
 #[test]

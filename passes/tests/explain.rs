@@ -9,7 +9,7 @@
 use std::path::Path;
 
 use lapidary_ir::{DType, Extent, Function, text};
-use lapidary_models::{Config, Model, gemma2};
+use lapidary_models::{Config, Model, graph};
 use lapidary_passes::explain::{Explainer, Explanation, replay};
 use lapidary_passes::{CostModel, Limits, Machine, Selection, prepare, select};
 
@@ -59,8 +59,8 @@ fn check_function(function: &Function, most: usize) -> usize {
 }
 
 fn functions(config: &Config) -> Vec<Function> {
-    let storage = gemma2::Storage { weight: &|_| DType::BF16, cache: DType::BF16 };
-    gemma2::module(config, &storage).functions
+    let storage = graph::Storage { weight: &|_| DType::BF16, cache: DType::BF16 };
+    graph::module(config, &storage).functions
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use lapidary_models::{Config, FormatChoice, LayerType, WeightDType, synthesize};
+use lapidary_models::{Config, FormatChoice, WeightDType, synthesize};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -20,11 +20,10 @@ pub(crate) fn tiny() -> PathBuf {
 
 /// A folder of random weights that loads: two layers, 32 positions, the built-in tokenizer.
 pub(crate) fn small() -> TempDir {
-    let mut c = Config::preset("9b").expect("a preset");
-    (c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers) = (4096, 32, 48, 2);
+    let mut c = Config::preset("9b").expect("a preset").with_layers(2);
+    (c.vocab_size, c.hidden_size, c.intermediate_size) = (4096, 32, 48);
     (c.num_attention_heads, c.num_key_value_heads, c.head_dim) = (2, 1, 16);
     (c.max_position_embeddings, c.sliding_window) = (32, 8);
-    c.layer_types = (0..2).map(LayerType::published).collect();
     let dir = TempDir::new().expect("a folder");
     synthesize(dir.path(), &c, WeightDType::BF16, FormatChoice::default(), 1, &mut |_, _| {
         ControlFlow::Continue(())

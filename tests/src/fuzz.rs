@@ -15,7 +15,7 @@ use lapidary_ir::text::parse_module;
 use lapidary_ir::verify::verify;
 use lapidary_ir::{DType, Module};
 use lapidary_models::checkpoint::parse_index;
-use lapidary_models::gemma2::{self, Storage};
+use lapidary_models::graph::{self, Storage};
 use lapidary_models::{
     Cache, ChatTemplate, Config, Message, Model, QuantFormat, Quantization, QuantizedWeights, SpecialTokens,
     Tokenizer, WeightDType,
@@ -52,7 +52,7 @@ pub fn config(bytes: &[u8]) {
 
 /// A configuration's functions.
 pub fn module(config: &Config) -> Module {
-    gemma2::module(config, &Storage { weight: &|_| DType::BF16, cache: DType::BF16 })
+    graph::module(config, &Storage { weight: &|_| DType::BF16, cache: DType::BF16 })
 }
 
 /// What is accepted lies in the file, in order, without overlap.

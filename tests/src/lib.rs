@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::{Compilation, Options, compile};
 use lapidary_ir::{DType, InputKind, Module, TensorType};
-use lapidary_models::{FormatChoice, Model, TensorFormat, export, gemma2};
+use lapidary_models::{FormatChoice, Model, TensorFormat, export, graph};
 use lapidary_passes::{Machine, Selection};
 use lapidary_runtime::Session;
 use lapidary_runtime::program::WeightSource;
@@ -66,12 +66,12 @@ impl Default for Setup {
 pub fn compile_model(model: &Model, setup: &Setup) -> Result<Compilation> {
     let config = &model.config;
     let weight = |name: &str| model.checkpoint.format_of(name).map_or(DType::F32, DType::from);
-    let module = gemma2::module(config, &gemma2::Storage { weight: &weight, cache: setup.cache });
+    let module = graph::module(config, &graph::Storage { weight: &weight, cache: setup.cache });
     let layers = config
         .layer_types
         .iter()
         .enumerate()
-        .map(|(i, &kind)| (gemma2::layer_name(kind).to_owned(), gemma2::layer_prefix(i)))
+        .map(|(i, &kind)| (graph::layer_name(kind).to_owned(), graph::layer_prefix(i)))
         .collect::<Vec<(String, String)>>();
     let machine = if setup.target_prices {
         let machine = Target::new(setup.cpu, Placement::Object)?.machine(setup.rounded);

@@ -262,7 +262,7 @@ impl Config {
     fn number(&self, name: &str) -> Option<f64> {
         match name {
             "sliding_window" => Some(self.sliding_window as f64),
-            "rope_theta" => Some(self.rope_theta),
+            "rope_theta" => Some(self.rope_global.theta),
             "head_dim" => Some(self.head_dim as f64),
             "num_hidden_layers" => Some(self.num_hidden_layers as f64),
             "num_attention_heads" => Some(self.num_attention_heads as f64),

@@ -2,38 +2,84 @@
 //!
 //! In: the fields. Out: what they mean, with the precedence and the defaults of transformers, or a refusal by name.
 
+use lapidary_ir::format::BLOCK;
 use lapidary_runtime::file;
 use lapidary_runtime::file::fields::{Fields, is_off, is_positive};
 use serde_json::{Value, json};
 
-use lapidary_ir::format::BLOCK;
-
-use super::{ACTIVATION, ARCHITECTURE, LayerType, MAX_SIZE, MODEL_TYPE, QUANT_METHOD};
+use super::{
+    ACTIVATION, EmbeddingScale, LayerType, MAX_LAYERS, MAX_SIZE, NormWeights, OWN, QUANT_METHOD, own,
+};
 use crate::error::quote;
+use crate::family::{Family, field};
 
-/// The same without a head of its own, which a tied head does not need.
-const BARE_ARCHITECTURE: &str = "Gemma2Model";
+/// Fields that are said of a whole model, beside its `text_config`, and go before what that says.
+const OF_THE_WHOLE: &[&str] = &[
+    "architectures",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "quantization_config",
+    "tie_word_embeddings",
+];
 /// Ends of the names of classes whose heads predict no tokens.
 const OTHER_HEADS: &[&str] =
     &["Classification", "Answering", "MaskedLM", "MultipleChoice", "ConditionalGeneration", "Retrieval"];
 /// Its names in transformers: the same function, written otherwise.
 const ACTIVATIONS: &[&str] = &[ACTIVATION, "gelu_python_tanh", "gelu_new", "gelu_fast", "gelu_accurate"];
 
-/// Takes the fields of which only one value is built; whether the head is said to be the embedding table.
-pub(super) fn refuse_unsupported(f: &mut Fields, unknown: &mut Vec<String>) -> file::Result<bool> {
-    match f.take("model_type") {
-        Some(t) if t == MODEL_TYPE => {}
-        Some(other) => return Err(f.refuse("model_type", &json!(MODEL_TYPE).to_string(), &other)),
+/// The family of a configuration, its fields, and, where they are nested, what is around them.
+pub(super) fn family(mut f: Fields) -> file::Result<(&'static Family, Fields, Option<Fields>)> {
+    let expected = || {
+        let types = crate::MODELS.iter().flat_map(|m| [Some(m.model_type), m.wrapper]).flatten();
+        types.map(|t| format!("{t:?}")).collect::<Vec<_>>().join(", ")
+    };
+    let value = match f.take("model_type") {
+        Some(value) => value,
         None => {
             // What a hub sends in place of a file.
             if let Some(Value::String(error)) = f.take("error") {
                 let found = format!("a server's error {}", quote(&error));
                 return Err(file::Error::file(f.path(), "a configuration", found));
             }
-            return Err(f.absent("model_type", &json!(MODEL_TYPE).to_string()));
+            return Err(f.absent("model_type", &expected()));
+        }
+    };
+    match value.as_str().and_then(Family::of) {
+        Some(family) if value == family.model_type => Ok((family, f, None)),
+        Some(family) => {
+            let text = text_config(&mut f, family)?;
+            Ok((family, text, Some(f)))
+        }
+        None => Err(f.refuse("model_type", &expected(), &value)),
+    }
+}
+
+/// The nested fields of a family's text half.
+fn text_config(f: &mut Fields, family: &Family) -> file::Result<Fields> {
+    const NAME: &str = "text_config";
+    let mut text = match f.take(NAME) {
+        Some(Value::Object(text)) => text,
+        Some(other) => return Err(f.refuse(NAME, "an object", &other)),
+        None => return Err(f.absent(NAME, "an object")),
+    };
+    for &name in OF_THE_WHOLE {
+        if let Some(value) = f.take(name) {
+            text.insert(name.into(), value);
         }
     }
-    architectures(f, unknown)?;
+    let mut text = f.inner(NAME, text);
+    text.only("model_type", json!(family.model_type))?;
+    Ok(text)
+}
+
+/// Takes the fields of which only one value is built; whether the head is said to be the embedding table.
+pub(super) fn refuse_unsupported(
+    f: &mut Fields,
+    family: &Family,
+    unknown: &mut Vec<String>,
+) -> file::Result<bool> {
+    architectures(f, family, unknown)?;
     activation(f)?;
     // Tensors state their own formats; this tells other programs that the U8 ones are rows of quants. Another program's
     // is of no account beside plain tensors, and its tensors are refused where they are read.
@@ -56,16 +102,18 @@ pub(super) fn refuse_unsupported(f: &mut Fields, unknown: &mut Vec<String>) -> f
 
 /// Holds `architectures` against what is built. transformers itself goes by `model_type`, so a class that is not known
 /// says nothing, but a head of another kind does.
-fn architectures(f: &mut Fields, unknown: &mut Vec<String>) -> file::Result<()> {
+fn architectures(f: &mut Fields, family: &Family, unknown: &mut Vec<String>) -> file::Result<()> {
     let Some(value) = f.take("architectures") else { return Ok(()) };
     let names: Option<Vec<&str>> = match &value {
         Value::String(name) => Some(vec![name]),
         Value::Array(list) => list.iter().map(Value::as_str).collect(),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => None,
     };
-    let expected = json!([ARCHITECTURE]).to_string();
+    let class = family.architectures[0];
+    let expected = json!([class]).to_string();
     let Some(names) = names else { return Err(f.refuse("architectures", &expected, &value)) };
-    if names.is_empty() || names.iter().any(|n| n.starts_with(ARCHITECTURE) || *n == BARE_ARCHITECTURE) {
+    // Trainers put more after the name of the class.
+    if names.is_empty() || names.iter().any(|n| n.starts_with(class) || family.architectures.contains(n)) {
         return Ok(());
     }
     if names.iter().any(|n| OTHER_HEADS.iter().any(|head| n.ends_with(head))) {
@@ -88,85 +136,6 @@ fn activation(f: &mut Fields) -> file::Result<()> {
         (_, None) => return Ok(()),
     };
     if known(value) { Ok(()) } else { Err(f.refuse(name, &json!(ACTIVATION).to_string(), value)) }
-}
-
-/// The rotary base: `rope_theta`, or the newer dialect's `rope_parameters`, which may be given for each kind of layer.
-pub(super) fn rope_theta(f: &mut Fields, default: f64, unknown: &mut Vec<String>) -> file::Result<f64> {
-    let mut found: Option<(String, f64)> = None;
-    let mut hold = |f: &Fields, name: &str, theta: Option<f64>| {
-        let Some(theta) = theta else { return Ok(()) };
-        match &found {
-            Some((first, other)) if *other != theta => {
-                Err(f.refuse(name, &format!("{other}, as `{first}` says"), &json!(theta)))
-            }
-            Some(_) => Ok(()),
-            None => {
-                found = Some((name.into(), theta));
-                Ok(())
-            }
-        }
-    };
-    for name in ["rope_parameters", "rope_scaling"] {
-        let Some(value) = f.take(name).filter(|v| !is_off(v)) else { continue };
-        let Value::Object(map) = value else { return Err(f.refuse(name, "an object or null", &value)) };
-        let mut all = f.inner(name, map);
-        for kind in [LayerType::Sliding, LayerType::Full] {
-            if let Some(mut one) = all.object(kind.name())? {
-                let theta = rope(&mut one)?;
-                hold(f, &format!("{name}.{}.rope_theta", kind.name()), theta)?;
-                unknown.extend(one.rest().filter(|(_, v)| !v.is_null()).map(|(name, _)| name));
-            }
-        }
-        let theta = rope(&mut all)?;
-        hold(f, &format!("{name}.rope_theta"), theta)?;
-        unknown.extend(all.rest().filter(|(_, v)| !v.is_null()).map(|(name, _)| name));
-    }
-    let theta = f.optional_positive("rope_theta")?;
-    hold(f, "rope_theta", theta)?;
-    Ok(found.map_or(default, |(_, theta)| theta))
-}
-
-/// Takes the fields of one description of RoPE, which must be the plain one; its base, where it says so.
-fn rope(f: &mut Fields) -> file::Result<Option<f64>> {
-    let mut plain = false;
-    let mut linear = false;
-    for name in ["rope_type", "type"] {
-        match f.take(name) {
-            None => {}
-            Some(kind) if kind == "default" => plain = true,
-            Some(kind) if kind == "linear" => linear = true,
-            Some(other) => return Err(f.refuse(name, "\"default\"", &other)),
-        }
-    }
-    // Positions divided by 1 are the positions.
-    let factor = f.take("factor");
-    if linear && factor.is_none() {
-        return Err(f.absent("factor", "1, for another scales positions"));
-    }
-    let ones = [
-        ("factor", factor),
-        ("partial_rotary_factor", f.take("partial_rotary_factor")),
-        ("attention_factor", f.take("attention_factor")),
-    ];
-    for (name, value) in ones {
-        if let Some(value) = value.filter(|v| v.as_f64() != Some(1.0)) {
-            return Err(f.refuse(name, "1", &value));
-        }
-    }
-    // Of types that are refused.
-    for name in [
-        "original_max_position_embeddings",
-        "beta_fast",
-        "beta_slow",
-        "low_freq_factor",
-        "high_freq_factor",
-        "finetuned",
-    ] {
-        if plain || linear {
-            f.take(name);
-        }
-    }
-    f.optional_positive("rope_theta")
 }
 
 /// A size; the default where the file does not name it.
@@ -211,21 +180,45 @@ pub(super) fn pad(f: &mut Fields, largest_id: u64) -> file::Result<Option<u32>> 
     }
 }
 
-/// `layer_types`, or the published alternation where the file does not say.
-pub(super) fn layer_types(f: &mut Fields, layers: usize) -> file::Result<Vec<LayerType>> {
-    let Some(value) = f.take("layer_types") else {
-        return Ok((0..layers).map(LayerType::published).collect());
+/// `layer_types`; else, by the period of full layers, where the family has such a field, or by the published one.
+pub(super) fn layer_types(f: &mut Fields, family: &Family, layers: usize) -> file::Result<Vec<LayerType>> {
+    let listed = if family.has(field::LAYER_TYPES) { f.take(field::LAYER_TYPES) } else { None };
+    let Some(value) = listed else {
+        let period = if family.has(field::PATTERN) { period(f)? } else { None };
+        let period = period.unwrap_or(family.period);
+        return Ok((0..layers).map(|layer| LayerType::of(layer, period)).collect());
     };
     let kind = |v: &Value| [LayerType::Sliding, LayerType::Full].into_iter().find(|t| v == t.name());
     let kinds: Option<Vec<LayerType>> = value.as_array().and_then(|l| l.iter().map(kind).collect());
     kinds.filter(|k| k.len() == layers).ok_or_else(|| {
         let expected = format!("{layers} of \"sliding_attention\" and \"full_attention\", one a layer");
-        f.refuse("layer_types", &expected, &value)
+        f.refuse(field::LAYER_TYPES, &expected, &value)
     })
 }
 
-/// A softcap: null switches it off, and a file that does not name it means the default.
-pub(super) fn cap(f: &mut Fields, name: &str, default: Option<f32>) -> file::Result<Option<f32>> {
+/// The period of full layers, under the names that versions of transformers have for it.
+fn period(f: &mut Fields) -> file::Result<Option<usize>> {
+    let first = f.optional_integer(field::PATTERN, 1, MAX_LAYERS)?;
+    let name = format!("_{}", field::PATTERN);
+    let second = f.optional_integer(&name, 1, MAX_LAYERS)?;
+    match (first, second) {
+        (Some(a), Some(b)) if a != b => {
+            Err(f.refuse(&name, &format!("{a}, as `{}` says", field::PATTERN), &json!(b)))
+        }
+        _ => Ok(first.or(second).map(|n| n as usize)),
+    }
+}
+
+/// A softcap, where the family has it: null switches it off, and a file that does not name it means the default.
+pub(super) fn cap(
+    f: &mut Fields,
+    family: &Family,
+    name: &str,
+    default: Option<f32>,
+) -> file::Result<Option<f32>> {
+    if !family.has(name) {
+        return Ok(None);
+    }
     match f.take_nullable(name) {
         None => Ok(default),
         Some(Value::Null) => Ok(None),
@@ -234,4 +227,24 @@ pub(super) fn cap(f: &mut Fields, name: &str, default: Option<f32>) -> file::Res
             None => Err(f.refuse(name, "a finite number above 0, or null", &value)),
         },
     }
+}
+
+/// What only our own files say; the defaults are those of every folder.
+pub(super) fn own_fields(f: &mut Fields) -> file::Result<(EmbeddingScale, NormWeights)> {
+    let mut found = (EmbeddingScale::Rounded, NormWeights::LessOne);
+    let Some(mut own) = f.object(OWN)? else { return Ok(found) };
+    let mut says = |name: &str, only: &str| -> file::Result<bool> {
+        match own.take(name) {
+            None => Ok(false),
+            Some(value) if value == only => Ok(true),
+            Some(other) => Err(own.refuse(name, &json!(only).to_string(), &other)),
+        }
+    };
+    if says(own::EMBEDDING_SCALE, own::EXACT)? {
+        found.0 = EmbeddingScale::Exact;
+    }
+    if says(own::NORM_WEIGHTS, own::WHOLE)? {
+        found.1 = NormWeights::Whole;
+    }
+    Ok(found)
 }
