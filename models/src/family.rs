@@ -48,12 +48,14 @@ pub mod field {
     pub const LOCAL_ROPE: &str = "rope_local_base_freq";
     /// The cap of the attention scores.
     pub const ATTENTION_CAP: &str = "attn_logit_softcapping";
+    /// The activation under its older name, where a null under its newer one says nothing.
+    pub const OLD_ACTIVATION: &str = "hidden_act";
     /// The cap of the logits.
     pub const FINAL_CAP: &str = "final_logit_softcapping";
 
     /// All of them.
     pub const ALL: &[&str] =
-        &[QUERY_SCALE, WINDOW, LAYER_TYPES, PATTERN, LOCAL_ROPE, ATTENTION_CAP, FINAL_CAP];
+        &[QUERY_SCALE, WINDOW, LAYER_TYPES, PATTERN, LOCAL_ROPE, ATTENTION_CAP, OLD_ACTIVATION, FINAL_CAP];
 }
 
 impl Family {

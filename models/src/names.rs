@@ -54,6 +54,9 @@ const HARMLESS: &[&str] = &[
     "value_head.bias",
 ];
 
+/// The first parts of the names of a model's other halves, which a text does not reach.
+const OTHER_HALVES: &[&str] = &["vision_tower", "multi_modal_projector"];
+
 /// Parts of names that only quantised tensors have, and of what format, the telling ones first.
 const QUANTISED: &[(&str, &str)] = &[
     (".quant_state.bitsandbytes__", "bitsandbytes (4 bits)"),
@@ -138,7 +141,8 @@ pub(crate) fn under(prefix: &str, name: &str) -> String {
 pub(crate) fn is_harmless(name: &str) -> bool {
     // A whole word at the end.
     let ends = |end: &str| name.strip_suffix(end).is_some_and(|rest| !rest.ends_with(char::is_alphanumeric));
-    HARMLESS.iter().any(|end| ends(end))
+    let first = name.split('.').find(|part| *part != "model");
+    first.is_some_and(|part| OTHER_HALVES.contains(&part)) || HARMLESS.iter().any(|end| ends(end))
 }
 
 /// The format of which a tensor's name or dtype is a sign; the lower the number, the more telling.

@@ -11,7 +11,7 @@ use lapidary_runtime::file;
 use lapidary_runtime::file::fields::{is_off, refused};
 use serde_json::Value;
 
-use crate::config::{Config, LayerType};
+use crate::config::{Config, LayerType, parse::NESTED};
 use crate::error;
 
 /// When a field changes nothing. Null never changes anything.
@@ -164,6 +164,15 @@ pub const HARMLESS: &[(&str, When)] = &[
     ("output_scores", Always),
     ("return_dict", Always),
     ("return_dict_in_generate", Always),
+    // Halves that read images, and what stands for one in a text.
+    ("vision_config", Always),
+    ("image_token_index", Always),
+    ("image_token_id", Always),
+    ("boi_token_index", Always),
+    ("boi_token_id", Always),
+    ("eoi_token_index", Always),
+    ("eoi_token_id", Always),
+    ("mm_tokens_per_image", Always),
     // Other architectures' halves.
     ("cross_attention_hidden_size", Always),
     ("decoder_start_token_id", Always),
@@ -219,7 +228,8 @@ pub(crate) fn hold(
         if value.is_null() || NOTES.iter().any(|start| name.starts_with(start)) {
             continue;
         }
-        match HARMLESS.iter().find(|(field, _)| *field == name) {
+        let own = name.strip_prefix(NESTED).and_then(|n| n.strip_prefix('.')).unwrap_or(&name);
+        match HARMLESS.iter().find(|(field, _)| *field == own) {
             None => unknown.push(name),
             Some((_, when)) => {
                 if let Some(expected) = when.refused(config, &value) {

@@ -13,6 +13,8 @@ use super::{
 use crate::error::quote;
 use crate::family::{Family, field};
 
+/// The field that holds the fields of a text half.
+pub(super) const NESTED: &str = "text_config";
 /// Fields that are said of a whole model, beside its `text_config`, and go before what that says.
 const OF_THE_WHOLE: &[&str] = &[
     "architectures",
@@ -57,18 +59,17 @@ pub(super) fn family(mut f: Fields) -> file::Result<(&'static Family, Fields, Op
 
 /// The nested fields of a family's text half.
 fn text_config(f: &mut Fields, family: &Family) -> file::Result<Fields> {
-    const NAME: &str = "text_config";
-    let mut text = match f.take(NAME) {
+    let mut text = match f.take(NESTED) {
         Some(Value::Object(text)) => text,
-        Some(other) => return Err(f.refuse(NAME, "an object", &other)),
-        None => return Err(f.absent(NAME, "an object")),
+        Some(other) => return Err(f.refuse(NESTED, "an object", &other)),
+        None => return Err(f.absent(NESTED, "an object")),
     };
     for &name in OF_THE_WHOLE {
         if let Some(value) = f.take(name) {
             text.insert(name.into(), value);
         }
     }
-    let mut text = f.inner(NAME, text);
+    let mut text = f.inner(NESTED, text);
     text.only("model_type", json!(family.model_type))?;
     Ok(text)
 }
@@ -80,7 +81,7 @@ pub(super) fn refuse_unsupported(
     unknown: &mut Vec<String>,
 ) -> file::Result<bool> {
     architectures(f, family, unknown)?;
-    activation(f)?;
+    activation(f, family)?;
     // Tensors state their own formats; this tells other programs that the U8 ones are rows of quants. Another program's
     // is of no account beside plain tensors, and its tensors are refused where they are read.
     let ours = |v: &Value| v["quant_method"] == QUANT_METHOD;
@@ -125,13 +126,14 @@ fn architectures(f: &mut Fields, family: &Family, unknown: &mut Vec<String>) -> 
 
 /// Holds the activation against the one that is built. As in transformers, `hidden_activation` goes before
 /// `hidden_act`, of which Gemma's `gelu` has always meant the form with tanh.
-fn activation(f: &mut Fields) -> file::Result<()> {
+fn activation(f: &mut Fields, family: &Family) -> file::Result<()> {
     let stated = f.take_nullable("hidden_activation");
     let older = f.take("hidden_act");
     let known = |v: &Value| ACTIVATIONS.iter().any(|name| v == name);
     let (name, value) = match (&stated, &older) {
         (Some(v), _) if !v.is_null() => ("hidden_activation", v),
         (None, Some(v)) if v == "gelu" => return Ok(()),
+        (Some(_), Some(v)) if v == "gelu" && family.has(field::OLD_ACTIVATION) => return Ok(()),
         (_, Some(v)) => ("hidden_act", v),
         (_, None) => return Ok(()),
     };
@@ -183,8 +185,9 @@ pub(super) fn pad(f: &mut Fields, largest_id: u64) -> file::Result<Option<u32>> 
 /// `layer_types`; else, by the period of full layers, where the family has such a field, or by the published one.
 pub(super) fn layer_types(f: &mut Fields, family: &Family, layers: usize) -> file::Result<Vec<LayerType>> {
     let listed = if family.has(field::LAYER_TYPES) { f.take(field::LAYER_TYPES) } else { None };
+    // Beside a list, transformers passes over a period, and writes one that is none of the list's.
+    let period = if family.has(field::PATTERN) { period(f, listed.is_some())? } else { None };
     let Some(value) = listed else {
-        let period = if family.has(field::PATTERN) { period(f)? } else { None };
         let period = period.unwrap_or(family.period);
         return Ok((0..layers).map(|layer| LayerType::of(layer, period)).collect());
     };
@@ -196,13 +199,13 @@ pub(super) fn layer_types(f: &mut Fields, family: &Family, layers: usize) -> fil
     })
 }
 
-/// The period of full layers, under the names that versions of transformers have for it.
-fn period(f: &mut Fields) -> file::Result<Option<usize>> {
+/// The period of full layers, under the names that versions of transformers have for it, which agree if they count.
+fn period(f: &mut Fields, passed_over: bool) -> file::Result<Option<usize>> {
     let first = f.optional_integer(field::PATTERN, 1, MAX_LAYERS)?;
     let name = format!("_{}", field::PATTERN);
     let second = f.optional_integer(&name, 1, MAX_LAYERS)?;
     match (first, second) {
-        (Some(a), Some(b)) if a != b => {
+        (Some(a), Some(b)) if a != b && !passed_over => {
             Err(f.refuse(&name, &format!("{a}, as `{}` says", field::PATTERN), &json!(b)))
         }
         _ => Ok(first.or(second).map(|n| n as usize)),
