@@ -14,6 +14,25 @@ const TOLERANCE: f32 = 1e-3;
 const CASES: [&str; 5] = ["odd-27b", "gqa-4", "hot", "tiny-short", "tiny-long"];
 const SMALL: [&str; 3] = ["odd-27b", "gqa-4", "hot"];
 
+/// Token by token, by the kernels of decoding.
+#[test]
+fn decoding() -> Result<()> {
+    for case in CASES {
+        let model = golden_model(case)?;
+        let Golden { ids, rows, logits } = golden(case)?;
+        let mut session = session(&model, &Setup::default())?;
+        let vocab = logits.len() / rows.len();
+        for (at, &id) in ids.iter().enumerate() {
+            session.decode(id)?;
+            let Some(row) = rows.iter().position(|&row| row == at) else { continue };
+            let mut pairs = session.logits().iter().zip(&logits[row * vocab..][..vocab]);
+            let near = pairs.all(|(ours, theirs)| (ours - theirs).abs() <= TOLERANCE);
+            assert!(near, "{case}, decoding token {at}");
+        }
+    }
+    Ok(())
+}
+
 fn check(case: &str, setup: &Setup, what: &str) -> Result<()> {
     let model = golden_model(case)?;
     let mut session = session(&model, setup)?;
