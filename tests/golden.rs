@@ -11,8 +11,8 @@ use lapidary_passes::{Selection, rules};
 use lapidary_tests::{Golden, Setup, golden, golden_model, logits, session, stored, worst_difference};
 
 const TOLERANCE: f32 = 1e-3;
-const CASES: [&str; 5] = ["odd-27b", "gqa-4", "hot", "tiny-short", "tiny-long"];
-const SMALL: [&str; 3] = ["odd-27b", "gqa-4", "hot"];
+const CASES: [&str; 7] = ["odd-27b", "gqa-4", "hot", "one-mqa", "one-mha", "tiny-short", "tiny-long"];
+const SMALL: [&str; 5] = ["odd-27b", "gqa-4", "hot", "one-mqa", "one-mha"];
 
 /// Token by token, by the kernels of decoding.
 #[test]

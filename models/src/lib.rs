@@ -31,6 +31,7 @@ pub mod error;
 pub mod export;
 pub mod family;
 mod folder;
+mod gemma1;
 mod gemma2;
 pub mod graph;
 pub mod layout;
@@ -62,4 +63,4 @@ pub use synth::synthesize;
 pub use weight_cache::{Cache, Quantization, QuantizedWeights};
 
 /// The families of models.
-pub static MODELS: &[&Family] = &[&gemma2::GEMMA2];
+pub static MODELS: &[&Family] = &[&gemma1::GEMMA1, &gemma2::GEMMA2];
