@@ -11,8 +11,21 @@ use lapidary_passes::{Selection, rules};
 use lapidary_tests::{Golden, Setup, golden, golden_model, logits, session, stored, worst_difference};
 
 const TOLERANCE: f32 = 1e-3;
-const CASES: [&str; 7] = ["odd-27b", "gqa-4", "hot", "one-mqa", "one-mha", "tiny-short", "tiny-long"];
-const SMALL: [&str; 5] = ["odd-27b", "gqa-4", "hot", "one-mqa", "one-mha"];
+const CASES: [&str; 10] = [
+    "odd-27b",
+    "gqa-4",
+    "hot",
+    "one-mqa",
+    "one-mha",
+    "three-text",
+    "three-scaled",
+    "three-nested",
+    "tiny-short",
+    "tiny-long",
+];
+/// Those that are random and small.
+const SMALL: [&str; 8] =
+    ["odd-27b", "gqa-4", "hot", "one-mqa", "one-mha", "three-text", "three-scaled", "three-nested"];
 
 /// Token by token, by the kernels of decoding.
 #[test]

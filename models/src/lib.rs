@@ -33,6 +33,7 @@ pub mod family;
 mod folder;
 mod gemma1;
 mod gemma2;
+mod gemma3;
 pub mod graph;
 pub mod layout;
 pub mod model;
@@ -63,4 +64,4 @@ pub use synth::synthesize;
 pub use weight_cache::{Cache, Quantization, QuantizedWeights};
 
 /// The families of models.
-pub static MODELS: &[&Family] = &[&gemma1::GEMMA1, &gemma2::GEMMA2];
+pub static MODELS: &[&Family] = &[&gemma1::GEMMA1, &gemma2::GEMMA2, &gemma3::GEMMA3];
