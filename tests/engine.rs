@@ -1,5 +1,5 @@
-//! Engines over the built-in model: every sequence gets the bits that it gets alone, whoever is stepped with it,
-//! however its tokens are split, and whatever was forked, truncated, saved and loaded in between.
+//! Engines over the built-in model and a small Gemma 3: every sequence gets the bits that it gets alone, whoever is
+//! stepped with it, however its tokens are split, and whatever was forked, truncated, saved and loaded in between.
 //!
 //! `LAPIDARY_FUZZ_CASES=N` tries N times as many batches; the seeds are fixed.
 
@@ -170,8 +170,8 @@ fn cpus_here() -> Vec<&'static str> {
     TARGETS.iter().map(|t| t.name).filter(runs).collect()
 }
 
-fn check(format: Option<QuantFormat>, setups: &[Setup]) {
-    let model = golden_model("tiny-long").unwrap();
+fn check(case: &str, format: Option<QuantFormat>, setups: &[Setup]) {
+    let model = golden_model(case).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let model = match format {
         None => model,
@@ -198,17 +198,23 @@ fn setups(cpus: &[&'static str]) -> Vec<Setup> {
 
 #[test]
 fn company_changes_no_bit() {
-    check(None, &setups(&cpus_here()));
+    check("tiny-long", None, &setups(&cpus_here()));
+}
+
+/// Windows that wrap every few tokens, a RoPE for each kind of layer, norms of heads, a running maximum.
+#[test]
+fn company_changes_no_bit_of_gemma_3() {
+    check("three-text", None, &setups(&["native", "x86-64-v3"]));
 }
 
 #[test]
 fn company_changes_no_bit_of_q8() {
-    check(Some(QuantFormat::Q8), &setups(&["native", "x86-64-v3"]));
+    check("tiny-long", Some(QuantFormat::Q8), &setups(&["native", "x86-64-v3"]));
 }
 
 #[test]
 fn company_changes_no_bit_of_q4() {
-    check(Some(QuantFormat::Q4), &setups(&["native", "x86-64-v3"]));
+    check("tiny-long", Some(QuantFormat::Q4), &setups(&["native", "x86-64-v3"]));
 }
 
 /// Functions that hold what is one sequence's are called for one after the other. Unfused, sums over keys go by the
@@ -216,5 +222,5 @@ fn company_changes_no_bit_of_q4() {
 #[test]
 fn company_changes_no_bit_of_what_does_not_batch() {
     let setup = Setup { selection: Selection::none(), chunk: CHUNK, context: CONTEXT, ..Setup::default() };
-    check(None, &[setup]);
+    check("tiny-long", None, &[setup]);
 }

@@ -127,8 +127,13 @@ fn edited(valid: &[u8], edits: &[Edit]) -> Vec<u8> {
     bytes
 }
 
-const CONFIGS: &[&[u8]] =
-    &[include_bytes!("../models/data/tiny-gemma2/config.json"), include_bytes!("golden/gqa-4/config.json")];
+const CONFIGS: &[&[u8]] = &[
+    include_bytes!("../models/data/tiny-gemma2/config.json"),
+    include_bytes!("golden/gqa-4/config.json"),
+    include_bytes!("golden/one-mqa/config.json"),
+    include_bytes!("golden/three-scaled/config.json"),
+    include_bytes!("golden/three-nested/config.json"),
+];
 
 /// A file of three tensors.
 static HEADER: LazyLock<Vec<u8>> = LazyLock::new(|| {

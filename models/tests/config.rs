@@ -327,7 +327,10 @@ fn byte_order_marks_and_wrong_encodings() {
 #[test]
 fn refusals_name_the_field() {
     let cases = [
-        (json!({"model_type": "llama"}), "field `model_type`: expected \"gemma2\", found \"llama\""),
+        (
+            json!({"model_type": "llama"}),
+            "field `model_type`: expected \"gemma\", \"gemma2\", \"gemma3_text\", \"gemma3\", found \"llama\"",
+        ),
         (json!({"model_type": null}), "`model_type`"),
         (json!({"architectures": ["Gemma2ForSequenceClassification"]}), "`architectures`"),
         (json!({"architectures": ["Gemma2ForTokenClassification"]}), "`architectures`"),
@@ -440,6 +443,18 @@ fn parameters_are_those_of_the_report() {
     }
     let unknown = Config::preset("3b").unwrap_err().to_string();
     assert!(unknown.contains("\"3b\": expected one of ") && unknown.contains("gemma2-9b, "), "{unknown}");
+    // The published shapes added up; of the larger ones, without the half that reads images.
+    for (name, total) in [
+        ("gemma-2b", 2_506_172_416),
+        ("gemma-7b", 8_537_680_896),
+        ("gemma3-270m", 268_098_176),
+        ("gemma3-1b", 999_885_952),
+        ("gemma3-4b", 3_880_263_168),
+        ("gemma3-12b", 11_766_034_176),
+        ("gemma3-27b", 27_009_346_304),
+    ] {
+        assert_eq!(Config::preset(name).unwrap().parameter_counts().total(), total, "{name}");
+    }
     for preset in Preset::all() {
         let config = (preset.config)();
         assert_eq!(Config::preset(preset.name).unwrap(), config);
