@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lapidary_ir::format::{Offset, Scale};
+use lapidary_ir::format::{Offset, Place, Reading, Scale};
 use lapidary_ir::{DType, FORMATS, Format, FormatId};
 use sha2::{Digest, Sha256};
 
@@ -71,10 +71,47 @@ fn rows_of_the_table_are_sane_and_found_by_name_and_number() {
         assert_eq!(id.gguf.and_then(FormatId::from_gguf), id.gguf.map(|_| id));
         assert!(id.block.is_power_of_two() && id.block >= 32 && id.block.is_multiple_of(id.group));
         assert!(id.group.is_power_of_two() && id.group >= 16, "{id:?}");
-        let runs = id.quants.bits.iter().all(|b| b.run >= 4 || (b.run, b.width) == (1, 1));
+        let runs = id.quants.bits.iter().all(|b| b.run >= 16 || (b.run, b.width) == (1, 1));
         assert!(runs && id.quants.bits.iter().map(|b| b.width).sum::<usize>() <= 8, "{id:?}");
     }
     assert_eq!((FormatId::Q8.name, FormatId::Q4.name), ("q8", "q4"));
+}
+
+/// Places say what the table's functions do, of every element of random blocks.
+#[test]
+fn places_hold_what_elements_are_made_of() {
+    for id in FormatId::all() {
+        let mut row = random_bytes(9, id.row_bytes(id.block));
+        id.set_floats(&mut row, id.block, || 0.125);
+        let mut values = vec![0.0; id.block];
+        id.dequantise_row(&row, &mut values);
+        let read = |places: Vec<Place>, reading: Reading| {
+            let mut width = 0;
+            let bits = places.into_iter().fold(0, |bits, p| {
+                let field = i32::from(row[p.byte]) >> p.shift & ((1 << p.width) - 1);
+                width += p.width;
+                bits | field << (width - p.width)
+            });
+            match reading {
+                Reading::Less(zero) => bits - zero,
+                Reading::Signed => i32::from(bits as u8 as i8),
+                Reading::Table(table) => table[bits as usize].into(),
+            }
+        };
+        let scale = |scale: &Scale, i: usize| {
+            let times = scale.times.places(i / id.group).map_or(1, |(places, reading)| read(places, reading));
+            0.125 * times as f32
+        };
+        for (i, &value) in values.iter().enumerate() {
+            let product = scale(&id.scale, i) * read(id.quants.places(i), id.quants.reading) as f32;
+            let want = match &id.offset {
+                Offset::None => product,
+                Offset::Plus(offset) => product + scale(offset, i),
+                Offset::Minus(offset) => product - scale(offset, i),
+            };
+            assert_eq!(value, want, "{id:?}: element {i}");
+        }
+    }
 }
 
 #[test]

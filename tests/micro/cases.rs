@@ -372,13 +372,14 @@ fn widenings(micro: &Microkernel, targets: &[Target], source: &mut Source) -> Ve
     forms.dedup();
     let mut cases = vec![];
     for (to, is_halved) in forms {
-        for from in [DType::F32, DType::BF16, DType::F16, DType::Q8, DType::Q4] {
-            if to == DType::Q8 && !from.is_quantised() {
+        for from in DType::ALL.into_iter().filter(|d| d.is_float()) {
+            if to == DType::Q8 && !micro::one_quantised_format([from].into_iter()) {
                 continue;
             }
             for blocks in [1, 2, 5] {
-                let row = source.row(from, blocks * BLOCK);
-                let scales = row.bytes.len() - blocks * 2;
+                let k = blocks * from.format().map_or(BLOCK, |f| f.block);
+                let row = source.row(from, k);
+                let last = from.format().map_or(0, |f| f.plane_at(f.planes.len() - 1, k));
                 let want: Vec<u8> = match to {
                     DType::Q8 => held(from, is_halved, &row.bytes, blocks),
                     DType::BF16 => {
@@ -390,7 +391,7 @@ fn widenings(micro: &Microkernel, targets: &[Target], source: &mut Source) -> Ve
                     raw: Raw::Widen(Widen { from, to }),
                     operands: vec![
                         Operand::In(row.bytes),
-                        Operand::Within(0, if from.is_quantised() { scales } else { 0 }),
+                        Operand::Within(0, last),
                         Operand::Out(vec![0xa5; want.len()]),
                         Operand::Number(blocks as u64),
                     ],

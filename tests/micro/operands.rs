@@ -1,5 +1,6 @@
 //! Operands of microkernels: values, how they lie in memory, and what they are worth.
 
+use lapidary_codegen::micro;
 use lapidary_ir::{BLOCK, DType};
 use lapidary_runtime::Rng;
 
@@ -98,6 +99,14 @@ impl Source {
         let mut row = Row::default();
         if !dtype.is_quantised() {
             (0..k).for_each(|_| self.element(dtype, &mut row));
+            return row;
+        }
+        if let (Some(format), false) = (dtype.format(), micro::raw_reads(dtype)) {
+            row.bytes = (0..dtype.row_bytes(k)).map(|_| self.integer(0, 255) as u8).collect();
+            format.set_floats(&mut row.bytes, k, || self.scale());
+            let mut values = vec![0.0; k];
+            format.dequantise_row(&row.bytes, &mut values);
+            row.values = values.into_iter().map(f64::from).collect();
             return row;
         }
         let (low, high) = if dtype == DType::Q4 { (-8, 7) } else { (-127, 127) };

@@ -24,7 +24,7 @@ pub(super) fn widening(
     micro: &Microkernel,
     features: &Features,
 ) -> Option<(&'static Microkernel, Raw)> {
-    if weight.dtype == micro.operands && !weight.dtype.is_quantised() || !micro::raw_reads(weight.dtype) {
+    if weight.dtype == micro.operands && !weight.dtype.is_quantised() {
         return None;
     }
     let widen = micro::widening(features)?;
@@ -81,7 +81,8 @@ pub(super) fn hold_row(
     }
 }
 
-/// Elements of a quantised or plain row by raw code, whole blocks; of a plain one the rest too.
+/// Elements of a quantised or plain row by raw code, whole blocks, of which `from` begins one; of a plain one the rest
+/// too.
 fn widen_row(
     e: &mut Emitter<'_>,
     weight: &View,
@@ -91,19 +92,20 @@ fn widen_row(
     to: Value,
     operands: DType,
 ) {
-    let k = fixed(weight, 1);
-    let blocks = e.b.ins().ushr_imm_u(length, i64::from(BLOCK.trailing_zeros()));
+    let block = weight.dtype.format().map_or(BLOCK, |f| f.block);
+    let log = i64::from(block.trailing_zeros());
+    let blocks = e.b.ins().ushr_imm_u(length, log);
     let none = e.i64(0);
     let some = e.b.ins().icmp(IntCC::SignedGreaterThan, blocks, none);
-    if weight.dtype.is_quantised() {
-        let block = e.b.ins().ushr_imm_u(from, i64::from(BLOCK.trailing_zeros()));
-        let quants = weight.dtype.row_bytes(BLOCK) as i64 - 2;
-        let at = e.scale(block, quants);
-        let elements = e.b.ins().iadd(row, at);
-        let scales = e.offset(row, (weight.dtype.row_bytes(k) - k / BLOCK * 2) as i64);
-        let at = e.scale(block, 2);
-        let scales = e.b.ins().iadd(scales, at);
-        e.when(some, |e| e.call_raw(raw, &[elements, scales, to, blocks]));
+    if let Some(format) = weight.dtype.format() {
+        let block = e.b.ins().ushr_imm_u(from, log);
+        let plane = |e: &mut Emitter<'_>, plane: usize| {
+            let at = e.scale(block, format.planes[plane] as i64);
+            let at = e.offset(at, format.plane_at(plane, fixed(weight, 1)) as i64);
+            e.b.ins().iadd(row, at)
+        };
+        let (elements, rest) = (plane(e, 0), plane(e, format.planes.len() - 1));
+        e.when(some, |e| e.call_raw(raw, &[elements, rest, to, blocks]));
         return;
     }
     let row = e.step(weight, 1, row, from);

@@ -8,7 +8,7 @@
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
-use lapidary_ir::{DType, Dim};
+use lapidary_ir::{BLOCK, DType, Dim};
 use lapidary_runtime::program::{RESUMED, Tiles};
 
 use super::hold::{weight_row, widened_row, widening};
@@ -59,7 +59,9 @@ pub(super) fn raw_code(
         }
         Emit::RawDot(_) | Emit::PairedDot(_) => {
             let rows = |w: &View| [dot_rows(w), 1];
-            weights.iter().flat_map(|w| rows(w).map(|n| raw_dot(w, operands, n))).collect()
+            let dots = weights.iter().flat_map(|w| rows(w).map(|n| (micro, raw_dot(w, operands, n))));
+            let widened = weights.iter().filter(|w| !micro::raw_reads(w.dtype));
+            return widened.filter_map(|w| widening(w, micro, features)).chain(dots).collect();
         }
         _ => vec![],
     };
@@ -96,7 +98,10 @@ pub(super) fn lower(
     let mut job = match panel {
         Some(_) => {
             let most = micro.part();
-            let part = k.div_ceil(k.div_ceil(most)).next_multiple_of(32).min(most);
+            // Whole blocks.
+            let blocks = weights.iter().filter_map(|w| Some(w.dtype.format()?.block));
+            let block = blocks.max().unwrap_or(BLOCK);
+            let part = k.div_ceil(k.div_ceil(most)).next_multiple_of(block).min(most);
             let row = weights.iter().map(|w| weight_row(micro, w.dtype)).max().unwrap_or(0);
             let held = e.take_scratch(micro.block_rows() * row);
             let x = Operand::Packed { held, part };

@@ -22,6 +22,7 @@ mod table;
 mod tile;
 mod tile_int8;
 mod widen;
+mod widen_blocks;
 
 use cranelift_codegen::ir::Value;
 use iced_x86::IcedError;
@@ -162,7 +163,8 @@ pub enum Raw {
     /// Operands: values (the first row), weights f32 `[heads][rows]`, c f32 `[heads][columns]` (added to), rows (not
     /// 0), as many bytes to fetch meanwhile.
     Mix(Mix),
-    /// Operands: elements, the first one's block's scale (if quantised), results, blocks of [`BLOCK`] (not 0).
+    /// Operands: the first element's block in its format's first plane, in its last, results, blocks (not 0); of floats
+    /// the elements, anything, results, times [`BLOCK`] elements.
     Widen(Widen),
 }
 
@@ -369,7 +371,7 @@ pub fn select(rows: usize, k: usize, operands: DType, features: &Features) -> &'
     }
 }
 
-/// Whether raw code reads weights of this type as they lie. Others are widened first, as `lower::hold` does.
+/// Whether products in raw code read weights of this type as they lie. Others are widened first, as `lower::hold` does.
 pub fn raw_reads(weights: DType) -> bool {
     match weights {
         DType::Block(_) => weights == DType::Q8 || weights == DType::Q4,

@@ -91,8 +91,19 @@ pub struct Bits {
     pub byte: usize,
     /// Bits of a number: 1, 2, 4 or 8.
     pub width: usize,
-    /// Bytes of a run: a power of two. Of quants 1, or at least 4.
+    /// Bytes of a run: a power of two. Of quants at least 16, or, of a bit each, 1.
     pub run: usize,
+}
+
+/// Where a field of one number lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its byte in the plane.
+    pub byte: usize,
+    /// How far up in that byte, in bits.
+    pub shift: usize,
+    /// Its bits.
+    pub width: usize,
 }
 
 /// What a number's bits stand for.
@@ -135,6 +146,26 @@ pub enum Times {
     },
 }
 
+impl Times {
+    /// Where the integer of group `j` has its fields, the lowest first, and what they stand for; none of [`Times::One`].
+    pub fn places(&self, j: usize) -> Option<(Vec<Place>, Reading)> {
+        match self {
+            Times::One => None,
+            Times::Numbers(numbers) => Some((numbers.places(j), numbers.reading)),
+            Times::SixBits { byte, second } => {
+                let place = |byte: usize, shift, width| Place { byte, shift, width };
+                let high = place(byte + j % 4 + 4 * usize::from(*second), 4 + j / 4 * 2, 2);
+                let low = match (second, j < 4) {
+                    (false, true) => place(byte + j, 0, 4),
+                    (false, false) => place(byte + j + 4, 0, 4),
+                    (true, _) => place(byte + j + 4, j / 4 * 4, 4),
+                };
+                Some((vec![low, high], Reading::Less(0)))
+            }
+        }
+    }
+}
+
 /// What is done to an element once it is scaled.
 pub enum Offset {
     /// Nothing.
@@ -161,11 +192,23 @@ impl Numbers {
     const fn new(bits: &'static [Bits], reading: Reading) -> Numbers {
         Numbers { bits, first: 0, reading }
     }
+
+    /// Where number `i` has its fields, the lowest first.
+    pub fn places(&self, i: usize) -> Vec<Place> {
+        self.bits.iter().map(|b| b.place(self.first + i)).collect()
+    }
 }
 
 impl Bits {
     const fn new(byte: usize, width: usize, run: usize) -> Bits {
         Bits { byte, width, run }
+    }
+
+    /// Where number `i` has this field.
+    pub fn place(&self, i: usize) -> Place {
+        let fields = 8 / self.width;
+        let byte = self.byte + i / (self.run * fields) * self.run + i % self.run;
+        Place { byte, shift: i / self.run % fields * self.width, width: self.width }
     }
 }
 

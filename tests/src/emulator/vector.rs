@@ -229,6 +229,26 @@ impl Cpu {
                 OpKind::Register if i.op_register(1).is_gpr32() => [self.scalar_source(i, 1)? as u32; LANES],
                 _ => [vector(1)?[0]; LANES],
             },
+            M::Vpbroadcastw => half_lanes({
+                let from = vector(1)?;
+                move |_| half(&from, 0)
+            }),
+            M::Vpbroadcastb => byte_lanes({
+                let from = vector(1)?;
+                move |_| byte(&from, 0)
+            }),
+            M::Vmovq => {
+                let from = vector(1)?;
+                lanes(|lane| if lane < 2 { from[lane] } else { 0 })
+            }
+            // Within each 128 bits.
+            M::Vpshufb => {
+                let (from, places) = (vector(1)?, vector(2)?);
+                byte_lanes(|at| match byte(&places, at) {
+                    place if place < 128 => byte(&from, at / 16 * 16 + usize::from(place % 16)),
+                    _ => 0,
+                })
+            }
             M::Vpxor | M::Vpxord | M::Vpxorq | M::Vxorps => {
                 let (a, b) = (vector(1)?, vector(2)?);
                 lanes(|lane| a[lane] ^ b[lane])
@@ -261,6 +281,10 @@ impl Cpu {
             M::Vpslld => shift(&|word| word.checked_shl(count).unwrap_or(0))?,
             M::Vpsrld => shift(&|word| word.checked_shr(count).unwrap_or(0))?,
             M::Vpsrad => shift(&|word| (word as i32 >> count.min(31)) as u32)?,
+            M::Vpsrlvd => {
+                let (from, counts) = (vector(1)?, vector(2)?);
+                lanes(|lane| from[lane].checked_shr(counts[lane]).unwrap_or(0))
+            }
             M::Vpsrlw => shift(&|word| {
                 let half = |half: u16| u32::from(half.checked_shr(count).unwrap_or(0));
                 half(word as u16) | half((word >> 16) as u16) << 16

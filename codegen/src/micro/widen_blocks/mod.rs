@@ -1,0 +1,126 @@
+//! Blocks of any format widened to f32 or bf16, assembled from the format's description.
+//!
+//! In: a [`Format`]. Out: code that goes over a row's blocks, one block a round, unrolled: first the scales of all its
+//! groups in one register, then its elements a register at a time, each the format's own value to the bit. What is not
+//! in registers comes from constants behind the code.
+
+mod avx2;
+mod avx512;
+
+use iced_x86::code_asm::{registers::gpr64, *};
+use lapidary_ir::Format;
+use lapidary_ir::format::{Numbers, Offset, Place, Reading, Scale};
+
+pub(super) use self::avx2::widen_256;
+pub(super) use self::avx512::widen_512;
+use super::Widen;
+use super::dot::Done;
+
+/// Where the block begins in its first plane, and in its last.
+const PLANES: [AsmRegister64; 2] = [gpr64::rdi, gpr64::rsi];
+const TO: AsmRegister64 = gpr64::rdx;
+const COUNT: AsmRegister64 = gpr64::rcx;
+
+/// How far ahead weights are fetched, in bytes.
+const AHEAD: i32 = 1024;
+
+/// Data behind the code.
+#[derive(Default)]
+struct Constants {
+    rows: Vec<(CodeLabel, Vec<u32>)>,
+}
+
+impl Constants {
+    /// The label of these dwords.
+    fn dwords(&mut self, a: &mut CodeAssembler, dwords: Vec<u32>) -> CodeLabel {
+        if let Some((label, _)) = self.rows.iter().find(|(_, held)| *held == dwords) {
+            return *label;
+        }
+        let label = a.create_label();
+        self.rows.push((label, dwords));
+        label
+    }
+
+    /// The label of these bytes, a multiple of four.
+    fn bytes(&mut self, a: &mut CodeAssembler, bytes: &[u8]) -> CodeLabel {
+        let dwords = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+        self.dwords(a, dwords)
+    }
+
+    /// Puts them down.
+    fn emit(&mut self, a: &mut CodeAssembler) -> Done {
+        for (label, dwords) in &mut self.rows {
+            a.set_label(label)?;
+            a.dd(dwords)?;
+        }
+        Ok(())
+    }
+}
+
+/// One field of some numbers in a row, to be brought into a register: 16 bytes that hold them, which of these each
+/// number's is, how far up, and how wide the field is.
+struct Field {
+    from: usize,
+    bytes: [u8; 16],
+    shifts: Vec<u32>,
+    width: usize,
+}
+
+/// Where the integers of a scale lie, field by field; of `lanes` lanes the last ones again past the end.
+fn fields_of(format: &Format, scale: &Scale, lanes: std::ops::Range<usize>) -> Option<(Vec<Field>, Reading)> {
+    let groups = format.block / format.group;
+    let places = |j: usize| scale.times.places(j.min(groups - 1));
+    let (first, reading) = places(0)?;
+    let all: Vec<Vec<Place>> = lanes.filter_map(|j| Some(places(j)?.0)).collect();
+    let fields = (0..first.len()).map(|f| {
+        let lowest = all.iter().map(|p| p[f].byte).min().unwrap_or(0);
+        let from = lowest.min(format.planes[0] - 16);
+        let mut bytes = [0; 16];
+        all.iter().zip(&mut bytes).for_each(|(p, b)| *b = (p[f].byte - from) as u8);
+        Field { from, bytes, shifts: all.iter().map(|p| p[f].shift as u32).collect(), width: first[f].width }
+    });
+    Some((fields.collect(), reading))
+}
+
+/// What of a format's offset there is to load.
+fn offset(format: &Format) -> Option<&Scale> {
+    match &format.offset {
+        Offset::None => None,
+        Offset::Plus(offset) | Offset::Minus(offset) => Some(offset),
+    }
+}
+
+/// The plane of a scale's float, and its place in it.
+fn float_at(scale: &Scale) -> AsmMemoryOperand {
+    word_ptr(PLANES[scale.plane] + scale.byte as i32)
+}
+
+/// Steps the operands on by a block and goes round, then ends the function.
+fn finish(a: &mut CodeAssembler, widen: Widen, format: &Format, again: CodeLabel) -> Done {
+    for (plane, bytes) in PLANES.into_iter().zip(format.planes) {
+        a.add(plane, *bytes as i32)?;
+    }
+    a.add(TO, (format.block * widen.to.bytes()) as i32)?;
+    a.dec(COUNT)?;
+    a.jnz(again)?;
+    a.vzeroupper()?;
+    a.ret()
+}
+
+/// Fetches what comes later.
+fn fetch(a: &mut CodeAssembler, format: &Format) -> Done {
+    (0..format.planes[0] as i32)
+        .step_by(64)
+        .try_for_each(|line| a.prefetcht0(byte_ptr(PLANES[0] + (AHEAD + line))))
+}
+
+/// The table of 16 values that quants of one field of four bits count in.
+fn values(numbers: &Numbers) -> Option<[i8; 16]> {
+    match numbers.reading {
+        Reading::Table(table) => Some(*table),
+        Reading::Less(zero) if numbers.bits.len() == 1 && numbers.bits[0].width == 4 => {
+            Some(std::array::from_fn(|i| (i as i32 - zero) as i8))
+        }
+        Reading::Less(_) | Reading::Signed => None,
+    }
+}
