@@ -211,13 +211,10 @@ fn quantised_weights_unpack_to_tiles() -> Result<()> {
             };
             let config = &model.config;
             let module = graph::module(config, &graph::Storage { weight: &dtype, cache: DType::F32 });
-            let kinds = config.layer_types.iter().enumerate();
             let parts = lapidary_codegen::Model {
                 hidden: config.hidden_size,
                 vocab: config.vocab_size,
-                layers: kinds
-                    .map(|(i, &kind)| (graph::layer_name(kind).to_owned(), graph::layer_prefix(i)))
-                    .collect(),
+                layers: graph::layers(config, &dtype),
             };
             let options = Options {
                 selection: Selection::all(),

@@ -13,7 +13,7 @@ use lapidary_codegen::work::{demand, work};
 use lapidary_codegen::{Model as Description, Options, compile, compile_image};
 use lapidary_ir::{DType, Module};
 use lapidary_models::graph::{self, Storage};
-use lapidary_models::{Config, Model, Tokenizer};
+use lapidary_models::{Model, Tokenizer};
 use lapidary_passes::Selection;
 use lapidary_runtime::artifact::write::{About, Part, write};
 use lapidary_runtime::artifact::{
@@ -39,15 +39,19 @@ unsafe impl WeightSource for Weights {
     }
 }
 
+fn weight(model: &Model, name: &str) -> DType {
+    model.checkpoint.format_of(name).map_or(DType::F32, DType::from)
+}
+
 fn module(model: &Model) -> Module {
-    let weight = |name: &str| model.checkpoint.format_of(name).map_or(DType::F32, DType::from);
+    let weight = |name: &str| weight(model, name);
     graph::module(&model.config, &Storage { weight: &weight, cache: DType::BF16 })
 }
 
-fn description(config: &Config) -> Description {
-    let layers = config.layer_types.iter().enumerate();
-    let layers = layers.map(|(i, kind)| (graph::layer_name(*kind).to_string(), graph::layer_prefix(i)));
-    Description { hidden: config.hidden_size, vocab: config.vocab_size, layers: layers.collect() }
+fn description(model: &Model) -> Description {
+    let config = &model.config;
+    let layers = graph::layers(config, &|name| weight(model, name));
+    Description { hidden: config.hidden_size, vocab: config.vocab_size, layers }
 }
 
 fn options(cpu: &str) -> Options {
@@ -64,7 +68,7 @@ fn options(cpu: &str) -> Options {
 
 /// Writes an artifact of the built-in model for these CPUs; `weights` says whether it has them.
 fn build(path: &Path, model: &Model, cpus: &[&str], weights: bool) {
-    let (module, description) = (module(model), description(&model.config));
+    let (module, description) = (module(model), description(model));
     let images: Vec<_> =
         cpus.iter().map(|cpu| compile_image(&module, &description, &options(cpu)).unwrap().image).collect();
     let mut parts = vec![];
@@ -120,7 +124,7 @@ fn same_logits_and_same_bytes() {
     build(&path, &model, &cpus, true);
     let artifact = Arc::new(Artifact::open(&path).unwrap());
     artifact.verify().unwrap();
-    let (module, description) = (module(&model), description(&model.config));
+    let (module, description) = (module(&model), description(&model));
     for cpu in &cpus {
         let jit = compile(&module, &description, &options(cpu)).unwrap().program;
         let mut jit = Session::new(jit, Arc::new(Weights(model.clone())), 1).unwrap();
@@ -144,7 +148,7 @@ fn same_logits_and_same_bytes() {
 fn every_cpu_compiles() {
     let model = Model::built_in().unwrap();
     for cpu in TARGETS {
-        let image = compile_image(&module(&model), &description(&model.config), &options(cpu.name));
+        let image = compile_image(&module(&model), &description(&model), &options(cpu.name));
         let image = image.unwrap_or_else(|e| panic!("{}: {e}", cpu.name)).image;
         for pair in image.symbols.windows(2) {
             assert!(pair[0].offset + pair[0].bytes <= pair[1].offset && pair[1].offset % 64 == 0);
@@ -160,7 +164,7 @@ fn kernels_say_what_they_read_and_compute() {
     let mut kernels = 0;
     for selection in [Selection::all(), Selection::none()] {
         let options = Options { selection, ..options("x86-64-v3") };
-        let compiled = compile_image(&module(&model), &description(&model.config), &options).unwrap();
+        let compiled = compile_image(&module(&model), &description(&model), &options).unwrap();
         let features = Target::new("x86-64-v3", Placement::Object).unwrap().features;
         for (function, report) in compiled.image.functions.iter().zip(&compiled.functions) {
             for (variant, lowered) in function.variants.iter().zip(&report.variants) {

@@ -39,10 +39,8 @@ fn compile(target: &Target, weights: DType, rounded: bool) -> Image {
     };
     let cache = if rounded { DType::BF16 } else { DType::F32 };
     let module: Module = graph::module(config, &Storage { weight: &weight, cache });
-    let layers = config.layer_types.iter().enumerate();
-    let layers = layers.map(|(i, kind)| (graph::layer_name(*kind).to_string(), graph::layer_prefix(i)));
-    let description =
-        Description { hidden: config.hidden_size, vocab: config.vocab_size, layers: layers.collect() };
+    let layers = graph::layers(config, &weight);
+    let description = Description { hidden: config.hidden_size, vocab: config.vocab_size, layers };
     let options = Options {
         selection: Selection::all(),
         cpu: target.name.clone(),

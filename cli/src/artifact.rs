@@ -59,8 +59,9 @@ pub(crate) fn write(request: &Request<'_>) -> Result<()> {
     let weights = request.weights.open(&model, threads)?;
 
     let start = Instant::now();
-    let module = compile.module(&model.config, &|name| weights.dtype(&model, name))?;
-    let description = model::describe(&model.config);
+    let dtype = |name: &str| weights.dtype(&model, name);
+    let module = compile.module(&model.config, &dtype)?;
+    let description = model::describe(&model.config, &dtype);
     let mut images = Vec::with_capacity(targets.len());
     for target in &targets {
         let compile = compile.for_cpu(&target.name);

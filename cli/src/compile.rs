@@ -96,8 +96,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let weights = args.weights.open(&model, threads)?;
     let start = Instant::now();
-    let module = compile.module(&model.config, &|name| weights.dtype(&model, name))?;
-    let description = model::describe(&model.config);
+    let dtype = |name: &str| weights.dtype(&model, name);
+    let module = compile.module(&model.config, &dtype)?;
+    let description = model::describe(&model.config, &dtype);
     let layers = description.layers.iter().map(|(name, _)| name.as_str());
     let context = compile.context_of(model.config.max_position_embeddings);
     let options = compile.options_of(context, &module, layers)?;

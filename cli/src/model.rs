@@ -330,15 +330,12 @@ pub(crate) fn check_cpu(name: &str) -> Result<()> {
     }
 }
 
-/// How a configuration's functions make up the model.
-pub(crate) fn describe(config: &Config) -> lapidary_codegen::Model {
-    let layers = config.layer_types.iter().enumerate();
+/// How a configuration's functions make up the model whose weights are typed by `weight`.
+pub(crate) fn describe(config: &Config, weight: &dyn Fn(&str) -> DType) -> lapidary_codegen::Model {
     lapidary_codegen::Model {
         hidden: config.hidden_size,
         vocab: config.vocab_size,
-        layers: layers
-            .map(|(i, kind)| (graph::layer_name(*kind).to_string(), graph::layer_prefix(i)))
-            .collect(),
+        layers: graph::layers(config, weight),
     }
 }
 
@@ -430,8 +427,9 @@ impl Engine {
 
         let start = Instant::now();
         let config = &model.config;
-        let module = args.compile.module(config, &|name| weights.dtype(&model, name))?;
-        let description = describe(config);
+        let dtype = |name: &str| weights.dtype(&model, name);
+        let module = args.compile.module(config, &dtype)?;
+        let description = describe(config, &dtype);
         let layers = description.layers.iter().map(|(name, _)| name.as_str());
         let context = args.compile.context_of(config.max_position_embeddings);
         let options = args.compile.options_of(context, &module, layers)?;

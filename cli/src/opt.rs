@@ -298,7 +298,7 @@ pub(crate) fn source(
     let build = |name: String, mut config: Config, weight: &dyn Fn(&str) -> DType| {
         compile.adjust(&mut config);
         let context = compile.context_of(config.max_position_embeddings);
-        let layers = config.layer_types.iter().map(|kind| graph::layer_name(*kind).to_string()).collect();
+        let layers = graph::layers(&config, weight).into_iter().map(|(function, _)| function).collect();
         Ok(Source { name, module: compile.module(&config, weight)?, context, layers })
     };
     if let Some(preset) = preset {

@@ -3,15 +3,15 @@
 //! In: a folder (or static bytes) and the configuration. Out: a [`Checkpoint`] that hands out each tensor's bytes
 //! without a copy. Invariants: exactly the tensors of [`Config::tensors`] are there, each with its shape, in F32, F16
 //! or BF16, or a matrix (N, K) as U8 (N, row_bytes), whose row_bytes say whether it is q8 or q4
-//! ([`quantize`](crate::quantize)); a role (`mlp.up_proj.weight`) has one format in all layers; bytes are aligned to
-//! their element. They may lie under another prefix than the published one, in any shard; what lies beside them is a
-//! head of the same values, or changes nothing (`names.rs` has the tables). Values are looked at where a head repeats
-//! the embedding table, and nowhere else.
+//! ([`quantize`](crate::quantize)), in each layer in a format of its own; bytes are aligned to their element. They may
+//! lie under another prefix than the published one, in any shard; what lies beside them is a head of the same values, or
+//! changes nothing (`names.rs` has the tables). Values are looked at where a head repeats the embedding table, and
+//! nowhere else.
 
 mod found;
 mod head;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use lapidary_runtime::file::safetensors::Entry;
@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::dtype::{TensorFormat, WeightDType};
 use crate::error::{self, Error, Result, Warning, quote};
 use crate::folder;
-use crate::layout::{EMBEDDING, TIED_HEAD, role};
+use crate::layout::{EMBEDDING, TIED_HEAD};
 use crate::names;
 use crate::quantize::QuantFormat;
 
@@ -131,7 +131,7 @@ impl Checkpoint {
         Some(TensorView { format: tensor.format, shape: &tensor.shape, bytes })
     }
 
-    /// A tensor's format by its whole name; layers agree, so layer 0's stands for all.
+    /// A tensor's format by its whole name.
     pub fn format_of(&self, name: &str) -> Option<TensorFormat> {
         self.tensors.get(name).map(|t| t.format)
     }
@@ -171,7 +171,6 @@ impl Checkpoint {
         })?;
         let quants = found.quants();
         let mut tensors = BTreeMap::new();
-        let mut roles: HashMap<String, (TensorFormat, String)> = HashMap::new();
         for spec in &specs {
             let Some((file, entry)) = found.take(spec, &prefix, config.tie_word_embeddings) else {
                 return Err(found.missing(place, spec, &prefix, quants));
@@ -184,11 +183,6 @@ impl Checkpoint {
                     return Err(Error::tensor(path, &entry.name, expected, found));
                 }
             };
-            let first = roles.entry(role(&spec.name).into()).or_insert_with(|| (format, spec.name.clone()));
-            if first.0 != format {
-                let expected = format!("dtype {} as in {}", first.0, first.1);
-                return Err(Error::tensor(path, &entry.name, expected, format!("dtype {format}")));
-            }
             tensors.insert(spec.name.clone(), Tensor { file, format, shape: spec.shape.clone(), entry });
         }
         let warning = found.warning(place);

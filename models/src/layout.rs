@@ -75,7 +75,7 @@ impl Config {
     /// The tensors of one layer, role and shape: those that its graph declares, in their order.
     pub fn layer_tensors(&self) -> Vec<(String, Vec<usize>)> {
         let storage = Storage { weight: &|_| DType::F32, cache: DType::F32 };
-        let layer = graph::layer(self, &storage, LayerType::Full);
+        let layer = graph::layer(self, &storage, LayerType::Full, 0, "layer");
         let weights = layer.inputs.into_iter().filter(|input| input.kind == InputKind::Weight);
         let sized = |input: Input| (input.name, input.ty.shape.iter().filter_map(|d| d.fixed()).collect());
         weights.map(sized).collect()

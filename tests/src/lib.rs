@@ -67,12 +67,7 @@ pub fn compile_model(model: &Model, setup: &Setup) -> Result<Compilation> {
     let config = &model.config;
     let weight = |name: &str| model.checkpoint.format_of(name).map_or(DType::F32, DType::from);
     let module = graph::module(config, &graph::Storage { weight: &weight, cache: setup.cache });
-    let layers = config
-        .layer_types
-        .iter()
-        .enumerate()
-        .map(|(i, &kind)| (graph::layer_name(kind).to_owned(), graph::layer_prefix(i)))
-        .collect::<Vec<(String, String)>>();
+    let layers = graph::layers(config, &weight);
     let machine = if setup.target_prices {
         let machine = Target::new(setup.cpu, Placement::Object)?.machine(setup.rounded);
         Machine { weight_bytes: weight_bytes(&module, &layers), ..machine }

@@ -5,7 +5,7 @@
 
 use lapidary_ir::{Builder, DType, Dim, Id, InputKind, Op};
 
-use super::{Storage, layer_prefix};
+use super::Storage;
 use crate::config::{Config, LayerType, NormWeights};
 
 /// A value as it is stored.
@@ -20,17 +20,19 @@ pub(crate) struct Graph<'a> {
     /// Of the model.
     pub(crate) config: &'a Config,
     storage: &'a Storage<'a>,
+    /// What is put before names of weights that are a layer's.
+    prefix: String,
 }
 
 impl<'a> Graph<'a> {
-    /// An empty function.
-    pub(super) fn new(name: &str, config: &'a Config, storage: &'a Storage<'a>) -> Graph<'a> {
-        Graph { b: Builder::new(name), config, storage }
+    /// An empty function; a layer's weights are stored as those under this prefix.
+    pub(super) fn new(name: &str, prefix: String, config: &'a Config, storage: &'a Storage<'a>) -> Graph<'a> {
+        Graph { b: Builder::new(name), config, storage, prefix }
     }
 
     /// Declares a weight under its name in the checkpoint (a layer's without the layer's prefix).
     pub(super) fn stored(&mut self, name: &str, shape: &[usize]) -> Stored {
-        let full = if name.starts_with("model.") { name.into() } else { layer_prefix(0) + name };
+        let full = if name.starts_with("model.") { name.into() } else { self.prefix.clone() + name };
         let dtype = (self.storage.weight)(&full);
         let dims: Vec<Dim> = shape.iter().map(|&n| Dim::Fixed(n)).collect();
         Stored { id: self.b.input(name, InputKind::Weight, dtype, &dims), dtype }
