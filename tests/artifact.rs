@@ -7,9 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use lapidary_codegen::price::work::{demand, work};
 use lapidary_codegen::target::{Placement, TARGETS, Target};
 use lapidary_codegen::view::Capacity;
-use lapidary_codegen::work::{demand, work};
 use lapidary_codegen::{Model as Description, Options, compile, compile_image};
 use lapidary_ir::{DType, Module};
 use lapidary_models::graph::{self, Storage};

@@ -6,9 +6,9 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
-use lapidary_codegen::calibrate::{STEPS, Subject, calibrate};
+use lapidary_codegen::price::calibrate::{STEPS, Subject, calibrate};
 use lapidary_models::Cache;
-use lapidary_passes::machine::FIGURES;
+use lapidary_passes::price::FIGURES;
 use lapidary_runtime::file::whole::Output;
 
 use crate::calibration::{self, Calibration};

@@ -11,8 +11,7 @@ use std::sync::Once;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use lapidary_models::weight_cache::Cache;
-use lapidary_passes::Machine;
-use lapidary_passes::machine::FIGURES;
+use lapidary_passes::price::{FIGURES, Machine};
 use lapidary_runtime::file::whole::Output;
 use serde_json::{Map, Value, json};
 

@@ -10,8 +10,8 @@ use anyhow::{Result, anyhow, bail, ensure};
 use lapidary_codegen::compile::compile_functions;
 use lapidary_ir::{Extent, Id};
 use lapidary_models::graph;
-use lapidary_passes::cost::Work;
 use lapidary_passes::explain::{Alternative, Explainer, Explanation, Priced, Step};
+use lapidary_passes::price::Work;
 use lapidary_passes::{CostModel, Limits, prepare, select};
 use serde_json::{Value, json};
 

@@ -16,7 +16,7 @@ use lapidary_codegen::{Compilation, Options, compile};
 use lapidary_ir::{BLOCK, DType, Function, InputKind, Module};
 use lapidary_models::graph::{self, Storage};
 use lapidary_models::{Config, Detokenizer, Model, Preset, Tokenizer, Warning};
-use lapidary_passes::{RuleSet, Selection, machine as pricing, rules};
+use lapidary_passes::{Machine, RuleSet, Selection, rules};
 use lapidary_runtime::program::MadeFor;
 use lapidary_runtime::{Artifact, Memory, Session, cpu, file};
 use serde_json::{Value, json};
@@ -243,7 +243,7 @@ impl CompileArgs {
 
     /// The constants that times are reckoned from: the built-in ones unless asked otherwise, so that what runs has the
     /// bits of what is stored, which depend on no machine that it does not name.
-    fn base(&self) -> Result<pricing::Machine> {
+    fn base(&self) -> Result<Machine> {
         let which = self.calibration.as_ref().unwrap_or(&Which::None);
         if let Some(calibration) = calibration::chosen(which, &self.cpu)? {
             return Ok(calibration.machine(self.activations));

@@ -4,12 +4,10 @@ use std::sync::OnceLock;
 
 use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
-use lapidary_codegen::measure;
+use lapidary_codegen::price::candidates;
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_models::weight_cache::Cache;
-use lapidary_passes::machine::FIGURES;
-use lapidary_passes::measured::Measured;
-use lapidary_passes::{Machine, Objective};
+use lapidary_passes::price::{FIGURES, Machine, Measured, Objective};
 
 use crate::calibration::{all_threads, cpu_name};
 use crate::output::{self, Usage};
@@ -62,7 +60,7 @@ fn prices(cpu: &str) -> &'static Measured {
         // Without a place to keep them they are measured again.
         let cache = Cache::of_user().filter(|cache| cache.make(0).is_ok());
         let path = cache.map(|c| c.dir.join(format!("kernels-{hash:016x}.txt")));
-        let known = path.as_deref().map(measure::read).unwrap_or_default();
+        let known = path.as_deref().map(candidates::read).unwrap_or_default();
         let bar = output::bar(0, "measuring kernels", output::Unit::Steps);
         Measured::new(path, threads, known).watched(move |done, of| {
             bar.set_length(of as u64);

@@ -14,7 +14,7 @@ use egg::Language;
 use lapidary_codegen::Options;
 use lapidary_codegen::compile::{FunctionReport, Loose, Lowered, Times, compile_functions};
 use lapidary_codegen::kernel::Kernel;
-use lapidary_codegen::timing;
+use lapidary_codegen::price::timing;
 use lapidary_codegen::view::{Base, View};
 use lapidary_ir::{DType, Extent, Function, Module, text};
 use lapidary_models::{Config, graph};

@@ -15,13 +15,12 @@ use lapidary_runtime::program::{self, Aligned, Image, Plan, Program, Step, Varia
 use crate::Error;
 use crate::image::{CodeImage, Compiled, ImageBuilder};
 use crate::jit;
-use crate::measure;
 use crate::memory::{self, MemoryPlan};
 use crate::micro::FEW_ROWS;
+use crate::price::{candidates, work};
 use crate::schedule::{self, Schedule, Setting};
 use crate::target::{Placement, Target};
 use crate::view::{Base, Capacity};
-use crate::work;
 
 /// How to compile.
 #[derive(Clone, Debug)]
@@ -271,7 +270,7 @@ impl<'a> Compiler<'a> {
         for &rows in &priced {
             let extent = Extent { rows, keys: (options.context / 2).max(rows) };
             if let Some(measured) = options.machine.measured {
-                measure::fill(measured, &saturated, options, extent)?;
+                candidates::fill(measured, &saturated, options, extent)?;
             }
             forms.push(lapidary_passes::select(&saturated, options.machine, extent)?);
         }

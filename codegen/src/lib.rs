@@ -17,14 +17,9 @@
 //! | [`image`] | machine code of all kernels in one piece |
 //! | [`jit`] | an image made executable in this process |
 //! | [`object`] | a relocatable file with a C ABI |
-//! | [`measure`] | candidate kernels timed for extraction |
-//! | [`calibrate`] | the cost model's constants, measured |
-//! | [`timing`] | functions timed kernel by kernel |
-//! | [`work`] | bytes and operations of a kernel |
+//! | [`price`] | what kernels are priced by and held against, measured |
 //! | [`call`] | a compiled function called on tensors |
-//! | [`machine`] | the machine's ceilings, measured |
 
-pub mod calibrate;
 pub mod call;
 pub mod compile;
 pub mod emit;
@@ -34,17 +29,14 @@ pub mod jit;
 pub mod kernel;
 pub mod launch;
 pub mod lower;
-pub mod machine;
 pub mod math;
-pub mod measure;
 pub mod memory;
 pub mod micro;
 pub mod object;
+pub mod price;
 pub mod schedule;
 pub mod target;
-pub mod timing;
 pub mod view;
-pub mod work;
 
 pub use compile::{Compilation, ImageCompilation, Model, Options, compile, compile_image, compile_image_for};
 pub use error::Error;

@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use egg::{Id, Language};
 use lapidary_ir::{Expr, Function, Op};
 
-use crate::cost::{CostModel, Machine};
+use crate::price::{CostModel, Machine};
 use crate::saturate::Saturated;
 
 /// An extracted function.

@@ -1,7 +1,7 @@
 //! Lapidary's fusion passes: a function of primitives in, the cheapest fused form out.
 //!
 //! The pipeline is straight, and [`PIPELINE`] lists it. Rules are rows of tables ([`rules`]), their conditions read
-//! e-class data ([`analysis`]), and what they make is chosen by price ([`cost`], [`mod@extract`]). Saturation happens
+//! e-class data ([`analysis`]), and what they make is chosen by price ([`price`], [`mod@extract`]). Saturation happens
 //! once a function; extraction once a row regime, for prices depend on the number of rows.
 //!
 //! | module | holds |
@@ -10,11 +10,8 @@
 //! | [`analysis`] | types, value ranges and leaves of e-classes |
 //! | [`range`] | intervals |
 //! | [`mod@saturate`] | equality saturation, with its limits and report |
-//! | [`cost`] | what a kernel costs on a machine |
-//! | [`machine`] | a machine's constants |
+//! | [`price`] | what a kernel costs on a machine, predicted or measured |
 //! | [`mod@extract`] | the cheapest term, sharing counted |
-//! | [`objective`] | what is minimised in place of time |
-//! | [`measured`] | which kernels are worth measuring, and their prices |
 //! | [`explain`] | how a kernel came about, in steps that replay |
 //! | [`listing`] | an e-graph as text and Graphviz |
 //! | [`check`] | rules held against the interpreter, counterexamples |
@@ -29,24 +26,19 @@ use std::sync::Arc;
 use lapidary_ir::{Extent, Function, verify};
 
 pub mod analysis;
-mod arithmetic;
 pub mod check;
-pub mod cost;
 pub mod explain;
 pub mod extract;
 pub mod listing;
-pub mod machine;
-pub mod measured;
-pub mod objective;
+pub mod price;
 pub mod range;
 pub mod rules;
 pub mod saturate;
 pub mod what_if;
 pub mod why_not;
 
-pub use cost::{CostModel, Machine};
 pub use extract::{Extracted, extract};
-pub use objective::Objective;
+pub use price::{CostModel, Machine, Objective};
 pub use rules::{Rule, RuleSet};
 pub use saturate::{Limits, Report, Round, Saturated, StopReason, saturate};
 

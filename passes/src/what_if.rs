@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use egg::Id;
 use lapidary_ir::{Extent, Op, text};
 
-use crate::cost::{CostModel, Machine};
 use crate::extract::Extracted;
+use crate::price::{CostModel, Machine};
 use crate::saturate::Saturated;
 use crate::{Error, select};
 

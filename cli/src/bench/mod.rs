@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
-use lapidary_codegen::machine::{Machine, READ_BYTES};
+use lapidary_codegen::price::ceilings::{Ceilings, READ_BYTES};
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::view::Capacity;
 use lapidary_ir::DType;
@@ -158,7 +158,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "{}: {needed} positions are needed, its context is {context}",
             engine.name()
         );
-        let mut machine = Machine::new(&args.compile.cpu, count as usize)?;
+        let mut machine = Ceilings::new(&args.compile.cpu, count as usize)?;
         times = (ms(engine.compile), ms(engine.load));
         let bar = output::bar(args.repeat * phases.len() as u64, "measuring", output::Unit::Steps);
         let mut measured: Vec<Measured> = phases

@@ -14,7 +14,7 @@ use egg::Language;
 use lapidary_codegen::compile::{Lowered, regime_of};
 use lapidary_codegen::kernel::{Body, Kernel};
 use lapidary_ir::{Extent, Id, Op};
-use lapidary_passes::cost::Parts;
+use lapidary_passes::price::Parts;
 use lapidary_passes::{CostModel, Limits, Machine, Objective, Saturated, prepare, select};
 
 use super::kernels::Place;

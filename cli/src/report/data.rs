@@ -7,10 +7,10 @@
 use std::collections::HashMap;
 
 use lapidary_codegen::compile::{FunctionReport, Lowered};
+use lapidary_codegen::price::work::work;
 use lapidary_codegen::view::{Base, Capacity, View};
-use lapidary_codegen::work::work;
 use lapidary_ir::{Extent, Function, Id, InputKind, Op, text};
-use lapidary_passes::cost::Work;
+use lapidary_passes::price::Work;
 use lapidary_passes::{CostModel, Machine, Saturated};
 use serde_json::{Value, json};
 

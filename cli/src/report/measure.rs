@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lapidary_codegen::compile::{FunctionReport, regimes};
-use lapidary_codegen::machine::Machine;
+use lapidary_codegen::price::ceilings::Ceilings;
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_ir::Extent;
 use lapidary_passes::Saturated;
@@ -34,7 +34,7 @@ pub(crate) fn measure(
     without: &[Without],
 ) -> Result<Value> {
     let mut engine = Engine::new(args)?;
-    let mut machine = Machine::new(&args.compile.cpu, engine.session.threads())?;
+    let mut machine = Ceilings::new(&args.compile.cpu, engine.session.threads())?;
     let features = Target::new(&args.compile.cpu, Placement::Object)?.features;
     let rounded = args.compile.activations == Activations::Auto;
     let unit = features.matrix_unit(rounded, engine.format.is_quantised());

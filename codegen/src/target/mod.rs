@@ -7,7 +7,6 @@
 
 mod choice;
 mod flags;
-mod price;
 mod table;
 
 use cranelift_codegen::isa::{self, OwnedTargetIsa};

@@ -10,8 +10,8 @@ use lapidary_ir::{Op, text};
 
 use super::Explainer;
 use super::region::{Region, enode};
-use crate::cost::Work;
 use crate::extract::{Extracted, extract_with};
+use crate::price::Work;
 
 /// A kernel and its price.
 #[derive(Clone, Debug)]

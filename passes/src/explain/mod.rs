@@ -22,8 +22,8 @@ use egg::{Id, Language, Var};
 use lapidary_ir::{Function, InputKind, Op, text};
 
 use crate::Selection;
-use crate::cost::{CostModel, Work};
 use crate::extract::Extracted;
+use crate::price::{CostModel, Work};
 use crate::rules::{Class, Term};
 use crate::saturate::Saturated;
 pub use alternatives::{Alternative, Priced};

@@ -12,8 +12,8 @@ use lapidary_ir::{Input, InputKind, Op, Type};
 
 use super::edges::canonical;
 use super::term::Term;
-use crate::cost::CostModel;
 use crate::extract::Extracted;
+use crate::price::CostModel;
 use crate::saturate::Saturated;
 
 /// A kernel's region.

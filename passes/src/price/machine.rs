@@ -5,8 +5,8 @@
 
 use lapidary_ir::DType;
 
-use crate::measured::Measured;
-use crate::objective::Objective;
+use super::measured::Measured;
+use super::objective::Objective;
 
 /// Bits a weight, scales included, that tell the two kinds of blocks apart.
 const FEW_BITS: usize = 7;

@@ -10,13 +10,13 @@ use std::io::Write as _;
 use std::path::Path;
 
 use lapidary_ir::Extent;
-use lapidary_passes::measured::{Candidate, Measured, candidates};
-use lapidary_passes::{Machine, Saturated, Selection};
+use lapidary_passes::price::{Candidate, Machine, Measured, candidates};
+use lapidary_passes::{Saturated, Selection};
 use lapidary_runtime::file::{self, whole::Output};
 
+use super::timing::{self, Setup};
 use crate::Error;
 use crate::compile::{Options, compile_functions};
-use crate::timing::{self, Setup};
 
 /// How much more than the last cache is read to empty it.
 const EVICT: f64 = 2.0;

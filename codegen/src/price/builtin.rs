@@ -1,9 +1,8 @@
 //! What kernels are priced by where nothing was measured: constants for each kind of CPU.
 
-use lapidary_passes::Machine;
-use lapidary_passes::machine::Formats;
+use lapidary_passes::price::{Formats, Machine};
 
-use super::Target;
+use crate::target::Target;
 
 impl Target {
     /// The built-in constants that kernels are priced by; `rounded` says whether products may round their activations.

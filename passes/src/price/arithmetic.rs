@@ -6,8 +6,8 @@
 use egg::Id;
 use lapidary_ir::{DType, Op, Type};
 
+use super::cost::{CostModel, Work, head_dim, weights_of};
 use crate::analysis::{Data, Graph};
-use crate::cost::{CostModel, Work, head_dim, weights_of};
 
 /// Weight rows of a tile of dot products, and of one of many rows.
 const BLOCKS: (f64, f64) = (16.0, 48.0);

@@ -8,11 +8,11 @@
 use egg::Id;
 use lapidary_ir::{Dim, Extent, InputKind, Op, TensorType, Type};
 
+use super::arithmetic::is_folded;
+use super::machine::Machine;
+use super::measured::UNMEASURED;
+use super::objective::Objective;
 use crate::analysis::{Data, Graph, widens};
-use crate::arithmetic::is_folded;
-pub use crate::machine::Machine;
-use crate::measured::UNMEASURED;
-use crate::objective::Objective;
 
 /// A view, an attribute: small, so that fewer win, but above 0.
 const EPSILON: f64 = 1.0;

@@ -21,7 +21,7 @@ pub const READ_BYTES: usize = 512 << 20;
 const MULTIPLY_TILES: u32 = 256;
 
 /// The probes, ready to run on a number of threads.
-pub struct Machine {
+pub struct Ceilings {
     pool: Pool,
     features: Features,
     read: Step,
@@ -31,12 +31,12 @@ pub struct Machine {
     _code: Code,
 }
 
-impl Machine {
+impl Ceilings {
     /// Probes for a CPU (a name of [`crate::target::TARGETS`] or `native`) on `threads` threads.
     ///
     /// # Errors
     /// An unknown CPU, or one that this machine is not; threads that cannot be had.
-    pub fn new(cpu: &str, threads: usize) -> Result<Machine, Error> {
+    pub fn new(cpu: &str, threads: usize) -> Result<Ceilings, Error> {
         let target = Target::new(cpu, Placement::Jit)?;
         let features = target.features;
         let mut image = ImageBuilder::new(target);
@@ -71,7 +71,7 @@ impl Machine {
         let multiply = units.iter().zip(&entries[1..]);
         let multiply =
             multiply.map(|(&unit, &entry)| (unit, step("multiply", entry, MULTIPLY_TILES))).collect();
-        Ok(Machine { pool, features, read, multiply, buffer, _code: code })
+        Ok(Ceilings { pool, features, read, multiply, buffer, _code: code })
     }
 
     /// Bytes read a second, now.

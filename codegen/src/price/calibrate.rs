@@ -7,13 +7,13 @@
 use std::time::Duration;
 
 use lapidary_ir::{Extent, text};
-use lapidary_passes::machine::{FIGURES, Formats};
-use lapidary_passes::{Machine, Selection};
+use lapidary_passes::Selection;
+use lapidary_passes::price::{FIGURES, Formats, Machine};
 
+use super::ceilings::Ceilings;
+use super::timing::{self, Setup};
 use crate::Error;
 use crate::compile::{Options, compile_functions};
-use crate::machine::Machine as Probes;
-use crate::timing::{self, Setup};
 
 /// Positions that the kernels are compiled for.
 const CONTEXT: usize = 1024;
@@ -73,7 +73,7 @@ pub fn calibrate(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Erro
 
 /// One pass.
 fn measure(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
-    let mut probes = Probes::new(subject.cpu, subject.threads)?;
+    let mut probes = Ceilings::new(subject.cpu, subject.threads)?;
     let reads: Vec<f64> = (0..READS).map(|_| probes.read_bandwidth() / 1e9).collect();
     drop(probes);
     step();

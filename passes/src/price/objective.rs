@@ -3,7 +3,7 @@
 //! In: an objective, a machine. Out: a machine whose kernels are priced by it, so that one cost model serves them all.
 //! Prices of the objectives that are no times are counts: 1 "ns" is a FLOP or a byte, 1000 are a kernel.
 
-use crate::cost::Machine;
+use super::machine::Machine;
 
 /// An objective.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,0 +1,23 @@
+//! What a kernel is worth: prices that extraction compares, and what they are made of.
+//!
+//! In: a node of an e-graph, a machine, a call's extent. Out: nanoseconds, or what else is minimised. docs/architecture.md
+//! has a map of where prices come from, across crates.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `machine` | the constants of a machine, as rows of one table |
+//! | `cost` | a node's bytes and operations, and the roofline that makes a time of them |
+//! | `arithmetic` | what a node's arithmetic takes, by kind of kernel, format and row regime |
+//! | `objective` | what is minimised in place of time |
+//! | `measured` | which kernels are worth measuring, and their prices once they are |
+
+mod arithmetic;
+mod cost;
+mod machine;
+mod measured;
+mod objective;
+
+pub use cost::{CostModel, Parts, Work};
+pub use machine::{FIGURES, Figure, Formats, Machine, Scaling};
+pub use measured::{Candidate, Measured, UNMEASURED, candidates};
+pub use objective::Objective;
