@@ -134,6 +134,18 @@ pub enum OpClass {
 }
 
 impl OpClass {
+    /// Whether an operator's type follows from its class alone.
+    pub fn is_elementwise(self) -> bool {
+        match self {
+            OpClass::Floats
+            | OpClass::IrrationalFloats
+            | OpClass::Numbers
+            | OpClass::Comparison
+            | OpClass::Truths => true,
+            OpClass::Rational | OpClass::Irrational => false,
+        }
+    }
+
     /// Whether values take a function that is unknown over rational numbers.
     pub fn is_irrational(self) -> bool {
         matches!(self, OpClass::IrrationalFloats | OpClass::Irrational)

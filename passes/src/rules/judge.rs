@@ -6,7 +6,7 @@
 use egg::{Id, Pattern, Searcher, Subst, Var};
 use lapidary_ir::{Dim, Dims, InputKind, Num, Op, TensorType, Type};
 
-use super::predicate::{Amount, Arithmetic, Binding, DTypePattern, DimPattern, Predicate, ShapePattern};
+use super::predicate::{Amount, Binding, DTypePattern, DimPattern, Known, Predicate, ShapePattern};
 use crate::analysis::Graph;
 
 /// A match being judged.
@@ -83,10 +83,10 @@ impl<'a> Match<'a> {
             Predicate::Constant(var) => yes(matches!(self.leaf(*var), Some(Op::Num(_)))),
             Predicate::Integer(var) => yes(matches!(self.leaf(*var), Some(Op::Int(_)))),
             Predicate::Compare { left, sign, right } => {
-                yes(sign.holds(self.amount(left)?, self.amount(right)?))
+                yes(sign.holds(left.value(self)?, right.value(self)?))
             }
             Predicate::Near { a, b, relative } => {
-                let (a, b) = (self.amount(a)?, self.amount(b)?);
+                let (a, b) = (a.value(self)?, b.value(self)?);
                 yes((a - b).abs() <= b.abs() * relative)
             }
             Predicate::Range { var, lo, hi } => {
@@ -110,9 +110,9 @@ impl<'a> Match<'a> {
             Predicate::Matches { var, further } => self.also(*var, further.spellings()),
             Predicate::Let { var, value } => {
                 let op = match value {
-                    Binding::Number(amount) => Op::Num(Num::new(self.amount(amount)? as f32)),
+                    Binding::Number(amount) => Op::Num(Num::new(amount.value(self)? as f32)),
                     Binding::Integer(amount) => {
-                        let n = self.amount(amount)?;
+                        let n = amount.value(self)?;
                         yes(n.fract() == 0.0 && n.abs() < 1e15)?;
                         Op::Int(n as i64)
                     }
@@ -141,8 +141,8 @@ impl<'a> Match<'a> {
             let same = match pattern {
                 DimPattern::Any => true,
                 DimPattern::Fixed => dim.fixed().is_some(),
-                DimPattern::Is(Amount::Name(name)) => match self.names.iter().find(|(n, _)| n == name) {
-                    Some((_, bound)) => *bound == dim,
+                DimPattern::Is(Amount::Name(name)) => match self.named(name) {
+                    Some(bound) => bound == dim,
                     None => {
                         self.names.push((name.clone(), dim));
                         true
@@ -159,40 +159,12 @@ impl<'a> Match<'a> {
         match pattern {
             DimPattern::Rows => Some(Dim::Rows),
             DimPattern::Keys => Some(Dim::Keys),
-            DimPattern::Is(Amount::Name(name)) => self.names.iter().find(|(n, _)| n == name).map(|n| n.1),
+            DimPattern::Is(Amount::Name(name)) => self.named(name),
             DimPattern::Is(amount) => {
-                let n = self.amount(amount)?;
+                let n = amount.value(self)?;
                 (n.fract() == 0.0 && (0.0..1e15).contains(&n)).then_some(Dim::Fixed(n as usize))
             }
             DimPattern::Any | DimPattern::Fixed => None,
-        }
-    }
-
-    fn amount(&self, amount: &Amount) -> Option<f64> {
-        match amount {
-            Amount::Number(n) => Some(*n),
-            Amount::Var(var) => match self.leaf(*var)? {
-                Op::Num(n) => Some(n.value().into()),
-                Op::Int(n) => Some(*n as f64),
-                _ => None,
-            },
-            Amount::Name(name) => self.names.iter().find(|(n, _)| n == name)?.1.fixed().map(|n| n as f64),
-            Amount::Length(var, axis) => {
-                let axis = self.amount(axis)?;
-                let at = (axis >= 0.0 && axis.fract() == 0.0).then_some(axis as usize)?;
-                self.tensor(*var)?.shape.get(at)?.fixed().map(|n| n as f64)
-            }
-            Amount::Rank(var) => Some(self.tensor(*var)?.rank() as f64),
-            Amount::Sqrt(a) => self.amount(a).map(f64::sqrt),
-            Amount::Binary(how, a, b) => {
-                let (a, b) = (self.amount(a)?, self.amount(b)?);
-                Some(match how {
-                    Arithmetic::Add => a + b,
-                    Arithmetic::Sub => a - b,
-                    Arithmetic::Mul => a * b,
-                    Arithmetic::Div => a / b,
-                })
-            }
         }
     }
 
@@ -243,7 +215,7 @@ impl<'a> Match<'a> {
             parts.push(text);
         }
         for name in terms.names.into_iter().chain(terms.bound_names) {
-            if let Some((_, dim)) = self.names.iter().find(|(n, _)| *n == name) {
+            if let Some(dim) = self.named(&name) {
                 let text = format!("{name} = {dim}");
                 if !parts.contains(&text) {
                     parts.push(text);
@@ -251,6 +223,24 @@ impl<'a> Match<'a> {
             }
         }
         parts.join(", ")
+    }
+}
+
+impl Known for Match<'_> {
+    fn number(&self, var: Var) -> Option<f64> {
+        match self.leaf(var)? {
+            Op::Num(n) => Some(n.value().into()),
+            Op::Int(n) => Some(*n as f64),
+            _ => None,
+        }
+    }
+
+    fn named(&self, name: &str) -> Option<Dim> {
+        self.names.iter().find(|(n, _)| n == name).map(|n| n.1)
+    }
+
+    fn shape(&self, var: Var) -> Option<&[Dim]> {
+        self.tensor(var).map(|t| &t.shape[..])
     }
 }
 

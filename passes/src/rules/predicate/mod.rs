@@ -5,12 +5,15 @@
 //! over in a left side that lacks one of its variables or names. `docs/rules.md` documents the set for users; the text
 //! form is what `Display` prints, and [`super::text`] parses it back.
 
-use std::fmt;
+mod amount;
+mod print;
 
 use egg::{Pattern, Var};
 use lapidary_ir::{DType, Op};
 
 use super::Term;
+pub(crate) use amount::Known;
+pub use amount::{Amount, Arithmetic, Sign};
 
 /// A predicate: what must hold of a match, or a binding for the right side.
 #[derive(Clone, Debug, PartialEq)]
@@ -162,79 +165,6 @@ pub enum DimPattern {
     Is(Amount),
 }
 
-/// A constant of the match: arithmetic over numbers, constants bound by variables, and lengths.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Amount {
-    /// A number.
-    Number(f64),
-    /// A variable that is a number or an integer.
-    Var(Var),
-    /// A named length, fixed.
-    Name(String),
-    /// `length(?x, axis)`: the fixed length of an axis.
-    Length(Var, Box<Amount>),
-    /// `rank(?x)`
-    Rank(Var),
-    /// `sqrt(..)`
-    Sqrt(Box<Amount>),
-    /// Two amounts and `+`, `-`, `*` or `/`.
-    Binary(Arithmetic, Box<Amount>, Box<Amount>),
-}
-
-/// An operator of [`Amount`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arithmetic {
-    /// `+`
-    Add,
-    /// `-`
-    Sub,
-    /// `*`
-    Mul,
-    /// `/`
-    Div,
-}
-
-/// A comparison's sign.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sign {
-    /// `==`
-    Equal,
-    /// `!=`
-    Unequal,
-    /// `<`
-    Less,
-    /// `<=`
-    LessOrEqual,
-    /// `>`
-    Greater,
-    /// `>=`
-    GreaterOrEqual,
-}
-
-impl Sign {
-    /// Every sign and its spelling.
-    pub const ALL: [(Sign, &'static str); 6] = [
-        (Sign::Equal, "=="),
-        (Sign::Unequal, "!="),
-        (Sign::Less, "<"),
-        (Sign::LessOrEqual, "<="),
-        (Sign::Greater, ">"),
-        (Sign::GreaterOrEqual, ">="),
-    ];
-
-    /// Whether it holds between two amounts.
-    pub fn holds(self, a: f64, b: f64) -> bool {
-        match self {
-            Sign::Equal => a == b,
-            Sign::Unequal => a != b,
-            Sign::Less => a < b,
-            Sign::LessOrEqual => a <= b,
-            Sign::Greater => a > b,
-            Sign::GreaterOrEqual => a >= b,
-        }
-    }
-}
-
 /// What each predicate looks like, for messages and documents.
 pub const FORMS: [&str; 13] = [
     "?x: DTYPE[DIMS]",
@@ -316,125 +246,6 @@ impl DimPattern {
             DimPattern::Is(Amount::Name(name)) => t.bound_names.push(name.clone()),
             DimPattern::Is(amount) => amount.terms(t),
             DimPattern::Any | DimPattern::Fixed | DimPattern::Rows | DimPattern::Keys => {}
-        }
-    }
-}
-
-impl Amount {
-    fn terms(&self, t: &mut Terms) {
-        match self {
-            Amount::Number(_) => {}
-            Amount::Var(v) | Amount::Rank(v) => t.vars.push(*v),
-            Amount::Name(name) => t.names.push(name.clone()),
-            Amount::Length(v, axis) => {
-                t.vars.push(*v);
-                axis.terms(t);
-            }
-            Amount::Sqrt(a) => a.terms(t),
-            Amount::Binary(_, a, b) => {
-                a.terms(t);
-                b.terms(t);
-            }
-        }
-    }
-}
-
-impl fmt::Display for Predicate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Predicate::Type { var, dtype, shape } => write!(f, "{var}: {dtype}{shape}"),
-            Predicate::Dims { var, shape } => write!(f, "{var}: {shape}"),
-            Predicate::Constant(v) => write!(f, "constant({v})"),
-            Predicate::Integer(v) => write!(f, "integer({v})"),
-            Predicate::Compare { left, sign, right } => {
-                let sign = Sign::ALL.iter().find(|(s, _)| s == sign).map_or("==", |s| s.1);
-                write!(f, "{left} {sign} {right}")
-            }
-            Predicate::Near { a, b, relative } => write!(f, "near({a}, {b}, {})", Plain(*relative)),
-            Predicate::Range { var, lo, hi } => write!(f, "range({var}) in [{}, {}]", Plain(*lo), Plain(*hi)),
-            Predicate::SameType(a, b) => write!(f, "same_type({a}, {b})"),
-            Predicate::LastAxis { axis, of } => write!(f, "last_axis({axis}, {of})"),
-            Predicate::SingleUse(v) => write!(f, "single_use({v})"),
-            Predicate::Weight(v) => write!(f, "weight({v})"),
-            Predicate::Matches { var, further } => write!(f, "{var} matches {}", further.term),
-            Predicate::Let { var, value } => match value {
-                Binding::Number(a) => write!(f, "let {var} = number({a})"),
-                Binding::Integer(a) => write!(f, "let {var} = integer({a})"),
-                Binding::Dims(dims) => {
-                    write!(f, "let {var} = dims({})", ShapePattern { dims: dims.clone(), rest: None })
-                }
-            },
-        }
-    }
-}
-
-impl fmt::Display for DTypePattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DTypePattern::Any => f.write_str("any"),
-            DTypePattern::Float => f.write_str("float"),
-            DTypePattern::Is(dtype) => dtype.fmt(f),
-        }
-    }
-}
-
-impl fmt::Display for ShapePattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut parts: Vec<String> = self.dims.iter().map(ToString::to_string).collect();
-        if let Some(at) = self.rest {
-            parts.insert(at, "..".into());
-        }
-        write!(f, "[{}]", parts.join(", "))
-    }
-}
-
-impl fmt::Display for DimPattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DimPattern::Any => f.write_str("_"),
-            DimPattern::Fixed => f.write_str("fixed"),
-            DimPattern::Rows => f.write_str("T"),
-            DimPattern::Keys => f.write_str("S"),
-            DimPattern::Is(amount) => amount.fmt(f),
-        }
-    }
-}
-
-/// A number as short as it parses back: `60`, `2e-7`, `inf`.
-struct Plain(f64);
-
-impl fmt::Display for Plain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.fract() == 0.0 && self.0.abs() < 1e15 {
-            write!(f, "{}", self.0)
-        } else {
-            write!(f, "{:?}", self.0)
-        }
-    }
-}
-
-impl fmt::Display for Amount {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Amount::Number(n) => Plain(*n).fmt(f),
-            Amount::Var(v) => v.fmt(f),
-            Amount::Name(name) => f.write_str(name),
-            Amount::Length(v, axis) => write!(f, "length({v}, {axis})"),
-            Amount::Rank(v) => write!(f, "rank({v})"),
-            Amount::Sqrt(a) => write!(f, "sqrt({a})"),
-            Amount::Binary(how, a, b) => {
-                let (sign, weak) = match how {
-                    Arithmetic::Add => ("+", true),
-                    Arithmetic::Sub => ("-", true),
-                    Arithmetic::Mul => ("*", false),
-                    Arithmetic::Div => ("/", false),
-                };
-                let loose = |x: &Amount| matches!(x, Amount::Binary(Arithmetic::Add | Arithmetic::Sub, ..));
-                let left = if !weak && loose(a) { format!("({a})") } else { a.to_string() };
-                let tight = matches!(**b, Amount::Binary(..)) && (!weak || loose(b));
-                let right = if tight { format!("({b})") } else { b.to_string() };
-                write!(f, "{left} {sign} {right}")
-            }
         }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Used over functions (where operands are nodes) and over e-graphs (where they are e-classes), hence the two closures.
 
+mod operands;
+
 use egg::{Id, Language};
 
 use crate::format::BLOCK;
@@ -9,6 +11,7 @@ use crate::function::{Input, InputKind};
 use crate::op::Op;
 use crate::signature::OpClass;
 use crate::types::{DType, Dim, Dims, TensorType, Type};
+use operands::{broadcast, expect_dtype, expect_numbers, product, whole_blocks};
 
 /// The type of `op`. `ty` gives an operand's type; `leaf` the leaf node of an attribute operand.
 ///
@@ -359,167 +362,6 @@ impl Operands<'_> {
             elementwise => unreachable!("{elementwise} gets its type by its class"),
         }
     }
-
-    fn tensor(&self, what: &str, id: Id) -> Result<TensorType, String> {
-        match (self.ty)(id) {
-            Type::Tensor(t) => Ok(t),
-            other => Err(format!("{what}: expected a tensor, found {other}")),
-        }
-    }
-
-    fn number(&self, what: &str, id: Id) -> Result<f32, String> {
-        match (self.leaf)(id) {
-            Op::Num(n) => Ok(n.value()),
-            other => Err(format!("{what}: expected a number, found {other}")),
-        }
-    }
-
-    fn optional_number(&self, what: &str, id: Id) -> Result<Option<f32>, String> {
-        match (self.leaf)(id) {
-            Op::None => Ok(None),
-            Op::Num(n) => Ok(Some(n.value())),
-            other => Err(format!("{what}: expected a number or none, found {other}")),
-        }
-    }
-
-    fn int(&self, what: &str, id: Id) -> Result<i64, String> {
-        match (self.leaf)(id) {
-            Op::Int(n) => Ok(n),
-            other => Err(format!("{what}: expected an integer, found {other}")),
-        }
-    }
-
-    fn dims(&self, what: &str, id: Id) -> Result<Dims, String> {
-        match (self.leaf)(id) {
-            Op::Dims(d) => Ok(d),
-            other => Err(format!("{what}: expected a list of dims, found {other}")),
-        }
-    }
-
-    fn axis(&self, id: Id, rank: usize) -> Result<usize, String> {
-        let axis = self.int("axis", id)?;
-        match usize::try_from(axis) {
-            Ok(a) if a < rank => Ok(a),
-            _ => Err(format!("axis {axis} of a tensor of rank {rank}")),
-        }
-    }
-
-    fn mode(&self, id: Id) -> Result<(), String> {
-        match (self.leaf)(id) {
-            Op::Online | Op::Bounded => Ok(()),
-            other => Err(format!("mode: expected online or bounded, found {other}")),
-        }
-    }
-
-    fn norm(&self, x: Id, w: Id, eps: Id) -> Result<TensorType, String> {
-        let (x, w) = (self.tensor("x", x)?, self.tensor("w", w)?);
-        expect_dtype("x", &x, DType::F32)?;
-        self.number("eps", eps)?;
-        let fits =
-            x.rank() >= 1 && w.rank() == 1 && w.shape[0] == x.shape[x.rank() - 1] && w.dtype == DType::F32;
-        if fits { Ok(x) } else { Err(format!("expected x (.., K) and w f32 (K), found {x} and {w}")) }
-    }
-
-    fn linear(&self, x: Id, weights: Id, epilogue: Id) -> Inferred {
-        let x = match (self.ty)(x) {
-            Type::Tensor(t) | Type::Prologue(t) => t,
-            other => return Err(format!("x: expected a tensor or a prologue, found {other}")),
-        };
-        expect_dtype("x", &x, DType::F32)?;
-        let Type::Weights(weights) = (self.ty)(weights) else { return Err("expected weights".into()) };
-        if x.rank() != 2 || weights.iter().any(|w| w.shape[1] != x.shape[1]) {
-            return Err(format!(
-                "expected x (T, K) and weights (N, K), found {x} and {}",
-                Type::Weights(weights)
-            ));
-        }
-        if (self.ty)(epilogue) != Type::Epilogue {
-            return Err(format!("expected an epilogue, found {}", (self.ty)(epilogue)));
-        }
-        let out = |w: &TensorType| TensorType::new(DType::F32, vec![x.shape[0], w.shape[0]]);
-        match ((self.leaf)(epilogue), &weights[..]) {
-            (Op::Gate, [gate, up]) if gate.shape == up.shape => Ok(Type::Tensor(out(gate))),
-            (Op::Gate, _) => Err(format!("gate takes two equal weights, found {}", Type::Weights(weights))),
-            (_, [one]) => Ok(Type::Tensor(out(one))),
-            (_, many) => Ok(Type::Tuple(many.iter().map(out).collect())),
-        }
-    }
-
-    /// q (H, T, D) and k (G, S, D), G a divisor of H.
-    fn heads(&self, q: Id, k: Id) -> Result<(TensorType, TensorType), String> {
-        let (q, k) = (self.tensor("q", q)?, self.tensor("k", k)?);
-        let fits = q.rank() == 3
-            && k.rank() == 3
-            && q.dtype == DType::F32
-            && k.dtype == DType::F32
-            && q.shape[2] == k.shape[2]
-            && matches!((q.shape[0], k.shape[0]), (Dim::Fixed(h), Dim::Fixed(g)) if g > 0 && h % g == 0);
-        if fits {
-            Ok((q, k))
-        } else {
-            Err(format!("expected q (H, T, D) and k (G, S, D), found {q} and {k}"))
-        }
-    }
-
-    /// scores (.., T, S), pos i32 (T), window none or positive.
-    fn range(&self, scores: &TensorType, pos: Id, window: Id) -> Result<(), String> {
-        let pos = self.tensor("pos", pos)?;
-        let r = scores.rank();
-        if r < 2 || pos != TensorType::new(DType::I32, vec![scores.shape[r - 2]]) {
-            return Err(format!("expected scores (.., T, S) and pos i32 (T), found {scores} and {pos}"));
-        }
-        match (self.leaf)(window) {
-            Op::None => Ok(()),
-            Op::Int(w) if w > 0 => Ok(()),
-            other => Err(format!("window: expected a positive integer or none, found {other}")),
-        }
-    }
-}
-
-/// Two of f32 or two of i32.
-fn expect_numbers(a: &TensorType, b: &TensorType) -> Result<(), String> {
-    if a.dtype == b.dtype && matches!(a.dtype, DType::F32 | DType::I32) {
-        return Ok(());
-    }
-    Err(format!("expected two of f32 or two of i32, found {} and {}", a.dtype, b.dtype))
-}
-
-fn expect_dtype(what: &str, t: &TensorType, dtype: DType) -> Result<(), String> {
-    if t.dtype == dtype { Ok(()) } else { Err(format!("{what}: expected {dtype}, found {t}")) }
-}
-
-/// The shape two operands stretch to: axes aligned at the end, length 1 stretches.
-fn broadcast(a: &Dims, b: &Dims) -> Result<Dims, String> {
-    let rank = a.len().max(b.len());
-    let at = |d: &Dims, i: usize| (i + d.len()).checked_sub(rank).map_or(Dim::Fixed(1), |i| d[i]);
-    (0..rank)
-        .map(|i| match (at(a, i), at(b, i)) {
-            (x, y) if x == y => Ok(x),
-            (x, Dim::Fixed(1)) => Ok(x),
-            (Dim::Fixed(1), y) => Ok(y),
-            _ => Err(format!("{a} and {b} do not broadcast")),
-        })
-        .collect::<Result<Vec<_>, _>>()
-        .map(Dims)
-}
-
-/// Number of elements as (fixed factor, power of T, power of S); `None` past a u64.
-fn product(dims: &Dims) -> Option<(u64, u32, u32)> {
-    dims.iter().try_fold((1u64, 0, 0), |(n, t, s), d| match d {
-        Dim::Fixed(m) => Some((n.checked_mul(*m as u64)?, t, s)),
-        Dim::Rows => Some((n, t + 1, s)),
-        Dim::Keys => Some((n, t, s + 1)),
-    })
-}
-
-/// Whether rows of a matrix are whole blocks.
-fn whole_blocks(ty: &TensorType, kind: InputKind) -> bool {
-    let shaped = match kind {
-        InputKind::Cache { .. } => ty.rank() == 3 && ty.dtype == DType::Q8,
-        InputKind::Rows | InputKind::Weight => ty.rank() == 2,
-    };
-    let whole = |k: usize| ty.dtype.format().is_none_or(|f| k.is_multiple_of(f.block));
-    shaped && matches!(ty.shape.last(), Some(Dim::Fixed(k)) if whole(*k))
 }
 
 #[cfg(test)]
