@@ -1,0 +1,53 @@
+//! What code is chosen by: sets of a target's features that go together.
+
+use lapidary_runtime::cpu::{Architecture, Set, Tuning};
+
+/// What lowerings and microkernels choose by: sets of the target's features that go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Fused multiply-add in one instruction; else a multiply and an add.
+    pub fma: bool,
+    /// x86-64: AVX2, and conversions of f16.
+    pub avx2: bool,
+    /// x86-64: AVX-VNNI, beside AVX2.
+    pub avxvnni: bool,
+    /// x86-64: AVX-512 F, BW, DQ and VL.
+    pub avx512: bool,
+    /// x86-64: AVX-512 VNNI.
+    pub vnni: bool,
+    /// x86-64: AVX-512 BF16, on CPUs tuned for it: it is there on others too, and slower than FMA.
+    pub bf16: bool,
+    /// x86-64: AMX tiles, with products of bf16.
+    pub amx: bool,
+    /// AArch64: dot products of bytes (FEAT_DotProd).
+    pub dotprod: bool,
+}
+
+impl Features {
+    /// Those of a set, on CPUs tuned so.
+    pub fn of(set: Set, tuning: Option<&Tuning>) -> Features {
+        const fn x86(names: &[&str]) -> Set {
+            Set::of(Architecture::X86_64, names)
+        }
+        const AVX2: Set = x86(&["avx", "avx2", "f16c"]);
+        const AVX512: Set = x86(&["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "f16c", "fma"]);
+        const AVX_VNNI: Set = x86(&["avxvnni"]);
+        const VNNI: Set = x86(&["avx512vnni"]);
+        const BF16: Set = x86(&["avx512bf16"]);
+        // What tiles multiply is rounded by AVX-512 BF16.
+        const AMX: Set = x86(&["amx-tile", "amx-bf16", "avx512bf16"]);
+        const DOTPROD: Set = Set::of(Architecture::Aarch64, &["dotprod"]);
+        let avx512 = set.has(AVX512);
+        Features {
+            // Arm and RISC-V have it wherever they have floats.
+            fma: set.architecture() != Architecture::X86_64 || set.has(x86(&["fma"])),
+            avx2: set.has(AVX2),
+            avxvnni: set.has(AVX2.and(AVX_VNNI)),
+            avx512,
+            vnni: avx512 && set.has(VNNI),
+            bf16: avx512 && set.has(BF16) && tuning.is_some_and(|t| t.features.has(BF16)),
+            amx: avx512 && set.has(AMX),
+            dotprod: set.has(DOTPROD),
+        }
+    }
+}
