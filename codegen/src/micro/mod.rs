@@ -11,6 +11,7 @@
 
 mod aarch64;
 mod amx;
+mod cached;
 mod clif;
 mod dot;
 mod dot_int8;

@@ -17,7 +17,7 @@ pub(super) const ZMM: [AsmRegisterZmm; 32] = [
 ];
 
 /// What differs between the two widths.
-trait Vector: Copy + 'static {
+pub(super) trait Vector: Copy + 'static {
     const BYTES: i32;
     const ALL: &'static [Self];
     fn zero(self, a: &mut CodeAssembler) -> Result<(), IcedError>;
