@@ -4,13 +4,12 @@
 //! denominators, then its maximum in four lanes. How a row's keys are cut depends on how many it sees and on nothing
 //! else.
 
-use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
-use cranelift_codegen::ir::types::F32X4;
+use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{DType, Dim};
 
-use super::elementwise::store_along_row;
-use super::softmax::key_range;
+use super::super::softmax::key_range;
+use super::{divide, fill};
 use crate::emit::Emitter;
 use crate::kernel::{Kernel, Maximum};
 use crate::math;
@@ -42,7 +41,7 @@ pub(super) fn part_length(e: &mut Emitter<'_>, total: Value, parts: usize) -> Va
 }
 
 /// Emits the kernel; a tile is a head's row.
-pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, window: Option<usize>, maximum: Maximum) {
+pub(in super::super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, window: Option<usize>, maximum: Maximum) {
     let [held, pos] = &kernel.inputs[..] else { unreachable!("parts and positions") };
     let output = &kernel.outputs[0];
     let dims = output.dims();
@@ -80,11 +79,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, window: Option<usize>,
             let at = e.scale(i, 4);
             e.b.ins().iadd(base, at)
         };
-        e.for_range(zero, row_length, 4, &[], |e, i, _| {
-            let to = address(e, sums, i);
-            e.store(DType::F32, none, to, 0, 4);
-            vec![]
-        });
+        fill(e, sums, head_dim.next_multiple_of(16), 0.0);
         let denominator = e.for_range(zero, count, 1, &[none], |e, p, state| {
             let at = part(e, p);
             let denominator = e.load(DType::F32, at, denominator_at as i64 * 4, 4);
@@ -112,20 +107,9 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, window: Option<usize>,
             let denominator = scaled(e, denominator);
             vec![e.b.ins().fadd(state[0], denominator)]
         })[0];
-        let denominator = e.sum_lanes(denominator);
-        let denominator = e.b.ins().splat(F32X4, denominator);
-        let some = e.b.ins().fcmp(FloatCC::GreaterThan, denominator, none);
         let out = e.base(output);
         let out = e.at(output, out, &[(0, head), (1, row)]);
-        let n = e.i64(head_dim as i64);
-        e.for_lanes(n, &[], |e, i, lanes, _| {
-            let at = address(e, sums, i);
-            let sum = e.load(DType::F32, at, 0, lanes);
-            let value = e.b.ins().fdiv(sum, denominator);
-            let value = e.choose(some, value, none);
-            store_along_row(e, output, value, out, i, lanes);
-            vec![]
-        });
+        divide(e, sums, head_dim, denominator, (output, out));
     });
 }
 
