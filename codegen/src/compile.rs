@@ -123,8 +123,8 @@ pub fn regimes(chunk: usize) -> Vec<usize> {
     rows
 }
 
-/// The regime that a variant of calls of up to `rows` rows has its form and its kernels of: one row's in what is decoded,
-/// the chunk's in what is prefilled. So a row's result does not depend on how many there are.
+/// The regime that a variant of calls of up to `rows` rows has its form and its kernels of: one row's in what is
+/// decoded, the chunk's in what is prefilled. So a row's result does not depend on how many there are.
 pub fn regime_of(rows: usize, chunk: usize) -> usize {
     if rows == chunk { chunk } else { 1 }
 }

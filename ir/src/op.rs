@@ -76,7 +76,9 @@ impl std::str::FromStr for InputId {
 /// what takes operands, words, and leaves that hold a value. Operands are a list of kinds, or `many` of one.
 macro_rules! language {
     (
-        operators { $($name:literal = $operator:ident($fields:ty): $origin:ident, $operands:tt -> $result:expr, $class:ident;)* }
+        operators { $(
+            $name:literal = $operator:ident($fields:ty): $origin:ident, $operands:tt -> $result:expr, $class:ident;
+        )* }
         words { $($word_name:literal = $word:ident: $word_origin:ident -> $word_result:expr, $word_class:ident;)* }
         leaves { $($leaf:ident($value:ty): $leaf_origin:ident -> $leaf_result:expr;)* }
     ) => {
@@ -209,7 +211,8 @@ language! {
 
         // ---- linear, y = x w^T, (x (T, K) or prologue, weights, epilogue) ----
         // one weight: tensor (T, N); several: tuple, or what the epilogue makes of them
-        "linear"        = Linear([Id; 3]):          Fused, [C.or(Kinds::PROLOGUE), Kinds::WEIGHTS, E] -> C.or(Kinds::TUPLE), Rational;
+        "linear"        = Linear([Id; 3]):          Fused, [C.or(Kinds::PROLOGUE), Kinds::WEIGHTS, E]
+                                                        -> C.or(Kinds::TUPLE),  Rational;
         // (w (N, K), ..)
         "weights"       = Weights(Box<[Id]>):       Fused, { many C } -> Kinds::WEIGHTS, Rational;
         // (index, tuple)
@@ -239,7 +242,8 @@ language! {
         "softmax"       = Softmax([Id; 4]):         Fused, [X, optional(C), optional(I), M] -> C, Irrational;
         // (q (H, T, D), k (G, S, D), v (G, S, D), pos, scale, cap or none, window or none, online or bounded)
         // -> (H, T, D); query head h reads KV head h / (H / G)
-        "attention"     = Attention([Id; 8]):       Fused, [X, X, X, X, N, optional(N), optional(I), M] -> C, Irrational;
+        "attention"     = Attention([Id; 8]):       Fused, [X, X, X, X, N, optional(N), optional(I), M]
+                                                        -> C,                   Irrational;
     }
     words {
         "store"         = Store:                    Fused -> E,                         Rational;

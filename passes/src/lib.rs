@@ -54,7 +54,8 @@ pub const PIPELINE: &[(&str, &str)] = &[
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A rule built an ill-typed node or merged classes of different types.
-    #[error("function `{function}`: rule `{rule}`{} is unsound: {reason}", place.as_ref().map(|p| format!(" ({p})")).unwrap_or_default())]
+    #[error("function `{function}`: rule `{rule}`{} is unsound: {reason}",
+        place.as_ref().map(|p| format!(" ({p})")).unwrap_or_default())]
     Unsound {
         /// The function's name.
         function: String,

@@ -64,7 +64,8 @@ pub fn text(target: &Target, parts: &Parts<'_>, places: &Places, weights: &Weigh
     let _ = writeln!(
         out,
         "/* The token that a text begins with. */\n#define {upper}_BOS {}\n\
-         /* The tokens that end an answer, all of them: `const int32_t eos[] = {upper}_EOS;`. Where there are none, -1. */\n\
+         /* The tokens that end an answer, all of them: `const int32_t eos[] = {upper}_EOS;`. Where there are none, -1. \
+         */\n\
          #define {upper}_EOS {{{}}}\n/* How many. */\n#define {upper}_EOS_COUNT {}",
         parts.bos,
         ids.join(", "),
@@ -120,33 +121,35 @@ fn describe(status: Status) -> (&'static str, &'static str) {
 const ABOUT: &str = " *
  * The code needs nothing else, not even libc. It allocates nothing and writes nothing but engine and states.
  *
- * Memory: the caller provides the bytes of the weights file, aligned to @UPPER_WEIGHTS_ALIGN, which are read only; an engine of
- * @UPPER_ENGINE_BYTES bytes; and for each sequence of tokens a state of @UPPER_STATE_BYTES bytes. Both are aligned to
- * @UPPER_STATE_ALIGN and ALL ZERO before their first @lower_init or @lower_open (as mmap and calloc give them). An engine holds
- * addresses of itself and of the weights, a state those of its engine: none may move. Many engines may share the weights,
- * many states an engine.
+ * Memory: the caller provides the bytes of the weights file, aligned to @UPPER_WEIGHTS_ALIGN, which are read only;
+ * an engine of @UPPER_ENGINE_BYTES bytes; and for each sequence of tokens a state of @UPPER_STATE_BYTES bytes. Both
+ * are aligned to @UPPER_STATE_ALIGN and ALL ZERO before their first @lower_init or @lower_open (as mmap and calloc
+ * give them). An engine holds addresses of itself and of the weights, a state those of its engine: none may move.
+ * Many engines may share the weights, many states an engine.
  *
  * Weights file: a safetensors file (8 bytes of header length, little-endian; JSON; tensors). Each tensor starts at a
  * multiple of 64 bytes; `_padding.N` fills the gaps. Quantised matrices are U8 of shape (rows, bytes of a row).
  *
- * Threads: an engine, with all of its states, is used by one thread at a time; different engines by different threads at once.
- * With a parallel_for the launches that are worth it are spread; results are the same, to the bit, however they are split.
+ * Threads: an engine, with all of its states, is used by one thread at a time; different engines by different
+ * threads at once. With a parallel_for the launches that are worth it are spread; results are the same, to the bit,
+ * however they are split.
 ";
 
 const CPU: &str = "\
  *
  * CPU: the code needs
  * @needs.
- * @lower_supported says whether this machine has all of it, and @lower_init refuses one that has not: no other function may be called
- * there. x86-64 is asked by CPUID; elsewhere Linux is, by /proc/self/auxv or riscv_hwprobe: where it does not answer, the
- * code is let run.
+ * @lower_supported says whether this machine has all of it, and @lower_init refuses one that has not: no other
+ * function may be called there. x86-64 is asked by CPUID; elsewhere Linux is, by /proc/self/auxv or riscv_hwprobe:
+ * where it does not answer, the code is let run.
 ";
 
 /// Linux' `Documentation/arch/x86/xstate.rst`.
 const AMX: &str = "\
  *
- * AMX: this code may use tile registers, which Linux gives a process on request only. Before @lower_init the process must have
- * called `syscall(SYS_arch_prctl, 0x1023, 18)` (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) with result 0.
+ * AMX: this code may use tile registers, which Linux gives a process on request only. Before @lower_init the
+ * process must have called `syscall(SYS_arch_prctl, 0x1023, 18)` (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) with
+ * result 0.
 ";
 
 const FUNCTIONS: &str = "
@@ -154,15 +157,15 @@ const FUNCTIONS: &str = "
  * @UPPER_SCRATCH_ALIGN, that no other call uses at the same time; its contents do not matter. */
 typedef void (*@lower_task)(const void *job, uint64_t begin, uint64_t end, void *scratch);
 
-/* Must call `task(job, begin, end, scratch)` so that each of the items 0 .. items - 1 is done exactly once, on any threads
- * and split in any way, and return when all are done and their writes are visible to the calling thread. */
+/* Must call `task(job, begin, end, scratch)` so that each of the items 0 .. items - 1 is done exactly once, on any
+ * threads and split in any way, and return when all are done and their writes are visible to the calling thread. */
 typedef void (*@lower_parallel_for)(void *context, uint64_t items, @lower_task task, const void *job);
 
 /* 1 if this machine has what the code needs, else 0. It may be called at any time. */
 int32_t @lower_supported(void);
 
-/* Makes an engine ready. `parallel_for` may be null: all work is then done by the calling thread. `context` is passed on to
- * it. */
+/* Makes an engine ready. `parallel_for` may be null: all work is then done by the calling thread. `context` is
+ * passed on to it. */
 int32_t @lower_init(void *engine, size_t engine_bytes, const void *weights, size_t weights_bytes,
                     @lower_parallel_for parallel_for, void *context);
 
@@ -175,12 +178,12 @@ int32_t @lower_prefill(void *state, const int32_t *ids, size_t count);
 /* Appends one token. */
 int32_t @lower_decode(void *state, int32_t id);
 
-/* Appends `ids[i]` to `states[i]` for `count` different states of one engine, at most @UPPER_CHUNK, in one pass that reads the
- * weights once: after an error nothing has changed. */
+/* Appends `ids[i]` to `states[i]` for `count` different states of one engine, at most @UPPER_CHUNK, in one pass
+ * that reads the weights once: after an error nothing has changed. */
 int32_t @lower_step(void *const *states, const int32_t *ids, size_t count);
 
-/* The logits after the last token, @UPPER_VOCAB floats within the state, computed when first asked for; valid until tokens
- * are appended. Null if there is no token to predict from, or the state is not ready. */
+/* The logits after the last token, @UPPER_VOCAB floats within the state, computed when first asked for; valid
+ * until tokens are appended. Null if there is no token to predict from, or the state is not ready. */
 const float *@lower_logits(void *state);
 
 /* The most likely next token, the lowest among equals. -1 where @lower_logits gives null. */
@@ -189,8 +192,8 @@ int32_t @lower_argmax(void *state);
 /* Tokens held. */
 uint64_t @lower_position(const void *state);
 
-/* Forgets the tokens from `position` on; 0 always works. Sliding-window caches keep @UPPER_CHUNK tokens beyond the window, so
- * a position further back than that may be refused. There are no logits until tokens are appended. */
+/* Forgets the tokens from `position` on; 0 always works. Sliding-window caches keep @UPPER_CHUNK tokens beyond the
+ * window, so a position further back than that may be refused. There are no logits until tokens are appended. */
 int32_t @lower_rollback(void *state, uint64_t position);
 ";
 

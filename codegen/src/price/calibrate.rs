@@ -115,7 +115,8 @@ fn measure(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
     let linear = |n: usize, k: usize, dtype: &str| {
         let w = if dtype == "f32" { "%w".into() } else { "(cast %w f32)".to_string() };
         format!(
-            "function f(%x: f32[T,{k}] rows, %w: {dtype}[{n},{k}] weight) {{ return y=(linear %x (weights {w}) store) }}"
+            "function f(%x: f32[T,{k}] rows, %w: {dtype}[{n},{k}] weight) {{
+            return y=(linear %x (weights {w}) store) }}"
         )
     };
     let dot = |n: usize, k: usize, dtype: &str| -> Result<(f64, f64), Error> {

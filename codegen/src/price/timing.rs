@@ -213,7 +213,8 @@ mod tests {
 
     #[test]
     fn every_kernel_has_a_time() {
-        let source = "function f(%ids: i32[T] rows, %pos: i32[T] rows, %table: bf16[50,64] weight, %w: q8[32,64] weight) {
+        let source = "function f(%ids: i32[T] rows, %pos: i32[T] rows, %table: bf16[50,64] weight,
+            %w: q8[32,64] weight) {
             x = (cast (gather %table %ids) f32)
             p = (reshape (cast %pos f32) [T,1])
             return y=(matmul (add x p) (transpose (cast %w f32) [1,0]))

@@ -14,7 +14,7 @@ use egg::{Id, Language};
 use crate::Error;
 use crate::function::Function;
 use crate::op::Op;
-use crate::types::{DType, Dim, Extent, TensorType, Type};
+use crate::types::{Dim, Extent, TensorType, Type};
 
 pub use self::tensor::Tensor;
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::text::parse_module;
+use crate::types::DType;
 
 const EXTENT: Extent = Extent { rows: 2, keys: 3 };
 

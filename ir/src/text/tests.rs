@@ -203,7 +203,9 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 128, ..ProptestConfig::default() })]
 
     #[test]
-    fn printed_functions_parse_to_themselves(choices in prop::collection::vec(any::<(u8, usize, usize, usize)>(), 0..40)) {
+    fn printed_functions_parse_to_themselves(
+        choices in prop::collection::vec(any::<(u8, usize, usize, usize)>(), 0..40)
+    ) {
         let f = function(&choices);
         let printed = f.to_string();
         let parsed = parse_module(&printed).unwrap();
@@ -220,10 +222,13 @@ proptest! {
 
     #[test]
     fn tokens_never_panic(words in prop::collection::vec(prop::sample::select(vec![
-        "function", "f", "(", ")", "{", "}", ",", ":", "=", "%x", "f32[T,4]", "rows", "cache", "window", "weight", "add",
-        "neg", "v0", "1", "1.0", "[T", "]", "[2,S]", "none", "return", ";", "\n", "é", "weights", "cap", "linear", "gate",
+        "function", "f", "(", ")", "{", "}", ",", ":", "=", "%x", "f32[T,4]", "rows", "cache", "window", "weight",
+        "add", "neg", "v0", "1", "1.0", "[T", "]", "[2,S]", "none", "return", ";", "\n", "é", "weights", "cap",
+        "linear", "gate",
     ]), 0..60)) {
-        for start in ["", "function f(%x: f32[T] rows) { v0 = (neg %x) ", "function f(%x: f32[T] rows) { return y=(add "] {
+        const BODY: &str = "function f(%x: f32[T] rows) { v0 = (neg %x) ";
+        const OUTPUT: &str = "function f(%x: f32[T] rows) { return y=(add ";
+        for start in ["", BODY, OUTPUT] {
             if let Ok(module) = parse_module(&format!("{start}{}", words.join(" "))) {
                 let printed = module.to_string();
                 prop_assert_eq!(parse_module(&printed).unwrap().to_string(), printed);

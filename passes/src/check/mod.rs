@@ -350,7 +350,8 @@ fn rational_forms(saturated: &Saturated, rule: &Rule, seed: u64) -> Result<bool,
                 Some(_) if unknown => return Ok(false),
                 Some((at, e, f)) => {
                     return Err(Difference::new(format!(
-                        "exact rational evaluation: element {at} is {f}, expected {e}, in a call of {} rows and {} keys",
+                        "exact rational evaluation: element {at} is {f}, expected {e}, in a call of {} rows and \
+                         {} keys",
                         extent.rows, extent.keys
                     )));
                 }

@@ -1,7 +1,7 @@
 //! What a kernel is worth: prices that extraction compares, and what they are made of.
 //!
-//! In: a node of an e-graph, a machine, a call's extent. Out: nanoseconds, or what else is minimised. docs/architecture.md
-//! has a map of where prices come from, across crates.
+//! In: a node of an e-graph, a machine, a call's extent. Out: nanoseconds, or what else is minimised.
+//! docs/architecture.md has a map of where prices come from, across crates.
 //!
 //! | module | holds |
 //! |---|---|

@@ -4,14 +4,14 @@
 //! and fills the frames, and `open`, which makes a state of an engine.
 
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::types::I64;
+use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use cranelift_frontend::Variable;
 
 use super::tokens::set_predicts;
 use super::writer::Writer;
 use crate::object::Status;
-use crate::object::state::{FROM_BITS, From, OPEN, Places, READY, STATE_ALIGN, engine_word, word};
+use crate::object::state::{FROM_BITS, From, OPEN, Places, READY, engine_word, word};
 use crate::object::weights::{HASH_FACTOR, HASH_SHIFT, WEIGHT_ALIGN, WeightsFile};
 
 /// `init(engine, engine_bytes, weights, weights_bytes, parallel_for, context)`.
