@@ -141,6 +141,12 @@ impl ImageBuilder {
         Ok(())
     }
 
+    /// The last kernel's function, as Cranelift left it.
+    #[cfg(test)]
+    pub(crate) fn context(&mut self) -> &mut Context {
+        &mut self.context
+    }
+
     /// The image.
     pub fn finish(self) -> CodeImage {
         self.image

@@ -28,6 +28,8 @@ pub mod image;
 pub mod jit;
 pub mod kernel;
 pub mod launch;
+#[cfg(test)]
+mod loops;
 pub mod lower;
 pub mod math;
 pub mod memory;

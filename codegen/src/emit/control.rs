@@ -34,8 +34,10 @@ impl Emitter<'_> {
         args.extend(state.iter().map(|&v| BlockArg::from(v)));
         self.b.ins().jump(head, &args);
         self.b.switch_to_block(head);
-        let more = self.b.ins().icmp(IntCC::SignedLessThan, index, end);
-        self.b.ins().brif(more, inside, &[], after, &[]);
+        let done = self.b.ins().icmp(IntCC::SignedGreaterThanOrEqual, index, end);
+        // Cranelift walks the second first, and forgets the loop at what follows it: what the loop need not compute is
+        // moved out of it only this way round.
+        self.b.ins().brif(done, after, &[], inside, &[]);
         self.b.switch_to_block(inside);
         let next = body(self, index, &carried);
         let index = self.offset(index, by);

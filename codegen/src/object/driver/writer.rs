@@ -172,8 +172,9 @@ impl Writer<'_> {
         self.b.ins().jump(head, &[]);
         self.b.switch_to_block(head);
         let at = self.b.use_var(index);
-        let more = self.b.ins().icmp(IntCC::UnsignedLessThan, at, end);
-        self.b.ins().brif(more, inside, &[], after, &[]);
+        // This way round as kernels' loops are, [`crate::emit::Emitter::for_range`].
+        let done = self.b.ins().icmp(IntCC::UnsignedGreaterThanOrEqual, at, end);
+        self.b.ins().brif(done, after, &[], inside, &[]);
         self.b.switch_to_block(inside);
         body(self, at);
         let next = self.offset(at, by);
