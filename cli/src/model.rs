@@ -244,12 +244,13 @@ impl CompileArgs {
     /// The constants that times are reckoned from: the built-in ones unless asked otherwise, so that what runs has the
     /// bits of what is stored, which depend on no machine that it does not name.
     fn base(&self) -> Result<Machine> {
+        let target = Target::new(&self.cpu, Placement::Object).map_err(Usage::new)?;
+        let built_in = target.machine(self.activations == Activations::Auto);
         let which = self.calibration.as_ref().unwrap_or(&Which::None);
         if let Some(calibration) = calibration::chosen(which, &self.cpu)? {
-            return Ok(calibration.machine(self.activations));
+            return Ok(Machine { shapes: built_in.shapes, ..calibration.machine(self.activations) });
         }
-        let target = Target::new(&self.cpu, Placement::Object).map_err(Usage::new)?;
-        Ok(target.machine(self.activations == Activations::Auto))
+        Ok(built_in)
     }
 
     /// The compiler's options for a module that makes up a model of such layers (or none).

@@ -20,7 +20,7 @@ mod round;
 mod softmax;
 mod tiling;
 
-pub(crate) use attention::attention_operands;
+pub(crate) use attention::{attention_operands, attention_shapes};
 pub use attention::{attention_parts, attention_tiles};
 pub(crate) use lanes::{add_across, transpose};
 

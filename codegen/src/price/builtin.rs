@@ -2,6 +2,7 @@
 
 use lapidary_passes::price::{Formats, Machine};
 
+use super::shapes;
 use crate::target::Target;
 
 impl Target {
@@ -16,7 +17,7 @@ impl Target {
         let wide = Machine { flops: Formats::all(228.0), few_flops: 228.0, ..Machine::GENERIC };
         let dot =
             |rounded| if rounded { formats(35.0, 60.0, 71.0, 63.0) } else { formats(35.0, 60.0, 50.0, 48.0) };
-        match (f.avx512, f.avx2 && f.fma) {
+        let machine = match (f.avx512, f.avx2 && f.fma) {
             (true, _) if rounded && f.amx => {
                 Machine { flops: Formats::all(2000.0), dot: formats(35.0, 60.0, 80.0, 75.0), ..wide }
             }
@@ -46,6 +47,7 @@ impl Target {
                 attention_tile_flops: 42.0,
                 ..Machine::GENERIC
             },
-        }
+        };
+        Machine { shapes: shapes(&f, rounded), ..machine }
     }
 }

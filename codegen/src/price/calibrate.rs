@@ -11,9 +11,11 @@ use lapidary_passes::Selection;
 use lapidary_passes::price::{FIGURES, Formats, Machine};
 
 use super::ceilings::Ceilings;
+use super::shapes;
 use super::timing::{self, Setup};
 use crate::Error;
 use crate::compile::{Options, compile_functions};
+use crate::target::{Placement, Target};
 
 /// Positions that the kernels are compiled for.
 const CONTEXT: usize = 1024;
@@ -82,6 +84,7 @@ fn measure(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
         threads: subject.threads as f64,
         memory: timing::median(&reads),
         last_cache: subject.last_cache as f64,
+        shapes: shapes(&Target::new(subject.cpu, Placement::Jit)?.features, subject.rounded),
         ..Machine::GENERIC
     };
 
@@ -219,7 +222,7 @@ fn measure(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
     let machine = m;
     let fit = |rows: usize| -> Result<(f64, f64), Error> {
         let model = lapidary_passes::CostModel { machine, extent: Extent { rows, keys: MANY } };
-        let scores = 8.0 * model.seen(rows, MANY, rows > FEW);
+        let scores = 8.0 * model.seen(rows, MANY, (rows > FEW).then(|| machine.shapes.panel_rows(2)));
         let (narrow, wide) = (attention(64, rows)? - machine.launch, attention(256, rows)? - machine.launch);
         let rate = 4.0 * (256 - 64) as f64 * scores / (wide - narrow).max(LEAST);
         Ok((rate, (narrow / scores - 4.0 * 64.0 / rate).max(LEAST)))

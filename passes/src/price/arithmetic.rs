@@ -9,16 +9,6 @@ use lapidary_ir::{DType, Op, Type};
 use super::cost::{CostModel, Work, head_dim, weights_of};
 use crate::analysis::{Data, Graph};
 
-/// Weight rows of a tile of dot products, and of one of many rows.
-const BLOCKS: (f64, f64) = (16.0, 48.0);
-/// Keys of a block of attention by many rows.
-const KEY_BLOCK: usize = 64;
-/// Rows of such a block, as two query heads a KV head have it.
-const QUERY_BLOCK: usize = 24;
-/// Rows of a tile of attention by few rows.
-const ATTENTION_ROWS: f64 = 4.0;
-/// Keys of a part of such attention, and the most parts.
-const PARTS: (usize, usize) = (256, 16);
 /// How much longer what is done to a score takes with a running maximum.
 const ONLINE: f64 = 1.5;
 /// How deep a term of constants may be.
@@ -104,7 +94,7 @@ impl CostModel {
             _ => size * m.transcendental,
         };
         if rows <= m.dot_rows {
-            work.tiles = (results / BLOCKS.0).ceil().max(1.0);
+            work.tiles = (results / m.shapes.dot_block as f64).ceil().max(1.0);
             work.busy = t * (dots + rows * weight_rows * m.dot_row + epilogue(m.transcendental));
             return;
         }
@@ -114,7 +104,7 @@ impl CostModel {
         work.before = t * rows * k * (pack + moved);
         let few = rows <= m.few_rows;
         let summing = if few { products / m.few_flops } else { tiled + rows * weight_rows * m.store };
-        work.tiles = (results / BLOCKS.1).ceil().max(1.0);
+        work.tiles = (results / m.shapes.tile_block as f64).ceil().max(1.0);
         work.busy = t * (widening + summing + epilogue(m.gelu));
     }
 
@@ -140,36 +130,38 @@ impl CostModel {
         let window = limit.min(keys);
         let width = head_dim(data(q)) as f64;
         let many = rows as f64 > m.few_rows;
-        let pairs = heads as f64 * self.seen(rows, window, many);
+        let shapes = &m.shapes;
+        let repeat = heads / groups.max(1);
+        let pairs = heads as f64 * self.seen(rows, window, many.then(|| shapes.panel_rows(repeat)));
         if many {
             // Blocks of keys serve many rows: their streams hide behind products.
             work.key_bytes = 0.0;
-            work.tiles = (groups * rows.div_ceil(QUERY_BLOCK)) as f64;
+            let parts = repeat.div_ceil(shapes.panel);
+            work.tiles = (groups * parts * rows.div_ceil(shapes.tile_rows(repeat, rows))) as f64;
             work.busy = t * pairs * (4.0 * width / m.attention_tile_flops + online * m.score_tile);
             return;
         }
-        let parts = window.div_ceil(PARTS.0).clamp(1, PARTS.1);
-        work.tiles = (groups * parts) as f64 * (rows as f64 / ATTENTION_ROWS).ceil();
+        let parts = window.div_ceil(shapes.part).clamp(1, shapes.parts);
+        work.tiles = (groups * parts * rows.div_ceil(shapes.attention_rows)) as f64;
         work.busy = t * pairs * (4.0 * width / m.attention_flops + online * m.score);
         // Keys go in parts by how many there may be, not by how many there are.
-        if limit >= 2 * PARTS.0 {
+        if limit >= 2 * shapes.part {
             work.after = t * (heads * rows) as f64 * width * m.element;
         }
     }
 
-    /// Keys that are met by the rows of a call together: those that each sees; by blocks of rows, the blocks of keys
-    /// that any of them sees.
-    pub fn seen(&self, rows: usize, window: usize, blocks: bool) -> f64 {
+    /// Keys that are met by the rows of a call together: those that each sees; or by blocks of so many rows, the blocks
+    /// of keys that any of them sees.
+    pub fn seen(&self, rows: usize, window: usize, block: Option<usize>) -> f64 {
         let first = self.extent.keys.saturating_sub(rows);
-        let step = if blocks { QUERY_BLOCK } else { 1 };
+        let (step, keys) = (block.unwrap_or(1), self.machine.shapes.key_block);
         let mut sum = 0;
         for at in (0..rows).step_by(step) {
             let last = (at + step).min(rows);
             let (low, high) = ((first + at + 1).saturating_sub(window), first + last);
-            let met = if blocks {
-                high.next_multiple_of(KEY_BLOCK) - low / KEY_BLOCK * KEY_BLOCK
-            } else {
-                high - low
+            let met = match block {
+                Some(_) => high.next_multiple_of(keys) - low / keys * keys,
+                None => high - low,
             };
             sum += met * (last - at);
         }

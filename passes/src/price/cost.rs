@@ -327,7 +327,7 @@ impl CostModel {
                     Type::Tensor(t) => (t.shape[1].at(self.extent), t.shape[0].at(self.extent)),
                     _ => (1, 1),
                 };
-                let seen = self.seen(rows, (share * self.extent.keys as f64).round() as usize, false);
+                let seen = self.seen(rows, (share * self.extent.keys as f64).round() as usize, None);
                 let pairs = heads as f64 * seen;
                 work.flops =
                     4.0 * pairs * head_dim(data(*q)) as f64 + pairs * self.maximum_flops(data(*mode));

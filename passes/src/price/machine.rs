@@ -41,6 +41,55 @@ impl Formats {
     }
 }
 
+/// How code generation cuts kernels, as far as prices depend on it: it fills this in from its table of microkernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shapes {
+    /// Weight rows of a tile of products by dot products.
+    pub dot_block: usize,
+    /// Weight rows of a tile of products of many rows.
+    pub tile_block: usize,
+    /// Rows of a tile of attention by few rows.
+    pub attention_rows: usize,
+    /// Keys of a part of such attention.
+    pub part: usize,
+    /// The most parts.
+    pub parts: usize,
+    /// Keys of a block of attention by many rows.
+    pub key_block: usize,
+    /// Queries, of all heads of a KV head, of a panel of such attention.
+    pub panel: usize,
+    /// The most panels of a tile.
+    pub panels: usize,
+    /// Tiles that the rows of the largest call make at least, before a tile has more panels than one.
+    pub query_tiles: usize,
+}
+
+impl Shapes {
+    /// With AVX-512 and f32.
+    pub const GENERIC: Shapes = Shapes {
+        dot_block: 16,
+        tile_block: 48,
+        attention_rows: 4,
+        part: 256,
+        parts: 16,
+        key_block: 64,
+        panel: 48,
+        panels: 1,
+        query_tiles: 8,
+    };
+
+    /// Rows of a panel of attention by many rows, of `repeat` query heads a KV head.
+    pub fn panel_rows(&self, repeat: usize) -> usize {
+        self.panel / repeat.clamp(1, self.panel)
+    }
+
+    /// Rows of a tile of it, in calls of as many rows.
+    pub fn tile_rows(&self, repeat: usize, rows: usize) -> usize {
+        let panel = self.panel_rows(repeat);
+        panel * self.panels.min(rows / (self.query_tiles * panel)).max(1)
+    }
+}
+
 /// The constants of a machine; figures are for all threads together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Machine {
@@ -108,6 +157,8 @@ pub struct Machine {
     pub dot_rows: f64,
     /// The most rows of a call whose products are dot products of several rows, and whose attention goes row by row.
     pub few_rows: f64,
+    /// How kernels are cut.
+    pub shapes: Shapes,
     /// Bytes of weights that a token reads: in cache from one token to the next if that holds as many.
     pub weight_bytes: f64,
     /// What is minimised.
@@ -231,6 +282,7 @@ impl Machine {
         cool: 0.0,
         dot_rows: 4.0,
         few_rows: 32.0,
+        shapes: Shapes::GENERIC,
         weight_bytes: f64::INFINITY,
         objective: Objective::Roofline,
         measured: None,

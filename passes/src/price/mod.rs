@@ -18,6 +18,6 @@ mod measured;
 mod objective;
 
 pub use cost::{CostModel, Parts, Work};
-pub use machine::{FIGURES, Figure, Formats, Machine, Scaling};
+pub use machine::{FIGURES, Figure, Formats, Machine, Scaling, Shapes};
 pub use measured::{Candidate, Measured, UNMEASURED, candidates};
 pub use objective::Objective;

@@ -19,6 +19,7 @@ use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::types::F32X4;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{DType, Dim};
+use lapidary_passes::price::Shapes;
 use lapidary_runtime::program::Tiles;
 
 use super::elementwise::store_along_row;
@@ -75,6 +76,21 @@ pub fn attention_tiles(
     match tiles::shape((repeat, head_dim), rows, rounded, features) {
         Some(shape) => shape.tiles(groups, repeat),
         None => Tiles { fixed: groups as u32, rows: ATTENTION_ROWS },
+    }
+}
+
+/// What prices take of the ways that attention goes.
+pub(crate) fn attention_shapes(rounded: bool, features: &Features) -> Shapes {
+    let (panel, panels) = tiles::columns(rounded, features);
+    let (key_block, query_tiles) = (tiles::BLOCK, tiles::TILES);
+    Shapes {
+        part: merge::PART,
+        parts: merge::MOST_PARTS,
+        key_block,
+        panel,
+        panels,
+        query_tiles,
+        ..Shapes::GENERIC
     }
 }
 

@@ -22,12 +22,12 @@ use crate::kernel::Kernel;
 use crate::micro::{self, Microkernel, Raw};
 
 /// Keys of a block.
-const BLOCK: usize = 64;
+pub(super) const BLOCK: usize = 64;
 
 /// Columns of a tile, where calls have rows enough.
 const COLUMNS: usize = 64;
 /// Tiles that the rows of the largest call make at least: work for many threads comes before columns.
-const TILES: usize = 8;
+pub(super) const TILES: usize = 8;
 
 /// What stands for the score of a key that is not seen, and for a maximum over none.
 const UNSEEN: f32 = -1e30;
@@ -55,11 +55,22 @@ pub(super) fn shape(
     micro.is_packed().then(|| {
         let heads = repeat.min(micro.mr);
         let panel_rows = micro.mr / heads;
-        // Of bf16 products run over whole blocks, cleared where no key is for one panel alone.
-        let most = if micro.operands == DType::F32 { COLUMNS / micro.mr } else { 1 };
-        let panels = most.min(rows / (TILES * panel_rows)).max(1);
+        let panels = most_panels(micro).min(rows / (TILES * panel_rows)).max(1);
         Shape { micro, heads, rows: panel_rows, panels }
     })
+}
+
+/// The most panels of a tile: of bf16 products run over whole blocks, cleared where no key is for one panel alone.
+fn most_panels(micro: &Microkernel) -> usize {
+    if micro.operands == DType::F32 { (COLUMNS / micro.mr).max(1) } else { 1 }
+}
+
+/// Columns of a panel and the most panels of a tile, for the largest calls.
+pub(super) fn columns(rounded: bool, features: &Features) -> (usize, usize) {
+    let head_dim = BLOCK;
+    let operands = operands(usize::MAX, head_dim, rounded, features);
+    let micro = micro::select(usize::MAX, head_dim, operands, features);
+    (micro.mr, most_panels(micro))
 }
 
 /// How both products hold their factors: as f32, or rounded to bf16 where they may be and that is faster.
