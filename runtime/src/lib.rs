@@ -24,6 +24,7 @@ pub mod sampler;
 pub mod sequence;
 pub mod session;
 pub mod snapshot;
+mod sync;
 pub mod terminal;
 #[cfg(feature = "text")]
 pub mod text;

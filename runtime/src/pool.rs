@@ -10,17 +10,12 @@
 //! launch when no tile is left and waits for the count to fall to zero. The job may be written only while the
 //! word says closed and zero, and read only by who is counted in.
 
-use std::cell::UnsafeCell;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
-
 use crate::error::Error;
 use crate::program::{Aligned, RESUMED, Segment, Step};
+use crate::sync::{
+    Arc, AtomicBool, AtomicU64, AtomicUsize, JoinHandle, Ordering, Patience, UnsafeCell, thread,
+};
 
-/// How long a worker without work spins before it parks: longer than a step's kernels that run on one thread.
-const SPIN: Duration = Duration::from_micros(100);
 /// Launches predicted to take less than this stay on the calling thread.
 const PARALLEL_NS: u64 = 5_000;
 /// A chunk is what is left over this many times the threads (guided self-scheduling, Polychronopoulos and Kuck 1987):
@@ -177,7 +172,7 @@ impl Pool {
         let job = Job { steps, frame, rows, segments, shares: self.threads() as u64 * SHARES_PER_THREAD };
         // SAFETY: the state is closed with nobody inside, since the launch before ended so, and only this thread
         // (`&mut self`) opens it.
-        unsafe { *shared.job.0.get() = Some(job) };
+        shared.job.0.with_mut(|place| unsafe { *place = Some(job) });
         shared.next.0.store(0, Ordering::Relaxed);
         self.epoch += 1;
         // Sequentially consistent with the workers' `parked` stores and state loads: either the worker sees this
@@ -244,7 +239,7 @@ impl Shared {
             }
             seen = state >> EPOCH_SHIFT;
             // SAFETY: counted in, so the job is set and is not written until this thread has left.
-            if let Some(job) = unsafe { *self.job.0.get() } {
+            if let Some(job) = self.job.0.with(|place| unsafe { *place }) {
                 // SAFETY: the launch's caller vouches for the job and waits for this thread to leave; the scratch
                 // is this thread's own.
                 unsafe { self.run(job, scratch) };
@@ -280,27 +275,5 @@ impl Shared {
             parked.store(false, Ordering::SeqCst);
             patience = Patience::new();
         }
-    }
-}
-
-/// Spins for [`SPIN`], looking at the clock now and then.
-struct Patience {
-    since: Option<Instant>,
-    spins: u32,
-}
-
-impl Patience {
-    fn new() -> Self {
-        Self { since: None, spins: 0 }
-    }
-
-    /// Spins once; false when time is up.
-    fn spin(&mut self) -> bool {
-        std::hint::spin_loop();
-        self.spins = self.spins.wrapping_add(1);
-        if !self.spins.is_multiple_of(32) {
-            return true;
-        }
-        self.since.get_or_insert_with(Instant::now).elapsed() < SPIN
     }
 }

@@ -441,7 +441,7 @@ impl Aligned {
     }
 
     /// `len` zero bytes, or nothing if there is no memory for them.
-    pub(crate) fn try_zeroed(len: usize) -> Option<Self> {
+    pub fn try_zeroed(len: usize) -> Option<Self> {
         // SAFETY: as the caller says.
         Self::allocate(len, |layout| memory::fallible(|| unsafe { alloc_zeroed(layout) }))
     }

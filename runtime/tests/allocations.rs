@@ -1,14 +1,16 @@
-//! After warm-up, a token allocates nothing on any thread. One test only: the counter counts every thread but the main
-//! one, on which the test harness waits, and allocates whenever it comes to that.
+//! After warm-up, a token allocates nothing on any thread, whatever the mix of sequences that it is stepped in. One test
+//! only: the counter counts every thread but the main one, on which the test harness waits, and allocates whenever it
+//! comes to that.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::*;
-use lapidary_runtime::{Sampler, SamplerOptions};
+use lapidary_runtime::{Engine, Phase, Rng, Sampler, SamplerOptions, Sequence, Want, Work};
 
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
@@ -52,6 +54,11 @@ static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn a_token_allocates_nothing() {
+    in_a_session();
+    in_any_mix();
+}
+
+fn in_a_session() {
     let mut session = session(3, CHUNK);
     let full = SamplerOptions {
         temperature: 0.9,
@@ -91,4 +98,49 @@ fn a_token_allocates_nothing() {
         round();
     }
     assert_eq!(COUNT.load(Ordering::SeqCst) - before, 0);
+}
+
+/// Sequences of the mixes.
+const SEQUENCES: usize = 6;
+/// Tokens of one's share in a step: more than a chunk.
+const MOST: usize = CHUNK + 7;
+
+fn in_any_mix() {
+    let mut engine = Engine::new(Arc::new(program(CHUNK)), Arc::new(weights()), 3).unwrap();
+    let mut sequences: [Sequence; SEQUENCES] = std::array::from_fn(|_| engine.sequence().unwrap());
+    let (ids, mut rng) = (text(MOST), Rng::new(5));
+    let mut below = |n: usize| (rng.unit() * n as f64) as usize;
+    // As many logits as any step wants: room for more is made on first use.
+    let all = |sequence| Work { sequence, tokens: &ids, phase: Phase::Prefill, want: Want::AllLogits };
+    engine.step(&mut sequences.each_mut().map(all)).unwrap();
+    let before = COUNT.load(Ordering::SeqCst);
+    let mut seen = [[0; 4]; 2];
+    for _ in 0..400 {
+        for sequence in &mut sequences {
+            let room = sequence.context() - sequence.position();
+            if room < MOST || below(8) == 0 {
+                sequence.truncate(below(CONTEXT - MOST));
+            }
+        }
+        let among = 1 + below(SEQUENCES);
+        let mut works = sequences.each_mut().map(|sequence| {
+            let (phase, want) = (below(2), below(4));
+            seen[phase][want] += 1;
+            let phase = [Phase::Prefill, Phase::Decode][phase];
+            let want = [Want::Nothing, Want::Logits, Want::AllLogits, Want::Argmax][want];
+            let from = if want == Want::Nothing { 0 } else { 1 };
+            let most = [2, 9, MOST][below(3)].min(MOST - from + 1);
+            let tokens = &ids[..from + below(most)];
+            Work { sequence, tokens, phase, want }
+        });
+        if below(4) == 0 {
+            engine
+                .step_each(&mut works[..among], &mut |_, _, logits| assert!(logits.len() == VOCAB))
+                .unwrap();
+        } else {
+            engine.step(&mut works[..among]).unwrap();
+        }
+    }
+    assert_eq!(COUNT.load(Ordering::SeqCst) - before, 0);
+    assert!(seen.iter().flatten().all(|&count| count > 100), "{seen:?}");
 }
