@@ -5,12 +5,46 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, room};
 use crate::sampler::Sampler;
-use crate::session::Session;
+
+/// A text at some position that a model continues: a [`Session`](crate::Session), or a sequence and its engine.
+pub trait Continue {
+    /// Tokens held.
+    fn position(&self) -> usize;
+
+    /// The most tokens that can be held.
+    fn context(&self) -> usize;
+
+    /// Whether there is a last token to predict from.
+    fn has_prediction(&self) -> bool;
+
+    /// Appends tokens of a prompt, a chunk at a time, calling `on_chunk(done, total)` after each; false if that broke it
+    /// off. Either all ids are in range and fit the context, or nothing changes.
+    ///
+    /// # Errors
+    /// As [`Engine::step`](crate::Engine::step).
+    fn prefill(
+        &mut self,
+        ids: &[u32],
+        on_chunk: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<bool, Error>;
+
+    /// Appends a token that was chosen.
+    ///
+    /// # Errors
+    /// As [`Engine::step`](crate::Engine::step).
+    fn decode(&mut self, id: u32) -> Result<(), Error>;
+
+    /// Chooses the token after the last; what the penalty looks back at is what is held.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    fn choose(&mut self, sampler: &mut Sampler) -> Result<u32, Error>;
+}
 
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
-    /// The model chose this stop token. It is neither emitted nor in the session.
+    /// The model chose this stop token. It is neither emitted nor held.
     EndOfText(u32),
     /// As many tokens as were asked for.
     Length,
@@ -35,17 +69,16 @@ pub struct Generation {
     pub decode: Duration,
 }
 
-/// Appends `prompt` to the session, then generates up to `max_new` tokens, each given to `on_token`.
+/// Appends `prompt` to a text, then generates up to `max_new` tokens, each given to `on_token`.
 ///
 /// `on_prefill(done, total)` is called after each chunk of the prompt. Either callback ends it by breaking. An
-/// empty prompt goes on from the session's last token, if there is one. The sampler's history is what the
-/// session holds.
+/// empty prompt goes on from the text's last token, if there is one.
 ///
-/// Afterwards the session holds the prompt and the tokens emitted, except possibly the last of these: a token is
+/// Afterwards the text holds the prompt and the tokens emitted, except possibly the last of these: a token is
 /// appended only when another is to be chosen after it. A caller that goes on (the next turn of a chat) compares
-/// [`Session::position`] with the tokens it knows, and starts its next prompt with the one that is not yet there.
+/// [`Continue::position`] with the tokens it knows, and starts its next prompt with the one that is not yet there.
 pub fn generate(
-    session: &mut Session,
+    text: &mut dyn Continue,
     sampler: &mut Sampler,
     prompt: &[u32],
     max_new: usize,
@@ -53,20 +86,19 @@ pub fn generate(
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     on_prefill: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Generation, Error> {
-    if prompt.is_empty() && !session.has_logits() {
+    if prompt.is_empty() && !text.has_prediction() {
         return Err(Error::EmptyPrompt);
     }
-    let before = session.position();
+    let before = text.position();
     let start = Instant::now();
-    let complete = session.prefill_with(prompt, on_prefill)?;
+    let complete = text.prefill(prompt, on_prefill)?;
     let prefill = start.elapsed();
-    let prompt_tokens = session.position() - before;
+    let prompt_tokens = text.position() - before;
 
     let start = Instant::now();
     // One more than there is room for: the last token emitted need not be appended.
-    let most = max_new.min(session.context() - session.position() + 1);
+    let most = max_new.min(text.context() - text.position() + 1);
     let mut tokens = room("the tokens of an answer", most)?;
-    let greedy = sampler.is_plain_greedy();
     let stop = loop {
         if !complete {
             break StopReason::Interrupted;
@@ -75,17 +107,12 @@ pub fn generate(
             break StopReason::Length;
         }
         if let Some(&last) = tokens.last() {
-            if session.position() == session.context() {
+            if text.position() == text.context() {
                 break StopReason::Context;
             }
-            session.decode(last)?;
+            text.decode(last)?;
         }
-        let token = if greedy {
-            session.argmax()
-        } else {
-            let (logits, history) = session.prediction();
-            sampler.sample(logits, history, history.len())?
-        };
+        let token = text.choose(sampler)?;
         if stop.contains(&token) {
             break StopReason::EndOfText(token);
         }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use crate::engine::{Engine, Memory, Profile, Want, Work};
 use crate::error::Error;
+use crate::generate::Continue;
 use crate::program::{Phase, Program, WeightSource};
+use crate::sampler::Sampler;
 use crate::sequence::Sequence;
 use crate::snapshot::Notes;
 
@@ -71,7 +73,7 @@ impl Session {
         self.forget_outputs();
         let want = if ids.is_empty() { Want::Nothing } else { Want::AllLogits };
         let work = Work { sequence: &mut self.sequence, tokens: ids, phase: Phase::Prefill, want };
-        self.engine.step_each(&mut [work], &mut |_, index, logits| sink(index, logits))
+        self.engine.step_each(&mut [work], &mut |_, index, logits| sink(index, logits)).map(|_| ())
     }
 
     /// Whether there is a last token to predict from: false at first, after a reset and after a rollback to an
@@ -222,5 +224,39 @@ impl Session {
     fn forget_outputs(&mut self) {
         self.logits = false;
         self.token = None;
+    }
+}
+
+impl Continue for Session {
+    fn position(&self) -> usize {
+        Session::position(self)
+    }
+
+    fn context(&self) -> usize {
+        Session::context(self)
+    }
+
+    fn has_prediction(&self) -> bool {
+        self.has_logits()
+    }
+
+    fn prefill(
+        &mut self,
+        ids: &[u32],
+        on_chunk: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<bool, Error> {
+        self.prefill_with(ids, on_chunk)
+    }
+
+    fn decode(&mut self, id: u32) -> Result<(), Error> {
+        Session::decode(self, id)
+    }
+
+    fn choose(&mut self, sampler: &mut Sampler) -> Result<u32, Error> {
+        if sampler.is_plain_greedy() {
+            return Ok(self.argmax());
+        }
+        let (logits, history) = self.prediction();
+        sampler.sample(logits, history, history.len())
     }
 }

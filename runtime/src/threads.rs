@@ -8,6 +8,11 @@ use std::io;
 use std::panic;
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
+/// One a CPU that this process may use.
+pub fn of_machine() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// A thread within a scope; the system's answer if it gives none.
 pub fn spawn<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,

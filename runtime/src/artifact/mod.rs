@@ -268,7 +268,7 @@ impl Artifact {
     /// [`Error::File`] naming the first section, by place, that is damaged.
     pub fn verify(&self) -> Result<(), Error> {
         let next = AtomicUsize::new(0);
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(self.sections.len());
+        let threads = threads::of_machine().min(self.sections.len());
         let work = || {
             let mut bad = None;
             while let Some(section) = self.sections.get(next.fetch_add(1, Ordering::Relaxed)) {

@@ -271,7 +271,7 @@ fn write_data(
 /// Each part's hash, on as many threads as there are CPUs.
 fn hash_all(parts: &[Part<'_>]) -> Vec<String> {
     let next = AtomicUsize::new(0);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(parts.len());
+    let threads = threads::of_machine().min(parts.len());
     let work = || {
         let mut own = Vec::new();
         loop {

@@ -6,15 +6,23 @@
 //! [`Engine::new`] and [`Engine::sequence`] (room for more logits than before on first use); afterwards a token costs
 //! no allocation. Frames are filled once, from the program's [`Layout`]; a call changes their leading words.
 
+mod call;
+mod step;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::{Error, room};
 use crate::kv::{Kv, Ledger};
 use crate::layout::{Area, Call, HEAD_ROWS, Layout, Weight, Word};
 use crate::pool::Pool;
-use crate::program::{Aligned, FRAME_ROWS, FRAME_SEGMENTS, Phase, Plan, Program, Segment, WeightSource};
+use crate::program::{Aligned, Phase, Plan, Program, Segment, WeightSource};
 use crate::sequence::Sequence;
+
+pub use call::Profile;
+
+use call::{Caller, Frame};
+use step::{Head, Part};
 
 /// Where an engine's memory goes, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,13 +47,6 @@ impl Memory {
         let own = self.kv_local + self.kv_global + self.arena + self.scratch + self.activations;
         self.weights + own
     }
-}
-
-/// Times of an engine's launches, by function, variant and step: see [`Engine::start_profile`].
-#[derive(Clone, Debug, Default)]
-pub struct Profile {
-    /// `[function][variant][step]`: launches, and their wall time together.
-    pub steps: Vec<Vec<Vec<(u64, Duration)>>>,
 }
 
 /// What is wanted of the tokens of some work.
@@ -109,97 +110,12 @@ impl Outputs<'_> {
     }
 }
 
-/// What is given rows of logits as they are made: the work's index, the token's, and the row.
-type Sink<'a> = &'a mut dyn FnMut(usize, usize, &[f32]);
-
 #[derive(Clone, Copy)]
 struct Output {
     /// First row of logits, and how many.
     first: usize,
     rows: usize,
     token: u32,
-}
-
-/// A work's share of a call: its segment has the same index.
-#[derive(Clone, Copy)]
-struct Part {
-    work: usize,
-    /// Tokens of the work before this call.
-    before: usize,
-}
-
-/// A frame with its addresses.
-struct Frame {
-    function: usize,
-    words: Vec<u64>,
-    /// Words of slots that hold rows, and bytes from one row to the next.
-    rows: Vec<(usize, u64)>,
-}
-
-/// Which head.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Head {
-    Logits,
-    Tokens,
-}
-
-/// Rows that a head is about to be called with.
-struct Picked {
-    /// The work and the token's index of each.
-    rows: [(usize, usize); HEAD_ROWS],
-    count: usize,
-    /// Where the first one's logits go.
-    first: usize,
-}
-
-/// What calls functions.
-struct Caller {
-    pool: Pool,
-    profile: Option<Profile>,
-    program: Arc<Program>,
-}
-
-impl Caller {
-    /// Calls a function on a frame whose slots hold `rows` rows in `segments`.
-    fn call(&mut self, frame: &mut Frame, phase: Phase, rows: usize, segments: &[Segment]) {
-        if segments.len() <= 1 || self.program.functions[frame.function].batches {
-            return self.launch(frame, phase, rows, segments);
-        }
-        for segment in segments {
-            let of_segment = |(word, row): (usize, u64)| (word, segment.first * row);
-            for (word, bytes) in frame.rows.iter().copied().map(of_segment) {
-                frame.words[word] += bytes;
-            }
-            self.launch(frame, phase, segment.rows as usize, &[Segment { first: 0, ..*segment }]);
-            for (word, bytes) in frame.rows.iter().copied().map(of_segment) {
-                frame.words[word] -= bytes;
-            }
-        }
-    }
-
-    /// Launches a function's steps, in order.
-    fn launch(&mut self, frame: &mut Frame, phase: Phase, rows: usize, segments: &[Segment]) {
-        frame.words[FRAME_ROWS] = rows as u64;
-        frame.words[FRAME_SEGMENTS] = segments.as_ptr().expose_provenance() as u64;
-        let function = &self.program.functions[frame.function];
-        let variant = function.variant_for(phase, rows);
-        // What is profiled is launched by itself.
-        let alone = self.profile.is_some();
-        let mut index = 0;
-        for steps in function.variants[variant].steps.chunk_by(|_, next| next.joins && !alone) {
-            let start = self.profile.as_ref().map(|_| Instant::now());
-            // SAFETY: the frame's addresses are of memory of the lengths that the layout declares, for `rows` rows and
-            // the segments' keys, owned by the engine, its program, its weights and the sequences that it was lent, and
-            // untouched by anyone else meanwhile; arena and scratch are the largest that any variant asks for.
-            unsafe { self.pool.launch(steps, frame.words.as_ptr(), rows, segments) };
-            if let (Some(profile), Some(start)) = (self.profile.as_mut(), start) {
-                let (launches, time) = &mut profile.steps[frame.function][variant][index];
-                *launches += 1;
-                *time += start.elapsed();
-            }
-            index += steps.len();
-        }
-    }
 }
 
 /// See the module's documentation.
@@ -326,7 +242,7 @@ impl Engine {
     }
 
     /// The same, but rows of logits are given to `sink(work, index of the token, logits)` as they are made, each work's
-    /// in order; no more than a few are held at once.
+    /// in order; no more than a few are held at once. What is given out has the tokens that were wanted, and no logits.
     ///
     /// # Errors
     /// As [`Engine::step`].
@@ -334,14 +250,14 @@ impl Engine {
         &mut self,
         works: &mut [Work<'_>],
         sink: &mut dyn FnMut(usize, usize, &[f32]),
-    ) -> Result<(), Error> {
+    ) -> Result<Outputs<'_>, Error> {
         self.admit(works)?;
         self.outputs.clear();
         self.outputs.extend(works.iter().map(|_| Output { first: 0, rows: 0, token: 0 }));
         let rows = works.iter().map(Work::logits).sum::<usize>();
         self.reserve(rows.min(HEAD_ROWS))?;
         self.advance(works, Some(sink));
-        Ok(())
+        Ok(Outputs { engine: self })
     }
 
     /// The logits after a sequence's last token; valid until the next step.
@@ -430,8 +346,11 @@ impl Engine {
         &floats(self.area(Area::Logits))[..self.plan().vocab]
     }
 
-    /// Whether tokens can be appended to a sequence.
-    pub(crate) fn check(&self, sequence: &Sequence, tokens: &[u32]) -> Result<(), Error> {
+    /// Whether tokens can be appended to a sequence, as far as they and the context go.
+    ///
+    /// # Errors
+    /// [`Error::OtherEngine`], [`Error::ContextExceeded`], [`Error::TokenRange`].
+    pub fn check(&self, sequence: &Sequence, tokens: &[u32]) -> Result<(), Error> {
         let (vocab, context) = (self.plan().vocab, sequence.context());
         if !Arc::ptr_eq(sequence.layout(), &self.layout) {
             return Err(Error::OtherEngine);
@@ -444,180 +363,6 @@ impl Engine {
             Some(&token) => Err(Error::TokenRange { token, vocab }),
             None => Ok(()),
         }
-    }
-
-    /// Whether all of it can be done.
-    fn admit(&mut self, works: &mut [Work<'_>]) -> Result<(), Error> {
-        for work in &*works {
-            self.check(work.sequence, work.tokens)?;
-            if work.tokens.is_empty() && work.want != Want::Nothing {
-                return Err(Error::EmptyPrompt);
-            }
-        }
-        let admitted = works.iter_mut().try_for_each(|work| work.sequence.admit(work.tokens.len()));
-        if admitted.is_err() {
-            works.iter_mut().for_each(|work| work.sequence.dismiss());
-        }
-        admitted
-    }
-
-    /// Room for so many rows of logits.
-    fn reserve(&mut self, rows: usize) -> Result<(), Error> {
-        let bytes = rows.saturating_mul(Area::Logits.row_bytes(self.plan()));
-        if bytes > self.area(Area::Logits).len() {
-            let none = || Error::Memory { what: "the logits of a step".into(), bytes };
-            self.areas[Area::Logits as usize] = Aligned::try_zeroed(bytes).ok_or_else(none)?;
-        }
-        Ok(())
-    }
-
-    /// Does admitted work: the tokens of a phase, a chunk at a time.
-    fn advance(&mut self, works: &mut [Work<'_>], mut sink: Option<Sink<'_>>) {
-        for phase in [Phase::Prefill, Phase::Decode] {
-            loop {
-                let rows = self.gather(works, phase);
-                if rows == 0 {
-                    break;
-                }
-                for frame in &mut self.body {
-                    self.caller.call(frame, phase, rows, &self.segments);
-                }
-                self.settle(works, phase);
-                self.predict(works, phase, &mut sink);
-            }
-        }
-    }
-
-    /// Fills a call with rows of the works of a phase, as many as there are and as fit: their number.
-    fn gather(&mut self, works: &mut [Work<'_>], phase: Phase) -> usize {
-        let chunk = self.layout.most_rows(phase);
-        self.segments.clear();
-        self.parts.clear();
-        let mut rows = 0;
-        for (index, work) in works.iter_mut().enumerate().filter(|(_, work)| work.phase == phase) {
-            let sequence = &mut *work.sequence;
-            let left = &work.tokens[sequence.done..];
-            let count = left.len().min(chunk - rows);
-            if count == 0 {
-                continue;
-            }
-            let position = sequence.position();
-            let words = left[..count].iter().zip(position..).zip(rows..);
-            let [ids, positions] = &mut self.areas[..2] else { unreachable!("areas of ids and positions") };
-            for ((&id, position), row) in words {
-                let at = row * size_of::<u32>()..(row + 1) * size_of::<u32>();
-                ids.as_mut_slice()[at.clone()].copy_from_slice(&id.to_ne_bytes());
-                positions.as_mut_slice()[at].copy_from_slice(&(position as u32).to_ne_bytes());
-            }
-            let (keys, kv) = ((position + count) as u64, sequence.kv.address());
-            self.segments.push(Segment { first: rows as u64, rows: count as u64, keys, kv });
-            self.parts.push(Part { work: index, before: sequence.done });
-            rows += count;
-        }
-        rows
-    }
-
-    /// What the call appended is its sequences'.
-    fn settle(&mut self, works: &mut [Work<'_>], phase: Phase) {
-        let row = Area::Even.row_bytes(self.plan());
-        for (part, segment) in self.parts.iter().zip(&self.segments) {
-            let work = &mut works[part.work];
-            let count = segment.rows as usize;
-            work.sequence.append(&work.tokens[part.before..part.before + count]);
-            let last = (segment.first as usize + count - 1) * row;
-            let stream = self.areas[self.layout.last as usize].as_slice();
-            work.sequence.last.as_mut_slice().copy_from_slice(&stream[last..last + row]);
-            work.sequence.predicts = Some(phase);
-        }
-    }
-
-    /// What is wanted of the call's rows.
-    fn predict(&mut self, works: &[Work<'_>], phase: Phase, sink: &mut Option<Sink<'_>>) {
-        let most = HEAD_ROWS.min(self.layout.most_rows(phase));
-        for head in [Head::Logits, Head::Tokens] {
-            let mut picked = Picked { rows: [(0, 0); HEAD_ROWS], count: 0, first: 0 };
-            for at in 0..self.parts.len() {
-                let (Part { work: index, before }, segment) = (self.parts[at], self.segments[at]);
-                let work = &works[index];
-                let count = segment.rows as usize;
-                let ends = before + count == work.tokens.len();
-                let wanted = match (head, work.want) {
-                    (Head::Logits, Want::AllLogits) => 0..count,
-                    (Head::Logits, Want::Logits) | (Head::Tokens, Want::Argmax) if ends => count - 1..count,
-                    _ => continue,
-                };
-                for row in wanted {
-                    let place = self.outputs[index].first
-                        + if work.want == Want::AllLogits { before + row } else { 0 };
-                    let follows =
-                        sink.is_some() || head == Head::Tokens || place == picked.first + picked.count;
-                    if picked.count == most || !follows {
-                        self.deliver(head, phase, &mut picked, sink);
-                    }
-                    if picked.count == 0 {
-                        picked.first = if sink.is_some() { 0 } else { place };
-                    }
-                    self.pick(segment.first as usize + row, picked.count);
-                    picked.rows[picked.count] = (index, before + row);
-                    picked.count += 1;
-                }
-            }
-            self.deliver(head, phase, &mut picked, sink);
-        }
-    }
-
-    /// Copies a row of the residual stream to where heads read.
-    fn pick(&mut self, row: usize, to: usize) {
-        let bytes = Area::Picked.row_bytes(self.plan());
-        let areas = self.areas.get_disjoint_mut([self.layout.last as usize, Area::Picked as usize]);
-        let Ok([stream, picked]) = areas else { unreachable!("rows are picked out of another area") };
-        let from = &stream.as_slice()[row * bytes..(row + 1) * bytes];
-        picked.as_mut_slice()[to * bytes..(to + 1) * bytes].copy_from_slice(from);
-    }
-
-    /// Runs a head on the rows that were picked, and delivers what it makes.
-    fn deliver(&mut self, head: Head, phase: Phase, picked: &mut Picked, sink: &mut Option<Sink<'_>>) {
-        let rows = std::mem::take(&mut picked.count);
-        if rows == 0 {
-            return;
-        }
-        self.call_head(head, phase, rows, picked.first);
-        let vocab = self.plan().vocab;
-        for (row, &(work, index)) in picked.rows[..rows].iter().enumerate() {
-            match (head, &mut *sink) {
-                (Head::Tokens, _) => self.outputs[work].token = self.token(row),
-                (Head::Logits, Some(sink)) => {
-                    sink(work, index, &floats(self.area(Area::Logits))[row * vocab..][..vocab]);
-                }
-                (Head::Logits, None) => {}
-            }
-        }
-    }
-
-    /// Runs a head on so many picked rows; logits go to row `to` of theirs and on.
-    fn call_head(&mut self, head: Head, phase: Phase, rows: usize, to: usize) {
-        let segments = [Segment { first: 0, rows: rows as u64, keys: rows as u64, kv: 0 }];
-        let logits = address(&mut self.areas[Area::Logits as usize]);
-        let frame = match head {
-            Head::Logits => &mut self.head,
-            Head::Tokens => &mut self.head_argmax,
-        };
-        if head == Head::Logits
-            && let Some(&(word, row)) = frame.rows.last()
-        {
-            frame.words[word] = logits + to as u64 * row;
-        }
-        self.caller.call(frame, phase, rows, &segments);
-    }
-
-    fn predict_from(&mut self, sequence: &Sequence, head: Head) {
-        let phase = sequence.predicts.filter(|_| Arc::ptr_eq(sequence.layout(), &self.layout));
-        let Some(phase) = phase else {
-            panic!("there is no token of this engine to predict from: see Sequence::has_prediction")
-        };
-        let last = sequence.last.as_slice();
-        self.areas[Area::Picked as usize].as_mut_slice()[..last.len()].copy_from_slice(last);
-        self.call_head(head, phase, 1, 0);
     }
 
     fn plan(&self) -> &Plan {
