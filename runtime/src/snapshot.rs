@@ -5,15 +5,16 @@
 //! (heads, rows, bytes of a row). It names the model, the bytes of its weights and the type of its caches, which must
 //! be those of the engine that reads it; its context, chunk, CPU and threads need not.
 //!
-//! A file is written whole or not at all; one that is damaged is refused, or its numbers are other ones: nothing else
-//! in it is trusted.
+//! A file is written whole or not at all. Its last tensor is the XXH3 of every byte before it, so that one that is
+//! damaged is refused; one that was made wrong, with a right sum, is refused or has other numbers.
 
 use std::borrow::Cow;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use serde_json::{Map as Object, Value, json};
 use sha2::{Digest, Sha256};
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::engine::Engine;
 use crate::error::Error;
@@ -28,13 +29,18 @@ use crate::sequence::Sequence;
 /// What the metadata's `format` says.
 const FORMAT: &str = "lapidary-sequence";
 /// Changes whenever a file of before would be misread.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 /// Bytes hashed at each end of a tensor: a fine-tune changes both.
 const ENDS: usize = 4096;
 /// Tensor: the tokens, i32.
 const TOKENS: &str = "tokens";
 /// Tensor: the last row of the residual stream, f32.
 const HIDDEN: &str = "hidden";
+
+/// Tensor: the sum of what is before it, U8 ([`SUM_BYTES`]), little-endian.
+const SUM: &str = "xxh3";
+/// Bytes of a sum.
+const SUM_BYTES: usize = size_of::<u128>();
 
 /// What a generation keeps beside its sequence.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -75,6 +81,7 @@ impl Engine {
             let shape = [cache.heads, rows, cache.row_bytes];
             entry(&mut header, &name(cache), "U8", &shape, shape.iter().product());
         }
+        entry(&mut header, SUM, "U8", &[SUM_BYTES], SUM_BYTES);
         let mut text = Value::Object(header).to_string();
         let blanks = (8 + text.len()).next_multiple_of(64) - 8 - text.len();
         text.push_str(&" ".repeat(blanks));
@@ -82,7 +89,8 @@ impl Engine {
         let failed = |source| Error::Write { path: path.into(), needed, source };
         let output = Output::create(path).map_err(failed)?;
         let write = || {
-            let mut out = std::io::BufWriter::with_capacity(1 << 20, output.file());
+            let mut out =
+                Summed { out: io::BufWriter::with_capacity(1 << 20, output.file()), sum: Xxh3::new() };
             out.write_all(&(text.len() as u64).to_le_bytes())?;
             out.write_all(text.as_bytes())?;
             sequence.tokens().iter().try_for_each(|id| out.write_all(&id.to_le_bytes()))?;
@@ -94,6 +102,8 @@ impl Engine {
                     }
                 }
             }
+            let sum = out.sum.digest128();
+            out.write_all(&sum.to_le_bytes())?;
             out.flush()
         };
         write().and_then(|()| output.finish()).map(drop).map_err(failed)
@@ -102,7 +112,7 @@ impl Engine {
     /// Reads a sequence from a file.
     ///
     /// # Errors
-    /// A file that is none of [`Engine::save`]'s, of another model, of weights of another format, or of caches of
+    /// A file that is none of [`Engine::save`]'s or has changed since, of another model, of weights of another format, or of caches of
     /// another type; [`Error::ContextExceeded`] if it holds more tokens than the context.
     pub fn load(&self, path: &Path) -> Result<(Sequence, Notes), Error> {
         let (opened, _) = file::open_unnoted(path)?;
@@ -132,6 +142,7 @@ impl Engine {
             }
             Ok(entry)
         };
+        check(path, &map, tensor(SUM, "U8")?)?;
         let tokens = tensor(TOKENS, "I32")?;
         let words = map[tokens.bytes.clone()].as_chunks::<4>().0;
         let tokens: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
@@ -253,6 +264,42 @@ impl Engine {
             ("kv_cache", plan.kv.clone()),
         ]
     }
+}
+
+/// Bytes on their way to a file, and their sum.
+struct Summed<W> {
+    out: W,
+    sum: Xxh3,
+}
+
+impl<W: Write> Write for Summed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.sum.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Whether a file's bytes are those that were written.
+fn check(path: &Path, file: &[u8], sum: &Entry) -> Result<(), Error> {
+    let last =
+        file.split_last_chunk::<SUM_BYTES>().filter(|_| sum.bytes == (file.len() - SUM_BYTES..file.len()));
+    let expected = format!("the file's last {SUM_BYTES} bytes");
+    let (before, sum) = last.ok_or_else(|| wrong(path, SUM, &expected, &format!("{:?}", sum.bytes)))?;
+    let (expected, found) = (u128::from_le_bytes(*sum), xxh3_128(before));
+    if expected != found {
+        return Err(wrong(
+            path,
+            SUM,
+            &format!("{expected:032x}"),
+            &format!("{found:032x} (the file is damaged)"),
+        ));
+    }
+    Ok(())
 }
 
 /// Rows of a cache that a file keeps of so many positions.

@@ -101,11 +101,19 @@ fn what_is_loaded_predicts_and_rolls_back_as_far_as_it_goes() {
     again.rollback(10).unwrap();
 }
 
-/// A file's text of one field of the metadata replaced by another of the same length.
+/// Makes a file's sum right again, whatever else is wrong with it.
+fn seal(bytes: &mut [u8]) {
+    let (before, sum) = bytes.split_last_chunk_mut::<16>().unwrap();
+    *sum = xxhash_rust::xxh3::xxh3_128(before).to_le_bytes();
+}
+
+/// A file's text of one field of the metadata replaced by another of the same length, its sum right.
 fn with_field(path: &Path, from: &str, to: &str) -> Vec<u8> {
     let bytes = fs::read(path).unwrap();
     let at = bytes.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
-    [&bytes[..at], to.as_bytes(), &bytes[at + from.len()..]].concat()
+    let mut changed = [&bytes[..at], to.as_bytes(), &bytes[at + from.len()..]].concat();
+    seal(&mut changed);
+    changed
 }
 
 #[test]
@@ -134,7 +142,7 @@ fn other_models_are_refused_by_name() {
     refused(&mut make(fewer, weights(), 1), "model");
     let good = fs::read(&path).unwrap();
     for (from, to, field) in [
-        ("\"version\":\"1\"", "\"version\":\"2\"", "version"),
+        ("\"version\":\"2\"", "\"version\":\"1\"", "version"),
         ("lapidary-sequence", "lapidary-sequenze", "format"),
         ("\"pending\":\"none\"", "\"pending\":\"9999\"", "pending"),
         ("\"predicts\":\"prefill\"", "\"predicts\":\"prefoll\"", "predicts"),
@@ -147,25 +155,53 @@ fn other_models_are_refused_by_name() {
     assert!(session(1, CHUNK).load(&dir.path().join("none")).unwrap_err().to_string().contains("none"));
 }
 
-#[test]
-fn damaged_files_are_refused_or_load() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("saved");
+/// A file of 60 tokens, and a session that it is of.
+fn saved(path: &Path) -> (Vec<u8>, Session) {
     let mut saved = session(1, CHUNK);
     saved.prefill(&text(60)).unwrap();
-    saved.save(&path, &Notes { pending: Some(3), sampler: Some(sampled()), conversation: None }).unwrap();
-    let good = fs::read(&path).unwrap();
-    let mut session = session(1, CHUNK);
+    saved.save(path, &Notes { pending: Some(3), sampler: Some(sampled()), conversation: None }).unwrap();
+    (fs::read(path).unwrap(), session(1, CHUNK))
+}
+
+#[test]
+fn a_flipped_bit_is_refused_by_the_name_of_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("saved");
+    let (good, mut session) = saved(&path);
+    let data = 8 + u64::from_le_bytes(*good.first_chunk().unwrap()) as usize;
+    let mut seen = (0, 0);
+    // Every byte of the header and of the sum, and of what is between them as many as there is time for.
+    for at in (0..data).chain((data..good.len() - 16).step_by(7)).chain(good.len() - 16..good.len()) {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1 << (at % 8);
+        fs::write(&path, &bytes).unwrap();
+        let error = session.load(&path).unwrap_err().to_string();
+        assert!(!error.contains('\n') && error.contains("saved"), "byte {at}: {error:?}");
+        let damaged = error.contains("\"xxh3\"") && error.contains("(the file is damaged)");
+        assert!(damaged || at < data, "byte {at}: {error}");
+        seen = (seen.0 + usize::from(damaged), seen.1 + usize::from(!damaged));
+        assert_eq!(session.position(), 0);
+    }
+    assert!(seen.0 > 900 && seen.1 > 100, "{seen:?}");
+    fs::write(&path, &good).unwrap();
+    session.load(&path).unwrap();
+}
+
+#[test]
+fn files_made_wrong_are_refused_or_load() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("saved");
+    let (good, mut session) = saved(&path);
     let mut refused = 0;
     for case in 0..600usize {
         let mut bytes = good.clone();
         let at = case * 7919 % bytes.len().min(3000);
         if case % 3 == 0 {
-            bytes.truncate(case * 31 % good.len())
+            bytes.truncate(case * 31 % good.len());
         } else {
-            bytes[at] ^= 1 << (case % 8)
+            bytes[at] ^= 1 << (case % 8);
+            seal(&mut bytes);
         }
-        fs::remove_file(&path).unwrap();
         fs::write(&path, &bytes).unwrap();
         match session.load(&path) {
             Ok(_) => {
