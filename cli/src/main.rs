@@ -37,6 +37,7 @@ mod report;
 mod rules;
 mod run;
 mod sampling;
+mod state;
 mod synth;
 mod tokenize;
 mod trial;

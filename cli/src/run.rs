@@ -6,9 +6,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use lapidary_models::Message;
-use lapidary_runtime::snapshot::Notes;
 use lapidary_runtime::text::{AnswerEnd, AnswerText, PromptForm, prompt};
-use lapidary_runtime::{Sampler, SamplerOptions, generate};
+use lapidary_runtime::{Sampler, generate};
 use serde_json::json;
 
 use crate::generation::{GenerationArgs, TEXT_TOKENS, parse_ids};
@@ -17,6 +16,7 @@ use crate::interrupt::{Interrupted, Work};
 use crate::model::{Engine, ModelArgs, Stats, read_stdin, read_text};
 use crate::output::{self, Unit, Usage};
 use crate::sampling::SamplingArgs;
+use crate::state::StateArgs;
 
 /// Continue a text; without -m with the built-in tiny model.
 #[derive(clap::Args)]
@@ -56,13 +56,8 @@ pub(crate) struct Args {
     /// Token ids to continue, separated by commas, instead of a text; nothing is put before them
     #[arg(long, value_name = "IDS", conflicts_with_all = ["words", "prompt", "file", "chat", "raw", "system"])]
     ids: Option<String>,
-    /// Go on from what --save wrote: a prompt, if there is one, comes after its text; it was chosen by the options that
-    /// the file keeps, unless others are given
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["chat", "system"])]
-    load: Option<PathBuf>,
-    /// Write the text's state to a file at the end, for --load of the same model
-    #[arg(long, value_name = "FILE")]
-    save: Option<PathBuf>,
+    #[command(flatten)]
+    state: StateArgs,
 }
 
 /// What is continued.
@@ -76,7 +71,8 @@ impl Args {
         if let Some(list) = &self.ids {
             return Ok(Source::Ids(parse_ids(list, "--ids").map_err(Usage::new)?));
         }
-        if self.load.is_some() && self.prompt.is_none() && self.file.is_none() && self.words.is_empty() {
+        if self.state.load.is_some() && self.prompt.is_none() && self.file.is_none() && self.words.is_empty()
+        {
             return Ok(Source::Ids(vec![]));
         }
         let given = self.model.model.is_some();
@@ -114,31 +110,14 @@ impl Args {
     }
 }
 
-/// What the sampler is given where nobody says otherwise.
-fn unsaid_sampling() -> SamplerOptions {
-    #[derive(clap::Parser)]
-    struct Nothing {
-        #[command(flatten)]
-        sampling: SamplingArgs,
-    }
-    <Nothing as clap::Parser>::parse_from([""]).sampling.options()
-}
-
 /// Generates.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut options = args.sampling.options();
+    let options = args.sampling.options();
     options.validate()?;
     let source = args.source()?;
     let mut engine = Engine::new(&args.model)?;
     let model = engine.model.clone();
-    if let Some(path) = &args.load {
-        let notes = engine.session.load(path)?;
-        options = notes.sampler.filter(|_| options == unsaid_sampling()).unwrap_or(options);
-        if let Some(token) = notes.pending {
-            engine.session.decode(token)?;
-        }
-        ensure!(engine.session.has_logits(), "{}: it has no token to go on from", path.display());
-    }
+    let options = args.state.load(&mut engine.session, options)?;
     let most = args.generation.tokens(TEXT_TOKENS);
     let (ids, form) = encode(args, &engine, source)?;
     engine.check_fits("the prompt", ids.len())?;
@@ -202,11 +181,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(error) = failed {
         return Err(error);
     }
-    if let Some(path) = &args.save {
-        let held = engine.session.position() - before - generation.prompt_tokens;
-        let pending = generation.tokens.get(held).copied();
-        engine.session.save(path, &Notes { pending, sampler: Some(options), ..Notes::default() })?;
-    }
+    args.state.save(&engine.session, before, &generation, options)?;
     let end = AnswerEnd::of(generation.stop, answer.stopped());
     let stats = Stats {
         prompt_tokens: generation.prompt_tokens,
@@ -254,7 +229,7 @@ fn encode(args: &Args, engine: &Engine, source: Source) -> Result<(Vec<u32>, Opt
     };
     let model = &engine.model;
     let system = args.generation.system.as_deref();
-    if args.load.is_some() {
+    if args.state.load.is_some() {
         let ids = engine.encode_more("the prompt", &text)?;
         return Ok((ids, Some("the prompt goes on with the text that was loaded")));
     }

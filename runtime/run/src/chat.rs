@@ -8,15 +8,17 @@ use anyhow::{Context, Result, bail};
 use lapidary_runtime::text::{Answer, Conversation, Partner};
 use lapidary_runtime::{Sampler, Session};
 
+use crate::args::Args;
 use crate::dialog::{self, Host, Line};
 use crate::generation::ANSWER_TOKENS;
-use crate::{Args, Model};
+use crate::model::{Model, stats_line};
+use crate::output;
 
 /// Reads lines and answers them until the end.
 pub(crate) fn hold(args: &Args, mut model: Model, sampler: &mut Sampler) -> Result<()> {
     model.tokenizer()?;
     if !model.text.is_instruction_tuned() {
-        crate::note("note", &format!("{} is not instruction-tuned: do not expect answers", model.path));
+        output::note("note", &format!("{} is not instruction-tuned: do not expect answers", model.path));
     }
     let (tokenizer, template) = match (model.text.tokenizer.take(), model.text.chat_template.take()) {
         (Some(tokenizer), Some(template)) => (tokenizer, template),
@@ -56,7 +58,7 @@ impl Host for Lines {
         let none = (0, Duration::ZERO, 0, Duration::ZERO);
         let (prompt, prefill, tokens, decode) =
             last.map_or(none, |a| (a.prompt_tokens, a.prefill, a.tokens.len(), a.decode));
-        format!("{}\n", crate::stats_line(&self.0, prompt, prefill, tokens, decode))
+        format!("{}\n", stats_line(&self.0, prompt, prefill, tokens, decode))
     }
 
     fn check_numbers(&mut self) -> Result<()> {
@@ -64,11 +66,11 @@ impl Host for Lines {
     }
 
     fn print(text: &str) -> Result<()> {
-        crate::print(text)
+        output::print(text)
     }
 
     fn note(label: &str, text: &str) {
-        crate::note(label, text);
+        output::note(label, text);
     }
 
     fn begin() {}
