@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use lapidary_ir::{Extent, Function, InputKind, Module};
 use lapidary_passes::{Limits, Machine, Report, Selection};
+use lapidary_runtime::layout::ring_rows;
 use lapidary_runtime::program::{self, Aligned, Image, Plan, Program, Step, Variant};
 
 use crate::Error;
@@ -279,7 +280,7 @@ impl<'a> Compiler<'a> {
         let mut rings = HashMap::new();
         for input in &function.inputs {
             if let InputKind::Cache { window: Some(window) } = input.kind {
-                let rows = window.saturating_add(options.chunk);
+                let rows = ring_rows(window, options.chunk);
                 let wraps = forms.iter().all(|f| schedule::cache_can_wrap(&f.function, &input.name));
                 if wraps && rows < options.context {
                     rings.insert(input.name.clone(), rows);

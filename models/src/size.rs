@@ -3,6 +3,7 @@
 //! Counts are exact for a validated configuration; sums that a caller's context could overflow saturate.
 
 use lapidary_ir::DType;
+use lapidary_runtime::layout::ring_rows;
 
 use crate::config::{Config, LayerType};
 use crate::dtype::WeightDType;
@@ -37,11 +38,10 @@ impl Config {
         self.parameter_counts().total() * dtype.bytes() as u64
     }
 
-    /// Rows (tokens) that a layer's cache holds for a context, when at most `chunk` tokens are appended at a time: a
-    /// sliding layer keeps its window and the chunk.
+    /// Rows (tokens) that a layer's cache holds for a context, when at most `chunk` tokens are appended at a time.
     pub fn kv_rows(&self, layer_type: LayerType, context: usize, chunk: usize) -> usize {
         match layer_type {
-            LayerType::Sliding => context.min(self.sliding_window.saturating_add(chunk)),
+            LayerType::Sliding => context.min(ring_rows(self.sliding_window, chunk)),
             LayerType::Full => context,
         }
     }

@@ -265,6 +265,12 @@ impl Layout {
     }
 }
 
+/// Rows of a cache that holds a sliding window alone: a call appends all of its rows, up to a chunk's, before its first
+/// one looks back.
+pub fn ring_rows(window: usize, chunk: usize) -> usize {
+    window.saturating_add(chunk)
+}
+
 /// The residual stream before layer `index`, or after all.
 fn residual(index: usize) -> Area {
     if index.is_multiple_of(2) { Area::Even } else { Area::Odd }
@@ -312,8 +318,7 @@ fn check_function<E>(
         let fits = match slot.kind {
             SlotKind::Weight { .. } => continue,
             SlotKind::Cache { rows, window, .. } => {
-                // A call appends its rows before its first row looks back.
-                let ring = window.is_some_and(|w| w > 0 && rows + 1 >= w + plan.chunk);
+                let ring = window.is_some_and(|w| w > 0 && rows >= ring_rows(w, plan.chunk));
                 if rows < plan.context && !ring {
                     return malformed(format!("has a cache `{}` of only {rows} rows", slot.name));
                 }

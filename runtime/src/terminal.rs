@@ -18,11 +18,16 @@ pub fn escape(text: &str) -> Cow<'_, str> {
     written(text, steers, |out, c| out.extend(c.escape_unicode()))
 }
 
-/// Text of one line: line ends and tabs become spaces.
+/// Whether a character only changes how others are shown: marks of direction, joiners, the byte order mark.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// Text of one line: line ends and tabs become spaces, and what cannot be seen is written out.
 pub fn line(text: &str) -> Cow<'_, str> {
     written(
         text,
-        |c| steers(c) || c.is_whitespace() && c != ' ',
+        |c| steers(c) || is_invisible(c) || c.is_whitespace() && c != ' ',
         |out, c| match c {
             '\n' | '\r' | '\t' => out.push(' '),
             c => out.extend(c.escape_unicode()),
@@ -60,7 +65,7 @@ mod tests {
             assert!(!text.contains(steers), "{text:?}");
         }
         assert_eq!(escape("a\u{1b}[2J\n\tb"), "a\\u{1b}[2J\n\tb");
-        assert_eq!(line("a\r\nb\tc\u{2028}d"), "a  b c\\u{2028}d");
+        assert_eq!(line("a\r\nb\tc\u{2028}d\u{200b}"), "a  b c\\u{2028}d\\u{200b}");
         assert_eq!(json("\"\u{9b}\""), "\"\\u009b\"");
         assert!(matches!(escape("plain ▁ text, é, 日本, 👩\u{200d}👧"), Cow::Borrowed(_)));
         let value: serde_json::Value = serde_json::from_str(&json("\"\u{9b}\u{202e}\"")).expect("JSON");

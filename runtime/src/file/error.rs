@@ -118,28 +118,14 @@ pub fn quote(text: &str) -> String {
     format!("{cut:?}{dots}")
 }
 
-/// Any message on one line, cut; a terminal's control characters are escaped.
+/// Any message on one line, as [`terminal::line`] has it, cut.
 pub fn line(message: impl fmt::Display) -> String {
-    let mut text = String::new();
-    for c in message.to_string().chars() {
-        match c {
-            '\n' | '\r' | '\t' => text.push(' '),
-            c if terminal::steers(c) || is_invisible(c) => text.extend(c.escape_unicode()),
-            c => text.push(c),
-        }
-    }
+    let mut text = terminal::line(&message.to_string()).into_owned();
     if let Some((at, _)) = text.char_indices().nth(4 * QUOTED) {
         text.truncate(at);
         text.push_str("...");
     }
     text
-}
-
-/// Whether a character only changes how others are shown: marks of direction, joiners, the byte order mark.
-fn is_invisible(c: char) -> bool {
-    matches!(c,
-        '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// A JSON value as it was written, on one line, cut.
