@@ -7,6 +7,8 @@
 //! undefined behaviour; handles own what they use, so they may be freed in any order; no lock is held while a callback
 //! runs but that of the sequence that it is about.
 
+#![warn(clippy::wildcard_enum_match_arm)]
+
 mod boundary;
 mod generation;
 mod model;

@@ -8,13 +8,15 @@
 //! is, [`Artifact::signer`] proves.
 
 pub mod code;
+mod header;
+mod load;
 mod program;
+mod section;
 mod shared;
 pub mod signature;
 pub mod write;
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,16 +24,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use sha2::{Digest, Sha256};
 
 pub use program::Listing;
+pub use section::{
+    CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, Section, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_TABLES,
+};
 pub use shared::Shared;
 pub use signature::{PrivateKey, PublicKey};
 
-use crate::cpu::{self, Fit, Host};
 use crate::error::Error;
 use crate::file::error::quote;
-use crate::file::{self, Map, cause, safetensors};
-use crate::program::{Aligned, MadeFor, Program, WeightSource};
+use crate::file::{self, Map, safetensors};
+use crate::program::WeightSource;
 use crate::threads;
 
+pub(crate) use section::{CODE, CONSTANTS, PADDING, PROGRAM};
+
+use self::header::{check_format, cpus};
+use self::section::HASH;
 use self::signature::{SIGNATURE, SIGNATURE_BYTES, SIGNED_BY};
 
 /// What the metadata's `format` says.
@@ -50,63 +58,6 @@ const MAX_PROGRAM: usize = 4 << 20;
 const MAX_CPUS: usize = 256;
 /// The most bytes of a configuration or a template: parsed, it takes up to 36 times as many.
 pub(crate) const MAX_TEXT: usize = 1 << 20;
-
-/// Section: the model's configuration, as a folder's `config.json`.
-pub const CONFIG: &str = "config.json";
-/// Section: the tokenizer.
-pub const TOKENIZER: &str = "tokenizer.json";
-/// Section: the tokenizer again, as tables that are read in place.
-pub const TOKENIZER_TABLES: &str = "tokenizer.tables";
-/// Section: the texts of BOS and EOS.
-pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-/// Section: the stop tokens.
-pub const GENERATION_CONFIG: &str = "generation_config.json";
-/// Section: the chat template.
-pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
-/// First part of the name of sections that only fill.
-pub(crate) const PADDING: &str = "padding.";
-/// First part of the name of the section that describes a CPU's code, before the CPU's name.
-pub(crate) const PROGRAM: &str = "program.";
-/// The same of a CPU's code.
-pub(crate) const CODE: &str = "code.";
-/// The same of a CPU's folded tables.
-pub(crate) const CONSTANTS: &str = "constants.";
-/// First part of the name of the metadata that hold a section's hash, before the section's name.
-const HASH: &str = "sha256:";
-
-/// A section of an artifact.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Section {
-    /// Its name.
-    pub name: String,
-    /// Its element type, as safetensors names it.
-    pub dtype: String,
-    /// Elements along each axis.
-    pub shape: Vec<usize>,
-    /// Its bytes within the file.
-    pub bytes: Range<usize>,
-    /// Its SHA-256, in hexadecimal.
-    pub hash: String,
-}
-
-impl Section {
-    /// The most bytes that it may have: sections that are parsed take more memory than their bytes.
-    fn most(&self) -> usize {
-        match self.name.as_str() {
-            CONFIG | TOKENIZER_CONFIG | GENERATION_CONFIG | CHAT_TEMPLATE => MAX_TEXT,
-            TOKENIZER => file::LIMIT as usize,
-            name if name.starts_with(PROGRAM) => MAX_PROGRAM,
-            _ => usize::MAX,
-        }
-    }
-
-    /// Whether it is a tensor of the model.
-    pub fn is_weight(&self) -> bool {
-        let texts = [CONFIG, TOKENIZER, TOKENIZER_TABLES, TOKENIZER_CONFIG, GENERATION_CONFIG, CHAT_TEMPLATE];
-        let parts = [PROGRAM, CODE, CONSTANTS];
-        !texts.contains(&self.name.as_str()) && !parts.iter().any(|p| self.name.starts_with(p))
-    }
-}
 
 /// An artifact, mapped. The file must not change meanwhile.
 pub struct Artifact {
@@ -291,99 +242,6 @@ impl Artifact {
         self.signer(std::slice::from_ref(&known)).map(|_| ())
     }
 
-    /// The description of a CPU's code, its hash checked, and itself against the code's length.
-    ///
-    /// # Errors
-    /// [`Error::File`] if it is damaged or malformed, [`Error::Machine`] for a CPU that the file has no code for.
-    pub fn listing(&self, cpu: &str) -> Result<Listing, Error> {
-        if !self.cpus.iter().any(|c| c == cpu) {
-            let reason = format!("it has no code for CPU {}, only for {}", quote(cpu), self.cpus.join(", "));
-            return Err(Error::Machine { path: self.path.clone(), reason });
-        }
-        let name = format!("{PROGRAM}{cpu}");
-        let listing = Listing::parse(&self.path, &name, self.checked(&name)?)?;
-        if listing.cpu != cpu {
-            return Err(refuse(&self.path, &name, &format!("CPU {cpu}"), quote(&listing.cpu)));
-        }
-        let bytes = |part: &str, of: &str| Ok::<_, Error>(self.named(&format!("{part}{of}"))?.bytes.len());
-        listing.check(&self.path, bytes(CODE, &listing.code)?, bytes(CONSTANTS, &listing.tables)?)?;
-        Ok(listing)
-    }
-
-    /// The program for this machine: the best one that it can run, or that for `cpu`. Its code is copied to memory that
-    /// runs.
-    ///
-    /// # Errors
-    /// [`Error::Machine`] if the machine cannot run it, [`Error::File`] if it is damaged or malformed.
-    pub fn program(&self, cpu: Option<&str>) -> Result<Program, Error> {
-        self.link(self.choose(cpu::host(), cpu)?)
-    }
-
-    /// The description of the code that a machine would run: the best one that it can, or that for `cpu`.
-    ///
-    /// # Errors
-    /// As [`program`](Artifact::program).
-    pub fn choose(&self, host: &Host, cpu: Option<&str>) -> Result<Listing, Error> {
-        let machine = |reason: String| Error::Machine { path: self.path.clone(), reason };
-        let here = host.features.architecture().name();
-        let architecture = self.target.split('-').next().unwrap_or_default();
-        if architecture != here || !self.target.contains("linux") {
-            let here = format!("{here}-{}", std::env::consts::OS);
-            return Err(machine(format!("its code is for {}, this machine is {here}", quote(&self.target))));
-        }
-        if let Some(cpu) = cpu {
-            let listing = self.listing(cpu)?;
-            let lacks = host.lacking(&listing.features);
-            if !lacks.is_empty() {
-                let (lacks, there) = (host.words(&lacks), host.description());
-                let reason = format!("its code for {cpu} needs {lacks}, which this machine ({there}) lacks");
-                return Err(machine(reason));
-            }
-            return Ok(listing);
-        }
-        let (mut lowest, mut otherwise) = (None, None);
-        for cpu in self.cpus.iter().rev() {
-            let listing = self.listing(cpu)?;
-            match host.fit(&listing.features, listing.tuning.as_deref()) {
-                Fit::Pays => return Ok(listing),
-                Fit::Runs => otherwise = otherwise.or(Some(listing)),
-                Fit::Lacks(_) => lowest = Some(listing),
-            }
-        }
-        if let Some(listing) = otherwise {
-            return Ok(listing);
-        }
-        let Some(Listing { cpu, features, .. }) = lowest else {
-            return Err(refuse(&self.path, "__metadata__.cpus", "a CPU", "none".into()));
-        };
-        let (lacks, there) = (host.words(&host.lacking(&features)), host.description());
-        Err(machine(format!(
-            "its code for {cpu}, its oldest, needs {lacks}, which this machine ({there}) lacks"
-        )))
-    }
-
-    /// Puts a CPU's code in place.
-    fn link(&self, listing: Listing) -> Result<Program, Error> {
-        let name = format!("{CODE}{}", listing.code);
-        let code = code::Executable::new(self.checked(&name)?).map_err(|e| Error::Machine {
-            path: self.path.clone(),
-            reason: format!("section {}: the system gives no memory that code can run in: {e}", quote(&name)),
-        })?;
-        let name = format!("{CONSTANTS}{}", listing.tables);
-        let bytes = self.checked(&name)?;
-        let constants = Aligned::try_from_bytes(bytes).ok_or_else(|| Error::Memory {
-            what: format!("section {} of {}", quote(&name), self.path.display()),
-            bytes: bytes.len(),
-        })?;
-        let base = code.base();
-        // SAFETY: the code is what a compiler wrote, as its hash says, for instructions that this machine has; the
-        // offsets, hashed too, are its entries; the program owns it.
-        let link = |f: crate::program::Function<u64>| unsafe { f.link(base) };
-        let functions = listing.functions.into_iter().map(link).collect();
-        let made_for = MadeFor { cpu: listing.cpu, step: None, features: listing.features };
-        Ok(Program { functions, constants, plan: listing.plan, made_for, code: Box::new(code) })
-    }
-
     /// The bytes of a section that must be there, their hash checked.
     fn checked(&self, name: &str) -> Result<&[u8], Error> {
         let section = self.named(name)?;
@@ -412,59 +270,6 @@ unsafe impl WeightSource for Artifact {
     fn tensor(&self, name: &str) -> Option<&[u8]> {
         self.section(name)
     }
-}
-
-/// The header of a file that says it is an artifact of this version.
-fn check_format(path: &Path, bytes: &[u8]) -> Result<safetensors::Header, Error> {
-    let expected = "a Lapidary artifact (a safetensors file)";
-    let length = bytes.first_chunk().map(|n| u64::from_le_bytes(*n));
-    match length {
-        Some(length) if length <= MAX_HEADER && bytes.get(8) == Some(&b'{') => {}
-        Some(_) => {
-            let found = cause::of(&bytes[..bytes.len().min(1000)]).unwrap_or_else(|| {
-                format!("a file that starts with {}", quote(&String::from_utf8_lossy(&bytes[..8])))
-            });
-            return Err(file::Error::file(path, expected, found).into());
-        }
-        None => return Err(file::Error::file(path, expected, format!("{} bytes", bytes.len())).into()),
-    }
-    let header = safetensors::header(path, bytes)?;
-    let field = |name: &str| header.metadata.iter().find(|(n, _)| n == name).map(|(_, text)| text.as_str());
-    if field("format") != Some(FORMAT) {
-        let found = "a safetensors file whose metadata names no such format";
-        return Err(file::Error::file(path, format!("a Lapidary artifact (format {FORMAT})"), found).into());
-    }
-    let version = field("version").unwrap_or_default();
-    if version != VERSION.to_string() {
-        let newer = version.parse::<u32>().is_ok_and(|v| v > VERSION);
-        let hint = if newer { " (a newer lapidary wrote it)" } else { " (compile it again)" };
-        let expected = format!("artifact version {VERSION}");
-        return Err(file::Error::file(path, expected, format!("version {}{hint}", quote(version))).into());
-    }
-    Ok(header)
-}
-
-/// The names of CPUs in the metadata: few, plain and distinct.
-fn cpus(path: &Path, list: &str) -> Result<Vec<String>, Error> {
-    let wrong = |expected: &str, found: String| {
-        let (field, expected) = ("__metadata__.cpus".into(), expected.into());
-        file::Error::Field { path: path.into(), field, expected, found }
-    };
-    let count = list.split(',').count();
-    if count > MAX_CPUS {
-        return Err(wrong(&format!("at most {MAX_CPUS} names"), format!("{count}")).into());
-    }
-    let mut names: Vec<String> = Vec::with_capacity(count);
-    for name in list.split(',') {
-        if name.is_empty() || name.len() > MAX_CPUS || !name.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(wrong("plain names of CPUs", quote(name)).into());
-        }
-        if names.iter().any(|n| n == name) {
-            return Err(wrong("each name once", format!("a second {}", quote(name))).into());
-        }
-        names.push(name.into());
-    }
-    Ok(names)
 }
 
 /// SHA-256 in hexadecimal.

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use crate::pool::Pool;
 use crate::program::{FRAME_ROWS, FRAME_SEGMENTS, Phase, Program, Segment};
 
-/// Times of an engine's launches, by function, variant and step: see [`Engine::start_profile`].
+/// Times of an engine's launches, by function, variant and step: see
+/// [`Engine::start_profile`](super::Engine::start_profile).
 #[derive(Clone, Debug, Default)]
 pub struct Profile {
     /// `[function][variant][step]`: launches, and their wall time together.

@@ -6,6 +6,8 @@
 //! [`Engine::new`] and [`Engine::sequence`] (room for more logits than before on first use); afterwards a token costs
 //! no allocation. Frames are filled once, from the program's [`Layout`]; a call changes their leading words.
 
+#![warn(clippy::wildcard_enum_match_arm)]
+
 mod call;
 mod step;
 

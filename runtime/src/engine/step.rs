@@ -133,10 +133,12 @@ impl Engine {
                 let work = &works[index];
                 let count = segment.rows as usize;
                 let ends = before + count == work.tokens.len();
+                let last = if ends { count - 1..count } else { 0..0 };
                 let wanted = match (head, work.want) {
                     (Head::Logits, Want::AllLogits) => 0..count,
-                    (Head::Logits, Want::Logits) | (Head::Tokens, Want::Argmax) if ends => count - 1..count,
-                    _ => continue,
+                    (Head::Logits, Want::Logits) | (Head::Tokens, Want::Argmax) => last,
+                    (Head::Logits, Want::Nothing | Want::Argmax)
+                    | (Head::Tokens, Want::Nothing | Want::Logits | Want::AllLogits) => 0..0,
                 };
                 for row in wanted {
                     let place = self.outputs[index].first
