@@ -1,5 +1,5 @@
-//! `liblapidary`: its example prints what `lapidary run` prints, and it holds to its header, as a static and as a shared
-//! library, under valgrind too.
+//! `liblapidary`: its example prints what `lapidary run` prints, and it holds to its header, as a static and as a
+//! shared library, under valgrind too.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};

@@ -2,8 +2,8 @@
  *
  *     main model.weights [-t THREADS] [-n TOKENS] [-l] ID...
  *
- * -n: tokens to generate; -l: instead of each token print the logits it was chosen from, a line each. Ids come from a tokenizer; the first is
- * the beginning-of-sequence token, 2 for Gemma.
+ * -n: tokens to generate; -l: instead of each token print the logits it was chosen from, a line each. Ids come from a
+ * tokenizer; the first is the beginning-of-sequence token, 2 for Gemma.
  */
 #include <errno.h>
 #include <stdio.h>

@@ -17,8 +17,8 @@ pub trait Continue {
     /// Whether there is a last token to predict from.
     fn has_prediction(&self) -> bool;
 
-    /// Appends tokens of a prompt, a chunk at a time, calling `on_chunk(done, total)` after each; false if that broke it
-    /// off. Either all ids are in range and fit the context, or nothing changes.
+    /// Appends tokens of a prompt, a chunk at a time, calling `on_chunk(done, total)` after each; false if that broke
+    /// it off. Either all ids are in range and fit the context, or nothing changes.
     ///
     /// # Errors
     /// As [`Engine::step`](crate::Engine::step).

@@ -112,8 +112,8 @@ impl Engine {
     /// Reads a sequence from a file.
     ///
     /// # Errors
-    /// A file that is none of [`Engine::save`]'s or has changed since, of another model, of weights of another format, or of caches of
-    /// another type; [`Error::ContextExceeded`] if it holds more tokens than the context.
+    /// A file that is none of [`Engine::save`]'s or has changed since, of another model, of weights of another format,
+    /// or of caches of another type; [`Error::ContextExceeded`] if it holds more tokens than the context.
     pub fn load(&self, path: &Path) -> Result<(Sequence, Notes), Error> {
         let (opened, _) = file::open_unnoted(path)?;
         let map = Map::new(path, &opened).map_err(|source| file::Error::read(path, source))?;

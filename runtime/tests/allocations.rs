@@ -1,6 +1,6 @@
-//! After warm-up, a token allocates nothing on any thread, whatever the mix of sequences that it is stepped in. One test
-//! only: the counter counts every thread but the main one, on which the test harness waits, and allocates whenever it
-//! comes to that.
+//! After warm-up, a token allocates nothing on any thread, whatever the mix of sequences that it is stepped in. One
+//! test only: the counter counts every thread but the main one, on which the test harness waits, and allocates whenever
+//! it comes to that.
 #![allow(clippy::unwrap_used)]
 
 mod common;

@@ -1,9 +1,10 @@
 //! The pool under loom, which runs it in every order in which its threads may go (within a bound) and with every value
-//! that a load may then see: tiles run once, what they write is seen after the launch, workers that park or wake late do
-//! no harm, shutdown ends. It is the pool's own source, with loom's atomics in the place of the standard library's.
+//! that a load may then see: tiles run once, what they write is seen after the launch, workers that park or wake late
+//! do no harm, shutdown ends. It is the pool's own source, with loom's atomics in the place of the standard library's.
 //!
 //! Loom takes sequentially consistent operations for acquiring and releasing ones. So it also runs what cannot happen:
-//! a launch that sees no parked worker, which then sees no launch. That costs the launch a thread, and must not hang it.
+//! a launch that sees no parked worker, which then sees no launch. That costs the launch a thread, and must not hang
+//! it.
 #![allow(clippy::unwrap_used)]
 
 mod error {

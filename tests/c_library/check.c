@@ -1,4 +1,5 @@
-/* What the header of liblapidary promises, tried with the artifact that is the first argument; the second is a file that may be written. */
+/* What the header of liblapidary promises, tried with the artifact that is the first argument; the second is a file that
+ * may be written. */
 #include <lapidary.h>
 #include <math.h>
 #include <stdio.h>
@@ -57,7 +58,8 @@ static size_t position(const lapidary_sequence *sequence)
 static void append(lapidary_sequence *sequence, const uint32_t *tokens, size_t count, uint32_t want, float *logits,
                    size_t room)
 {
-    lapidary_work work = {.sequence = sequence, .tokens = tokens, .count = count, .want = want, .logits = logits, .room = room};
+    lapidary_work work = {
+        .sequence = sequence, .tokens = tokens, .count = count, .want = want, .logits = logits, .room = room};
     OK(lapidary_step(&work, 1));
 }
 
@@ -131,7 +133,7 @@ static void arguments(const char *file, lapidary_model *model)
     FAILS(lapidary_generate(sequence, &id, 1, &request, NULL, NULL, NULL), LAPIDARY_STATUS_ARGUMENT, "empty");
     request.stop_text_count = 0;
     const uint32_t beyond = UINT32_MAX;
-    FAILS(lapidary_generate(sequence, &beyond, 1, &request, NULL, NULL, NULL), LAPIDARY_STATUS_ARGUMENT, "out of range");
+    FAILS(lapidary_generate(sequence, &beyond, 1, &request, NULL, NULL, NULL), LAPIDARY_STATUS_ARGUMENT, "of range");
 
     lapidary_work work = {.sequence = sequence, .tokens = &id, .count = 1, .phase = 2};
     FAILS(lapidary_step(&work, 1), LAPIDARY_STATUS_ARGUMENT, "phase is 2");
@@ -237,9 +239,13 @@ static void sequences(lapidary_model *model, const char *file, const uint32_t *i
     OK(lapidary_sequence_truncate(a, 0, NULL));
     OK(lapidary_sequence_truncate(b, 0, NULL));
     lapidary_work works[] = {
-        {.sequence = a, .tokens = ids, .count = count, .want = LAPIDARY_WANT_ALL_LOGITS, .logits = together, .room = info.vocab * count},
-        {.sequence = b, .tokens = ids + 1, .count = 2, .want = LAPIDARY_WANT_LOGITS, .logits = together + info.vocab * count, .room = info.vocab},
+        {.sequence = a, .tokens = ids, .count = count, .want = LAPIDARY_WANT_ALL_LOGITS},
+        {.sequence = b, .tokens = ids + 1, .count = 2, .want = LAPIDARY_WANT_LOGITS},
     };
+    works[0].logits = together;
+    works[0].room = info.vocab * count;
+    works[1].logits = together + works[0].room;
+    works[1].room = info.vocab;
     OK(lapidary_step(works, 2));
     EXPECT(memcmp(alone, together, row * (count + 1)) == 0);
 

@@ -1,5 +1,5 @@
-//! `--save` and `--load` of `lapidary run` and `lapidary-run`, `/save` and `/load` of their conversations: what is loaded
-//! goes on with the tokens of an unbroken run.
+//! `--save` and `--load` of `lapidary run` and `lapidary-run`, `/save` and `/load` of their conversations: what is
+//! loaded goes on with the tokens of an unbroken run.
 
 use std::fs;
 use std::path::Path;

@@ -78,8 +78,11 @@ impl From<Error> for Failure {
             | Error::EmptyPrompt
             | Error::SamplerOption { .. }
             | Error::LogitsLength { .. } => Status::Argument,
-            Error::MissingWeight { .. } | Error::WeightLength { .. } | Error::Program(_) => Status::File,
-            Error::NoCandidate => Status::Internal,
+            // What an artifact holds is at fault: parts that do not fit, weights that are no numbers.
+            Error::MissingWeight { .. }
+            | Error::WeightLength { .. }
+            | Error::Program(_)
+            | Error::NoCandidate => Status::File,
             // It grows.
             _ => Status::Internal,
         };

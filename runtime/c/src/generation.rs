@@ -102,8 +102,8 @@ pub struct Outcome {
     decode_seconds: f64,
 }
 
-/// Is given the text that became certain with a token: `bytes` bytes and a null, whole characters, good until it returns.
-/// A result other than 0 ends the generation. It must return: no exception and no jump may leave it.
+/// Is given the text that became certain with a token: `bytes` bytes and a null, whole characters, good until it
+/// returns. A result other than 0 ends the generation. It must return: no exception and no jump may leave it.
 pub type OnText = Option<unsafe extern "C" fn(data: *mut c_void, text: *const c_char, bytes: usize) -> c_int>;
 
 /// The most likely token, always.
@@ -112,8 +112,8 @@ pub extern "C" fn lapidary_sampling_greedy() -> Sampling {
     SamplerOptions::default().into()
 }
 
-/// Chooses the token after a sequence's last one; nothing is appended. It fails with LAPIDARY_STATUS_ARGUMENT if there is
-/// none to predict from: the sequence is empty, or was truncated since tokens were appended.
+/// Chooses the token after a sequence's last one; nothing is appended. It fails with LAPIDARY_STATUS_ARGUMENT if there
+/// is none to predict from: the sequence is empty, or was truncated since tokens were appended.
 ///
 /// # Safety
 /// As the header says of every function.
@@ -139,8 +139,8 @@ pub unsafe extern "C" fn lapidary_sample(
     })
 }
 
-/// Appends the tokens of a prompt to a sequence, then generates: each piece of text is given to `on_text` with `data`. No
-/// prompt (`prompt` null, `count` 0) goes on from the sequence's last token. `on_text`, `outcome` may be null.
+/// Appends the tokens of a prompt to a sequence, then generates: each piece of text is given to `on_text` with `data`.
+/// No prompt (`prompt` null, `count` 0) goes on from the sequence's last token. `on_text`, `outcome` may be null.
 ///
 /// Afterwards the sequence holds the prompt and every token that was made, but for a last one that the context has no
 /// room for. Where it fails with LAPIDARY_STATUS_MEMORY or LAPIDARY_STATUS_INTERNAL it may hold some of them.

@@ -96,8 +96,8 @@ pub unsafe extern "C" fn lapidary_sequence_fork(
     })
 }
 
-/// Forgets the tokens from `position` on, or all where a sliding window before `position` is gone. `reached`, which may be
-/// null, is the position then: `position` (or the sequence's end, if that is before) or 0.
+/// Forgets the tokens from `position` on, or all where a sliding window before `position` is gone. `reached`, which may
+/// be null, is the position then: `position` (or the sequence's end, if that is before) or 0.
 ///
 /// # Safety
 /// As the header says of every function.
@@ -118,8 +118,8 @@ pub unsafe extern "C" fn lapidary_sequence_truncate(
     })
 }
 
-/// The tokens that a sequence holds. `count` is how many there are, its position, also where `room` is too small for them
-/// (LAPIDARY_STATUS_ROOM): `tokens` may be null, of room 0, to ask for it.
+/// The tokens that a sequence holds. `count` is how many there are, its position, also where `room` is too small for
+/// them (LAPIDARY_STATUS_ROOM): `tokens` may be null, of room 0, to ask for it.
 ///
 /// # Safety
 /// As the header says of every function.
@@ -152,7 +152,8 @@ pub unsafe extern "C" fn lapidary_sequence_save(sequence: *const Sequence, file:
     })
 }
 
-/// Makes a sequence of a file of lapidary_sequence_save(), or of `lapidary run --save`. One of another model is refused.
+/// Makes a sequence of a file of lapidary_sequence_save(), or of `lapidary run --save`. One of another model is
+/// refused.
 ///
 /// # Safety
 /// As the header says of every function.

@@ -30,8 +30,8 @@ pub struct Work {
     tokens: *const u32,
     /// How many.
     count: usize,
-    /// LAPIDARY_PHASE_PREFILL or LAPIDARY_PHASE_DECODE. The two may differ in last bits; within a phase a token's result
-    /// depends on its own text alone, not on how tokens are split over steps nor on what shares them.
+    /// LAPIDARY_PHASE_PREFILL or LAPIDARY_PHASE_DECODE. The two may differ in last bits; within a phase a token's
+    /// result depends on its own text alone, not on how tokens are split over steps nor on what shares them.
     phase: u32,
     /// LAPIDARY_WANT_NOTHING, _LOGITS, _ALL_LOGITS or _ARGMAX.
     want: u32,
@@ -43,7 +43,8 @@ pub struct Work {
     token: u32,
 }
 
-/// Appends tokens to sequences, those of all in as few calls of kernels as can be. Where it fails, nothing was appended.
+/// Appends tokens to sequences, those of all in as few calls of kernels as can be. Where it fails, nothing was
+/// appended.
 ///
 /// # Safety
 /// As the header says of every function.

@@ -16,8 +16,8 @@ pub struct Message {
     content: *const c_char,
 }
 
-/// The tokens of `bytes` bytes of text, special tokens in it among them; `begin` other than 0 puts the token before them
-/// that texts begin with, once. `count` is how many there are, also where `room` is too small for them
+/// The tokens of `bytes` bytes of text, special tokens in it among them; `begin` other than 0 puts the token before
+/// them that texts begin with, once. `count` is how many there are, also where `room` is too small for them
 /// (LAPIDARY_STATUS_ROOM): `tokens` may be null, of room 0, to ask for it.
 ///
 /// # Safety
@@ -66,8 +66,8 @@ pub unsafe extern "C" fn lapidary_detokenize(
     })
 }
 
-/// The prompt for messages by the model's chat template, up to where the model's turn begins: to be tokenized with `begin`.
-/// `system` are instructions, null for none. `text`, `room` and `bytes` as in lapidary_detokenize().
+/// The prompt for messages by the model's chat template, up to where the model's turn begins: to be tokenized with
+/// `begin`. `system` are instructions, null for none. `text`, `room` and `bytes` as in lapidary_detokenize().
 ///
 /// # Safety
 /// As the header says of every function.

@@ -20,7 +20,8 @@ use crate::trust::TrustArgs;
     version,
     override_usage = "lapidary-run [OPTIONS] FILE PROMPT\n       lapidary-run chat [OPTIONS] FILE",
     after_help = "Examples:\n  lapidary-run gemma-2-2b-it.lap --temp 0 \"Why is the sky blue?\"\n  \
-    lapidary-run chat gemma-2-2b-it.lap --system \"Be brief.\"\n\nIn a conversation a line is a message; /help lists the commands."
+    lapidary-run chat gemma-2-2b-it.lap --system \"Be brief.\"\n\n\
+    In a conversation a line is a message; /help lists the commands."
 )]
 pub(crate) struct Args {
     /// Artifact and the text to continue; `-`, or nothing where stdin is no terminal, reads the text from stdin

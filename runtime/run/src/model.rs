@@ -69,7 +69,8 @@ pub(crate) fn stats_line(
     decode: Duration,
 ) -> String {
     format!(
-        "code for {}\nload {:.1} ms, {} MB resident after it, prefill {prompt} tokens in {:.1} ms, decode {tokens} tokens in {:.1} ms",
+        "code for {}\nload {:.1} ms, {} MB resident after it, prefill {prompt} tokens in {:.1} ms, \
+         decode {tokens} tokens in {:.1} ms",
         model.code,
         ms(model.load),
         model.resident,

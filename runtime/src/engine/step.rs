@@ -1,5 +1,5 @@
-//! A step: works admitted all together or not at all, their rows gathered into calls of up to a chunk, and what is wanted
-//! of them predicted.
+//! A step: works admitted all together or not at all, their rows gathered into calls of up to a chunk, and what is
+//! wanted of them predicted.
 
 use std::sync::Arc;
 
