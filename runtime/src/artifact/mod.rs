@@ -1,11 +1,11 @@
 //! Artifacts: a compiled model as one file, `.lap`. `docs/artifact.md` describes it.
 //!
-//! In: a file. Out: an [`Artifact`]: its header checked, its bytes mapped; from it a [`Program`] whose code lies in
-//! memory of its own, and weights in place. The container is a safetensors file whose tensors are *sections*.
-//! Invariants of an open artifact: sections lie within the file, apart from each other, each at a multiple of [`ALIGN`]
-//! bytes and with a hash in the metadata. Code and what describes it are hashed before they are used, always; all else
-//! by [`Artifact::verify`]. Nothing guards against a file whose maker meant harm: an artifact is a program. Whose it
-//! is, [`Artifact::signer`] proves.
+//! In: a file. Out: an [`Artifact`]: its header checked, its bytes mapped; from it a
+//! [`Program`](crate::program::Program) whose code lies in memory of its own, and weights in place. The container is a
+//! safetensors file whose tensors are *sections*. Invariants of an open artifact: sections lie within the file, apart
+//! from each other, each at a multiple of [`ALIGN`] bytes and with a hash in the metadata. Code and what describes it
+//! are hashed before they are used, always; all else by [`Artifact::verify`]. Nothing guards against a file whose maker
+//! meant harm: an artifact is a program. Whose it is, [`Artifact::signer`] proves.
 
 pub mod code;
 mod header;
