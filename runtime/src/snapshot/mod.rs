@@ -8,23 +8,26 @@
 //! A file is written whole or not at all. Its last tensor is the XXH3 of every byte before it, so that one that is
 //! damaged is refused; one that was made wrong, with a right sum, is refused or has other numbers.
 
+mod contents;
+
 use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::Path;
 
 use serde_json::{Map as Object, Value, json};
 use sha2::{Digest, Sha256};
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::file::error::quote;
-use crate::file::safetensors::{self, Entry};
 use crate::file::{self, Map, whole::Output};
 use crate::layout::Cache;
 use crate::program::Phase;
 use crate::sampler::SamplerOptions;
 use crate::sequence::Sequence;
+
+use contents::Contents;
 
 /// What the metadata's `format` says.
 const FORMAT: &str = "lapidary-sequence";
@@ -117,99 +120,61 @@ impl Engine {
     pub fn load(&self, path: &Path) -> Result<(Sequence, Notes), Error> {
         let (opened, _) = file::open_unnoted(path)?;
         let map = Map::new(path, &opened).map_err(|source| file::Error::read(path, source))?;
-        let header = safetensors::header(path, &map)?;
-        let said = |name: &str| {
-            let found = header.metadata.iter().find(|(n, _)| n == name);
-            found.map(|(_, text)| text.as_str()).ok_or_else(|| refuse(path, name, "a text", "none"))
-        };
+        let mut contents = Contents::new(path, &map)?;
+        match self.read(&mut contents) {
+            Ok(loaded) => contents.damage()?.map_or(Ok(loaded), Err),
+            // What is damaged may look like anything else.
+            Err(error) => Err(contents.damage().ok().flatten().unwrap_or(error)),
+        }
+    }
+
+    fn read(&self, contents: &mut Contents<'_>) -> Result<(Sequence, Notes), Error> {
         for (field, text) in [("format", FORMAT), ("version", VERSION)] {
-            let found = said(field)?;
-            if found != text {
-                return Err(refuse(path, field, &quote(text), quote(found)));
-            }
+            contents.expect(field, text, "")?;
         }
         for (field, text) in self.identity() {
-            let found = said(field)?;
-            if found != text {
-                return Err(refuse(path, field, &format!("{}, which is loaded", quote(&text)), quote(found)));
-            }
+            contents.expect(field, &text, ", which is loaded")?;
         }
-        let tensor = |name: &str, dtype: &str| -> Result<&Entry, Error> {
-            let entry = header.entries.iter().find(|e| e.name == name);
-            let entry = entry.ok_or_else(|| wrong(path, name, "a tensor", "none"))?;
-            if entry.dtype != dtype {
-                return Err(wrong(path, name, dtype, &entry.dtype));
-            }
-            Ok(entry)
-        };
-        check(path, &map, tensor(SUM, "U8")?)?;
-        let tokens = tensor(TOKENS, "I32")?;
-        let words = map[tokens.bytes.clone()].as_chunks::<4>().0;
+        let tokens = contents.tensor(TOKENS, "I32")?;
+        let words = contents.bytes(tokens.bytes).as_chunks::<4>().0;
         let tokens: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
         let vocab = self.program().plan.vocab;
         if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocab) {
-            return Err(wrong(path, TOKENS, &format!("tokens below {vocab}"), &id.to_string()));
+            return Err(contents.wrong(TOKENS, &format!("tokens below {vocab}"), &id.to_string()));
         }
         let mut sequence = self.sequence()?;
         self.check(&sequence, &tokens)?;
         let position = tokens.len();
-        let hidden = tensor(HIDDEN, "F32")?;
+        let hidden = contents.tensor(HIDDEN, "F32")?;
         if hidden.bytes.len() != sequence.last.len() {
             let expected = format!("{} elements", sequence.last.len() / 4);
-            return Err(wrong(path, HIDDEN, &expected, &format!("{:?}", hidden.shape)));
+            return Err(contents.wrong(HIDDEN, &expected, &format!("{:?}", hidden.shape)));
         }
-        sequence.last.as_mut_slice().copy_from_slice(&map[hidden.bytes.clone()]);
+        sequence.last.as_mut_slice().copy_from_slice(contents.bytes(hidden.bytes));
         sequence.admit(position)?;
         let layout = sequence.layout().clone();
-        let said_floor = said("floor")?;
-        let number = said_floor.parse().ok().filter(|&floor: &usize| floor <= position);
-        let mut floor = number.ok_or_else(|| refuse(path, "floor", "a position", quote(said_floor)))?;
+        let mut floor = contents.number("floor", "a position", |&floor: &usize| floor <= position)?;
         for cache in &layout.caches {
-            let name = name(cache);
-            let entry = tensor(&name, "U8")?;
-            let most = cache.window.unwrap_or(position).min(position);
-            let expected = format!("({}, {most} rows or more, {})", cache.heads, cache.row_bytes);
-            let [heads, rows, row_bytes] = entry.shape[..] else {
-                return Err(wrong(path, &name, &expected, &format!("{:?}", entry.shape)));
-            };
-            let fits = heads == cache.heads && row_bytes == cache.row_bytes && rows <= position;
-            // What wraps nowhere here may be a window that wrapped where the file was written.
-            if !fits || (rows < most && cache.window.is_some()) {
-                return Err(wrong(path, &name, &expected, &format!("{:?}", entry.shape)));
-            }
-            let bytes = &map[entry.bytes.clone()];
-            let first = position - rows.min(cache.rows);
-            for head in 0..heads {
-                for at in first..position {
-                    let from = (head * rows + at - (position - rows)) * row_bytes;
-                    let to = sequence.kv.stored_mut(cache, head, at % cache.rows);
-                    to.copy_from_slice(&bytes[from..from + row_bytes]);
-                }
-            }
-            if rows < position {
+            if read_cache(contents, cache, &mut sequence, position)? < position {
                 floor = floor.max(position - 1);
             }
         }
         sequence.append(&tokens);
-        sequence.restore(floor, phase(path, said("predicts")?)?);
-        let pending = match said("pending")? {
+        sequence.restore(floor, phase(contents)?);
+        let pending = match contents.said("pending")? {
             "none" => None,
-            text => {
-                let id = text.parse().ok().filter(|&id: &u32| (id as usize) < vocab);
-                Some(id.ok_or_else(|| refuse(path, "pending", "a token or none", quote(text)))?)
-            }
+            _ => Some(contents.number("pending", "a token or none", |&id: &u32| (id as usize) < vocab)?),
         };
-        let sampler = match said("sampler")? {
+        let sampler = match contents.said("sampler")? {
             "none" => None,
             text => {
                 let options: SamplerOptions = serde_json::from_str(text)
-                    .map_err(|e| refuse(path, "sampler", "a sampler's options", file::error::line(e)))?;
+                    .map_err(|e| contents.refuse("sampler", "a sampler's options", file::error::line(e)))?;
                 options.validate()?;
                 Some(options)
             }
         };
-        let conversation = header.metadata.iter().find(|(name, _)| name == "conversation");
-        let conversation = conversation.map(|(_, text)| text.clone());
+        let conversation = contents.said("conversation").ok().map(str::to_string);
         Ok((sequence, Notes { pending, sampler, conversation }))
     }
 
@@ -284,22 +249,35 @@ impl<W: Write> Write for Summed<W> {
     }
 }
 
-/// Whether a file's bytes are those that were written.
-fn check(path: &Path, file: &[u8], sum: &Entry) -> Result<(), Error> {
-    let last =
-        file.split_last_chunk::<SUM_BYTES>().filter(|_| sum.bytes == (file.len() - SUM_BYTES..file.len()));
-    let expected = format!("the file's last {SUM_BYTES} bytes");
-    let (before, sum) = last.ok_or_else(|| wrong(path, SUM, &expected, &format!("{:?}", sum.bytes)))?;
-    let (expected, found) = (u128::from_le_bytes(*sum), xxh3_128(before));
-    if expected != found {
-        return Err(wrong(
-            path,
-            SUM,
-            &format!("{expected:032x}"),
-            &format!("{found:032x} (the file is damaged)"),
-        ));
+/// Reads a cache's rows: how many the file has.
+fn read_cache(
+    contents: &mut Contents<'_>,
+    cache: &Cache,
+    sequence: &mut Sequence,
+    position: usize,
+) -> Result<usize, Error> {
+    let name = name(cache);
+    let entry = contents.tensor(&name, "U8")?;
+    let most = kept(cache, position);
+    let expected = format!("({}, {most} rows or more, {})", cache.heads, cache.row_bytes);
+    let wrong = |contents: &Contents<'_>| contents.wrong(&name, &expected, &format!("{:?}", entry.shape));
+    let [heads, rows, row_bytes] = entry.shape[..] else { return Err(wrong(contents)) };
+    let fits = heads == cache.heads && row_bytes == cache.row_bytes && rows <= position;
+    // What wraps nowhere here may be a window that wrapped where the file was written.
+    if !fits || (rows < most && cache.window.is_some()) {
+        return Err(wrong(contents));
     }
-    Ok(())
+    let first = position - rows.min(cache.rows);
+    for head in 0..heads {
+        let start = entry.bytes.start + head * rows * row_bytes;
+        let bytes = contents.bytes(start..start + rows * row_bytes);
+        for at in first..position {
+            let from = (at + rows - position) * row_bytes;
+            let to = sequence.kv.stored_mut(cache, head, at % cache.rows);
+            to.copy_from_slice(&bytes[from..from + row_bytes]);
+        }
+    }
+    Ok(rows)
 }
 
 /// Rows of a cache that a file keeps of so many positions.
@@ -311,22 +289,11 @@ fn name(cache: &Cache) -> String {
     format!("layers.{}.{}", cache.layer, cache.name)
 }
 
-fn phase(path: &Path, text: &str) -> Result<Option<Phase>, Error> {
-    match text {
+fn phase(contents: &Contents<'_>) -> Result<Option<Phase>, Error> {
+    match contents.said("predicts")? {
         "none" => Ok(None),
         "prefill" => Ok(Some(Phase::Prefill)),
         "decode" => Ok(Some(Phase::Decode)),
-        other => Err(refuse(path, "predicts", "none, prefill or decode", quote(other))),
+        other => Err(contents.refuse("predicts", "none, prefill or decode", quote(other))),
     }
-}
-
-/// A field of the metadata that is not what it should be.
-fn refuse(path: &Path, field: &str, expected: &str, found: impl Into<String>) -> Error {
-    let field = format!("__metadata__.{field}");
-    file::Error::Field { path: path.into(), field, expected: expected.into(), found: found.into() }.into()
-}
-
-/// A tensor that is not what it should be.
-fn wrong(path: &Path, name: &str, expected: &str, found: &str) -> Error {
-    file::Error::tensor(path, name, expected, found).into()
 }
