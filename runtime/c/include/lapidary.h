@@ -1,7 +1,8 @@
 // liblapidary: a compiled model, an artifact of `lapidary compile`, run from C. See docs/c-library.md.
 //
 // What may be null says so; null elsewhere, and what is out of range, gives LAPIDARY_STATUS_ARGUMENT. Texts are UTF-8.
-// A call that does not return LAPIDARY_STATUS_OK has changed nothing, unless it says so; lapidary_last_error() tells why.
+// A call that does not return LAPIDARY_STATUS_OK has changed nothing, unless it says so; lapidary_last_error() tells
+// why.
 //
 // A handle is good until it is freed, in any order: a sequence keeps its model. Calls may come from any thread. A
 // model's calls wait for each other; a sequence that another call is using, that whose callback is running among them,
@@ -111,8 +112,8 @@ typedef struct lapidary_request {
     uint32_t ignore_end;
 } lapidary_request;
 
-// Is given the text that became certain with a token: `bytes` bytes and a null, whole characters, good until it returns.
-// A result other than 0 ends the generation. It must return: no exception and no jump may leave it.
+// Is given the text that became certain with a token: `bytes` bytes and a null, whole characters, good until it
+// returns. A result other than 0 ends the generation. It must return: no exception and no jump may leave it.
 typedef int (*lapidary_on_text)(void *data, const char *text, size_t bytes);
 
 // What a generation came to.
@@ -188,8 +189,8 @@ typedef struct lapidary_work {
     const uint32_t *tokens;
     // How many.
     size_t count;
-    // LAPIDARY_PHASE_PREFILL or LAPIDARY_PHASE_DECODE. The two may differ in last bits; within a phase a token's result
-    // depends on its own text alone, not on how tokens are split over steps nor on what shares them.
+    // LAPIDARY_PHASE_PREFILL or LAPIDARY_PHASE_DECODE. The two may differ in last bits; within a phase a token's
+    // result depends on its own text alone, not on how tokens are split over steps nor on what shares them.
     uint32_t phase;
     // LAPIDARY_WANT_NOTHING, _LOGITS, _ALL_LOGITS or _ARGMAX.
     uint32_t want;
@@ -223,14 +224,14 @@ const char *lapidary_version(void);
 // The most likely token, always.
 struct lapidary_sampling lapidary_sampling_greedy(void);
 
-// Chooses the token after a sequence's last one; nothing is appended. It fails with LAPIDARY_STATUS_ARGUMENT if there is
-// none to predict from: the sequence is empty, or was truncated since tokens were appended.
+// Chooses the token after a sequence's last one; nothing is appended. It fails with LAPIDARY_STATUS_ARGUMENT if there
+// is none to predict from: the sequence is empty, or was truncated since tokens were appended.
 enum lapidary_status lapidary_sample(struct lapidary_sequence *sequence,
                                      const struct lapidary_sampling *sampling,
                                      uint32_t *token);
 
-// Appends the tokens of a prompt to a sequence, then generates: each piece of text is given to `on_text` with `data`. No
-// prompt (`prompt` null, `count` 0) goes on from the sequence's last token. `on_text`, `outcome` may be null.
+// Appends the tokens of a prompt to a sequence, then generates: each piece of text is given to `on_text` with `data`.
+// No prompt (`prompt` null, `count` 0) goes on from the sequence's last token. `on_text`, `outcome` may be null.
 //
 // Afterwards the sequence holds the prompt and every token that was made, but for a last one that the context has no
 // room for. Where it fails with LAPIDARY_STATUS_MEMORY or LAPIDARY_STATUS_INTERNAL it may hold some of them.
@@ -268,14 +269,12 @@ void lapidary_sequence_free(struct lapidary_sequence *sequence);
 // Makes a copy of a sequence, which shares nothing with it.
 enum lapidary_status lapidary_sequence_fork(const struct lapidary_sequence *sequence, struct lapidary_sequence **copy);
 
-// Forgets the tokens from `position` on, or all where a sliding window before `position` is gone. `reached`, which may be
-// null, is the position then: `position` (or the sequence's end, if that is before) or 0.
-enum lapidary_status lapidary_sequence_truncate(struct lapidary_sequence *sequence,
-                                                size_t position,
-                                                size_t *reached);
+// Forgets the tokens from `position` on, or all where a sliding window before `position` is gone. `reached`, which may
+// be null, is the position then: `position` (or the sequence's end, if that is before) or 0.
+enum lapidary_status lapidary_sequence_truncate(struct lapidary_sequence *sequence, size_t position, size_t *reached);
 
-// The tokens that a sequence holds. `count` is how many there are, its position, also where `room` is too small for them
-// (LAPIDARY_STATUS_ROOM): `tokens` may be null, of room 0, to ask for it.
+// The tokens that a sequence holds. `count` is how many there are, its position, also where `room` is too small for
+// them (LAPIDARY_STATUS_ROOM): `tokens` may be null, of room 0, to ask for it.
 enum lapidary_status lapidary_sequence_tokens(const struct lapidary_sequence *sequence,
                                               uint32_t *tokens,
                                               size_t room,
@@ -284,16 +283,18 @@ enum lapidary_status lapidary_sequence_tokens(const struct lapidary_sequence *se
 // Writes a sequence to a file, for lapidary_sequence_load() with the same model, or for `lapidary run --load`.
 enum lapidary_status lapidary_sequence_save(const struct lapidary_sequence *sequence, const char *file);
 
-// Makes a sequence of a file of lapidary_sequence_save(), or of `lapidary run --save`. One of another model is refused.
+// Makes a sequence of a file of lapidary_sequence_save(), or of `lapidary run --save`. One of another model is
+// refused.
 enum lapidary_status lapidary_sequence_load(const struct lapidary_model *model,
                                             const char *file,
                                             struct lapidary_sequence **sequence);
 
-// Appends tokens to sequences, those of all in as few calls of kernels as can be. Where it fails, nothing was appended.
+// Appends tokens to sequences, those of all in as few calls of kernels as can be. Where it fails, nothing was
+// appended.
 enum lapidary_status lapidary_step(struct lapidary_work *works, size_t count);
 
-// The tokens of `bytes` bytes of text, special tokens in it among them; `begin` other than 0 puts the token before them
-// that texts begin with, once. `count` is how many there are, also where `room` is too small for them
+// The tokens of `bytes` bytes of text, special tokens in it among them; `begin` other than 0 puts the token before
+// them that texts begin with, once. `count` is how many there are, also where `room` is too small for them
 // (LAPIDARY_STATUS_ROOM): `tokens` may be null, of room 0, to ask for it.
 enum lapidary_status lapidary_tokenize(const struct lapidary_model *model,
                                        const char *text,
@@ -312,8 +313,8 @@ enum lapidary_status lapidary_detokenize(const struct lapidary_model *model,
                                          size_t room,
                                          size_t *bytes);
 
-// The prompt for messages by the model's chat template, up to where the model's turn begins: to be tokenized with `begin`.
-// `system` are instructions, null for none. `text`, `room` and `bytes` as in lapidary_detokenize().
+// The prompt for messages by the model's chat template, up to where the model's turn begins: to be tokenized with
+// `begin`. `system` are instructions, null for none. `text`, `room` and `bytes` as in lapidary_detokenize().
 enum lapidary_status lapidary_chat(const struct lapidary_model *model,
                                    const char *system,
                                    const struct lapidary_message *messages,
