@@ -230,7 +230,7 @@ static void generation(lapidary_model *model, const uint32_t *ids, size_t count)
     request.stop_text_count = 1;
     struct heard until = {.most = 0};
     OK(lapidary_generate(steps, ids, count, &request, hear, &until, &outcome));
-    EXPECT(outcome.stop == LAPIDARY_STOP_STOP_TEXT && strstr(until.text, stop) == NULL);
+    EXPECT(outcome.stop == LAPIDARY_STOP_TEXT && strstr(until.text, stop) == NULL);
     EXPECT(until.bytes == (size_t)(strstr(heard.text, stop) - heard.text));
 
     /* As far as the context goes. */

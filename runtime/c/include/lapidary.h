@@ -65,7 +65,7 @@ typedef enum lapidary_stop {
     // The model ended it.
     LAPIDARY_STOP_END_OF_TEXT = 0,
     // A stop text did.
-    LAPIDARY_STOP_STOP_TEXT = 1,
+    LAPIDARY_STOP_TEXT = 1,
     // It has as many tokens as were asked for.
     LAPIDARY_STOP_LENGTH = 2,
     // The context is full.

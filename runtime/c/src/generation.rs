@@ -68,7 +68,7 @@ pub enum Stop {
     /// The model ended it.
     EndOfText = 0,
     /// A stop text did.
-    StopText = 1,
+    Text = 1,
     /// It has as many tokens as were asked for.
     Length = 2,
     /// The context is full.
@@ -81,7 +81,7 @@ impl From<AnswerEnd> for Stop {
     fn from(end: AnswerEnd) -> Stop {
         match end {
             AnswerEnd::EndOfText => Stop::EndOfText,
-            AnswerEnd::StopText => Stop::StopText,
+            AnswerEnd::StopText => Stop::Text,
             AnswerEnd::Length => Stop::Length,
             AnswerEnd::Context => Stop::Context,
             AnswerEnd::Interrupted => Stop::Callback,

@@ -9,9 +9,9 @@
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
-mod boundary;
-mod generation;
-mod model;
-mod sequence;
-mod step;
-mod text;
+pub mod boundary;
+pub mod generation;
+pub mod model;
+pub mod sequence;
+pub mod step;
+pub mod text;
