@@ -3,19 +3,17 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(clippy::unwrap_used)]
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use anyhow::Result;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use lapidary::{Activations, Format, KvCache, Model, Options, Session};
+use lapidary_codegen::compile;
 use lapidary_codegen::micro::{MICROKERNELS, Microkernel, Raw, Tile};
 use lapidary_codegen::target::{Placement, Target};
-use lapidary_codegen::{Options, compile};
-use lapidary_ir::DType;
-use lapidary_models::{QuantFormat, Quantization, QuantizedWeights, graph};
-use lapidary_passes::Selection;
-use lapidary_runtime::{Rng, Session};
-use lapidary_tests::{Setup, emulator, golden, golden_model, logits, session};
+use lapidary_models::Model as Files;
+use lapidary_runtime::Rng;
+use lapidary_tests::{emulator, exact, golden, golden_model, logits};
 use memmap2::{Mmap, MmapMut};
 
 #[path = "amx/linear.rs"]
@@ -48,6 +46,14 @@ fn make_ready() -> bool {
         eprintln!("skipped: this machine lacks AVX2");
     }
     ready
+}
+
+/// A session on code that this machine may lack instructions for: the emulator has them.
+fn session(files: &Arc<Files>, options: Options, threads: usize) -> Result<Session> {
+    let model = Model::of(files.clone(), options.clone())?;
+    let graph = model.graph()?;
+    let program = compile(&graph.module, &graph.parts, &graph.compiler(&options)?)?.program;
+    Ok(Session::new(program, model.weights()?, threads)?)
 }
 
 /// Raw code, executable.
@@ -167,14 +173,14 @@ fn a_model_in_bf16_stays_close() -> Result<()> {
     }
     let model = golden_model("tiny-short")?;
     let ids = golden("tiny-short")?.ids;
-    let exact = logits(&mut session(&model, &Setup::default())?, &ids)?;
-    let setup = Setup { cpu: CPU, rounded: true, ..Setup::default() };
-    let tiles = logits(&mut session(&model, &setup)?, &ids)?;
-    assert_ne!(exact, tiles, "no product was rounded");
-    let divergence = divergence(&exact, &tiles, model.config.vocab_size);
+    let plain = logits(&mut session(&model, exact(), 2)?, &ids)?;
+    let tiled = || exact().cpu(CPU).activations(Activations::Auto).kv_cache(KvCache::F32);
+    let tiles = logits(&mut session(&model, tiled(), 2)?, &ids)?;
+    assert_ne!(plain, tiles, "no product was rounded");
+    let divergence = divergence(&plain, &tiles, model.config.vocab_size);
     assert!(divergence <= 1e-4, "mean KL {divergence}");
     // Threads and chunks: the same bits, the same within rounding.
-    let one = logits(&mut session(&model, &Setup { threads: 1, ..setup })?, &ids)?;
+    let one = logits(&mut session(&model, tiled(), 1)?, &ids)?;
     assert!(one.iter().zip(&tiles).all(|(a, b)| a.to_bits() == b.to_bits()));
     Ok(())
 }
@@ -185,7 +191,7 @@ fn f32_activations_hold_the_tolerance() -> Result<()> {
         return Ok(());
     }
     for case in ["tiny-short", "gqa-4", "odd-27b"] {
-        let mut session = session(&golden_model(case)?, &Setup { cpu: CPU, ..Setup::default() })?;
+        let mut session = session(&golden_model(case)?, exact().cpu(CPU), 2)?;
         let worst = lapidary_tests::worst_difference(&mut session, &golden(case)?)?;
         assert!(worst <= 1e-3, "{case}: off by {worst}");
     }
@@ -199,36 +205,12 @@ fn quantised_weights_unpack_to_tiles() -> Result<()> {
     }
     let model = golden_model("tiny-short")?;
     let ids = golden("tiny-short")?.ids;
-    for format in [QuantFormat::Q8, QuantFormat::Q4] {
-        let how =
-            Quantization { body: Some(format.into()), head: Some(format.into()), threads: 2, cache: None };
-        let weights =
-            Arc::new(QuantizedWeights::open(model.clone(), &how, &|_, _| ControlFlow::Continue(()))?);
-        let run = |rounded: bool, cpu: &str| -> Result<Vec<f32>> {
-            let dtype = |name: &str| match weights.format(name) {
-                Some(format) => format.into(),
-                None => model.checkpoint.format_of(name).map_or(DType::F32, DType::from),
-            };
-            let config = &model.config;
-            let module = graph::module(config, &graph::Storage { weight: &dtype, cache: DType::F32 });
-            let parts = lapidary_codegen::Model {
-                hidden: config.hidden_size,
-                vocab: config.vocab_size,
-                layers: graph::layers(config, &dtype),
-            };
-            let options = Options {
-                selection: Selection::all(),
-                cpu: cpu.into(),
-                context: 512,
-                chunk: 512,
-                rounded,
-                machine: lapidary_passes::Machine::GENERIC,
-                listings: false,
-            };
-            let program = compile(&module, &parts, &options)?.program;
-            logits(&mut Session::new(program, weights.clone(), 2)?, &ids)
+    for format in [Format::Q8, Format::Q4] {
+        let of = |options: Options| -> Result<Vec<f32>> {
+            logits(&mut session(&model, options.weights(format).cache(false), 2)?, &ids)
         };
-        let (exact, tiles) = (run(false, "native")?, run(true, CPU)?);
+        let rounded = exact().activations(Activations::Auto).kv_cache(KvCache::F32).cpu(CPU);
+        let (exact, tiles) = (of(exact())?, of(rounded)?);
         let divergence = divergence(&exact, &tiles, model.config.vocab_size);
         assert!(divergence > 0.0 && divergence <= 1e-4, "{format:?}: mean KL {divergence}");
     }

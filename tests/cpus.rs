@@ -6,13 +6,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use lapidary::{Activations, Artifact, Graph, Options};
+use lapidary_codegen::compile_image_for;
 use lapidary_codegen::target::{CPUS, Placement, TARGETS, Target, least, row, rows, triple};
-use lapidary_codegen::{Model as Description, Options, compile_image_for};
-use lapidary_ir::{DType, Module};
+use lapidary_ir::DType;
 use lapidary_models::Model;
-use lapidary_models::graph::{self, Storage};
-use lapidary_passes::Selection;
-use lapidary_runtime::Artifact;
 use lapidary_runtime::artifact::write::{About, Part, Variant, write};
 use lapidary_runtime::cpu::{Architecture, Fit, Host, Maker, Set};
 use lapidary_runtime::program::Image;
@@ -31,26 +29,15 @@ fn model() -> &'static Model {
 }
 
 /// The built-in model with matrices held so, compiled for a target.
-fn compile(target: &Target, weights: DType, rounded: bool) -> Image {
-    let config = &model().config;
+fn compile(target: &Target, weights: DType, activations: Activations) -> Image {
     let weight = |name: &str| match name.ends_with("_proj.weight") {
         true => weights,
         false => DType::BF16,
     };
-    let cache = if rounded { DType::BF16 } else { DType::F32 };
-    let module: Module = graph::module(config, &Storage { weight: &weight, cache });
-    let layers = graph::layers(config, &weight);
-    let description = Description { hidden: config.hidden_size, vocab: config.vocab_size, layers };
-    let options = Options {
-        selection: Selection::all(),
-        cpu: target.name.clone(),
-        context: 512,
-        chunk: 128,
-        rounded,
-        machine: target.machine(rounded),
-        listings: false,
-    };
-    compile_image_for(target.clone(), &module, &description, &options).unwrap().image
+    let options = Options::new().cpu(&target.name).context(512).chunk(128).activations(activations);
+    let graph = Graph::of(&model().config, &options, &weight).unwrap();
+    let compiler = graph.compiler(&options).unwrap();
+    compile_image_for(target.clone(), &graph.module, &graph.parts, &compiler).unwrap().image
 }
 
 fn step(name: &str) -> Target {
@@ -75,7 +62,8 @@ fn fat(architecture: Architecture) -> &'static Artifact {
 }
 
 fn build(path: &PathBuf, targets: &[Target], weights: DType) -> Artifact {
-    let images: Vec<Image> = targets.iter().map(|target| compile(target, weights, true)).collect();
+    let images: Vec<Image> =
+        targets.iter().map(|target| compile(target, weights, Activations::Auto)).collect();
     let features: Vec<Vec<String>> = targets.iter().map(Target::required).collect();
     let variants = targets.iter().zip(&images).zip(&features).map(|((target, image), features)| Variant {
         cpu: &target.name,
@@ -251,8 +239,8 @@ fn random_machines_take_what_they_can_run() {
 }
 
 /// Fails if code has an instruction that the target's features do not give.
-fn check_code(target: &Target, weights: DType, rounded: bool) -> Set {
-    let image = compile(target, weights, rounded);
+fn check_code(target: &Target, weights: DType, activations: Activations) -> Set {
+    let image = compile(target, weights, activations);
     let (needs, instructions) = decode::features(&image);
     assert!(instructions > 1000, "{}: {instructions} instructions", target.name);
     let mut used = Set::empty(Architecture::X86_64);
@@ -272,9 +260,11 @@ fn code_for_a_step_needs_what_it_says() {
     for row in TARGETS.iter().filter(|t| t.triple == triple(Architecture::X86_64)) {
         let target = step(row.name);
         let mut used = Set::empty(Architecture::X86_64);
-        let exact = [DType::BF16, DType::Q4].map(|weights| (weights, false));
-        for (weights, rounded) in WEIGHTS.map(|weights| (weights, true)).into_iter().chain(exact) {
-            used = used.and(check_code(&target, weights, rounded));
+        let exact = [DType::BF16, DType::Q4].map(|weights| (weights, Activations::F32));
+        for (weights, activations) in
+            WEIGHTS.map(|weights| (weights, Activations::Auto)).into_iter().chain(exact)
+        {
+            used = used.and(check_code(&target, weights, activations));
         }
         let apart: &[&str] = match row.name {
             "x86-64-v2" => &["sse4.1"],
@@ -296,15 +286,15 @@ fn native_code_needs_what_the_machine_has() {
     for machine in MACHINES {
         let host = machine.host();
         if host.features.architecture() == Architecture::X86_64 {
-            check_code(&Target::native(&host, Placement::Object).unwrap(), DType::Q4, true);
+            check_code(&Target::native(&host, Placement::Object).unwrap(), DType::Q4, Activations::Auto);
         }
     }
     let barely = Host::new(least(Architecture::X86_64), Maker::NONE);
-    check_code(&Target::native(&barely, Placement::Object).unwrap(), DType::Q4, true);
+    check_code(&Target::native(&barely, Placement::Object).unwrap(), DType::Q4, Activations::Auto);
     let weights = prop::sample::select(WEIGHTS.to_vec());
     let machine = (subset(Architecture::X86_64), makers(), weights);
     proptest!(cases(24), |((features, maker, weights) in machine)| {
         let host = Host::new(features.and(least(Architecture::X86_64)), maker);
-        check_code(&Target::native(&host, Placement::Object).unwrap(), weights, true);
+        check_code(&Target::native(&host, Placement::Object).unwrap(), weights, Activations::Auto);
     });
 }

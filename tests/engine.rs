@@ -6,16 +6,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
+use lapidary::{Activations, Engine, KvCache, Model, Options, Phase, Selection, Sequence, Want, Work};
 use lapidary_codegen::target::{Placement, TARGETS, Target};
-use lapidary_ir::DType;
-use lapidary_models::{Model, QuantFormat};
-use lapidary_passes::Selection;
-use lapidary_runtime::program::Program;
+use lapidary_models::QuantFormat;
+use lapidary_runtime::Rng;
 use lapidary_runtime::snapshot::Notes;
-use lapidary_runtime::{Engine, Phase, Rng, Sequence, Want, Work};
-use lapidary_tests::{Setup, Weights, compile_model, golden_model, stored};
+use lapidary_tests::{golden_model, stored};
 
 /// Positions: several times what a ring holds.
 const CONTEXT: usize = 400;
@@ -67,10 +64,11 @@ fn best(logits: &[u32]) -> u32 {
 }
 
 /// Random batches; each wanted thing is what the sequence gets alone.
-fn batches(model: &Arc<Model>, program: &Arc<Program>, by_step: bool, seed: u64, steps: usize) {
+fn batches(model: &Model, by_step: bool, seed: u64, steps: usize) {
     let mut random = Rng::new(seed);
     let mut below = |n: usize| (random.next_u64() % n as u64) as usize;
-    let of = |threads| Engine::new(program.clone(), Arc::new(Weights(model.clone())), threads).unwrap();
+    let (program, weights) = (model.program().unwrap(), model.weights().unwrap());
+    let of = |threads| Engine::new(program.clone(), weights.clone(), threads).unwrap();
     let mut engine = of(1 + below(4));
     let mut alone = Alone { engine: of(1), by_step, known: HashMap::new() };
     let vocab = program.plan.vocab;
@@ -170,57 +168,60 @@ fn cpus_here() -> Vec<&'static str> {
     TARGETS.iter().map(|t| t.name).filter(runs).collect()
 }
 
-fn check(case: &str, format: Option<QuantFormat>, setups: &[Setup]) {
-    let model = golden_model(case).unwrap();
+fn check(case: &str, format: Option<QuantFormat>, by_step: bool, all: Vec<Options>) {
+    let files = golden_model(case).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let model = match format {
-        None => model,
-        Some(format) => stored(&model, &folder.path().join("model"), format.into()).unwrap(),
+    let files = match format {
+        None => files,
+        Some(format) => stored(&files, &folder.path().join("model"), format.into()).unwrap(),
     };
-    for (at, setup) in (0..).zip(setups) {
-        let program = compile_model(&model, setup).unwrap().program;
+    for (at, options) in (0..).zip(all) {
+        let model = Model::of(files.clone(), options).unwrap();
         for case in 0..cases() {
-            let by_step = setup.selection.enabled().next().is_none();
-            batches(&model, &program, by_step, 1000 * at + case, if by_step { 20 } else { 7 });
+            batches(&model, by_step, 1000 * at + case, if by_step { 20 } else { 7 });
         }
     }
 }
 
-fn setups(cpus: &[&'static str]) -> Vec<Setup> {
-    let mut all = vec![];
-    for &cpu in cpus {
-        for (rounded, cache) in [(true, DType::BF16), (false, DType::F32), (true, DType::Q8)] {
-            all.push(Setup { cpu, rounded, cache, chunk: CHUNK, context: CONTEXT, ..Setup::default() });
-        }
-    }
-    all
+/// For so many positions and rows.
+fn options() -> Options {
+    Options::new().chunk(CHUNK).context(CONTEXT)
+}
+
+fn of_cpus(cpus: &[&'static str]) -> Vec<Options> {
+    let of = |&cpu: &&'static str| {
+        let options = options().cpu(cpu);
+        let exact = options.clone().activations(Activations::F32);
+        [options.clone(), exact, options.kv_cache(KvCache::Int8)]
+    };
+    cpus.iter().flat_map(of).collect()
 }
 
 #[test]
 fn company_changes_no_bit() {
-    check("tiny-long", None, &setups(&cpus_here()));
+    check("tiny-long", None, false, of_cpus(&cpus_here()));
 }
 
 /// Windows that wrap every few tokens, a RoPE for each kind of layer, norms of heads, a running maximum.
 #[test]
 fn company_changes_no_bit_of_gemma_3() {
-    check("three-text", None, &setups(&["native", "x86-64-v3"]));
+    check("three-text", None, false, of_cpus(&["native", "x86-64-v3"]));
 }
 
 #[test]
 fn company_changes_no_bit_of_q8() {
-    check("tiny-long", Some(QuantFormat::Q8), &setups(&["native", "x86-64-v3"]));
+    check("tiny-long", Some(QuantFormat::Q8), false, of_cpus(&["native", "x86-64-v3"]));
 }
 
 #[test]
 fn company_changes_no_bit_of_q4() {
-    check("tiny-long", Some(QuantFormat::Q4), &setups(&["native", "x86-64-v3"]));
+    check("tiny-long", Some(QuantFormat::Q4), false, of_cpus(&["native", "x86-64-v3"]));
 }
 
 /// Functions that hold what is one sequence's are called for one after the other. Unfused, sums over keys go by the
 /// keys of the call: a step is compared with the same step alone.
 #[test]
 fn company_changes_no_bit_of_what_does_not_batch() {
-    let setup = Setup { selection: Selection::none(), chunk: CHUNK, context: CONTEXT, ..Setup::default() };
-    check("tiny-long", None, &[setup]);
+    let options = options().activations(Activations::F32).rules(Selection::none());
+    check("tiny-long", None, true, vec![options]);
 }

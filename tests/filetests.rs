@@ -9,12 +9,14 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use lapidary::Graph;
 use lapidary_codegen::Options;
 use lapidary_codegen::compile::{FunctionReport, compile_functions};
 use lapidary_codegen::view::{Base, View};
 use lapidary_ir::{DType, Function, Module, text, verify};
-use lapidary_models::{Model, graph};
+use lapidary_models::Model;
 use lapidary_passes::Selection;
+use lapidary_tests::exact;
 
 fn parse(path: &Path) -> Module {
     let name = path.file_name().unwrap().display();
@@ -141,8 +143,7 @@ fn kernel_lists() {
 #[test]
 fn tiny_model() {
     let model = Model::built_in().unwrap();
-    let storage = graph::Storage { weight: &|_| DType::BF16, cache: DType::F32 };
-    let module = graph::module(&model.config, &storage);
+    let module = Graph::of(&model.config, &exact(), &|_| DType::BF16).unwrap().module;
     for name in ["layer_local", "layer_global", "head"] {
         let reports = compile(std::slice::from_ref(module.function(name).unwrap()));
         snapshot!("fused", format!("tiny_{name}"), fused(&reports[0]));

@@ -4,11 +4,11 @@
 //! f32 and none for a wrong formula.
 
 use anyhow::Result;
+use lapidary::{KvCache, Options, Selection};
 use lapidary_codegen::target::{Placement, TARGETS, Target};
-use lapidary_ir::DType;
 use lapidary_models::{QuantFormat, TensorFormat, WeightDType};
-use lapidary_passes::{Selection, rules};
-use lapidary_tests::{Golden, Setup, golden, golden_model, logits, session, stored, worst_difference};
+use lapidary_passes::rules;
+use lapidary_tests::{Golden, exact, golden, golden_model, logits, session, stored, worst_difference};
 
 const TOLERANCE: f32 = 1e-3;
 const CASES: [&str; 10] = [
@@ -33,7 +33,7 @@ fn decoding() -> Result<()> {
     for case in CASES {
         let model = golden_model(case)?;
         let Golden { ids, rows, logits } = golden(case)?;
-        let mut session = session(&model, &Setup::default())?;
+        let mut session = session(&model, exact())?;
         let vocab = logits.len() / rows.len();
         for (at, &id) in ids.iter().enumerate() {
             session.decode(id)?;
@@ -46,9 +46,9 @@ fn decoding() -> Result<()> {
     Ok(())
 }
 
-fn check(case: &str, setup: &Setup, what: &str) -> Result<()> {
+fn check(case: &str, options: Options, what: &str) -> Result<()> {
     let model = golden_model(case)?;
-    let mut session = session(&model, setup)?;
+    let mut session = session(&model, options)?;
     let worst = worst_difference(&mut session, &golden(case)?)?;
     assert!(worst <= TOLERANCE, "{case}, {what}: off by {worst}");
     Ok(())
@@ -58,7 +58,7 @@ fn check(case: &str, setup: &Setup, what: &str) -> Result<()> {
 fn every_chunking() -> Result<()> {
     for case in CASES {
         for chunk in [1, 3, 7, 64, 512] {
-            check(case, &Setup { chunk, ..Setup::default() }, &format!("chunk {chunk}"))?;
+            check(case, exact().chunk(chunk), &format!("chunk {chunk}"))?;
         }
     }
     Ok(())
@@ -68,8 +68,7 @@ fn every_chunking() -> Result<()> {
 fn unfused() -> Result<()> {
     for case in CASES {
         for chunk in [1, 7, 512] {
-            let setup = Setup { selection: Selection::none(), chunk, ..Setup::default() };
-            check(case, &setup, &format!("no passes, chunk {chunk}"))?;
+            check(case, exact().rules(Selection::none()).chunk(chunk), &format!("no passes, chunk {chunk}"))?;
         }
     }
     Ok(())
@@ -81,8 +80,11 @@ fn every_rule_disabled_in_turn() -> Result<()> {
         for case in SMALL {
             for chunk in [7, 512] {
                 let selection = Selection::new("all", std::slice::from_ref(&rule.name))?;
-                let setup = Setup { selection, chunk, ..Setup::default() };
-                check(case, &setup, &format!("without {}, chunk {chunk}", rule.name))?;
+                check(
+                    case,
+                    exact().rules(selection).chunk(chunk),
+                    &format!("without {}, chunk {chunk}", rule.name),
+                )?;
             }
         }
     }
@@ -94,7 +96,7 @@ fn every_group_alone() -> Result<()> {
     for group in rules::groups() {
         for case in SMALL {
             let selection = Selection::new(&group.name, &[])?;
-            check(case, &Setup { selection, ..Setup::default() }, &format!("{} alone", group.name))?;
+            check(case, exact().rules(selection), &format!("{} alone", group.name))?;
         }
     }
     Ok(())
@@ -103,7 +105,7 @@ fn every_group_alone() -> Result<()> {
 #[test]
 fn an_older_cpu() -> Result<()> {
     for case in CASES {
-        check(case, &Setup { cpu: "x86-64-v2", ..Setup::default() }, "x86-64-v2")?;
+        check(case, exact().cpu("x86-64-v2"), "x86-64-v2")?;
     }
     Ok(())
 }
@@ -112,7 +114,7 @@ fn an_older_cpu() -> Result<()> {
 fn threads_change_no_bit() -> Result<()> {
     let model = golden_model("tiny-short")?;
     let ids = golden("tiny-short")?.ids;
-    let run = |threads| logits(&mut session(&model, &Setup { threads, ..Setup::default() })?, &ids);
+    let run = |threads| logits(&mut session(&model, exact().threads(threads))?, &ids);
     let one = run(1)?;
     for threads in [2, 3, 4] {
         let same = run(threads)?.iter().zip(&one).all(|(a, b)| a.to_bits() == b.to_bits());
@@ -136,16 +138,16 @@ fn quantised_weights_against_dequantised() -> Result<()> {
             let plain = TensorFormat::Float(WeightDType::F32);
             let dequantised = stored(&quantised, &folder.path().join("dequantised"), plain)?;
             let Golden { ids, rows, .. } = golden(case)?;
-            let setup = Setup { selection: Selection::none(), ..Setup::default() };
-            let all = logits(&mut session(&dequantised, &setup)?, &ids)?;
+            let unfused = || exact().rules(Selection::none());
+            let all = logits(&mut session(&dequantised, unfused())?, &ids)?;
             let vocab = all.len() / ids.len();
             let kept = rows.iter().flat_map(|&row| &all[row * vocab..][..vocab]).copied().collect();
             let expected = Golden { ids, rows, logits: kept };
-            let loss = worst_difference(&mut session(&original, &setup)?, &expected)?;
+            let loss = worst_difference(&mut session(&original, unfused())?, &expected)?;
             assert!(loss > 10.0 * TOLERANCE, "{case}, {}: {loss}: was it quantised?", format.name());
             for cpu in &cpus {
                 for chunk in [1, 3, 7, 512] {
-                    let mut session = session(&quantised, &Setup { cpu, chunk, ..Setup::default() })?;
+                    let mut session = session(&quantised, exact().cpu(*cpu).chunk(chunk))?;
                     let worst = worst_difference(&mut session, &expected)?;
                     let what = format.name();
                     assert!(worst <= TOLERANCE, "{case}, {what}, {cpu}, chunk {chunk}: off by {worst}");
@@ -160,7 +162,7 @@ fn quantised_weights_against_dequantised() -> Result<()> {
 fn a_bf16_cache_stays_close() -> Result<()> {
     for case in CASES {
         let model = golden_model(case)?;
-        let mut session = session(&model, &Setup { cache: DType::BF16, ..Setup::default() })?;
+        let mut session = session(&model, exact().kv_cache(KvCache::Bf16))?;
         let worst = worst_difference(&mut session, &golden(case)?)?;
         assert!(worst <= 0.5, "{case}: off by {worst}");
     }
@@ -175,7 +177,7 @@ fn an_int8_cache_stays_close() -> Result<()> {
             continue;
         }
         for selection in [Selection::all(), Selection::none()] {
-            let mut session = session(&model, &Setup { cache: DType::Q8, selection, ..Setup::default() })?;
+            let mut session = session(&model, exact().kv_cache(KvCache::Int8).rules(selection))?;
             let worst = worst_difference(&mut session, &golden(case)?)?;
             assert!(worst <= 0.5, "{case}: off by {worst}");
         }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use lapidary_codegen::target::{Placement, TARGETS, Target};
-use lapidary_tests::{Setup, golden, golden_model, session};
+use lapidary_tests::{exact, golden, golden_model, session};
 use tempfile::TempDir;
 use toolchain::{compile, example, have, link, link_example, run};
 
@@ -58,9 +58,8 @@ fn prompt(tokens: usize) -> Vec<u32> {
 /// Logits behind each token that a session generates.
 fn expected(cpu: &'static str, prompt: &[u32]) -> Vec<f32> {
     let model = golden_model("tiny-long").expect("a model");
-    let setup =
-        Setup { cpu, chunk: CHUNK, context: CONTEXT, threads: 1, target_prices: true, ..Setup::default() };
-    let mut session = session(&model, &setup).expect("a session");
+    let options = exact().cpu(cpu).chunk(CHUNK).context(CONTEXT).threads(1);
+    let mut session = session(&model, options).expect("a session");
     session.prefill(prompt).expect("room");
     let mut all = session.logits().to_vec();
     for _ in 1..TOKENS {

@@ -15,9 +15,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use egg::{Extractor, Id, Language, Searcher};
+use lapidary::Graph;
 use lapidary_ir::interp::{Precision, evaluate};
 use lapidary_ir::{DType, Extent, Function, text};
-use lapidary_models::{Config, Model, graph};
+use lapidary_models::{Config, Model};
 use lapidary_passes::check::forms::{check_graph, compare, flatten, near};
 use lapidary_passes::check::values;
 use lapidary_passes::rules::{self, Class, Rule, Search};
@@ -25,6 +26,7 @@ use lapidary_passes::{
     CostModel, Error, Limits, Machine, Report, RuleSet, Saturated, Selection, StopReason, prepare, saturate,
     select,
 };
+use lapidary_tests::exact;
 use oracle::{Prices, Tree, shared_cost};
 use proptest::prelude::*;
 
@@ -235,7 +237,7 @@ fn disabled_rules_do_not_fire() {
 fn tiny() -> Vec<Function> {
     let model = Model::built_in().unwrap();
     let config = Config { vocab_size: 32, sliding_window: 4, ..model.config };
-    graph::module(&config, &graph::Storage { weight: &|_| DType::BF16, cache: DType::F32 }).functions
+    Graph::of(&config, &exact(), &|_| DType::BF16).unwrap().module.functions
 }
 
 /// The rounds of a report add up to its totals.

@@ -11,7 +11,8 @@ use lapidary_codegen::Error as CodegenError;
 use lapidary_passes::Error;
 use serde_json::json;
 
-use crate::model::{Engine, ModelArgs};
+use crate::model::Engine;
+use crate::options::ModelArgs;
 use crate::output;
 
 /// Find the rewrite rules that change a model's logits.
@@ -119,12 +120,12 @@ impl<'a> Trials<'a> {
     fn logits(&mut self, rules: &[String]) -> Result<(Vec<f32>, BTreeSet<String>)> {
         self.done += 1;
         let mut args = self.args.model.clone();
-        args.compile = args.compile.exactly(rules, self.args.tokens);
+        args.compile = args.compile.exactly(rules, self.args.tokens as usize);
         let mut engine = Engine::new(&args)?;
         if self.ids.is_empty() {
             // A linear congruential generator (Knuth's MMIX).
             let mut state = self.args.seed;
-            let vocab = engine.model.config.vocab_size as u64;
+            let vocab = engine.model.config().vocab_size as u64;
             let next = |_| {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 ((state >> 33) % vocab) as u32
@@ -134,7 +135,7 @@ impl<'a> Trials<'a> {
         let mut all = Vec::new();
         engine.session.score(&self.ids, &mut |_, row| all.extend_from_slice(row))?;
         let fired =
-            engine.functions.iter().flat_map(|f| f.saturation.fired.iter().map(|(rule, _)| rule.clone()));
+            engine.functions().iter().flat_map(|f| f.saturation.fired.iter().map(|(rule, _)| rule.clone()));
         Ok((all, fired.collect()))
     }
 
@@ -142,10 +143,10 @@ impl<'a> Trials<'a> {
         let (logits, fired) = match self.logits(rules) {
             Ok(made) => made,
             Err(error) => {
-                let unsound = error.chain().any(|e| {
-                    matches!(e.downcast_ref(), Some(Error::Unsound { .. }))
-                        || matches!(e.downcast_ref(), Some(CodegenError::Passes(Error::Unsound { .. })))
-                });
+                let unsound = matches!(
+                    error.downcast_ref(),
+                    Some(lapidary::Error::Compiler(CodegenError::Passes(Error::Unsound { .. })))
+                );
                 return if unsound {
                     Ok(Difference { worst: f32::INFINITY, fired: None })
                 } else {

@@ -2,23 +2,24 @@
 
 use std::ops::ControlFlow;
 
-use anyhow::{Result, anyhow};
-use lapidary_runtime::text::{Answer, Conversation, Partner};
-use lapidary_runtime::{Sampler, Session};
+use anyhow::Result;
+use lapidary::{Answer, Conversation, Generate, Sampler, Session};
 
 use crate::dialog::{self, Host, Line};
 use crate::generation::{ANSWER_TOKENS, GenerationArgs};
 use crate::interrupt::{self, Work};
 use crate::lines::Lines;
-use crate::model::{Engine, ModelArgs, Stats};
+use crate::model::Engine;
+use crate::options::ModelArgs;
 use crate::output;
 use crate::sampling::SamplingArgs;
+use crate::stats::Stats;
 
 /// Talk with a model.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  lapidary chat -m gemma-2-2b-it\n  lapidary chat -m gemma-2-2b-it --system \"Answer in one \
-    sentence.\"\n\nIn the chat, /help lists the commands."
+    after_help = "Examples:\n  lapidary chat -m gemma-2-2b-it\n  lapidary chat -m gemma-2-2b-it --system \"Answer in \
+    one sentence.\"\n\nIn the chat, /help lists the commands."
 )]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -38,22 +39,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     options.validate()?;
     let engine = Engine::new(&args.model)?;
     let model = engine.model.clone();
-    engine.tokenizer()?;
-    let Some(tokenizer) = &model.tokenizer else { unreachable!("the engine has it from the model") };
-    let template = model.chat_template.as_ref().ok_or_else(|| {
-        anyhow!("{}: no chat template: a model without one serves `lapidary run`", engine.name())
+    let partner = model.partner(&Generate {
+        max_tokens: args.generation.tokens(ANSWER_TOKENS),
+        sampler: options,
+        stop: args.generation.stop.clone(),
+        stop_tokens: Some(args.generation.stop_tokens(model.stop_tokens())),
     })?;
     if !model.is_instruction_tuned() {
         output::note("note", &format!("{} is not instruction-tuned: do not expect answers", engine.name()));
     }
-    let partner = Partner {
-        template,
-        tokenizer,
-        stop_tokens: args.generation.stop_tokens(&model.stop_tokens),
-        stop_texts: args.generation.stop.clone(),
-        max_new: args.generation.tokens(ANSWER_TOKENS),
-    };
-    let mut sampler = Sampler::new(options, model.config.vocab_size)?;
+    let mut sampler = Sampler::new(options, model.config().vocab_size)?;
     interrupt::outlive_work();
     let mut chat = Chat { engine, lines: Lines::new(!args.no_history)? };
     let conversation = Conversation::new(args.generation.system.clone());

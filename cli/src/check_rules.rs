@@ -11,7 +11,7 @@ use lapidary_passes::check::{Failure, Fault, Loss, Outcome, Verdict, check_rule,
 use lapidary_passes::rules::USER;
 use serde_json::{Value, json};
 
-use crate::model::RuleArgs;
+use crate::options::RuleArgs;
 use crate::output::{self, Usage};
 
 /// Check rewrite rules against the reference interpreter; print counterexamples.

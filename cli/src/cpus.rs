@@ -5,10 +5,13 @@
 
 use std::fmt::Write;
 
+use anyhow::Result;
+use lapidary::Options;
 use lapidary_codegen::target::{Cpu, Placement, TARGETS, Target, rows, triple};
 use lapidary_runtime::cpu::{Architecture, Set};
 
-use crate::output;
+use crate::options;
+use crate::output::{self, Usage};
 
 /// The value of `--cpu`, for clap; several, separated by commas, are its user's business.
 pub(crate) fn name(text: &str) -> Result<String, String> {
@@ -18,6 +21,13 @@ pub(crate) fn name(text: &str) -> Result<String, String> {
     // As other compilers do: a list, and success, whatever else was asked for.
     let printed = output::print(&list());
     std::process::exit(i32::from(printed.is_err()));
+}
+
+/// Fails if code for a CPU would not run here; a CPU that there is not is a mistake in the arguments.
+pub(crate) fn check(name: &str) -> Result<()> {
+    let options = options::watched(Options::new().cpu(name));
+    options.check().map_err(|e| Usage::new(options::error(e)))?;
+    options.runs_here().map_err(options::error)
 }
 
 /// All names, this machine's architecture first.

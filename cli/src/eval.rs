@@ -8,11 +8,14 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
+use lapidary::{Activations, Format, KvCache};
 use serde_json::json;
 
-use crate::model::{Activations, Engine, KvCache, ModelArgs, read_text};
+use crate::choices::choices;
+use crate::model::{Engine, read_text};
+use crate::options::ModelArgs;
 use crate::output::{self, Unit};
-use crate::weights::{Format, WeightArgs};
+use crate::weights::WeightArgs;
 
 /// Measure the perplexity of a text.
 #[derive(clap::Args)]
@@ -29,13 +32,13 @@ pub(crate) struct Args {
     stride: Option<u64>,
     /// Compare with the same model in another format: mean KL divergence of the next token's distribution, top-1
     /// agreement
-    #[arg(long, value_enum, value_name = "FORMAT")]
+    #[arg(long, value_parser = choices::<Format>(), value_name = "FORMAT")]
     against: Option<Format>,
     /// Compare with the same model with its KV cache held so
-    #[arg(long, value_enum, value_name = "FORMAT")]
+    #[arg(long, value_parser = choices::<KvCache>(), value_name = "FORMAT")]
     against_kv_cache: Option<KvCache>,
     /// Compare with the same model with activations of this precision
-    #[arg(long, value_enum, value_name = "PRECISION")]
+    #[arg(long, value_parser = choices::<Activations>(), value_name = "PRECISION")]
     against_activations: Option<Activations>,
     /// Print JSON
     #[arg(long)]
@@ -71,7 +74,7 @@ impl Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let text = read_text(&args.text)?;
     let mut engine = Engine::new(&args.model)?;
-    let tokenizer = engine.tokenizer()?;
+    let tokenizer = engine.model.tokenizer()?;
     let bos = tokenizer.bos_id();
     let ids = tokenizer.encode(&text, false)?;
     ensure!(!ids.is_empty(), "{}: the text has no tokens", args.text.display());

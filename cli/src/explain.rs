@@ -9,7 +9,6 @@ use std::fmt::Write;
 use anyhow::{Result, anyhow, bail, ensure};
 use lapidary_codegen::compile::compile_functions;
 use lapidary_ir::{Extent, Id};
-use lapidary_models::graph;
 use lapidary_passes::explain::{Alternative, Explainer, Explanation, Priced, Step};
 use lapidary_passes::price::Work;
 use lapidary_passes::{CostModel, Limits, prepare, select};
@@ -46,7 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(names.len() <= 1, Usage::new(anyhow!("expected one KERNEL, found `{}`", names.join("`, `"))));
     let source = args.of.source(file)?;
     let functions = args.of.functions(&source)?;
-    let options = args.of.compile.to_show().options_of(source.context, &source.module, source.layers())?;
+    let options = args.of.compile.compiler(&source.graph)?;
     let rows = args.of.rows(options.chunk)?;
     let reports = compile_functions(&functions, &options)?.reports;
     let mut texts = vec![];
@@ -87,13 +86,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if explained.is_empty() {
             continue;
         }
-        let layers: Vec<usize> = source
-            .layers
-            .iter()
-            .enumerate()
-            .filter(|(_, name)| **name == report.source.name)
-            .map(|(at, _)| at)
-            .collect();
+        let of_layers = source.graph.parts.layers.iter().enumerate();
+        let (layers, prefixes): (Vec<usize>, Vec<&str>) = of_layers
+            .filter(|(_, (name, _))| *name == report.source.name)
+            .map(|(at, (_, prefix))| (at, prefix.as_str()))
+            .unzip();
         if args.json {
             let kernels: Vec<Value> = explained.iter().map(|(name, e)| to_json(name, e)).collect();
             values.push(json!({
@@ -101,14 +98,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 "rows": extent.rows,
                 "keys": extent.keys,
                 "layers": layers,
-                "prefixes": layers.iter().map(|&l| graph::layer_prefix(l)).collect::<Vec<_>>(),
+                "prefixes": prefixes,
                 "predicted_ns": extracted.nanoseconds,
                 "kernels": kernels,
             }));
         } else {
             let mut text = format!("; {}, {} rows", report.source.name, extent.rows);
-            if let (Some(first), Some(last)) = (layers.first(), layers.last()) {
-                let (first, last) = (graph::layer_prefix(*first), graph::layer_prefix(*last));
+            if let (Some(first), Some(last)) = (prefixes.first(), prefixes.last()) {
                 write!(text, ": {} layers, their weights under {first} to {last}", layers.len())?;
             }
             text.push('\n');

@@ -1,12 +1,16 @@
 //! Which functions a command of the fusion lab is about: options, and what they select.
+//!
+//! In: a file of the tensor language, a published size, or a model. Out: a [`Source`].
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow, ensure};
-use lapidary_ir::Function;
+use anyhow::{Context, Result, anyhow, ensure};
+use egg::Language;
+use lapidary::{Config, Graph};
+use lapidary_ir::{DType, Function, text};
 
-use crate::model::{self, CompileArgs, MAX_CHUNK};
-use crate::opt::{self, Source};
+use crate::model::{self, read_stdin, read_text};
+use crate::options::{self, CompileArgs};
 
 /// Which functions, compiled how.
 #[derive(Clone, clap::Args)]
@@ -15,14 +19,14 @@ pub(crate) struct FunctionArgs {
     #[arg(short, long, value_name = "MODEL", conflicts_with = "preset")]
     model: Option<PathBuf>,
     /// Published size: 2b, 9b or 27b
-    #[arg(long, value_name = "NAME", value_parser = model::presets())]
+    #[arg(long, value_name = "NAME", value_parser = options::presets())]
     preset: Option<String>,
     /// Only this function
     #[arg(long = "fn", value_name = "NAME")]
     function: Option<String>,
     /// Rows of a call [default: the most]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_CHUNK))]
-    rows: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = options::rows())]
+    rows: Option<usize>,
     #[command(flatten)]
     pub(crate) compile: CompileArgs,
 }
@@ -37,21 +41,91 @@ impl FunctionArgs {
 
     /// The module.
     pub(crate) fn source(&self, file: Option<&Path>) -> Result<Source> {
-        opt::source(file, self.preset.as_deref(), self.model.as_deref(), &self.compile)
+        source(file, self.preset.as_deref(), self.model.as_deref(), &self.compile)
     }
 
     /// The selected functions.
     pub(crate) fn functions(&self, source: &Source) -> Result<Vec<Function>> {
-        let Some(name) = &self.function else { return Ok(source.module.functions.clone()) };
-        let known: Vec<&str> = source.module.functions.iter().map(|f| f.name.as_str()).collect();
-        let found = source.module.function(name).cloned();
-        Ok(vec![found.ok_or_else(|| anyhow!("no function `{name}`: expected one of {}", known.join(", ")))?])
+        source.functions(self.function.as_deref())
     }
 
     /// The rows of a call.
     pub(crate) fn rows(&self, chunk: usize) -> Result<usize> {
-        let rows = self.rows.map_or(chunk, |n| n as usize);
+        let rows = self.rows.unwrap_or(chunk);
         ensure!(rows <= chunk, "--rows is {rows}: expected 1 to {chunk}, the chunk");
         Ok(rows)
     }
+}
+
+/// Positions that a file's functions are compiled for, unless --context says otherwise.
+const FILE_CONTEXT: usize = 4096;
+/// Bytes that a file of the tensor language may have, thirty times what a model's functions take.
+const MOST_BYTES: usize = 1 << 20;
+/// Operators, inputs and outputs that its functions may have, all together: twice what a model's have. Each becomes
+/// kernels of its own where no rule fuses it, and proofs of a chain are longer than the chain.
+const MOST_NODES: usize = 1024;
+
+/// What is compiled.
+pub(crate) struct Source {
+    /// Its name for people: the model's, or the file's.
+    pub(crate) name: String,
+    /// The functions, and how they make up the model, if it is one.
+    pub(crate) graph: Graph,
+}
+
+impl Source {
+    /// All functions, or the one of this name.
+    pub(crate) fn functions(&self, name: Option<&str>) -> Result<Vec<Function>> {
+        let module = &self.graph.module;
+        let Some(name) = name else { return Ok(module.functions.clone()) };
+        let known: Vec<&str> = module.functions.iter().map(|f| f.name.as_str()).collect();
+        let found = module.function(name).cloned();
+        Ok(vec![found.ok_or_else(|| anyhow!("no function `{name}`: expected one of {}", known.join(", ")))?])
+    }
+}
+
+/// Operators, inputs and outputs of a function.
+fn nodes(function: &Function) -> usize {
+    let operators = function.body.as_ref().iter().filter(|op| !op.is_leaf()).count();
+    operators + function.inputs.len() + function.outputs.len()
+}
+
+/// The functions of a file, a published size or a model, in this order of what is given.
+pub(crate) fn source(
+    file: Option<&Path>,
+    preset: Option<&str>,
+    model: Option<&Path>,
+    compile: &CompileArgs,
+) -> Result<Source> {
+    if let Some(path) = file {
+        return of_file(path, compile.context.unwrap_or(FILE_CONTEXT));
+    }
+    let options = compile.unpriced()?;
+    let (name, graph) = if let Some(preset) = preset {
+        let graph = Graph::of(&Config::preset(preset)?, &options, &|_| DType::BF16);
+        (preset.to_string(), graph)
+    } else {
+        let files = model::files(model)?;
+        (files.path.display().to_string(), Graph::stored(&files, &options))
+    };
+    Ok(Source { name, graph: graph.map_err(options::error)? })
+}
+
+/// The functions of a file of the tensor language; of stdin, if it is `-`.
+fn of_file(path: &Path, context: usize) -> Result<Source> {
+    let (name, source) = if path == Path::new("-") {
+        ("stdin".to_string(), read_stdin()?)
+    } else {
+        (path.display().to_string(), read_text(path)?)
+    };
+    let bytes = source.len();
+    ensure!(bytes <= MOST_BYTES, "{name}: expected at most {MOST_BYTES} bytes, found {bytes}");
+    let module = text::parse_module(&source).with_context(|| name.clone())?;
+    ensure!(!module.functions.is_empty(), "{name}: expected a function, found none");
+    let nodes = module.functions.iter().map(nodes).sum::<usize>();
+    ensure!(
+        nodes <= MOST_NODES,
+        "{name}: expected at most {MOST_NODES} operators, inputs and outputs, found {nodes}"
+    );
+    Ok(Source { name, graph: Graph::loose(module, context) })
 }

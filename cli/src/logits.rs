@@ -11,7 +11,8 @@ use lapidary_runtime::file::whole::Output;
 use serde_json::json;
 
 use crate::generation::parse_ids;
-use crate::model::{Engine, ModelArgs, read_text};
+use crate::model::{Engine, read_text};
+use crate::options::ModelArgs;
 use crate::output::{self, Unit, Usage};
 
 /// Write the logits after each of some tokens. A folder without a tokenizer will do.
@@ -43,7 +44,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let file = Output::create(path).with_context(|| format!("cannot write {}", path.display()))?;
     let mut engine = Engine::new(&args.model)?;
     engine.check_fits("the list of ids", ids.len())?;
-    let vocab = engine.model.config.vocab_size;
+    let vocab = engine.model.config().vocab_size;
     let bar = output::bar(ids.len() as u64, "scoring", Unit::Tokens);
     let mut writer = Writer::new(file, ids.len(), vocab);
     let mut failed: Option<io::Error> = writer.header().err();

@@ -4,13 +4,11 @@
 //! 1 a failure (one line, `error: ...`), 2 a mistake in the arguments, whatever the model, 128 and its number a signal
 //! that ended it (130: Ctrl-C). A reader that closes stdout early ends the command quietly.
 
-mod artifact;
 mod bench;
 mod bisect;
-mod calibrate;
-mod calibration;
 mod chat;
 mod check_rules;
+mod choices;
 mod compile;
 mod cpus;
 mod dialog;
@@ -28,22 +26,23 @@ mod lines;
 mod logits;
 mod manual;
 mod model;
-mod object;
-mod objective;
 mod opt;
+mod options;
 mod output;
+mod price;
 mod quantize;
 mod report;
 mod rules;
 mod run;
 mod sampling;
 mod state;
+mod stats;
 mod synth;
 mod tokenize;
 mod trial;
 mod trust;
+mod verify;
 mod weights;
-mod what_if;
 mod why_not;
 
 use std::process::ExitCode;
@@ -77,9 +76,9 @@ enum Command {
     Logits(logits::Args),
     Tokenize(tokenize::Args),
     Compile(compile::Args),
-    Verify(artifact::VerifyArgs),
+    Verify(verify::Args),
     Bench(bench::Args),
-    Calibrate(calibrate::Args),
+    Calibrate(price::calibrate::Args),
     Eval(eval::Args),
     Inspect(inspect::Args),
     Synth(synth::Args),
@@ -118,9 +117,9 @@ fn main() -> ExitCode {
         Command::Logits(args) => logits::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Compile(args) => compile::run(&args),
-        Command::Verify(args) => artifact::verify(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
-        Command::Calibrate(args) => calibrate::run(&args),
+        Command::Calibrate(args) => price::calibrate::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Synth(args) => synth::run(&args),

@@ -6,14 +6,15 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use lapidary::Format;
 use lapidary_models::{Destination, Error, FormatChoice, export};
 use lapidary_runtime::file::inputs;
+use lapidary_runtime::threads;
 
+use crate::choices::choices;
 use crate::interrupt::{Interrupted, Work};
-use crate::model::{self, MAX_THREADS};
 use crate::output::{self, Unit};
-use crate::synth;
-use crate::weights::Format;
+use crate::{model, options, synth};
 
 /// Write a model again with its weights quantised, or in other floats.
 #[derive(clap::Args)]
@@ -24,14 +25,14 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Format of the weights
-    #[arg(long, value_enum, value_name = "FORMAT")]
+    #[arg(long, value_parser = choices::<Format>(), value_name = "FORMAT")]
     weights: Format,
     /// Format of the embedding table, which is the head's matrix too [default: that of --weights]
-    #[arg(long, value_enum, value_name = "FORMAT")]
+    #[arg(long, value_parser = choices::<Format>(), value_name = "FORMAT")]
     head_weights: Option<Format>,
     /// Threads [default: one a CPU]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS))]
-    threads: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = options::threads())]
+    threads: Option<usize>,
     /// Folder to write
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -42,7 +43,7 @@ pub(crate) struct Args {
 
 /// Writes the folder.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let model = model::open(args.model.as_deref())?;
+    let model = model::files(args.model.as_deref())?;
     let dir = &args.output;
     if let Ok(found) = dir.metadata() {
         inputs::check_output(&found).with_context(|| format!("cannot write {}", dir.display()))?;
@@ -52,10 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         body: Some(args.weights.stored()),
         head: Some(args.head_weights.unwrap_or(args.weights).stored()),
     };
-    let threads = match args.threads {
-        Some(n) => n as usize,
-        None => std::thread::available_parallelism().map_or(1, usize::from),
-    };
+    let threads = args.threads.unwrap_or_else(threads::of_machine);
     let work = Work::begin();
     let bar = output::bar(0, "converting", Unit::Bytes);
     let written =

@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow};
 use lapidary_passes::rules::{Group, Rule, Search};
 use serde_json::{Value, json};
 
-use crate::model::RuleArgs;
+use crate::options::RuleArgs;
 use crate::output::{self, Usage};
 
 /// List the rewrite rules: what each fuses, and how exact it is.

@@ -1,22 +1,23 @@
 //! `lapidary run`: continues a prompt, as a stream of text.
 
 use std::io::IsTerminal;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use lapidary_models::Message;
-use lapidary_runtime::text::{AnswerEnd, AnswerText, PromptForm, prompt};
-use lapidary_runtime::{Sampler, generate};
+use lapidary::{AnswerEnd, Generate, Message};
+use lapidary_runtime::text::{PromptForm, prompt};
 use serde_json::json;
 
 use crate::generation::{GenerationArgs, TEXT_TOKENS, parse_ids};
 use crate::hints;
 use crate::interrupt::{Interrupted, Work};
-use crate::model::{Engine, ModelArgs, Stats, read_stdin, read_text};
+use crate::model::{Engine, read_stdin, read_text};
+use crate::options::ModelArgs;
 use crate::output::{self, Unit, Usage};
 use crate::sampling::SamplingArgs;
 use crate::state::StateArgs;
+use crate::stats::Stats;
 
 /// Continue a text; without -m with the built-in tiny model.
 #[derive(clap::Args)]
@@ -121,11 +122,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let most = args.generation.tokens(TEXT_TOKENS);
     let (ids, form) = encode(args, &engine, source)?;
     engine.check_fits("the prompt", ids.len())?;
-    let vocab = model.config.vocab_size;
+    let vocab = model.config().vocab_size;
     if let Some(&token) = ids.iter().find(|&&id| id as usize >= vocab) {
         bail!("--ids: {}", lapidary_runtime::Error::TokenRange { token, vocab });
     }
-    let mut sampler = Sampler::new(options, vocab)?;
+    let how = Generate {
+        max_tokens: most,
+        sampler: options,
+        stop: args.generation.stop.clone(),
+        stop_tokens: Some(args.generation.stop_tokens(model.stop_tokens())),
+    };
     let work = Work::begin();
     if args.model.model.is_none() {
         output::note("note", "the built-in tiny model continues the text: -m takes another");
@@ -134,65 +140,37 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         output::remark(form);
     }
 
-    let mut answer = AnswerText::new(engine.detokenizer()?, &args.generation.stop);
-    let mut failed = None;
-    let mut show = |text: &str| {
-        if !args.json
-            && !text.is_empty()
-            && let Err(error) = output::print_words(text)
-        {
-            failed = Some(error);
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
-    };
+    let show = |text: &str| if args.json || text.is_empty() { Ok(()) } else { output::print_words(text) };
     let bar = output::bar(ids.len() as u64, "reading", Unit::Tokens);
     let chunk = engine.session.program().plan.chunk;
     let mut on_prefill = |done: usize, total: usize| {
         if total > chunk {
             bar.set_position(done as u64);
         }
-        if done == total {
-            bar.finish_and_clear();
-        }
         work.flow()
     };
-    let mut on_token = |id: u32| {
-        if show(answer.push(id)).is_break() || answer.stopped() {
-            ControlFlow::Break(())
-        } else {
-            work.flow()
-        }
-    };
     let before = engine.session.position();
-    let generation = generate(
-        &mut engine.session,
-        &mut sampler,
-        &ids,
-        most,
-        &args.generation.stop_tokens(&model.stop_tokens),
-        &mut on_token,
-        &mut on_prefill,
-    )
-    .with_context(|| model.path.display().to_string())?;
+    let named = || model.path().display().to_string();
+    let start = Instant::now();
+    let mut goes_on = engine.session.prefill_with(&ids, &mut on_prefill).with_context(named)?;
     bar.finish_and_clear();
-    // That it breaks is told by `failed`.
-    let _ = show(answer.finish());
-    if let Some(error) = failed {
-        return Err(error);
+    let (prefill, prompt_tokens) = (start.elapsed(), engine.session.position() - before);
+    let start = Instant::now();
+    let mut generation = model.generate(&mut engine.session, &[], &how).with_context(named)?;
+    while goes_on && let Some(piece) = generation.next() {
+        show(&piece.with_context(named)?)?;
+        goes_on = work.flow().is_continue();
     }
-    args.state.save(&engine.session, before, &generation, options)?;
-    let end = AnswerEnd::of(generation.stop, answer.stopped());
-    let stats = Stats {
-        prompt_tokens: generation.prompt_tokens,
-        prefill: generation.prefill,
-        generated_tokens: generation.tokens.len(),
-        decode: generation.decode,
-    };
+    show(&generation.finish())?;
+    let decode = start.elapsed();
+    let Some(end) = generation.end() else { unreachable!("it is finished") };
+    let (text, tokens) = (generation.text().to_string(), generation.tokens().to_vec());
+    args.state.save(&engine.session, before + prompt_tokens, &tokens, options)?;
+    let stats = Stats { prompt_tokens, prefill, generated_tokens: tokens.len(), decode };
     if args.json {
         output::print_json(&json!({
-            "text": answer.text(),
-            "tokens": generation.tokens,
+            "text": text,
+            "tokens": tokens,
             "stop": end.name(),
             "seed": options.seed,
             "stats": stats.json(&engine),
@@ -239,7 +217,7 @@ fn encode(args: &Args, engine: &Engine, source: Source) -> Result<(Vec<u32>, Opt
             Some("the prompt is plain text, which the model continues"),
         )),
         PromptForm::Chat => {
-            let Some(template) = &model.chat_template else {
+            let Ok(template) = model.chat_template() else {
                 let option = if args.chat { "--chat" } else { "--system" };
                 bail!("{}: no chat template, which {option} needs", engine.name());
             };

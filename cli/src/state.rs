@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use lapidary_runtime::snapshot::Notes;
-use lapidary_runtime::{Generation, SamplerOptions, Session};
+use lapidary_runtime::{SamplerOptions, Session};
 
 use crate::sampling::SamplingArgs;
 
@@ -35,17 +35,16 @@ impl StateArgs {
         Ok(notes.sampler.filter(|_| given == unsaid_sampling()).unwrap_or(given))
     }
 
-    /// Saves what is to be saved: a session that was at position `before`, and what it generated from there.
+    /// Saves what is to be saved: a session that was at position `before`, and the tokens that it generated from there.
     pub(crate) fn save(
         &self,
         session: &Session,
         before: usize,
-        generation: &Generation,
+        tokens: &[u32],
         options: SamplerOptions,
     ) -> Result<()> {
         let Some(path) = &self.save else { return Ok(()) };
-        let held = session.position() - before - generation.prompt_tokens;
-        let pending = generation.tokens.get(held).copied();
+        let pending = tokens.get(session.position() - before).copied();
         Ok(session.save(path, &Notes { pending, sampler: Some(options), ..Notes::default() })?)
     }
 }

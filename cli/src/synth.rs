@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
+use lapidary::Format;
 use lapidary_models::config::MAX_LAYERS;
 use lapidary_models::{Config, Destination, Error, FormatChoice, WeightDType, synthesize};
 use lapidary_runtime::file::{self, safetensors::LENGTH_BYTES};
 
+use crate::choices::choices;
 use crate::interrupt::{Interrupted, Work};
-use crate::model;
+use crate::options;
 use crate::output::{self, Unit};
-use crate::weights::Format;
 
 /// Write a full-shape checkpoint of random weights and a tokenizer.
 #[derive(clap::Args)]
@@ -21,7 +22,7 @@ use crate::weights::Format;
     lapidary synth --preset 27b --weights q4 -o /tmp/gemma-27b-random-q4")]
 pub(crate) struct Args {
     /// Published size: 2b, 9b or 27b
-    #[arg(long, value_name = "NAME", value_parser = model::presets())]
+    #[arg(long, value_name = "NAME", value_parser = options::presets())]
     preset: String,
     /// Layers, instead of the size's own
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_LAYERS))]
@@ -30,10 +31,10 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Stored::Bf16)]
     dtype: Stored,
     /// Format that matrices are converted to while they are drawn [default: that of --dtype]
-    #[arg(long, value_enum, value_name = "FORMAT")]
+    #[arg(long, value_parser = choices::<Format>(), value_name = "FORMAT")]
     weights: Option<Format>,
     /// Format of the embedding table, which is the head's matrix too [default: that of --weights]
-    #[arg(long, value_enum, value_name = "FORMAT")]
+    #[arg(long, value_parser = choices::<Format>(), value_name = "FORMAT")]
     head_weights: Option<Format>,
     /// Where the random numbers start
     #[arg(long, value_name = "N", default_value_t = 0)]

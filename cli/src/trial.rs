@@ -65,7 +65,8 @@ pub(crate) fn run(functions: &[Function], options: &Options, seed: u64, few: boo
         let elements = function.inputs.iter().fold(0usize, |n, i| n.saturating_add(i.ty.elements(most)));
         if elements > MOST_ELEMENTS {
             bail!(
-                "function `{name}`: its inputs have {elements} elements: --run takes {MOST_ELEMENTS} at most (--fn chooses a function)"
+                "function `{name}`: its inputs have {elements} elements: --run takes {MOST_ELEMENTS} at most \
+                (--fn chooses a function)"
             );
         }
         if few {
@@ -96,7 +97,9 @@ pub(crate) fn run(functions: &[Function], options: &Options, seed: u64, few: boo
                 if difference > tolerance {
                     let Extent { rows, keys } = extent;
                     bail!(
-                        "function `{name}`: output `{output}` of the machine code is {difference:.1e} from the interpreter's in a call of {rows} rows and {keys} keys: expected {tolerance:.1e} at most, of a largest value of {most:.3}"
+                        "function `{name}`: output `{output}` of the machine code is {difference:.1e} from the \
+                        interpreter's in a call of {rows} rows and {keys} keys: expected {tolerance:.1e} at most, of \
+                        a largest value of {most:.3}"
                     );
                 }
                 if difference > worst.0 || worst.1.is_empty() {
@@ -107,7 +110,8 @@ pub(crate) fn run(functions: &[Function], options: &Options, seed: u64, few: boo
         let rows: Vec<String> = extents.iter().map(|e| e.rows.to_string()).collect();
         writeln!(
             out,
-            "; run {name}: machine code is {:.1e} from the interpreter at worst (output `{}`, at most {:.0e} of the largest value), calls of {} rows, seed {seed}",
+            "; run {name}: machine code is {:.1e} from the interpreter at worst (output `{}`, at most {:.0e} of the \
+            largest value), calls of {} rows, seed {seed}",
             worst.0,
             worst.1,
             worst.2,

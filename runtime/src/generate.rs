@@ -69,6 +69,75 @@ pub struct Generation {
     pub decode: Duration,
 }
 
+/// A generation under way: what is emitted so far, and why it ended if it did.
+#[derive(Debug)]
+pub struct Decoding {
+    tokens: Vec<u32>,
+    /// Most tokens to emit.
+    most: usize,
+    end: Option<StopReason>,
+}
+
+impl Decoding {
+    /// Nothing emitted yet, of at most `most` tokens, from where `text` is.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`] if the text has no token to go on from, [`Error::Memory`].
+    pub fn new(text: &dyn Continue, most: usize) -> Result<Decoding, Error> {
+        if !text.has_prediction() {
+            return Err(Error::EmptyPrompt);
+        }
+        // One more than there is room for: the last token emitted need not be appended.
+        let room_for = most.min(text.context() - text.position() + 1);
+        Ok(Decoding { tokens: room("the tokens of an answer", room_for)?, most, end: None })
+    }
+
+    /// Chooses the next token, having appended the one before it; none once the generation has ended.
+    ///
+    /// # Errors
+    /// If the text cannot go on, or no token can be chosen.
+    pub fn next(
+        &mut self,
+        text: &mut dyn Continue,
+        sampler: &mut Sampler,
+        stop: &[u32],
+    ) -> Result<Option<u32>, Error> {
+        if self.end.is_some() {
+            return Ok(None);
+        }
+        if self.tokens.len() == self.most {
+            return Ok(self.finish(StopReason::Length));
+        }
+        if let Some(&last) = self.tokens.last() {
+            if text.position() == text.context() {
+                return Ok(self.finish(StopReason::Context));
+            }
+            text.decode(last)?;
+        }
+        let token = text.choose(sampler)?;
+        if stop.contains(&token) {
+            return Ok(self.finish(StopReason::EndOfText(token)));
+        }
+        self.tokens.push(token);
+        Ok(Some(token))
+    }
+
+    /// The tokens emitted.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Why it ended, if it did.
+    pub fn end(&self) -> Option<StopReason> {
+        self.end
+    }
+
+    fn finish(&mut self, reason: StopReason) -> Option<u32> {
+        self.end = Some(reason);
+        None
+    }
+}
+
 /// Appends `prompt` to a text, then generates up to `max_new` tokens, each given to `on_token`.
 ///
 /// `on_prefill(done, total)` is called after each chunk of the prompt. Either callback ends it by breaking. An
@@ -92,34 +161,17 @@ pub fn generate(
     let before = text.position();
     let start = Instant::now();
     let complete = text.prefill(prompt, on_prefill)?;
-    let prefill = start.elapsed();
-    let prompt_tokens = text.position() - before;
-
+    let (prefill, prompt_tokens) = (start.elapsed(), text.position() - before);
+    if !complete {
+        let (tokens, stop, decode) = (Vec::new(), StopReason::Interrupted, Duration::ZERO);
+        return Ok(Generation { tokens, stop, prompt_tokens, prefill, decode });
+    }
     let start = Instant::now();
-    // One more than there is room for: the last token emitted need not be appended.
-    let most = max_new.min(text.context() - text.position() + 1);
-    let mut tokens = room("the tokens of an answer", most)?;
-    let stop = loop {
-        if !complete {
-            break StopReason::Interrupted;
-        }
-        if tokens.len() == max_new {
-            break StopReason::Length;
-        }
-        if let Some(&last) = tokens.last() {
-            if text.position() == text.context() {
-                break StopReason::Context;
-            }
-            text.decode(last)?;
-        }
-        let token = text.choose(sampler)?;
-        if stop.contains(&token) {
-            break StopReason::EndOfText(token);
-        }
-        tokens.push(token);
-        if on_token(token).is_break() {
-            break StopReason::Interrupted;
-        }
-    };
-    Ok(Generation { tokens, stop, prompt_tokens, prefill, decode: start.elapsed() })
+    let mut decoding = Decoding::new(text, max_new)?;
+    let mut broken = false;
+    while !broken && let Some(token) = decoding.next(text, sampler, stop)? {
+        broken = on_token(token).is_break();
+    }
+    let stop = decoding.end.unwrap_or(StopReason::Interrupted);
+    Ok(Generation { tokens: decoding.tokens, stop, prompt_tokens, prefill, decode: start.elapsed() })
 }

@@ -33,7 +33,7 @@ pub mod threads;
 pub use artifact::Artifact;
 pub use engine::{Engine, Memory, Outputs, Profile, Want, Work};
 pub use error::{Error, one_line};
-pub use generate::{Continue, Generation, StopReason, generate};
+pub use generate::{Continue, Decoding, Generation, StopReason, generate};
 pub use pool::Pool;
 pub use program::Phase;
 pub use rng::Rng;

@@ -5,7 +5,7 @@
 use lapidary_codegen::compile::compile_functions;
 use lapidary_codegen::{Options, call, micro};
 use lapidary_ir::interp::{Precision, evaluate};
-use lapidary_ir::{Extent, text};
+use lapidary_ir::{DType, Extent, text};
 use lapidary_passes::Selection;
 use lapidary_passes::check::values;
 

@@ -289,7 +289,7 @@ fn renumber(text: &str, below: usize, random: &mut Random) -> Option<String> {
 }
 
 /// Loads a file and all that it holds, and runs it if that may be; or says why not.
-fn attempt(path: &Path, length: usize, weights: &Arc<Weights>, run: bool) -> Result<(), String> {
+fn attempt(path: &Path, length: usize, weights: &Arc<dyn WeightSource>, run: bool) -> Result<(), String> {
     let text = |e: &dyn std::fmt::Display| e.to_string();
     Limited::allow(length + BOUND);
     let artifact = Artifact::open(path).map_err(|e| text(&e))?;
@@ -297,7 +297,7 @@ fn attempt(path: &Path, length: usize, weights: &Arc<Weights>, run: bool) -> Res
     for cpu in artifact.cpus() {
         artifact.listing(cpu).map_err(|e| text(&e))?;
     }
-    let model = Model::from_artifact(&artifact).map_err(|e| text(&e))?;
+    let model = Files::from_artifact(&artifact).map_err(|e| text(&e))?;
     if let Some(tokenizer) = &model.tokenizer
         && let Ok(ids) = tokenizer.encode("<start_of_turn>The naïve 漢字 \u{1f600} of\n\n  it.", true)
     {
@@ -365,10 +365,10 @@ fn cases(shard: usize) {
         MOST.store(usize::MAX, Ordering::Relaxed);
         hook(info);
     }));
-    let model = Arc::new(Model::built_in().unwrap());
-    let weights = Arc::new(Weights(model.clone()));
+    let files = Arc::new(Files::built_in().unwrap());
+    let weights = Model::of(files.clone(), Options::new()).unwrap().weights().unwrap();
     let (_dir, path) = place();
-    build(&path, &model, &["native"], false);
+    build(&path, &files);
     let good = fs::read(&path).unwrap();
     let header = 8 + u64::from_le_bytes(*good.first_chunk().unwrap()) as usize;
     let sections = pieces(&path);
@@ -401,7 +401,7 @@ fn cases(shard: usize) {
 }
 
 /// A good file where each large allocation in turn is refused: an error that says what it was for.
-fn without_memory(path: &Path, length: usize, weights: &Arc<Weights>) {
+fn without_memory(path: &Path, length: usize, weights: &Arc<dyn WeightSource>) {
     SEEN.store(0, Ordering::Relaxed);
     attempt(path, length, weights, true).unwrap();
     let large = SEEN.load(Ordering::Relaxed);

@@ -8,7 +8,7 @@ use super::*;
 
 static GOOD: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let (_dir, path) = place();
-    build(&path, &Model::built_in().unwrap(), &["native"], false);
+    build(&path, &Files::built_in().unwrap());
     fs::read(&path).unwrap()
 });
 

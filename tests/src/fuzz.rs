@@ -11,11 +11,11 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
+use lapidary::{Graph, Options};
 use lapidary_ir::text::parse_module;
 use lapidary_ir::verify::verify;
 use lapidary_ir::{DType, Module};
 use lapidary_models::checkpoint::parse_index;
-use lapidary_models::graph::{self, Storage};
 use lapidary_models::{
     Cache, ChatTemplate, Config, Message, Model, QuantFormat, Quantization, QuantizedWeights, SpecialTokens,
     Tokenizer, WeightDType,
@@ -52,7 +52,7 @@ pub fn config(bytes: &[u8]) {
 
 /// A configuration's functions.
 pub fn module(config: &Config) -> Module {
-    graph::module(config, &Storage { weight: &|_| DType::BF16, cache: DType::BF16 })
+    Graph::of(config, &Options::new(), &|_| DType::BF16).unwrap().module
 }
 
 /// What is accepted lies in the file, in order, without overlap.

@@ -7,8 +7,10 @@
 use anyhow::{Result, anyhow};
 use serde_json::{Value, json};
 
-use super::{Args, Phase, cpu_name, median, time};
-use crate::model::{CompileArgs, Engine, ModelArgs};
+use super::phase::{Phase, time};
+use super::{Args, cpu_name, median};
+use crate::model::Engine;
+use crate::options::{CompileArgs, ModelArgs};
 use crate::output::{self, Usage};
 use crate::weights::WeightArgs;
 
@@ -49,7 +51,7 @@ impl Left {
 }
 
 /// Measures and prints.
-pub(super) fn run(args: &Args, phases: &[Phase], needed: usize, threads: u64) -> Result<()> {
+pub(super) fn run(args: &Args, phases: &[Phase], needed: usize, threads: usize) -> Result<()> {
     let decode = phases.iter().copied().find(|p| matches!(p, Phase::Decode { .. }));
     let prefill =
         phases.iter().copied().filter(|p| matches!(p, Phase::Prefill(_))).max_by_key(|p| p.tokens());
@@ -59,8 +61,7 @@ pub(super) fn run(args: &Args, phases: &[Phase], needed: usize, threads: u64) ->
         );
     };
     let format = args.weights.first().copied();
-    let mut compile = args.compile.clone();
-    compile.context = Some(compile.context.unwrap_or(0).max(needed as u64));
+    let compile = args.compile.at_least(needed);
     let model = |compile: CompileArgs| ModelArgs {
         model: args.model.clone(),
         verify: false,
@@ -73,7 +74,7 @@ pub(super) fn run(args: &Args, phases: &[Phase], needed: usize, threads: u64) ->
     let mut left = vec![Left::Everything];
     let mut fired: Vec<String> = vec![];
     let mut base = Engine::new(&model(compile.clone()))?;
-    for (rule, _) in base.functions.iter().flat_map(|f| &f.saturation.fired) {
+    for (rule, _) in base.functions().iter().flat_map(|f| &f.saturation.fired) {
         if !fired.contains(rule) {
             fired.push(rule.clone());
         }
@@ -170,8 +171,8 @@ pub(super) fn run(args: &Args, phases: &[Phase], needed: usize, threads: u64) ->
 
 /// Whether two models have the same kernels.
 fn same_plan(a: &Engine, b: &Engine) -> bool {
-    a.functions
+    a.functions()
         .iter()
-        .zip(&b.functions)
+        .zip(b.functions())
         .all(|(a, b)| a.variants.iter().zip(&b.variants).all(|(a, b)| a.function.body == b.function.body))
 }

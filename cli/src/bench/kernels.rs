@@ -11,12 +11,13 @@ use lapidary_runtime::Profile;
 use lapidary_runtime::demand::Unit;
 use serde_json::{Value, json};
 
-use super::predict::Predictor;
-use super::{Phase, UNITS, index, median};
+use super::phase::Phase;
+use super::{UNITS, index, median};
 use crate::model::Engine;
+use crate::price::predict::Predictor;
 
 /// Where a launch is: function, variant, step.
-pub(super) type Place = (usize, usize, usize);
+pub(crate) type Place = (usize, usize, usize);
 
 /// Every launch of a kernel in a phase.
 pub(super) struct Launches {

@@ -5,25 +5,31 @@
 //! with `--predicted` beside what the cost model says of each; with `--ablation` a table of what each rule buys.
 
 mod ablation;
-mod kernels;
-mod predict;
+pub(crate) mod kernels;
+mod phase;
+mod row;
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
+use lapidary::{Activations, Artifact, Format, MAX_CONTEXT};
 use lapidary_codegen::price::ceilings::{Ceilings, READ_BYTES};
 use lapidary_codegen::target::{Placement, Target};
-use lapidary_codegen::view::Capacity;
 use lapidary_ir::DType;
-use lapidary_runtime::{Artifact, Session};
+use lapidary_runtime::threads;
 use serde_json::{Value, json};
 
-use crate::calibration::cpu_name;
-use crate::model::{Activations, CompileArgs, Engine, MAX_CONTEXT, MAX_THREADS, ModelArgs};
+use crate::choices::choices;
+use crate::model::Engine;
+use crate::options::{self, CompileArgs, ModelArgs};
 use crate::output::{self, Usage};
+use crate::price::calibration::cpu_name;
+use crate::price::predict::Predictor;
 use crate::trust::TrustArgs;
-use crate::weights::{Format, WeightArgs};
+use crate::weights::WeightArgs;
+use phase::{Phase, time};
+use row::{Measured, Row};
 
 /// Measure tokens a second, beside what the machine can do.
 #[derive(clap::Args)]
@@ -45,17 +51,17 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "128")]
     depth: Vec<usize>,
     /// Formats of the weights to measure [default: as the checkpoint stores them]
-    #[arg(long, value_enum, value_name = "FORMAT,..", value_delimiter = ',')]
+    #[arg(long, value_parser = choices::<Format>(), value_name = "FORMAT,..", value_delimiter = ',')]
     weights: Vec<Format>,
     /// Format of the embedding table, which is the head's matrix too [default: that of --weights]
-    #[arg(long, value_enum, value_name = "FORMAT")]
+    #[arg(long, value_parser = choices::<Format>(), value_name = "FORMAT")]
     head_weights: Option<Format>,
     /// Keep converted weights in memory only, not in the user's cache directory
     #[arg(long)]
     no_cache: bool,
     /// Threads [default: one a CPU]
-    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS))]
-    threads: Vec<u64>,
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = options::threads())]
+    threads: Vec<usize>,
     /// Repetitions, of which medians are taken
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
     repeat: u64,
@@ -77,24 +83,6 @@ pub(crate) struct Args {
     compile: CompileArgs,
 }
 
-/// What is measured of a call.
-#[derive(Clone, Copy, PartialEq)]
-enum Phase {
-    /// A prompt of so many tokens from position 0.
-    Prefill(usize),
-    /// So many tokens one by one, from this depth.
-    Decode { tokens: usize, depth: usize },
-}
-
-/// A phase and the seconds that it took, each time.
-struct Measured {
-    phase: Phase,
-    seconds: Vec<f64>,
-    read: Vec<f64>,
-    /// Of each unit, `UNITS` in order; NaN of those that the CPU lacks.
-    multiply: [Vec<f64>; UNITS.len()],
-}
-
 /// What products multiply in: f32, bf16, 8-bit integers.
 const UNITS: [DType; 3] = [DType::F32, DType::BF16, DType::Q8];
 
@@ -108,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if phases.contains(&Phase::Prefill(0)) {
         return Err(Usage::new(anyhow!("--prompt-tokens: expected 1 or more")).into());
     }
-    if needed as u64 > MAX_CONTEXT {
+    if needed > MAX_CONTEXT {
         return Err(Usage::new(anyhow!("{needed} positions: expected at most {MAX_CONTEXT}")).into());
     }
     let stored = args.model.as_deref().filter(|path| Artifact::is_named_so(path));
@@ -122,7 +110,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let stored = stored.is_some();
     let threads = match &args.threads[..] {
-        [] => vec![std::thread::available_parallelism().map_or(1, usize::from) as u64],
+        [] => vec![threads::of_machine()],
         given => given.to_vec(),
     };
     if args.ablation {
@@ -138,11 +126,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let runs = formats.iter().flat_map(|f| threads.iter().map(move |&t| (f, t)));
     for (weights, count) in runs {
-        let mut compile = args.compile.clone();
         // An artifact has the context that it was compiled for.
-        if !stored {
-            compile.context = Some(compile.context.unwrap_or(0).max(needed as u64));
-        }
+        let compile = if stored { args.compile.clone() } else { args.compile.at_least(needed) };
         let model_args = ModelArgs {
             model: args.model.clone(),
             verify: false,
@@ -158,7 +143,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "{}: {needed} positions are needed, its context is {context}",
             engine.name()
         );
-        let mut machine = Ceilings::new(&args.compile.cpu, count as usize)?;
+        let mut machine = Ceilings::new(&args.compile.cpu, count)?;
         times = (ms(engine.compile), ms(engine.load));
         let bar = output::bar(args.repeat * phases.len() as u64, "measuring", output::Unit::Steps);
         let mut measured: Vec<Measured> = phases
@@ -210,8 +195,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             text.push_str(&format!("{}, compile {:.0} ms, load {:.0} ms\n", cpu_name(), times.0, times.1));
         }
         text.push_str(&format!(
-            "\n{}, {count} threads: reads {:.1} GB/s, multiplies {:.0} GFLOP/s in {}\n{:<9}{:>7}{:>7}{:>9}{:>10}{:>10}{:>9}{:>9}\n",
-            engine.format, read / 1e9, multiply / 1e9, unit_name(unit), "phase", "tokens", "depth", "tok/s", "MB/tok", "GFLOP/tok", "of read", "of mult."
+            "\n{}, {count} threads: reads {:.1} GB/s, multiplies {:.0} GFLOP/s in {}\n{}",
+            engine.format,
+            read / 1e9,
+            multiply / 1e9,
+            unit_name(unit),
+            row::HEADER
         ));
         for m in &measured {
             let row = Row::new(m, &engine);
@@ -220,9 +209,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         if args.kernels {
             let predictor = match args.predicted {
-                true => {
-                    Some(predict::Predictor::new(&model_args.compile, &engine, read / 1e9, count as usize)?)
-                }
+                true => Some(Predictor::new(&model_args.compile, &engine, read / 1e9, count)?),
                 false => None,
             };
             for &phase in &phases {
@@ -255,165 +242,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         output::print_json(&report)
     } else {
         output::print(&text)
-    }
-}
-
-impl Phase {
-    fn last_position(self) -> usize {
-        match self {
-            Phase::Prefill(n) => n,
-            Phase::Decode { tokens, depth } => depth.saturating_add(tokens),
-        }
-    }
-
-    fn tokens(self) -> usize {
-        match self {
-            Phase::Prefill(n) | Phase::Decode { tokens: n, .. } => n,
-        }
-    }
-
-    fn depth(self) -> usize {
-        match self {
-            Phase::Prefill(_) => 0,
-            Phase::Decode { depth, .. } => depth,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Phase::Prefill(_) => "prefill",
-            Phase::Decode { .. } => "decode",
-        }
-    }
-
-    /// Whether a result is this phase's.
-    fn is(self, result: &Value, threads: u64) -> bool {
-        result.get("kernels").is_none()
-            && result["phase"] == self.name()
-            && result["tokens"] == self.tokens()
-            && result["depth"] == self.depth()
-            && result["threads"] == threads
-    }
-
-    /// The calls of the phase, as rows and keys, of the layers and of the head.
-    fn of_program(self) -> lapidary_runtime::Phase {
-        match self {
-            Phase::Prefill(_) => lapidary_runtime::Phase::Prefill,
-            Phase::Decode { .. } => lapidary_runtime::Phase::Decode,
-        }
-    }
-
-    fn calls(self, chunk: usize) -> Vec<(Capacity, bool)> {
-        match self {
-            Phase::Prefill(n) => (0..n)
-                .step_by(chunk)
-                .map(|at| {
-                    let rows = chunk.min(n - at);
-                    (Capacity { rows, keys: at + rows }, at + rows == n)
-                })
-                .collect(),
-            Phase::Decode { tokens, depth } => {
-                (0..tokens).map(|i| (Capacity { rows: 1, keys: depth + i + 1 }, true)).collect()
-            }
-        }
-    }
-}
-
-/// Runs a phase from position 0; the time of the phase alone. `between` runs after each token that is generated.
-fn time(session: &mut Session, phase: Phase, between: &mut dyn FnMut()) -> Result<Duration> {
-    let vocab = session.program().plan.vocab as u32;
-    let id = |i: usize| (i as u32).wrapping_mul(7919) % vocab;
-    match phase {
-        Phase::Prefill(n) => {
-            session.reset();
-            let ids: Vec<u32> = (0..n).map(id).collect();
-            let start = Instant::now();
-            session.prefill(&ids)?;
-            session.argmax();
-            Ok(start.elapsed())
-        }
-        Phase::Decode { tokens, depth } => {
-            let back = session.position() >= depth && depth >= session.smallest_rollback().max(1);
-            if back {
-                session.rollback(depth)?;
-            } else if depth == 0 {
-                session.reset();
-            } else {
-                session.reset();
-                session.prefill(&(0..depth).map(id).collect::<Vec<_>>())?;
-            }
-            let mut spent = Duration::ZERO;
-            for i in 0..tokens {
-                let start = Instant::now();
-                session.decode(id(depth + i))?;
-                session.argmax();
-                spent += start.elapsed();
-                between();
-            }
-            Ok(spent)
-        }
-    }
-}
-
-/// A result, per token.
-struct Row {
-    tokens_per_s: f64,
-    bytes: f64,
-    flops: f64,
-    bandwidth_share: f64,
-    matrix_share: f64,
-}
-
-impl Row {
-    fn new(m: &Measured, engine: &Engine) -> Row {
-        let tokens = m.phase.tokens() as f64;
-        let mut bytes = 0.0;
-        let mut flops = [0.0; UNITS.len()];
-        for launch in kernels::launches(engine, m.phase) {
-            bytes += launch.bytes;
-            flops[launch.unit] += launch.flops;
-        }
-        let share = |amount: f64, ceiling: &[f64]| {
-            median(&m.seconds.iter().zip(ceiling).map(|(s, c)| amount / s / c).collect::<Vec<_>>())
-        };
-        // The time that all products would take, each at the peak of the unit that it uses.
-        let of_matrix = (0..UNITS.len()).filter(|&u| flops[u] > 0.0).map(|u| share(flops[u], &m.multiply[u]));
-        Row {
-            tokens_per_s: tokens / median(&m.seconds),
-            bytes: bytes / tokens,
-            flops: flops.iter().sum::<f64>() / tokens,
-            bandwidth_share: share(bytes, &m.read),
-            matrix_share: of_matrix.sum(),
-        }
-    }
-
-    fn text(&self, phase: Phase) -> String {
-        format!(
-            "{:<9}{:>7}{:>7}{:>9.2}{:>10.1}{:>10.3}{:>8.1}%{:>8.1}%\n",
-            phase.name(),
-            phase.tokens(),
-            phase.depth(),
-            self.tokens_per_s,
-            self.bytes / 1e6,
-            self.flops / 1e9,
-            self.bandwidth_share * 100.0,
-            self.matrix_share * 100.0
-        )
-    }
-
-    fn json(&self, phase: Phase, engine: &Engine, threads: u64) -> Value {
-        json!({
-            "phase": phase.name(),
-            "weights": engine.format.to_string(),
-            "threads": threads,
-            "tokens": phase.tokens(),
-            "depth": phase.depth(),
-            "tokens_per_s": self.tokens_per_s,
-            "bytes_per_token": self.bytes,
-            "flops_per_token": self.flops,
-            "bandwidth_share": self.bandwidth_share,
-            "matrix_share": self.matrix_share,
-        })
     }
 }
 

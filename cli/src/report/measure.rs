@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
+use lapidary::Activations;
 use lapidary_codegen::compile::{FunctionReport, regimes};
 use lapidary_codegen::price::ceilings::Ceilings;
 use lapidary_codegen::target::{Placement, Target};
@@ -15,7 +16,8 @@ use serde_json::{Value, json};
 
 use super::ablation::Without;
 use super::data;
-use crate::model::{Activations, Engine, ModelArgs};
+use crate::model::Engine;
+use crate::options::ModelArgs;
 use crate::output;
 
 /// Repetitions of which medians are taken.
@@ -189,7 +191,7 @@ fn seconds(engine: &mut Engine, rows: usize) -> Result<f64> {
 
 /// Token ids, as good as any.
 fn ids(engine: &Engine, n: usize) -> Vec<u32> {
-    let vocab = engine.model.config.vocab_size as u32;
+    let vocab = engine.model.config().vocab_size as u32;
     (0..n as u32).map(|i| (i * 97 + 2) % vocab).collect()
 }
 

@@ -16,14 +16,15 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
+use lapidary::Graph;
 use lapidary_codegen::compile::compile_functions;
-use lapidary_ir::{Extent, Module};
+use lapidary_ir::Extent;
 use lapidary_passes::{Limits, Machine, Objective, prepare};
 use lapidary_runtime::file::whole::Output;
 use serde_json::{Value, json};
 
-use crate::model::{self, CompileArgs, ModelArgs};
-use crate::opt;
+use crate::functions;
+use crate::options::{self, CompileArgs, ModelArgs};
 use crate::output::{self, Usage};
 
 /// Write a page that shows what the compiler did: graphs, kernels, rules, memory.
@@ -36,14 +37,14 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "MODEL", conflicts_with_all = ["file", "preset"])]
     model: Option<PathBuf>,
     /// Published size: 2b, 9b or 27b
-    #[arg(long, value_name = "NAME", conflicts_with = "file", value_parser = model::presets())]
+    #[arg(long, value_name = "NAME", conflicts_with = "file", value_parser = options::presets())]
     preset: Option<String>,
     /// Run the model and show measured times beside the predicted ones
     #[arg(long)]
     measure: bool,
     /// Threads to measure with [default: one a CPU]
-    #[arg(long, value_name = "N", requires = "measure", value_parser = clap::value_parser!(u64).range(1..=model::MAX_THREADS))]
-    threads: Option<u64>,
+    #[arg(long, value_name = "N", requires = "measure", value_parser = options::threads())]
+    threads: Option<usize>,
     #[command(flatten)]
     compile: CompileArgs,
     /// Page to write
@@ -62,8 +63,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let path = &args.output;
     let mut file = Output::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-    let source =
-        opt::source(args.file.as_deref(), args.preset.as_deref(), args.model.as_deref(), &args.compile)?;
+    let source = functions::source(
+        args.file.as_deref(),
+        args.preset.as_deref(),
+        args.model.as_deref(),
+        &args.compile,
+    )?;
     let html = page::html(&collect(args, &source)?)?;
     file.write_all(html.as_bytes())
         .and_then(|()| file.finish().map(drop))
@@ -71,12 +76,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// Everything that the page shows.
-fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
-    let context = source.context;
-    let compile = args.compile.to_show();
-    let mut options = compile.options_of(context, &source.module, source.layers())?;
+fn collect(args: &Args, source: &functions::Source) -> Result<page::Data> {
+    let context = source.graph.context;
+    let mut options = args.compile.compiler(&source.graph)?;
     options.listings = true;
-    let reports = compile_functions(&source.module.functions, &options)?.reports;
+    let reports = compile_functions(&source.graph.module.functions, &options)?.reports;
     for warning in reports.iter().filter_map(|r| r.saturation.warning()) {
         output::note("warning", &warning);
     }
@@ -105,7 +109,7 @@ fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
             model: args.model.clone(),
             threads: args.threads,
             weights: Default::default(),
-            compile,
+            compile: args.compile.to_show(),
         };
         Some(measure::measure(&model, &reports, &saturated, machine, &without)?)
     } else {
@@ -131,7 +135,7 @@ fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
         "version": env!("CARGO_PKG_VERSION"),
         "cpu": options.cpu,
         "context": context,
-        "calls": calls(&source.module, &source.layers),
+        "calls": calls(&source.graph),
         "machine": {
             "memory": m.memory, "cache": m.cache, "flops": m.flops.bf16, "loose_flops": m.loose_flops,
             "transcendental": m.transcendental, "launch": m.launch,
@@ -145,11 +149,11 @@ fn collect(args: &Args, source: &opt::Source) -> Result<page::Data> {
 }
 
 /// How often each function is called for one token that is predicted; once each if they are no model.
-fn calls(module: &Module, layers: &[String]) -> Vec<usize> {
+fn calls(graph: &Graph) -> Vec<usize> {
     let times = |name: &str| match name {
-        _ if layers.is_empty() => 1,
+        _ if graph.parts.layers.is_empty() => 1,
         "embed" | "head_argmax" => 1,
-        name => layers.iter().filter(|l| *l == name).count(),
+        name => graph.layers().filter(|layer| *layer == name).count(),
     };
-    module.functions.iter().map(|f| times(&f.name)).collect()
+    graph.module.functions.iter().map(|f| times(&f.name)).collect()
 }

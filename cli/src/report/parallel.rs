@@ -7,7 +7,7 @@ use lapidary_runtime::threads;
 /// Applies `work` to every item.
 pub(crate) fn map<T: Sync, R: Send>(items: &[T], work: &(dyn Fn(&T) -> R + Sync)) -> Vec<R> {
     let next = AtomicUsize::new(0);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
+    let threads = threads::of_machine().min(items.len());
     let each = || {
         let mut own = vec![];
         while let at = next.fetch_add(1, Ordering::Relaxed)

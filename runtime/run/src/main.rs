@@ -122,7 +122,7 @@ fn run(args: &Args) -> Result<()> {
     if let Some(error) = failed {
         return Err(error);
     }
-    args.state.save(&model.session, before, &generation, options)?;
+    args.state.save(&model.session, before + generation.prompt_tokens, &generation.tokens, options)?;
     let end = AnswerEnd::of(generation.stop, answer.stopped());
     if args.json {
         let object = json!({

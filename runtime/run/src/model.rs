@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use lapidary_runtime::text::{Text, Tokenizer};
-use lapidary_runtime::{Generation, Session, threads};
+use lapidary_runtime::{Artifact, Generation, Session, threads};
 use serde_json::{Value, json};
 
 use crate::args::Args;
@@ -28,7 +28,7 @@ pub(crate) struct Model {
 impl Model {
     pub(crate) fn load(args: &Args, path: &Path) -> Result<Model> {
         let start = Instant::now();
-        let artifact = Arc::new(args.trust.open(path)?.0);
+        let artifact = Arc::new(Artifact::open_trusted(path, &args.trust.trust)?.0);
         if args.verify {
             artifact.verify()?;
         }

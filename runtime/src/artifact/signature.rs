@@ -8,10 +8,11 @@
 
 use std::fmt;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
 
+use super::Artifact;
 use crate::error::Error;
 use crate::file;
 
@@ -35,6 +36,25 @@ pub struct PublicKey(VerifyingKey);
 
 /// A private key: what signs.
 pub struct PrivateKey(SigningKey);
+
+impl Artifact {
+    /// Opens an artifact; where files of public keys are named, only one that one of them signed, with the file of the
+    /// key that did. Nothing of the artifact but its header is used before.
+    ///
+    /// # Errors
+    /// As [`PublicKey::read`], [`Artifact::open`] and [`Artifact::signer`].
+    pub fn open_trusted<'k>(path: &Path, keys: &'k [PathBuf]) -> Result<(Artifact, Option<&'k Path>), Error> {
+        let files = keys;
+        let keys = files.iter().map(|file| PublicKey::read(file)).collect::<Result<Vec<_>, _>>()?;
+        let artifact = Artifact::open(path)?;
+        if keys.is_empty() {
+            return Ok((artifact, None));
+        }
+        let signer = artifact.signer(&keys)?;
+        let file = keys.iter().position(|key| key == signer).map(|at| files[at].as_path());
+        Ok((artifact, file))
+    }
+}
 
 impl fmt::Display for PublicKey {
     /// Base64 of its 32 bytes: the last 44 characters of the PEM file's line.

@@ -13,8 +13,9 @@ use lapidary_passes::what_if::{Changed, what_if};
 use lapidary_passes::{Limits, prepare};
 use serde_json::{Value, json};
 
+use super::objective;
 use crate::opt::joined;
-use crate::{objective, output};
+use crate::output;
 
 /// Prints the plans for the machine of `options` and for another.
 pub(crate) fn run(

@@ -1,14 +1,18 @@
 //! `lapidary inspect`: what a model is and what it costs, before it runs.
 
+mod artifact;
+
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
+use lapidary::{CHUNK, KvCache, MAX_CONTEXT};
 use lapidary_models::{Config, LayerType, TensorFormat, WeightDType, checkpoint};
 use serde_json::{Value, json};
 
-use crate::model::{self, KvCache, MAX_CHUNK, MAX_CONTEXT};
+use crate::choices::choices;
 use crate::output::{self, Usage};
+use crate::{model, options};
 
 /// Show a model's configuration, parameters, bytes and FLOPs.
 #[derive(clap::Args)]
@@ -20,19 +24,19 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "MODEL", conflicts_with = "preset")]
     model: Option<PathBuf>,
     /// Published size: 2b, 9b or 27b
-    #[arg(long, value_name = "NAME", value_parser = model::presets())]
+    #[arg(long, value_name = "NAME", value_parser = options::presets())]
     preset: Option<String>,
     /// Count with another vocabulary
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_CONTEXT))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_CONTEXT as u64))]
     vocab: Option<u64>,
     /// Positions that the KV cache is counted for [default: the model's]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_CONTEXT))]
-    context: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = options::positions())]
+    context: Option<usize>,
     /// Most tokens of one call, which ring caches hold besides their window
-    #[arg(long, value_name = "N", default_value_t = CHUNK, value_parser = clap::value_parser!(u64).range(1..=MAX_CHUNK))]
-    chunk: u64,
+    #[arg(long, value_name = "N", default_value_t = CHUNK, value_parser = options::rows())]
+    chunk: usize,
     /// How cached keys and values are held
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = KvCache::Bf16)]
+    #[arg(long, value_parser = choices::<KvCache>(), value_name = "FORMAT", default_value_t = KvCache::Bf16)]
     kv_cache: KvCache,
     /// Of an artifact, list every kernel and every section with its hash
     #[arg(long)]
@@ -41,9 +45,6 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 }
-
-/// The most tokens of one call, unless told otherwise.
-const CHUNK: u64 = 512;
 
 /// What there is to say of weights.
 struct Weights {
@@ -63,7 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if let Some((option, _)) = fixed.into_iter().find(|(_, given)| *given) {
             return Err(Usage::new(anyhow!("{option}: {} is compiled already", path.display())).into());
         }
-        return crate::artifact::inspect(path, args.context, args.verbose, args.json);
+        return artifact::inspect(path, args.context, args.verbose, args.json);
     }
     let (name, mut config, stored) = source(args)?;
     if let Some(vocab) = args.vocab {
@@ -74,10 +75,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(weights) => weights,
         None => Weights { dtype: "BF16".into(), bytes: config.weight_bytes(WeightDType::BF16) },
     };
-    let context = args.context.map_or(config.max_position_embeddings, |n| n as usize);
-    let chunk = (args.chunk as usize).min(context);
+    let context = args.context.unwrap_or(config.max_position_embeddings);
+    let chunk = args.chunk.min(context);
     let counts = config.parameter_counts();
-    args.kv_cache.check(&config)?;
+    args.kv_cache.fits(&config).map_err(options::error)?;
     let dtype = args.kv_cache.dtype();
     let kv = config.kv_bytes(context, chunk, dtype);
     let kv_of = |kind: LayerType| {
@@ -86,7 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (layers * row).saturating_mul(config.kv_rows(kind, context, chunk) as u64)
     };
     let (local, global) = (kv_of(LayerType::Sliding), kv_of(LayerType::Full));
-    let held = format!("{:?}", args.kv_cache).to_uppercase();
+    let held = args.kv_cache.to_string().to_uppercase();
     let (first, last) = (config.flops_per_token(0), config.flops_per_token(context.saturating_sub(1)));
     if args.json {
         return output::print_json(&json!({
@@ -147,7 +148,7 @@ fn source(args: &Args) -> Result<(String, Config, Option<Weights>)> {
             return Ok((dir.display().to_string(), config, None));
         }
     }
-    let model = model::open(args.model.as_deref())?;
+    let model = model::files(args.model.as_deref())?;
     let mut dtypes: Vec<&str> = model
         .checkpoint
         .names()

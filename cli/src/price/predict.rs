@@ -9,7 +9,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use egg::Language;
 use lapidary_codegen::compile::{Lowered, regime_of};
 use lapidary_codegen::kernel::{Body, Kernel};
@@ -17,12 +17,13 @@ use lapidary_ir::{Extent, Id, Op};
 use lapidary_passes::price::Parts;
 use lapidary_passes::{CostModel, Limits, Machine, Objective, Saturated, prepare, select};
 
-use super::kernels::Place;
-use crate::calibration;
-use crate::model::{CompileArgs, Engine};
+use super::calibration;
+use crate::bench::kernels::Place;
+use crate::model::Engine;
+use crate::options::CompileArgs;
 
 /// Prices of a model's kernels.
-pub(super) struct Predictor {
+pub(crate) struct Predictor {
     machine: Machine,
     functions: Vec<Function>,
     known: RefCell<HashMap<(Place, usize, usize), Option<f64>>>,
@@ -56,8 +57,9 @@ enum Role {
 
 impl Predictor {
     /// For a run on `threads` threads that reads `memory` GB/s.
-    pub(super) fn new(args: &CompileArgs, engine: &Engine, memory: f64, threads: usize) -> Result<Predictor> {
-        let options = engine.options(args)?;
+    pub(crate) fn new(args: &CompileArgs, engine: &Engine, memory: f64, threads: usize) -> Result<Predictor> {
+        let compilation = engine.model.compilation()?.context("an artifact holds no graph")?;
+        let options = &compilation.options;
         let base = match calibration::of_this_machine(&args.cpu, threads) {
             Some(own) if args.calibration.is_none() => own.machine(args.activations),
             _ => options.machine.on(threads as f64),
@@ -65,9 +67,10 @@ impl Predictor {
         let weight_bytes = options.machine.weight_bytes;
         let keys = base.keys.min(memory);
         let objective = Objective::Roofline;
-        let machine = Machine { memory, keys, weight_bytes, objective, measured: None, ..base };
+        let shapes = options.machine.shapes;
+        let machine = Machine { shapes, memory, keys, weight_bytes, objective, measured: None, ..base };
         let mut functions = vec![];
-        for report in &engine.functions {
+        for report in &compilation.functions {
             let saturated = prepare(&report.source, &options.selection, Limits::default())?;
             let mut variants = vec![];
             for lowered in &report.variants {
@@ -93,7 +96,7 @@ impl Predictor {
     }
 
     /// Nanoseconds of a launch; none of what is not priced.
-    pub(super) fn nanoseconds(&self, place: Place, rows: usize, keys: usize) -> Option<f64> {
+    pub(crate) fn nanoseconds(&self, place: Place, rows: usize, keys: usize) -> Option<f64> {
         let key = (place, rows, keys);
         let known = self.known.borrow().get(&key).copied();
         known.unwrap_or_else(|| {

@@ -10,12 +10,14 @@ use std::str::FromStr;
 use std::sync::Once;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use lapidary::Activations;
 use lapidary_models::weight_cache::Cache;
 use lapidary_passes::price::{FIGURES, Machine};
 use lapidary_runtime::file::whole::Output;
+use lapidary_runtime::threads;
 use serde_json::{Map, Value, json};
 
-use crate::model::{Activations, read_text};
+use crate::model::read_text;
 use crate::output;
 
 /// The version of the files.
@@ -171,14 +173,9 @@ pub(crate) fn of_this_machine(code: &str, threads: usize) -> Option<Calibration>
 pub(crate) fn chosen(which: &Which, code: &str) -> Result<Option<Calibration>> {
     match which {
         Which::None => Ok(None),
-        Which::Auto => Ok(of_this_machine(code, all_threads())),
+        Which::Auto => Ok(of_this_machine(code, threads::of_machine())),
         Which::File(path) => Calibration::read(path).map(Some).context("--calibration"),
     }
-}
-
-/// This machine's threads.
-pub(crate) fn all_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// What the system calls this machine's CPU.

@@ -1,4 +1,4 @@
-//! What the compiler minimises, and for what machine: `--cost` and `--what-if`.
+//! What the compiler minimises, and for what machine: `--cost`, and the figures of `--what-if`.
 
 use std::sync::OnceLock;
 
@@ -8,8 +8,10 @@ use lapidary_codegen::price::candidates;
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_models::weight_cache::Cache;
 use lapidary_passes::price::{FIGURES, Machine, Measured, Objective};
+use lapidary_runtime::threads;
 
-use crate::calibration::{all_threads, cpu_name};
+use super::calibration::{self, Which, cpu_name};
+use crate::options::CompileArgs;
 use crate::output::{self, Usage};
 
 /// What `--cost` takes.
@@ -30,14 +32,14 @@ pub(crate) enum CostName {
 
 impl CostName {
     /// A machine whose prices are this cost. `cpu` is what code is made for, `base` what times are reckoned from.
-    pub(crate) fn machine(self, cpu: &str, base: Machine) -> Result<Machine> {
+    fn machine(self, cpu: &str, base: Machine) -> Result<Machine> {
         let objective = match self {
             CostName::Measured => {
                 let target = Target::new(cpu, Placement::Jit).map_err(Usage::new)?;
                 if let Some(reason) = target.lacking_here() {
                     bail!("--cost measured: code for {cpu} cannot be timed here: {reason}");
                 }
-                return Ok(Machine { measured: Some(prices(cpu)), ..base });
+                return Ok(Machine { measured: Some(measured(cpu)), ..base });
             }
             CostName::Roofline => Objective::Roofline,
             CostName::Flops => Objective::Flops,
@@ -48,11 +50,30 @@ impl CostName {
     }
 }
 
+/// What kernels for a CPU are priced by, where flags ask for other constants than those built in, `base`.
+///
+/// Without a flag it is the built-in ones, so that what runs has the bits of what is stored, which depend on no machine
+/// that it does not name.
+pub(crate) fn prices(
+    args: &CompileArgs,
+    cpu: &str,
+    base: &dyn Fn() -> Result<Machine>,
+) -> Result<Option<Machine>> {
+    let which = args.calibration.as_ref().unwrap_or(&Which::None);
+    let calibrated = calibration::chosen(which, cpu)?.map(|found| found.machine(args.activations));
+    if calibrated.is_none() && args.cost == CostName::Roofline {
+        return Ok(None);
+    }
+    let built_in = base()?;
+    let machine = calibrated.map_or(built_in, |found| Machine { shapes: built_in.shapes, ..found });
+    args.cost.machine(cpu, machine).map(Some)
+}
+
 /// The prices measured on this machine, of code for `cpu`, on as many threads as it has: one set for the whole command.
-fn prices(cpu: &str) -> &'static Measured {
+fn measured(cpu: &str) -> &'static Measured {
     static PRICES: OnceLock<Measured> = OnceLock::new();
     PRICES.get_or_init(|| {
-        let threads = all_threads();
+        let threads = threads::of_machine();
         let this = format!("{} {cpu} {threads} {}", cpu_name(), env!("CARGO_PKG_VERSION"));
         let hash = this
             .bytes()

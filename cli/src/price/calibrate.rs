@@ -1,6 +1,6 @@
 //! `lapidary calibrate`: this machine's constants for the cost model, measured and kept.
 //!
-//! In: threads, the CPU that code is made for. Out: a calibration ([`crate::calibration`]) where every command that
+//! In: threads, the CPU that code is made for. Out: a calibration ([`super::calibration`]) where every command that
 //! prices finds it, or in a file of one's own, and a table of its figures.
 
 use std::path::PathBuf;
@@ -10,10 +10,11 @@ use lapidary_codegen::price::calibrate::{STEPS, Subject, calibrate};
 use lapidary_models::Cache;
 use lapidary_passes::price::FIGURES;
 use lapidary_runtime::file::whole::Output;
+use lapidary_runtime::threads;
 
-use crate::calibration::{self, Calibration};
+use super::calibration::{self, Calibration};
 use crate::cpus;
-use crate::model::{self, MAX_THREADS};
+use crate::options;
 use crate::output;
 
 /// Measure this machine's constants for the cost model, and keep them
@@ -21,8 +22,8 @@ use crate::output;
 #[command(after_help = "Examples:\n  lapidary calibrate\n  lapidary calibrate --cpu x86-64-v3 -o avx2.json")]
 pub(crate) struct Args {
     /// Threads [default: one a CPU, which is what prices are reckoned for]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS))]
-    threads: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = options::threads())]
+    threads: Option<usize>,
     /// CPU to make code for; `help` lists their names
     #[arg(long, value_name = "NAME", default_value = "native", value_parser = cpus::name)]
     cpu: String,
@@ -40,8 +41,8 @@ const LAST_CACHE: usize = 32 << 20;
 
 /// Measures and writes.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    model::check_cpu(&args.cpu)?;
-    let threads = args.threads.map_or_else(calibration::all_threads, |n| n as usize);
+    cpus::check(&args.cpu)?;
+    let threads = args.threads.unwrap_or_else(threads::of_machine);
     let path = args.output.clone().or_else(|| Calibration::path(&args.cpu, threads));
     let path =
         path.ok_or_else(|| anyhow!("no cache directory: neither XDG_CACHE_HOME nor HOME is set; -o FILE"))?;
