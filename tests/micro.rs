@@ -65,7 +65,7 @@ fn every_row_runs_on_every_machine() {
         }
         for values in [Values::Any, Values::Small] {
             for case in cases::all(micro, &targets, values) {
-                let ran = run::check(micro, &case, values).unwrap_or_else(|e| panic!("{e}"));
+                let ran = run::check(micro, &case, values).unwrap_or_else(|e| panic!("{e:#}"));
                 count.emulated += 1;
                 count.natively += usize::from(ran.natively);
             }

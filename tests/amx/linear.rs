@@ -20,7 +20,7 @@ fn check(source: &str, k: usize) {
         return;
     }
     let features = Target::new(CPU, Placement::Jit).unwrap().features;
-    assert!(micro::choose(CHUNK, k, true, false, &features).is_configured(), "{k}");
+    assert!(micro::choose(CHUNK, k, true, micro::Quantised::No, &features).is_configured(), "{k}");
     let function = text::parse_module(source).unwrap_or_else(|e| panic!("{e}\n{source}")).functions.remove(0);
     let options = Options {
         selection: Selection::all(),

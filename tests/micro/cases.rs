@@ -1,7 +1,7 @@
 //! Calls of raw microkernels at their edges, and what they must come to.
 
 use lapidary_codegen::micro::{
-    self, DOT_ROWS, Dot, Emit, MICROKERNELS, Microkernel, Mix, Raw, Rows, Scores, Tile, Widen,
+    self, DOT_ROWS, Dot, Emit, MICROKERNELS, Microkernel, Mix, Quantised, Raw, Rows, Scores, Tile, Widen,
     int8_quant_bytes, int8_row_bytes,
 };
 use lapidary_codegen::target::Target;
@@ -42,6 +42,7 @@ pub(crate) fn all(micro: &Microkernel, targets: &[Target], values: Values) -> Ve
     let source = &mut Source::new(micro.name.len() as u64, values);
     match micro.emit {
         Emit::RawDot(_) | Emit::PairedDot(_) => dots(micro, source),
+        Emit::BlockDot(_) => block_dots(micro, source),
         Emit::RawRows(_) => rows(micro, source),
         Emit::RawTile(_) | Emit::ConfiguredTile(_) => tiles(micro, source),
         Emit::IntegerTile(..) => integer_tiles(micro, source),
@@ -82,6 +83,29 @@ fn dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
     }
     for dtype in [DType::Q8, DType::Q4] {
         [1, 2, 3, 4, 5, 7, 8, 9, 16, 21, 36].into_iter().for_each(|blocks| add(dtype, blocks * BLOCK));
+    }
+    cases
+}
+
+fn block_dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
+    let mut cases = vec![];
+    for dtype in DType::ALL.into_iter().filter(|d| !micro::raw_reads(*d)) {
+        let format = dtype.format().unwrap();
+        // Sums of scales that are integers of many bits are not exact.
+        if source.values == Values::Small && format.block > BLOCK {
+            continue;
+        }
+        for blocks in (1..=9).chain([16, 21]) {
+            let k = blocks * format.block;
+            let (x, values) = rounded_x(dtype, k, source);
+            let row = source.row(dtype, k);
+            let want = dot(0.0, row.values.iter().zip(values.iter().copied()));
+            cases.push(Case {
+                raw: Raw::Dot(Dot { operands: micro.operands, dtype, k, rows: 1 }),
+                operands: vec![Operand::In(x), Operand::In(row.bytes), Operand::Out(vec![0xa5; 4])],
+                want: Want::Floats(vec![Some(want)]),
+            });
+        }
     }
     cases
 }
@@ -373,7 +397,7 @@ fn widenings(micro: &Microkernel, targets: &[Target], source: &mut Source) -> Ve
     let mut cases = vec![];
     for (to, is_halved) in forms {
         for from in DType::ALL.into_iter().filter(|d| d.is_float()) {
-            if to == DType::Q8 && !micro::one_quantised_format([from].into_iter()) {
+            if to == DType::Q8 && Quantised::of([from].into_iter()) != Quantised::Own {
                 continue;
             }
             for blocks in [1, 2, 5] {

@@ -3,7 +3,7 @@
 //! Their quantised weights are `codegen/tests/fused/micro.rs`'s.
 
 use lapidary_codegen::compile::compile_functions;
-use lapidary_codegen::micro::{self, Microkernel};
+use lapidary_codegen::micro::{self, Microkernel, Quantised};
 use lapidary_codegen::target::{Placement, TARGETS, Target};
 use lapidary_codegen::{Options, call};
 use lapidary_ir::interp::{Precision, evaluate};
@@ -22,7 +22,7 @@ pub(crate) fn check(micro: &Microkernel) -> usize {
     for nr in micro.shapes.iter().map(|s| s.1) {
         for n in [1, nr - 1, nr + 1, 2 * nr] {
             for (dtype, k) in [("f32", 1), ("bf16", 33), ("f16", 67)] {
-                assert_eq!(micro::choose(capacity, k, false, false, &features).name, micro.name);
+                assert_eq!(micro::choose(capacity, k, false, Quantised::No, &features).name, micro.name);
                 let source = format!(
                     "function f(%x: f32[T,{k}] rows, %w: {dtype}[{n},{k}] weight) {{\n    \
                      return y=(linear %x (weights %w) store)\n}}"

@@ -19,7 +19,7 @@ use super::round::{Rounding, round_rows};
 use crate::emit::{Emitter, Features};
 use crate::kernel::{Epilogue, Kernel};
 use crate::math;
-use crate::micro::{self, Emit, Microkernel, Raw};
+use crate::micro::{self, Emit, Microkernel, Quantised, Raw};
 use crate::view::View;
 
 /// The tile space of a linear kernel: blocks of each weight in turn; for the gate, of both at once.
@@ -42,7 +42,8 @@ pub(super) fn raw_code(
 ) -> Vec<(&'static Microkernel, Raw)> {
     let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
     let regime = kernel.regime_of(kernel.outputs[0].axes[0].dim);
-    let micro = micro::select(regime, fixed(&weights[0], 1), operands, features);
+    let quantised = Quantised::of(weights.iter().map(|w| w.dtype));
+    let micro = micro::select_for(regime, fixed(&weights[0], 1), operands, quantised, features);
     let raw: Vec<Raw> = match micro.emit {
         Emit::RawTile(_) | Emit::IntegerTile(..) | Emit::ConfiguredTile(_) => {
             let widen = weights.iter().filter_map(|w| widening(w, micro, features));
@@ -57,10 +58,10 @@ pub(super) fn raw_code(
             });
             return widen.chain(dots).collect();
         }
-        Emit::RawDot(_) | Emit::PairedDot(_) => {
+        Emit::RawDot(_) | Emit::PairedDot(_) | Emit::BlockDot(_) => {
             let rows = |w: &View| [dot_rows(w), 1];
             let dots = weights.iter().flat_map(|w| rows(w).map(|n| (micro, raw_dot(w, operands, n))));
-            let widened = weights.iter().filter(|w| !micro::raw_reads(w.dtype));
+            let widened = weights.iter().filter(|w| operands == DType::F32 && !micro::raw_reads(w.dtype));
             return widened.filter_map(|w| widening(w, micro, features)).chain(dots).collect();
         }
         _ => vec![],
@@ -93,7 +94,8 @@ pub(super) fn lower(
     let k = fixed(&weights[0], 1);
     let rows = most_rows(kernel);
     let regime = kernel.regime_of(kernel.outputs[0].axes[0].dim);
-    let micro = micro::select(regime, k, operands, &e.features);
+    let quantised = Quantised::of(weights.iter().map(|w| w.dtype));
+    let micro = micro::select_for(regime, k, operands, quantised, &e.features);
     let results = if epilogue == Epilogue::Gate { 2 } else { 1 };
     let mut job = match panel {
         Some(_) => {

@@ -11,7 +11,8 @@ use crate::micro::{self, Block, Dot, Emit, Microkernel, Raw, Rows};
 use crate::view::View;
 
 pub(super) fn raw_dot(weight: &View, operands: DType, rows: usize) -> Raw {
-    let dtype = if micro::raw_reads(weight.dtype) { weight.dtype } else { DType::F32 };
+    let as_it_lies = operands == DType::Q8 || micro::raw_reads(weight.dtype);
+    let dtype = if as_it_lies { weight.dtype } else { DType::F32 };
     Raw::Dot(Dot { operands, dtype, k: fixed(weight, 1), rows })
 }
 
@@ -51,7 +52,7 @@ impl Job<'_> {
                 self.row_dots(e, weight, first, width, x, c);
                 continue;
             }
-            if let Emit::RawDot(_) | Emit::PairedDot(_) = self.micro.emit {
+            if let Emit::RawDot(_) | Emit::PairedDot(_) | Emit::BlockDot(_) = self.micro.emit {
                 let base = e.step(weight, 0, base, first);
                 self.raw_dots(e, weight, base, width, (x, x_stride), c);
                 continue;

@@ -11,6 +11,7 @@
 
 mod aarch64;
 mod amx;
+mod blocks;
 mod cached;
 mod clif;
 mod dot;
@@ -23,7 +24,6 @@ mod table;
 mod tile;
 mod tile_int8;
 mod widen;
-mod widen_blocks;
 
 use cranelift_codegen::ir::Value;
 use iced_x86::IcedError;
@@ -207,6 +207,8 @@ pub enum Emit {
     RawDot(fn(Dot) -> Code),
     /// The same of x rounded to 8 bits; weights of 4 bits meet it in pairs of blocks: see [`int8_row_bytes`].
     PairedDot(fn(Dot) -> Code),
+    /// The same with blocks of formats that no other row reads as they lie.
+    BlockDot(fn(Dot) -> Code),
     /// Dot products of several rows of x, as machine code so too: see [`Raw::Rows`].
     RawRows(fn(Rows) -> Code),
     /// A tile, as instructions in the kernel itself.
@@ -278,7 +280,7 @@ impl Microkernel {
     /// If this microkernel has no such function.
     pub fn assemble(&self, raw: Raw) -> Code {
         match (self.emit, raw) {
-            (Emit::RawDot(emit) | Emit::PairedDot(emit), Raw::Dot(dot)) => emit(dot),
+            (Emit::RawDot(emit) | Emit::PairedDot(emit) | Emit::BlockDot(emit), Raw::Dot(dot)) => emit(dot),
             (
                 Emit::RawTile(emit) | Emit::IntegerTile(emit, _) | Emit::ConfiguredTile(emit),
                 Raw::Tile(tile),
@@ -325,6 +327,15 @@ impl Microkernel {
         matches!(self.emit, Emit::RawRows(_))
     }
 
+    /// Whether it takes x rounded to 8 bits for weights that are so.
+    fn rounds_for(&self, quantised: Quantised) -> bool {
+        let form = match self.emit {
+            Emit::BlockDot(_) => Quantised::Blocks,
+            _ => Quantised::Own,
+        };
+        quantised == form
+    }
+
     /// Whether x comes packed in panels.
     pub fn is_packed(&self) -> bool {
         use Emit::{ConfiguredTile, Inline, IntegerTile, RawTile};
@@ -361,8 +372,23 @@ pub fn int8_row_bytes(k: usize) -> usize {
 
 /// The microkernel for calls of up to `rows` rows whose x, rows of `k` elements, is held as `operands`.
 pub fn select(rows: usize, k: usize, operands: DType, features: &Features) -> &'static Microkernel {
+    select_for(rows, k, operands, Quantised::Own, features)
+}
+
+/// The same for weights that are so.
+pub fn select_for(
+    rows: usize,
+    k: usize,
+    operands: DType,
+    quantised: Quantised,
+    features: &Features,
+) -> &'static Microkernel {
     let fits = |m: &&Microkernel| {
-        m.operands == operands && rows <= m.max_rows && k.is_multiple_of(m.kr) && (m.runs_on)(features)
+        m.operands == operands
+            && (m.operands != DType::Q8 || m.rounds_for(quantised))
+            && rows <= m.max_rows
+            && k.is_multiple_of(m.kr)
+            && (m.runs_on)(features)
     };
     match MICROKERNELS.iter().find(fits) {
         Some(m) => m,
@@ -380,27 +406,42 @@ pub fn raw_reads(weights: DType) -> bool {
     }
 }
 
-/// Whether weights are quantised, all in one format that raw code reads: only then may their x be rounded to 8 bits, as that format reads
-/// it.
-pub fn one_quantised_format(mut weights: impl Iterator<Item = DType>) -> bool {
-    weights
-        .next()
-        .is_some_and(|first| first.is_quantised() && raw_reads(first) && weights.all(|w| w == first))
+/// What products' weights are, as far as it matters to how their x may be rounded to 8 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantised {
+    /// Floats are among them, or formats that read x each in its own way.
+    No,
+    /// All in one format that most raw code reads as it lies.
+    Own,
+    /// All in blocks that [`Emit::BlockDot`] reads.
+    Blocks,
+}
+
+impl Quantised {
+    /// Of weights of these types.
+    pub fn of(weights: impl Iterator<Item = DType>) -> Quantised {
+        let weights: Vec<DType> = weights.collect();
+        if weights.iter().all(|w| !raw_reads(*w)) {
+            return Quantised::Blocks;
+        }
+        let one = weights[0].is_quantised() && weights.iter().all(|w| *w == weights[0]);
+        if one { Quantised::Own } else { Quantised::No }
+    }
 }
 
 /// The best microkernel for calls of up to `rows` rows of `k` elements: `rounded` says whether it may round
-/// activations, `quantised` whether all its weights are.
+/// activations.
 pub fn choose(
     rows: usize,
     k: usize,
     rounded: bool,
-    quantised: bool,
+    quantised: Quantised,
     features: &Features,
 ) -> &'static Microkernel {
     let fits = |m: &&Microkernel| {
         let operands = match m.operands {
             DType::F32 => true,
-            DType::Q8 => rounded && quantised,
+            DType::Q8 => rounded && m.rounds_for(quantised),
             _ => rounded,
         };
         operands && rows <= m.max_rows && k.is_multiple_of(m.kr) && (m.runs_on)(features)

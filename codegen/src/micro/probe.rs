@@ -8,7 +8,7 @@ use iced_x86::code_asm::{registers::gpr64, *};
 use lapidary_ir::{BLOCK, DType};
 use lapidary_runtime::program::FRAME_SLOTS;
 
-use super::{Code, amx, tile_int8};
+use super::{Code, Quantised, amx, tile_int8};
 use crate::emit::{Emitter, Features};
 
 /// Bytes that a tile of [`Probe::Read`] loads, from slot 0.
@@ -44,6 +44,7 @@ impl Features {
     /// What products of many rows multiply in; `rounded` says whether they may round their activations, `quantised`
     /// whether weights are.
     pub fn matrix_unit(&self, rounded: bool, quantised: bool) -> DType {
+        let quantised = if quantised { Quantised::Own } else { Quantised::No };
         self.unit(super::choose(usize::MAX, BLOCK, rounded, quantised, self).operands)
     }
 }

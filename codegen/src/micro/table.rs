@@ -3,7 +3,8 @@
 use lapidary_ir::{BLOCK, DType};
 
 use super::{
-    Emit, FEW_ROWS, Microkernel, aarch64, amx, clif, dot, dot_int8, mix, rows, scores, tile, tile_int8, widen,
+    Emit, FEW_ROWS, Microkernel, aarch64, amx, blocks, clif, dot, dot_int8, mix, rows, scores, tile,
+    tile_int8, widen,
 };
 
 /// Every microkernel; of those that fit, the first one is taken.
@@ -18,6 +19,17 @@ pub const MICROKERNELS: &[Microkernel] = &[
         max_rows: 4,
         runs_on: |f| f.avx512 && f.vnni,
         emit: Emit::PairedDot(dot_int8::dot_vnni),
+    },
+    Microkernel {
+        name: "vnni_block_dot",
+        operands: DType::Q8,
+        mr: 1,
+        shapes: &[(1, 16)],
+        block: (16, 0),
+        kr: BLOCK,
+        max_rows: 4,
+        runs_on: |f| f.avx512 && f.vnni,
+        emit: Emit::BlockDot(blocks::dot_vnni),
     },
     Microkernel {
         name: "avxvnni_dot",

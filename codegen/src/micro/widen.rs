@@ -4,7 +4,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr64, *};
 use lapidary_ir::{BLOCK, DType};
 
-use super::{Code, Widen, tile_int8, widen_blocks};
+use super::{Code, Widen, blocks, tile_int8};
 
 const FROM: AsmRegister64 = gpr64::rdi;
 const TO: AsmRegister64 = gpr64::rdx;
@@ -27,7 +27,7 @@ pub(super) fn widen_512(widen: Widen) -> Code {
         return tile_int8::hold_whole(widen);
     }
     if let Some(format) = widen.from.format() {
-        return widen_blocks::widen_512(widen, format);
+        return blocks::widen_512(widen, format);
     }
     let a = &mut CodeAssembler::new(64)?;
     let (low, high) = (zmm0, zmm1);
@@ -69,7 +69,7 @@ pub(super) fn widen_256(widen: Widen) -> Code {
         return tile_int8::hold_halves(widen);
     }
     if let Some(format) = widen.from.format() {
-        return widen_blocks::widen_256(widen, format);
+        return blocks::widen_256(widen, format);
     }
     let a = &mut CodeAssembler::new(64)?;
     let eights = [ymm0, ymm1, ymm2, ymm3];

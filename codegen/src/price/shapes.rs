@@ -10,7 +10,8 @@ use crate::{lower, micro};
 pub fn shapes(features: &Features, rounded: bool) -> Shapes {
     // Sums as long as any row's: a multiple of what every microkernel asks for.
     const LENGTH: usize = 1024;
-    let block = |rows: usize| micro::choose(rows, LENGTH, rounded, false, features).block_rows();
+    let block =
+        |rows: usize| micro::choose(rows, LENGTH, rounded, micro::Quantised::No, features).block_rows();
     let attention = lower::attention_shapes(rounded, features);
     Shapes {
         dot_block: block(1),

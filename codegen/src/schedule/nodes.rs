@@ -255,7 +255,7 @@ impl Scheduler<'_> {
         let capacity = self.setting.capacity;
         let row_dim = inputs[0].axes[0].dim;
         let rows = if row_dim == Dim::Rows { self.setting.regime } else { capacity.of(row_dim) };
-        let quantised = micro::one_quantised_format(views.iter().map(|w| w.dtype));
+        let quantised = micro::Quantised::of(views.iter().map(|w| w.dtype));
         let Dim::Fixed(k) = views[0].axes[1].dim else { unreachable!("weights have fixed shapes") };
         let micro = micro::choose(rows, k, self.setting.rounded, quantised, &self.setting.features);
         let operands = micro.operands;

@@ -2,7 +2,7 @@
 
 use lapidary_codegen::kernel::{Body, Elementwise, Epilogue, Kernel};
 use lapidary_codegen::lower::{linear, pack};
-use lapidary_codegen::micro;
+use lapidary_codegen::micro::{self, Quantised};
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::view::{Base, Capacity, View};
 use lapidary_ir::BLOCK;
@@ -31,7 +31,8 @@ pub(crate) fn steps(linear: &Kernel, cpu: &str, slots: &mut Vec<Slot>) -> Vec<Ke
     let (x, weights) = linear.inputs.split_at(1 + usize::from(prologue.is_some()));
     let (rows, capacity) = (x[0].axes[0].dim, linear.capacity);
     let Fixed(k) = weights[0].axes[1].dim else { unreachable!("weights have fixed shapes") };
-    let micro = micro::select(capacity.of(rows), k, operands, &features);
+    let quantised = Quantised::of(weights.iter().map(|w| w.dtype));
+    let micro = micro::select_for(capacity.of(rows), k, operands, quantised, &features);
     if micro.reads_rounded_rows() {
         let dims = x[0].dims();
         let rounded = View::contiguous(Base::Slot(slots.len()), operands, &dims, capacity);
@@ -157,7 +158,7 @@ impl Case {
             })
             .collect();
         let called = if self.last_row { 1 } else { capacity };
-        let quantised = micro::one_quantised_format(weights.iter().map(|w| w.dtype));
+        let quantised = Quantised::of(weights.iter().map(|w| w.dtype));
         let micro = micro::choose(called, self.k, self.rounded, quantised, &features);
         let tiles = linear::tiles(&weights, self.epilogue, micro);
         inputs.extend(weights);

@@ -1,7 +1,7 @@
 //! Every row of the table of microkernels over blocks cut at every edge, against sums in f64.
 
 use lapidary_codegen::kernel::Epilogue;
-use lapidary_codegen::micro::{self, MICROKERNELS, Microkernel};
+use lapidary_codegen::micro::{self, Emit, MICROKERNELS, Microkernel, Quantised};
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_ir::DType::{self, F32};
 
@@ -11,13 +11,23 @@ use super::linear::{Case, weights, whole_blocks};
 /// Numbers of rows that a kernel may be made for.
 const CAPACITIES: [usize; 15] = [1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 32, 40, 512];
 
+/// What weights must be for a row of the table to be taken.
+fn form(microkernel: &Microkernel) -> Quantised {
+    match (microkernel.operands, microkernel.emit) {
+        (DType::Q8, Emit::BlockDot(_)) => Quantised::Blocks,
+        (DType::Q8, _) => Quantised::Own,
+        _ => Quantised::No,
+    }
+}
+
 /// Where a row of the table is taken: the CPUs of this machine and the capacities.
 fn taken(microkernel: &Microkernel) -> Vec<(&'static str, usize)> {
     let mut places = vec![];
     for cpu in runnable() {
         let features = Target::new(cpu, Placement::Jit).unwrap().features;
         let fits = |&rows: &usize| {
-            let (rounded, quantised) = (microkernel.operands != F32, microkernel.operands == DType::Q8);
+            let rounded = microkernel.operands != F32;
+            let quantised = form(microkernel);
             micro::choose(rows, microkernel.kr, rounded, quantised, &features).name == microkernel.name
         };
         places.extend(CAPACITIES.into_iter().filter(fits).map(|rows| (cpu, rows)));
@@ -52,7 +62,9 @@ fn every_microkernel() {
                 continue;
             }
             for weight in weights() {
-                if microkernel.operands == DType::Q8 && !micro::one_quantised_format([weight].into_iter()) {
+                if microkernel.operands == DType::Q8
+                    && Quantised::of([weight].into_iter()) != form(microkernel)
+                {
                     continue;
                 }
                 let shapes = microkernel.shapes.iter().map(|s| s.1).chain([microkernel.block_rows()]);

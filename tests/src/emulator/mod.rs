@@ -11,6 +11,7 @@
 //!
 //! `signal` makes this the hand that goes on where the machine's own CPU meets an instruction it lacks.
 
+mod elements;
 mod scalar;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod signal;
@@ -21,11 +22,11 @@ use std::fmt;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
 
+use self::elements::Vector;
 use self::scalar::Flags;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use self::signal::{install, resume_after_trap};
 use self::tiles::Tiles;
-use self::vector::Vector;
 
 /// The longest x86-64 instruction.
 const MOST_CODE: usize = 15;

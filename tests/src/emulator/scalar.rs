@@ -186,6 +186,10 @@ impl Cpu {
                     self.set_scalar(i, shifted)?;
                 }
             }
+            M::Kunpckdq => {
+                let low = |operand| self.masks[mask(i.op_register(operand))] & u64::from(u32::MAX);
+                self.masks[mask(i.op_register(0))] = low(1) << 32 | low(2);
+            }
             M::Kmovb | M::Kmovw | M::Kmovd | M::Kmovq if i.op_register(0).is_k() => {
                 let bytes = match i.mnemonic() {
                     M::Kmovb => 1,

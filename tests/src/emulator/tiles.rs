@@ -5,7 +5,7 @@
 
 use iced_x86::{Instruction, Mnemonic, Register};
 
-use super::vector::{bf16, flush};
+use super::elements::{bf16, flush};
 use super::{Cpu, Fault};
 
 const TILES: usize = 8;

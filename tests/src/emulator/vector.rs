@@ -5,107 +5,14 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
+use super::elements::*;
 use super::scalar::mask;
 use super::{Cpu, Fault};
-
-const LANES: usize = 16;
-const BYTES: usize = 4 * LANES;
-
-/// A vector register, 32 bits a lane.
-pub(super) type Vector = [u32; LANES];
-
-/// A vector register's number.
-fn number(register: Register) -> usize {
-    let first = match register {
-        r if r.is_zmm() => Register::ZMM0,
-        r if r.is_ymm() => Register::YMM0,
-        _ => Register::XMM0,
-    };
-    register as usize - first as usize
-}
-
-/// A vector register's bytes.
-fn width(register: Register) -> usize {
-    match register {
-        r if r.is_zmm() => 64,
-        r if r.is_ymm() => 32,
-        _ => 16,
-    }
-}
-
-fn bytes(vector: Vector) -> [u8; BYTES] {
-    std::array::from_fn(|at| vector[at / 4].to_le_bytes()[at % 4])
-}
-
-fn from_bytes(bytes: [u8; BYTES]) -> Vector {
-    std::array::from_fn(|lane| u32::from_le_bytes(std::array::from_fn(|at| bytes[4 * lane + at])))
-}
-
-/// Lane by lane.
-fn lanes(f: impl Fn(usize) -> u32) -> Vector {
-    std::array::from_fn(f)
-}
-
-fn float_lanes(f: impl Fn(usize) -> f32) -> Vector {
-    std::array::from_fn(|lane| f(lane).to_bits())
-}
-
-/// Halves of 16 bits.
-fn half(vector: &Vector, at: usize) -> u16 {
-    (vector[at / 2] >> (16 * (at % 2))) as u16
-}
-
-fn half_lanes(f: impl Fn(usize) -> u16) -> Vector {
-    lanes(|lane| u32::from(f(2 * lane)) | u32::from(f(2 * lane + 1)) << 16)
-}
-
-fn byte(vector: &Vector, at: usize) -> u8 {
-    vector[at / 4].to_le_bytes()[at % 4]
-}
-
-fn byte_lanes(f: impl Fn(usize) -> u8) -> Vector {
-    lanes(|lane| u32::from_le_bytes(std::array::from_fn(|at| f(4 * lane + at))))
-}
-
-/// Denormals are 0.
-pub(super) fn flush(x: f32) -> f32 {
-    if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
-}
-
-/// A bf16's value, denormals as 0.
-pub(super) fn bf16(bits: u16) -> f32 {
-    flush(f32::from_bits(u32::from(bits) << 16))
-}
-
-/// To the nearest bf16, ties to even; denormals are 0, NaN stays one.
-fn to_bf16(x: f32) -> u16 {
-    let bits = flush(x).to_bits();
-    if x.is_nan() {
-        return (bits >> 16) as u16 | 0x40;
-    }
-    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
-}
-
-/// An f16's value: exact.
-fn f16(bits: u16) -> f32 {
-    let (sign, exponent, fraction) = (u32::from(bits >> 15) << 31, bits >> 10 & 31, u32::from(bits & 0x3ff));
-    let magnitude = match exponent {
-        0 => (fraction as f32 * 2f32.powi(-24)).to_bits(),
-        31 if fraction == 0 => f32::INFINITY.to_bits(),
-        31 => 0x7fc0_0000 | fraction << 13,
-        _ => (u32::from(exponent) + 127 - 15) << 23 | fraction << 13,
-    };
-    f32::from_bits(sign | magnitude)
-}
-
-fn saturate(x: i32) -> u16 {
-    x.clamp(i32::from(i16::MIN), i32::from(i16::MAX)) as i16 as u16
-}
 
 /// Bytes of an instruction's elements, by which masks count.
 fn element_bytes(i: &Instruction) -> usize {
     match i.mnemonic() {
-        Mnemonic::Vmovdqu8 => 1,
+        Mnemonic::Vmovdqu8 | Mnemonic::Vpaddb => 1,
         Mnemonic::Vmovdqu16 | Mnemonic::Vcvtne2ps2bf16 => 2,
         Mnemonic::Vextractf64x4 | Mnemonic::Vpxorq | Mnemonic::Vpandq => 8,
         _ => 4,
@@ -249,6 +156,26 @@ impl Cpu {
                     _ => 0,
                 })
             }
+            M::Vbroadcasti64x4 => {
+                let from = vector(1)?;
+                lanes(|lane| from[lane % 8])
+            }
+            M::Vinserti64x4 => {
+                let (into, from, first) = (vector(1)?, vector(2)?, 8 * (count as usize & 1));
+                lanes(|lane| if lane / 8 * 8 == first { from[lane % 8] } else { into[lane] })
+            }
+            M::Vpinsrw => {
+                let (into, word) = (vector(1)?, self.scalar_source(i, 2)? as u16);
+                half_lanes(|at| if at == (count & 7) as usize { word } else { half(&into, at) })
+            }
+            M::Vpaddb => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                byte_lanes(|at| byte(&a, at).wrapping_add(byte(&b, at)))
+            }
+            M::Vpsrlvw => {
+                let (from, counts) = (vector(1)?, vector(2)?);
+                half_lanes(|at| half(&from, at).checked_shr(half(&counts, at).into()).unwrap_or(0))
+            }
             M::Vpxor | M::Vpxord | M::Vpxorq | M::Vxorps => {
                 let (a, b) = (vector(1)?, vector(2)?);
                 lanes(|lane| a[lane] ^ b[lane])
@@ -285,10 +212,8 @@ impl Cpu {
                 let (from, counts) = (vector(1)?, vector(2)?);
                 lanes(|lane| from[lane].checked_shr(counts[lane]).unwrap_or(0))
             }
-            M::Vpsrlw => shift(&|word| {
-                let half = |half: u16| u32::from(half.checked_shr(count).unwrap_or(0));
-                half(word as u16) | half((word >> 16) as u16) << 16
-            })?,
+            M::Vpsrlw => shift(&|word| halves(word, &|half| half.checked_shr(count).unwrap_or(0)))?,
+            M::Vpsllw => shift(&|word| halves(word, &|half| half.checked_shl(count).unwrap_or(0)))?,
             M::Vpmovzxbd => {
                 let from = vector(1)?;
                 lanes(|lane| u32::from(byte(&from, lane)))
@@ -314,8 +239,9 @@ impl Cpu {
                 let (from, first) = (vector(1)?, 8 * (count as usize & 1));
                 lanes(|lane| if lane < 8 { from[first + lane] } else { 0 })
             }
-            M::Vinserti128 | M::Vinsertf128 => {
-                let (into, from, first) = (vector(1)?, vector(2)?, 4 * (count as usize & 1));
+            M::Vinserti128 | M::Vinsertf128 | M::Vinserti32x4 => {
+                let quarters = width(i.op_register(0)) / 16;
+                let (into, from, first) = (vector(1)?, vector(2)?, 4 * (count as usize % quarters));
                 lanes(|lane| if (first..first + 4).contains(&lane) { from[lane - first] } else { into[lane] })
             }
             M::Vcvtdq2ps => {
@@ -360,6 +286,10 @@ impl Cpu {
             M::Vfmadd231ps => {
                 let (c, a, b) = (float(0)?, float(1)?, float(2)?);
                 float_lanes(|lane| a[lane].mul_add(b[lane], c[lane]))
+            }
+            M::Vfnmadd231ps => {
+                let (c, a, b) = (float(0)?, float(1)?, float(2)?);
+                float_lanes(|lane| (-a[lane]).mul_add(b[lane], c[lane]))
             }
             M::Vfmadd231ss => {
                 let (c, a, b) = (float(0)?, float(1)?, float(2)?);

@@ -19,7 +19,7 @@ use super::super::tiling::Tiling;
 use super::{Attention, fixed};
 use crate::emit::{Emitter, Features};
 use crate::kernel::Kernel;
-use crate::micro::{self, Microkernel, Raw};
+use crate::micro::{self, Microkernel, Quantised, Raw};
 
 /// Keys of a block.
 pub(super) const BLOCK: usize = 64;
@@ -77,7 +77,7 @@ pub(super) fn columns(rounded: bool, features: &Features) -> (usize, usize) {
 fn operands(rows: usize, head_dim: usize, rounded: bool, features: &Features) -> DType {
     // Both sums' lengths: elements of a head, keys of a block.
     let fits = head_dim.is_multiple_of(BLOCK / 2);
-    let micro = micro::choose(rows, head_dim, rounded && fits, false, features);
+    let micro = micro::choose(rows, head_dim, rounded && fits, Quantised::No, features);
     if micro.is_packed() { micro.operands } else { DType::F32 }
 }
 

@@ -1,18 +1,20 @@
-//! Blocks of any format widened to f32 or bf16, assembled from the format's description.
+//! Raw code over blocks of any format, assembled from the format's description: widening, and dot products.
 //!
 //! In: a [`Format`]. Out: code that goes over a row's blocks, one block a round, unrolled: first the scales of all its
 //! groups in one register, then its elements a register at a time, each the format's own value to the bit. What is not
 //! in registers comes from constants behind the code.
 
-mod avx2;
-mod avx512;
+mod dot_512;
+mod widen_256;
+mod widen_512;
 
 use iced_x86::code_asm::{registers::gpr64, *};
 use lapidary_ir::Format;
 use lapidary_ir::format::{Numbers, Offset, Place, Reading, Scale};
 
-pub(super) use self::avx2::widen_256;
-pub(super) use self::avx512::widen_512;
+pub(super) use self::dot_512::dot_vnni;
+pub(super) use self::widen_256::widen_256;
+pub(super) use self::widen_512::widen_512;
 use super::Widen;
 use super::dot::Done;
 

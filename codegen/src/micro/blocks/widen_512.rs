@@ -59,7 +59,7 @@ pub(in crate::micro) fn widen_512(widen: Widen, format: &Format) -> Code {
 }
 
 /// A scale of every group of a block, one a lane; of a block of one group in every lane. Clobbers registers 2 to 5.
-fn scales_512(
+pub(super) fn scales_512(
     a: &mut CodeAssembler,
     constants: &mut Constants,
     format: &Format,
