@@ -197,9 +197,11 @@ impl Model {
     /// # Errors
     /// [`Error::Lacks`] without a tokenizer or a template.
     pub fn partner(&self, how: &Generate) -> Result<Partner<'_>> {
+        // A model without a tokenizer has no template that could be read either: that is what it lacks.
+        let tokenizer = self.tokenizer()?;
         Ok(Partner {
             template: self.chat_template()?,
-            tokenizer: self.tokenizer()?,
+            tokenizer,
             stop_tokens: how.stop_tokens(self),
             stop_texts: how.stop.clone(),
             max_new: how.max_tokens,
