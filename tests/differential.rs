@@ -384,6 +384,18 @@ fusions! {
         let n = 1 + r.below(40);
         format!("function f(%x: f32[T,{n}] rows, %w: f32[{n}] weight) {{ return y={term} }}")
     }
+    norms_of_whole_weights(r) &["rms_norm", "add_rms_norm", "sub"], not &["mean", "rsqrt"], {
+        let n = 1 + r.below(40);
+        let held = one_of(r, &["f32", "bf16"]);
+        let w = if held == "f32" { "%w" } else { "(cast %w f32)" };
+        format!(
+            "function f(%x: f32[T,{n}] rows, %z: f32[T,{n}] rows, %r: f32[T,{n}] rows, %w: {held}[{n}] weight) {{
+                s = (rsqrt (add (mean (mul %x %x) 1) 1e-6))
+                t = (rsqrt (add (mean (mul %z %z) 1) 1e-6))
+                return a=(mul (mul %x s) {w}), b=(add %r (mul (mul %z t) {w}))
+            }}"
+        )
+    }
     residual_norm(r) &["add_rms_norm"], not &["mean", "add", "rms_norm"], {
         let normed = norm(r, "%x", "%w");
         let term = if r.below(2) == 0 { format!("(add %r {normed})") } else { format!("(add {normed} %r)") };

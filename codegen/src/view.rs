@@ -50,6 +50,8 @@ pub struct View {
     pub per_row_offset: i64,
     /// A cache that wraps: the row of key `j` is `j % ring`. Set only for caches held as rings, whose axis 1 is S.
     pub ring: Option<usize>,
+    /// Weights of a norm that are stored as 1 + w. Only kernels that norm read such a view.
+    pub one_added: bool,
 }
 
 impl View {
@@ -67,7 +69,7 @@ impl View {
             axes[a].stride = step;
             step *= capacity.of(dims[a]) as i64;
         }
-        View { base, dtype, axes, offset: 0, per_row_offset: 0, ring: None }
+        View { base, dtype, axes, offset: 0, per_row_offset: 0, ring: None, one_added: false }
     }
 
     /// Lengths of the axes.

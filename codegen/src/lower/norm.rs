@@ -74,7 +74,7 @@ pub(super) fn norm_row(
         let value = load_along_row(e, x, Some(row), i, lanes);
         let value = e.b.ins().fmul(value, scale);
         let weight = load_along_row(e, w, Some(weights), i, lanes);
-        let weight = e.b.ins().fadd(weight, one);
+        let weight = if w.one_added { weight } else { e.b.ins().fadd(weight, one) };
         let value = e.b.ins().fmul(value, weight);
         store(e, i, lanes, value);
         vec![]

@@ -145,10 +145,30 @@ fn live(function: &Function) -> Vec<bool> {
     }
     for at in (0..nodes.len()).rev() {
         if live[at] {
-            nodes[at].for_each(|c| live[usize::from(c)] = true);
+            let weights = match nodes[at] {
+                Op::RmsNorm(_) | Op::NormPrologue(_) => Some(1),
+                Op::AddRmsNorm(_) => Some(2),
+                _ => None,
+            };
+            for (operand, &c) in nodes[at].children().iter().enumerate() {
+                let whole = one_added(function, c).filter(|_| weights == Some(operand));
+                live[usize::from(whole.unwrap_or(c))] = true;
+            }
         }
     }
     live
+}
+
+/// The weights w of which a norm reads w - 1: its kernel, which would add 1 again, takes them as they are.
+fn one_added(function: &Function, w: Id) -> Option<Id> {
+    let number = |id: Id| match function.body[id] {
+        Op::Num(n) => Some(n.value()),
+        _ => None,
+    };
+    match function.body[w] {
+        Op::Sub([whole, one]) if number(one) == Some(1.0) => Some(whole),
+        _ => None,
+    }
 }
 
 /// Tensors of fixed shape that depend on no input.

@@ -3,7 +3,8 @@
 use lapidary_ir::{DType, Dim, Id, Op, Type};
 use lapidary_runtime::program::Tiles;
 
-use super::{Done, Scheduler, Setting, Value};
+use super::{Done, Scheduler, Setting, Value, one_added};
+use crate::Error;
 use crate::kernel::{Body, Elementwise, Epilogue, Reduction};
 use crate::lower::{self, linear, pack};
 use crate::micro;
@@ -148,15 +149,16 @@ impl Scheduler<'_> {
             }
 
             Op::RmsNorm([x, w, eps]) => {
-                let body = Body::RmsNorm { eps: self.number(eps) };
-                self.by_rows(id, body, &[x, w])
+                let inputs = vec![self.stored(x)?, self.norm_weights(w)?];
+                self.row_kernel(id, Body::RmsNorm { eps: self.number(eps) }, inputs)
             }
             Op::AddRmsNorm([r, x, w, eps]) => {
-                let body = Body::AddRmsNorm { eps: self.number(eps) };
-                self.by_rows(id, body, &[r, x, w])
+                let inputs = vec![self.stored(r)?, self.stored(x)?, self.norm_weights(w)?];
+                self.row_kernel(id, Body::AddRmsNorm { eps: self.number(eps) }, inputs)
             }
             Op::NormPrologue([x, w, eps]) => {
-                let value = Value::Prologue { x: self.rows(x)?, w: self.stored(w)?, eps: self.number(eps) };
+                let value =
+                    Value::Prologue { x: self.rows(x)?, w: self.norm_weights(w)?, eps: self.number(eps) };
                 self.values[usize::from(id)] = value;
                 Ok(())
             }
@@ -214,6 +216,19 @@ impl Scheduler<'_> {
     /// A kernel of stored operands whose tiles are its output's rows.
     fn by_rows(&mut self, id: Id, body: Body, operands: &[Id]) -> Done {
         let inputs = operands.iter().map(|&o| self.stored(o)).collect::<Result<Vec<_>, _>>()?;
+        self.row_kernel(id, body, inputs)
+    }
+
+    /// The weights of a norm.
+    fn norm_weights(&mut self, w: Id) -> Result<View, Error> {
+        match one_added(self.function, w) {
+            Some(whole) => Ok(View { one_added: true, ..self.stored(whole)? }),
+            None => self.stored(w),
+        }
+    }
+
+    /// The same of views.
+    fn row_kernel(&mut self, id: Id, body: Body, inputs: Vec<View>) -> Done {
         if inputs.iter().any(|v| v.ring.is_some()) {
             return Err(self.unsupported(id, "only attention may read a cache that wraps"));
         }

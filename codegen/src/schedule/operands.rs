@@ -72,8 +72,8 @@ impl Scheduler<'_> {
 
     /// Evaluates a term of constants into the table of constants.
     pub(super) fn fold(&mut self, id: Id) -> Result<View, Error> {
-        let immediate =
-            |base, dtype| View { base, dtype, axes: vec![], offset: 0, per_row_offset: 0, ring: None };
+        let capacity = self.setting.capacity;
+        let immediate = |base, dtype| View::contiguous(base, dtype, &[], capacity);
         match *self.op(id) {
             Op::Num(n) => return Ok(immediate(Base::Number(n.value()), DType::F32)),
             Op::Int(n) => return Ok(immediate(Base::Integer(n as i32), DType::I32)),

@@ -143,7 +143,7 @@ impl Slot {
 /// A view of slot `slot` with these axes.
 pub(crate) fn view(slot: usize, dtype: DType, axes: &[(Dim, usize)]) -> View {
     let axes = axes.iter().map(|&(dim, stride)| Axis { dim, stride: stride as i64 }).collect();
-    View { base: Base::Slot(slot), dtype, axes, offset: 0, per_row_offset: 0, ring: None }
+    View { base: Base::Slot(slot), dtype, axes, offset: 0, per_row_offset: 0, ring: None, one_added: false }
 }
 
 /// A kernel of these parts.

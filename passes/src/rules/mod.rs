@@ -316,6 +316,6 @@ mod tests {
             assert_eq!(&parsed[..], std::slice::from_ref(rule), "{printed}");
             assert_eq!(parsed[0].to_string(), printed);
         }
-        assert_eq!(names.len(), 37);
+        assert_eq!(names.len(), 38);
     }
 }
