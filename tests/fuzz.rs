@@ -1,10 +1,12 @@
 //! Random bytes and mutated valid input for everything that parses a user's file: `config.json`, the safetensors
-//! header, the safetensors index, the tensor language, rules, chat templates, tokenizers, the cache of weights. What
+//! header and index, GGUF headers, the tensor language, rules, chat templates, tokenizers, the cache of weights. What
 //! must come out is a value that keeps its type's promises, or an error of one line; never a panic, and never more
 //! memory than [`MOST`]. The promises are in [`lapidary_tests::fuzz`]. `LAPIDARY_FUZZ_CASES=N` tries N times as many
 //! cases.
 #![allow(clippy::unwrap_used)]
 
+#[path = "fuzz/gguf.rs"]
+mod gguf;
 #[path = "fuzz/text.rs"]
 mod text;
 

@@ -19,7 +19,7 @@ use crate::weights::WeightArgs;
         lapidary compile -m gemma-2-2b-it --weights q4 --cpu x86-64-v3,x86-64-v4 -o model.lap\n  \
         lapidary compile --target aarch64-unknown-linux-gnu --emit object -o model.o")]
 pub(crate) struct Args {
-    /// Hugging Face folder of a Gemma 2 [default: the built-in tiny model]
+    /// Hugging Face folder or GGUF file [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Target to make code for: x86_64-unknown-linux-gnu, aarch64-unknown-linux-gnu or riscv64-unknown-linux-gnu

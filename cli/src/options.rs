@@ -120,7 +120,7 @@ const NONE: &str = "none";
 /// Which model, compiled how.
 #[derive(Clone, clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Hugging Face folder of a Gemma 2, or an artifact NAME.lap [default: the built-in tiny model]
+    /// Hugging Face folder, GGUF file, or artifact NAME.lap [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
     /// Threads [default: one a CPU]

@@ -8,6 +8,8 @@ use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use lapidary_models::gguf::{self, Gguf};
+use lapidary_models::model::tokenizer_of;
 use lapidary_models::{ChatTemplate, Message, Model, Tokenizer, tokenizer};
 use lapidary_runtime::{Artifact, file};
 use serde_json::json;
@@ -119,11 +121,18 @@ fn open(path: Option<&Path>) -> Result<(Tokenizer, Option<ChatTemplate>)> {
     if path.extension().is_some_and(|e| e == "json") {
         return Ok((Tokenizer::from_file(path)?, None));
     }
+    if Gguf::is_at(path) {
+        let gguf = Gguf::open(path)?;
+        let tokenizer = gguf::tokenizer(gguf.keys())?;
+        let tokenizer = tokenizer.ok_or_else(|| anyhow!("{}: it has no tokenizer", path.display()))?;
+        let template = gguf.chat_template(tokenizer.special_tokens());
+        return Ok((tokenizer, template));
+    }
     of_model(Model::from_artifact(&Artifact::open(path)?)?)
 }
 
 fn of_folder(dir: &Path) -> Result<(Tokenizer, Option<ChatTemplate>)> {
-    let tokenizer = Tokenizer::from_folder(dir)?;
+    let tokenizer = tokenizer_of(dir)?;
     let tokenizer = tokenizer.ok_or_else(|| anyhow!("{}: no {}", dir.display(), tokenizer::TOKENIZER))?;
     let template = ChatTemplate::from_folder(dir, tokenizer.special_tokens())?;
     Ok((tokenizer, template))

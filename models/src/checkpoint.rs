@@ -9,12 +9,13 @@
 //! nowhere else.
 
 mod found;
+mod gguf;
 mod head;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use lapidary_runtime::file::safetensors::Entry;
+use lapidary_runtime::file::safetensors::{Entry, LENGTH_BYTES, MAX_HEADER};
 use lapidary_runtime::file::{self, Map};
 
 use crate::config::Config;
@@ -58,6 +59,18 @@ pub struct Checkpoint {
 struct Source {
     path: PathBuf,
     bytes: Bytes,
+    /// Bytes before its tensors.
+    header: usize,
+}
+
+impl Source {
+    /// A safetensors file.
+    fn new(path: PathBuf, bytes: Bytes) -> Source {
+        let length = bytes.get().first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+        // One that is longer than the file is refused when it is read.
+        let header = (LENGTH_BYTES + length.min(MAX_HEADER) as usize).min(bytes.get().len());
+        Source { path, bytes, header }
+    }
 }
 
 enum Bytes {
@@ -119,7 +132,7 @@ impl Checkpoint {
                 format!("{:p}", bytes.as_ptr()),
             ));
         }
-        let source = Source { path: name.into(), bytes: Bytes::Static(bytes) };
+        let source = Source::new(name.into(), Bytes::Static(bytes));
         let found = collect(&source, 0)?;
         Checkpoint::check(name, vec![source], found, config)
     }
@@ -136,9 +149,15 @@ impl Checkpoint {
         self.tensors.get(name).map(|t| t.format)
     }
 
-    /// What the file itself calls a tensor.
-    pub(crate) fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
-        self.tensors.get(name).map_or(name, |t| &t.entry.name)
+    /// Where a tensor lies: the number of its file, and its first byte there.
+    pub(crate) fn place(&self, name: &str) -> Option<(usize, u64)> {
+        self.tensors.get(name).map(|t| (t.file, t.entry.bytes.start as u64))
+    }
+
+    /// The bytes of a file before its tensors.
+    pub(crate) fn header(&self, file: usize) -> &[u8] {
+        let Source { bytes, header, .. } = &self.files[file];
+        &bytes.get()[..*header]
     }
 
     /// What is strange about its files, if anything is.
@@ -249,5 +268,5 @@ fn map(path: PathBuf) -> Result<Source> {
     let map = Map::new(&path, &file).map_err(|source| Error::read(path.clone(), source))?;
     // What is read from the disk from now on comes in huge pages.
     map.advise_huge();
-    Ok(Source { path, bytes: Bytes::Mapped(map) })
+    Ok(Source::new(path, Bytes::Mapped(map)))
 }

@@ -127,7 +127,7 @@ const QUANT_METHOD: &str = "lapidary";
 /// The one activation.
 const ACTIVATION: &str = "gelu_pytorch_tanh";
 /// Largest size of one axis: 64 times the widest published.
-const MAX_SIZE: u64 = 1 << 24;
+pub(crate) const MAX_SIZE: u64 = 1 << 24;
 /// Largest number of layers: 22 times the deepest published.
 pub const MAX_LAYERS: u64 = 1024;
 /// The field for what no other program's `config.json` says, an object of fields of [`own`].

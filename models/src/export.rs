@@ -23,9 +23,10 @@ use crate::checkpoint::{INDEX, SINGLE};
 use crate::config::{self, CONFIG};
 use crate::dtype::TensorFormat;
 use crate::error::{Error, Result};
+use crate::gguf::{self, Gguf};
 use crate::layout::{EMBEDDING, TensorSpec};
 use crate::model::{GENERATION_CONFIG, Model};
-use crate::quantize::{self, Matrix, Sink};
+use crate::quantize::{self, Matrix, QuantFormat, Sink};
 use crate::weight_cache::Files;
 
 /// Bytes of tensors in one shard; transformers' own default.
@@ -41,6 +42,7 @@ const TEXT_FILES: &[&str] = &[
     "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",
+    gguf::text::TOKENIZER,
 ];
 
 /// What a checkpoint's matrices become; none leaves them as they are.
@@ -115,11 +117,19 @@ pub fn export<'a>(
     let mut matrices = Vec::with_capacity(specs.len());
     for spec in &specs {
         let (view, source) = sources.tensor(model, &spec.name)?;
-        matrices.push(matrix(spec, source, view.format, choice.of(spec, view.format)));
+        let to = choice.of(spec, view.format);
+        if let TensorFormat::Quant(format) = to
+            && QuantFormat::of(format).is_none()
+        {
+            let expected = "another format for it: folders hold F32, F16, BF16, q8 and q4";
+            return Err(Error::tensor(&model.path, &spec.name, expected, to.name()));
+        }
+        matrices.push(matrix(spec, source, view.format, to));
     }
     let files = text_files(model)?;
     // The file's own words where there is a file: they say more than is computed here.
-    let mut config = match file::read_if_present(&model.path.join(CONFIG))? {
+    let own = if model.path.is_dir() { file::read_if_present(&model.path.join(CONFIG))? } else { None };
+    let mut config = match own {
         Some(bytes) => file::fields::json(&model.path.join(CONFIG), &bytes)?,
         None => model.config.to_json(),
     };
@@ -163,6 +173,16 @@ fn text_files(model: &Model) -> Result<Vec<(&'static str, Vec<u8>)>> {
             (tokenizer::TOKENIZER, tiny::TOKENIZER.to_vec()),
             (tokenizer::TOKENIZER_CONFIG, tiny::TOKENIZER_CONFIG.to_vec()),
         ]);
+    }
+    if Gguf::is_at(&model.path) {
+        let stops = json!({ "eos_token_id": model.stop_tokens });
+        let tokenizer = gguf::text::text_only(Gguf::open(&model.path)?.keys());
+        let mut files =
+            vec![(GENERATION_CONFIG, text(&stops).into_bytes()), (gguf::text::TOKENIZER, tokenizer)];
+        if let Some(template) = &model.chat_template {
+            files.push((chat::CHAT_TEMPLATE, template.source()?.as_bytes().to_vec()));
+        }
+        return Ok(files);
     }
     let mut files = Vec::new();
     for &name in TEXT_FILES {

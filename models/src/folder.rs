@@ -22,7 +22,7 @@ const ENTRIES: usize = 10_000;
 
 /// Ends of the names of files that hold weights in forms that are not read here.
 const OTHER_WEIGHTS: &[(&str, &str)] = &[
-    (".gguf", "a GGUF file, which only llama.cpp and its kin read"),
+    (".gguf", "a GGUF file, a model by itself: give that"),
     (".ggml", "a GGML file, which only llama.cpp and its kin read"),
     (".bin", "a PyTorch checkpoint"),
     (".pt", "a PyTorch checkpoint"),
@@ -42,7 +42,7 @@ const OTHER_WEIGHTS: &[(&str, &str)] = &[
 ];
 
 /// What is read instead of [`OTHER_WEIGHTS`].
-const NEEDED: &str = "expected the model's folder with safetensors files";
+const NEEDED: &str = "expected a GGUF file, or the model's folder with safetensors files";
 
 /// Refuses what is no folder.
 pub(crate) fn check(dir: &Path) -> Result<()> {
@@ -122,8 +122,7 @@ fn nothing_at(path: &Path) -> String {
         && part(tag)
         && name.split('/').all(part)
     {
-        return "nothing (a name of ollama? its models are GGUF files, which are not read: \
-                give a folder with safetensors files)"
+        return "nothing (a name of ollama? nothing is downloaded: give a GGUF file, or a folder with safetensors files)"
             .into();
     }
     let hub = match text.split_once('/') {

@@ -11,6 +11,7 @@
 //! | [`preset`] | the published sizes, by name |
 //! | [`size`] | parameters, weight bytes, KV bytes, FLOPs of a configuration |
 //! | [`graph`] | the graph of a configuration, in primitives |
+//! | [`mod@gguf`] | models of one file, as llama.cpp has them |
 //! | [`layout`] | the names and shapes of the tensors of a configuration |
 //! | [`checkpoint`] | all of a model's tensors, mapped and checked |
 //! | [`tokenizer`], [`detokenizer`], [`chat`] | text to ids, ids to text, messages to the text of a prompt: the runtime's |
@@ -34,6 +35,7 @@ mod folder;
 mod gemma1;
 mod gemma2;
 mod gemma3;
+pub mod gguf;
 pub mod graph;
 pub mod layout;
 pub mod model;

@@ -1,6 +1,6 @@
-//! A model's folder as a whole, or the built-in model.
+//! A model's folder or GGUF as a whole, or the built-in model.
 //!
-//! In: a Hugging Face folder. Out: a [`Model`]: configuration, mapped weights, and, where the folder has them,
+//! In: a Hugging Face folder, or a GGUF. Out: a [`Model`]: configuration, mapped weights, and, where there are any,
 //! tokenizer and chat template. Invariants: the tokenizer's ids and the stop tokens are rows of the embedding table;
 //! the tokenizer and the configuration agree on BOS.
 
@@ -18,6 +18,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::{Error, Result, Warning};
 use crate::folder;
+use crate::gguf::{self, Gguf};
 
 /// The file that holds the stop tokens of newer folders. Its defaults of sampling are the caller's business.
 pub const GENERATION_CONFIG: &str = "generation_config.json";
@@ -27,9 +28,9 @@ pub const BUILT_IN: &str = "<built-in>";
 
 /// Everything a folder holds.
 pub struct Model {
-    /// The folder, or [`BUILT_IN`].
+    /// The folder or the GGUF, or [`BUILT_IN`].
     pub path: PathBuf,
-    /// Its `config.json`.
+    /// Its `config.json`, or what a GGUF's keys say.
     pub config: Config,
     /// Its weights.
     pub checkpoint: Checkpoint,
@@ -45,18 +46,21 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a folder. Its files must not change while the model lives.
+    /// Opens a folder, or a GGUF (of one that is split any file). Its files must not change while the model lives.
     ///
     /// # Errors
     /// [`Error::NotAFolder`], [`Error::Missing`] without configuration or weights, and what the parts refuse.
     pub fn open(dir: impl AsRef<Path>) -> Result<Model> {
         let dir = dir.as_ref();
+        if Gguf::is_at(dir) {
+            return Model::from_gguf(dir);
+        }
         folder::check(dir)?;
         let (config, unknown) = Config::read_folder(dir)?;
         let checkpoint = Checkpoint::open(dir, &config)?;
         let warnings =
             [unknown, checkpoint.warning().cloned(), folder::warning(dir)].into_iter().flatten().collect();
-        let tokenizer = Tokenizer::from_folder(dir)?;
+        let tokenizer = tokenizer_of(dir)?;
         let chat_template = match &tokenizer {
             Some(t) => ChatTemplate::from_folder(dir, t.special_tokens())?,
             None => None,
@@ -65,6 +69,18 @@ impl Model {
         let stop_tokens = stop_tokens(dir, generation.as_deref(), &config, tokenizer.as_ref())?;
         Model { path: dir.into(), config, checkpoint, tokenizer, chat_template, stop_tokens, warnings }
             .check()
+    }
+
+    /// The model of a GGUF; nothing is converted.
+    fn from_gguf(path: &Path) -> Result<Model> {
+        let gguf = Gguf::open(path)?;
+        let (architecture, config) = gguf.config()?;
+        let tokenizer = gguf::tokenizer(gguf.keys())?;
+        let chat_template = tokenizer.as_ref().and_then(|t| gguf.chat_template(t.special_tokens()));
+        let stop_tokens = text::stop_tokens(config.eos_token_id.clone(), tokenizer.as_ref());
+        let checkpoint = Checkpoint::from_gguf(gguf, architecture, &config)?;
+        let (path, warnings) = (path.into(), Vec::new());
+        Model { path, config, checkpoint, tokenizer, chat_template, stop_tokens, warnings }.check()
     }
 
     /// The model of an artifact; its checkpoint is absent, for the artifact itself is the source of weights.
@@ -83,7 +99,7 @@ impl Model {
         Model { path, config, checkpoint, tokenizer, chat_template, stop_tokens, warnings }.check()
     }
 
-    /// The bytes of the tokenizer's file, if there is one.
+    /// The bytes of the tokenizer's own file, if there is one.
     ///
     /// # Errors
     /// [`Error::File`] if it cannot be read.
@@ -91,6 +107,9 @@ impl Model {
         #[cfg(feature = "tiny")]
         if self.path == Path::new(BUILT_IN) {
             return Ok(Some(crate::tiny::TOKENIZER.to_vec()));
+        }
+        if !self.path.is_dir() {
+            return Ok(None);
         }
         Ok(file::read_if_present(&self.path.join(crate::tokenizer::TOKENIZER))?)
     }
@@ -136,6 +155,19 @@ impl Model {
         }
         Ok(self)
     }
+}
+
+/// The tokenizer of a folder: its `tokenizer.json`, else its `tokenizer.gguf`, as [`export`](crate::export()) writes;
+/// nothing where it has neither.
+///
+/// # Errors
+/// What the files' readers refuse.
+pub fn tokenizer_of(dir: &Path) -> Result<Option<Tokenizer>> {
+    if let Some(tokenizer) = Tokenizer::from_folder(dir)? {
+        return Ok(Some(tokenizer));
+    }
+    let path = dir.join(gguf::text::TOKENIZER);
+    if file::exists(&path)? { gguf::tokenizer(Gguf::open(&path)?.keys()) } else { Ok(None) }
 }
 
 /// The tokens that end a text, from `generation_config.json`'s bytes, the configuration and the tokenizer.

@@ -201,8 +201,8 @@ fn files_given_for_folders() {
         fs::File::create(&path).unwrap().write_all(content).unwrap();
         path
     };
-    refused(&write("model.gguf", b"GGUF\x03\0"), &["GGUF", "safetensors"]);
-    refused(&write("model-without-an-end", b"GGUF\x03\0"), &["GGUF"]);
+    refused(&write("model.gguf", b"GGUF\x03\0"), &["model.gguf", "cut short"]);
+    refused(&write("model-without-an-end", b"GGUF\x03\0"), &["cut short"]);
     refused(&write("pytorch_model.bin", b"anything"), &["PyTorch"]);
     refused(&write("model.zip", b"PK\x03\x04"), &["ZIP"]);
     refused(&write("pointer", POINTER.as_bytes()), &["Git LFS"]);

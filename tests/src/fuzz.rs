@@ -16,6 +16,9 @@ use lapidary_ir::text::parse_module;
 use lapidary_ir::verify::verify;
 use lapidary_ir::{DType, Module};
 use lapidary_models::checkpoint::parse_index;
+use lapidary_models::gguf::keys::Keys;
+use lapidary_models::gguf::value::Value;
+use lapidary_models::gguf::{self, container};
 use lapidary_models::{
     Cache, ChatTemplate, Config, Message, Model, QuantFormat, Quantization, QuantizedWeights, SpecialTokens,
     Tokenizer, WeightDType,
@@ -64,6 +67,27 @@ pub fn header(file: &[u8]) {
         end = entry.bytes.end;
     }
     assert_eq!(end, file.len());
+}
+
+/// The tensors of a GGUF that is accepted lie in the file, in order; its tokenizer gives some ids, or is refused.
+pub fn gguf(file: &[u8]) {
+    let path = Path::new("model.gguf");
+    let Some(header) = settled(container::header(path, file)) else { return };
+    let mut end = 0;
+    for tensor in &header.tensors {
+        let blocks = tensor.shape.iter().map(|&n| n as u64).product::<u64>() / tensor.kind.block;
+        assert_eq!(tensor.bytes.len() as u64, blocks * tensor.kind.bytes);
+        assert!(tensor.bytes.start >= end && tensor.bytes.end <= file.len());
+        end = tensor.bytes.end;
+    }
+    let keys = Keys { path, header: &header, file };
+    for value in header.keys.values() {
+        let Value::List(list) = value else { continue };
+        assert_eq!(list.values(file).count().max(list.texts(file).count()), list.count);
+    }
+    if let Some(Some(tokenizer)) = settled(gguf::tokenizer(keys)) {
+        use_tables(&tokenizer);
+    }
 }
 
 /// What is accepted are names in the same folder.

@@ -2,6 +2,7 @@
 
 pub mod emulator;
 pub mod fuzz;
+pub mod gguf;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

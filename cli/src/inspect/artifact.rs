@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use lapidary::{Artifact, Config};
-use lapidary_runtime::artifact::{CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, Listing, TOKENIZER};
+use lapidary_runtime::artifact::{CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, Listing, TOKENIZER_CONFIG};
 use lapidary_runtime::file::error::line;
 use lapidary_runtime::program::SlotKind;
 use serde_json::{Value, json};
@@ -168,8 +168,11 @@ fn summary(artifact: &Artifact) -> Result<String> {
 
 /// Which of a text's parts an artifact has.
 fn texts(artifact: &Artifact) -> String {
-    let parts =
-        [("tokenizer", TOKENIZER), ("chat template", CHAT_TEMPLATE), ("stop tokens", GENERATION_CONFIG)];
+    let parts = [
+        ("tokenizer", TOKENIZER_CONFIG),
+        ("chat template", CHAT_TEMPLATE),
+        ("stop tokens", GENERATION_CONFIG),
+    ];
     let held = parts.into_iter().filter(|(_, section)| artifact.section(section).is_some());
     let held: Vec<&str> = held.map(|(name, _)| name).collect();
     if held.is_empty() { "none".into() } else { held.join(", ") }

@@ -2,12 +2,14 @@
 
 mod artifact;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 use lapidary::{CHUNK, KvCache, MAX_CONTEXT};
-use lapidary_models::{Config, LayerType, TensorFormat, WeightDType, checkpoint};
+use lapidary_models::layout::role;
+use lapidary_models::{Checkpoint, Config, LayerType, TensorFormat, WeightDType, checkpoint};
 use serde_json::{Value, json};
 
 use crate::choices::choices;
@@ -20,7 +22,7 @@ use crate::{model, options};
     lapidary inspect -m gemma-2-2b --context 4096 --json\n  \
     lapidary inspect -m model.lap --verbose")]
 pub(crate) struct Args {
-    /// Hugging Face folder of a Gemma 2, or an artifact NAME.lap [default: the built-in tiny model]
+    /// Hugging Face folder, GGUF file, or artifact NAME.lap [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL", conflicts_with = "preset")]
     model: Option<PathBuf>,
     /// Published size: 2b, 9b or 27b
@@ -51,6 +53,21 @@ struct Weights {
     /// `BF16`, or several.
     dtype: String,
     bytes: u64,
+    /// The formats of each role, and in how many tensors.
+    roles: BTreeMap<String, BTreeMap<&'static str, usize>>,
+}
+
+impl Weights {
+    fn of(checkpoint: &Checkpoint) -> Weights {
+        let mut roles: BTreeMap<String, BTreeMap<&'static str, usize>> = BTreeMap::new();
+        for name in checkpoint.names() {
+            let format = checkpoint.format_of(name).map_or("", TensorFormat::name);
+            *roles.entry(role(name).into()).or_default().entry(format).or_default() += 1;
+        }
+        let all: BTreeSet<&str> = roles.values().flat_map(BTreeMap::keys).copied().collect();
+        let dtype = all.into_iter().collect::<Vec<_>>().join("+");
+        Weights { dtype, bytes: checkpoint.weight_bytes(), roles }
+    }
 }
 
 /// Prints it.
@@ -73,7 +90,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let weights = match stored.filter(|_| args.vocab.is_none()) {
         Some(weights) => weights,
-        None => Weights { dtype: "BF16".into(), bytes: config.weight_bytes(WeightDType::BF16) },
+        None => {
+            let bytes = config.weight_bytes(WeightDType::BF16);
+            Weights { dtype: "BF16".into(), bytes, roles: BTreeMap::new() }
+        }
     };
     let context = args.context.unwrap_or(config.max_position_embeddings);
     let chunk = args.chunk.min(context);
@@ -98,6 +118,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "total_params": counts.total(),
             "weight_dtype": weights.dtype,
             "weight_bytes": weights.bytes,
+            "weight_formats": weights.roles,
             "context": context,
             "chunk": chunk,
             "kv_dtype": held,
@@ -123,6 +144,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     writeln!(text, "non-embedding parameters  {}", count(counts.non_embedding))?;
     writeln!(text, "total parameters          {}", count(counts.total()))?;
     writeln!(text, "weight bytes, {:<12}{}", weights.dtype, bytes(weights.bytes))?;
+    if weights.roles.values().flat_map(BTreeMap::keys).collect::<BTreeSet<_>>().len() > 1 {
+        for (role, formats) in &weights.roles {
+            let formats = formats.iter().map(|(format, tensors)| format!("{format} x{tensors}"));
+            writeln!(text, "  {role:<36}{}", formats.collect::<Vec<_>>().join(", "))?;
+        }
+    }
     writeln!(text, "KV bytes, {held}, context {context}, chunk {chunk}")?;
     writeln!(text, "  local layers            {}", bytes(local))?;
     writeln!(text, "  global layers           {}", bytes(global))?;
@@ -149,15 +176,7 @@ fn source(args: &Args) -> Result<(String, Config, Option<Weights>)> {
         }
     }
     let model = model::files(args.model.as_deref())?;
-    let mut dtypes: Vec<&str> = model
-        .checkpoint
-        .names()
-        .filter_map(|n| model.checkpoint.format_of(n))
-        .map(TensorFormat::name)
-        .collect();
-    dtypes.sort_unstable();
-    dtypes.dedup();
-    let weights = Weights { dtype: dtypes.join("+"), bytes: model.checkpoint.weight_bytes() };
+    let weights = Weights::of(&model.checkpoint);
     Ok((model.path.display().to_string(), model.config, Some(weights)))
 }
 

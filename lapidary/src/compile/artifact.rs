@@ -67,11 +67,11 @@ pub(super) fn write(model: &Model, how: &Compile, targets: &[Target], output: &P
 fn texts(model: &Model) -> Result<Vec<Part<'static>>> {
     let files = &model.files;
     let mut parts = vec![Part::text(CONFIG, model.config.to_json().to_string().into_bytes())];
-    if let (Some(tokenizer), Some(file)) = (&files.tokenizer, files.tokenizer_file()?) {
-        if let Some(tables) = Tokenizer::tables(&file) {
-            parts.push(Part::text(TOKENIZER_TABLES, tables));
-        }
-        parts.push(Part::text(TOKENIZER, file));
+    if let Some(tokenizer) = &files.tokenizer {
+        let file = files.tokenizer_file()?;
+        let tables = tokenizer.own_tables().or_else(|| Tokenizer::tables(file.as_deref()?));
+        parts.extend(tables.map(|tables| Part::text(TOKENIZER_TABLES, tables)));
+        parts.extend(file.map(|file| Part::text(TOKENIZER, file)));
         parts.push(Part::text(
             TOKENIZER_CONFIG,
             tokenizer.special_tokens().to_json().to_string().into_bytes(),

@@ -13,7 +13,6 @@
 //! Hashes are XXH3 of 128 bits: they tell files apart by accident, not against an adversary, who has no business in the
 //! cache.
 
-use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -21,15 +20,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::UNIX_EPOCH;
 
-use lapidary_runtime::file::safetensors::{LENGTH_BYTES, MAX_HEADER};
 use lapidary_runtime::{file, threads};
-use serde_json::{Map, Value};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{Quantization, VERSION};
 use crate::checkpoint::TensorView;
 use crate::dtype::TensorFormat;
-use crate::error::{self, Error, Result};
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::quantize::Source;
 
@@ -40,9 +37,8 @@ const PIECE: usize = 4 << 20;
 
 /// The files of a checkpoint, to read again.
 pub(crate) struct Files<'a> {
-    files: Vec<OnDisk<'a>>,
-    /// Which file holds a tensor, and its first byte there.
-    tensors: HashMap<String, (usize, u64)>,
+    /// By the checkpoint's number.
+    files: Vec<Option<OnDisk<'a>>>,
 }
 
 /// One file of a checkpoint.
@@ -50,46 +46,42 @@ struct OnDisk<'a> {
     path: &'a Path,
     file: File,
     found: Metadata,
-    /// Length field and JSON.
-    header: Vec<u8>,
+    /// What comes before the tensors.
+    header: &'a [u8],
 }
 
 impl<'a> Files<'a> {
-    /// Reads the headers. Nothing is found for the built-in model, whose bytes are in the binary.
+    /// Opens them. Nothing is found for the built-in model, whose bytes are in the binary.
     pub(crate) fn read(model: &'a Model) -> Result<Files<'a>> {
-        let mut all = Files { files: Vec::new(), tensors: HashMap::new() };
-        for path in model.checkpoint.paths() {
+        let mut all = Files { files: Vec::new() };
+        for (number, path) in model.checkpoint.paths().enumerate() {
             let failed = |source| Error::read(path, source);
             if !path.try_exists().map_err(failed)? {
+                all.files.push(None);
                 continue;
             }
             let (file, found) = file::open(path)?;
-            let mut header = vec![0; LENGTH_BYTES];
-            (&file).read_exact(&mut header).map_err(failed)?;
-            let length = header.iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte));
-            (&file).take(length.min(MAX_HEADER)).read_to_end(&mut header).map_err(failed)?;
-            let json: Map<String, Value> = serde_json::from_slice(&header[LENGTH_BYTES..])
-                .map_err(|e| Error::file(path, "the header it was opened with", error::line(e)))?;
-            for (name, entry) in json {
-                if let Some(start) = entry["data_offsets"][0].as_u64() {
-                    all.tensors.insert(name, (all.files.len(), start + header.len() as u64));
-                }
+            let header = model.checkpoint.header(number);
+            let mut again = Vec::with_capacity(header.len());
+            (&file).take(header.len() as u64).read_to_end(&mut again).map_err(failed)?;
+            if again != header {
+                return Err(Error::file(path, "the header it was opened with", "another"));
             }
-            all.files.push(OnDisk { path, file, found, header });
+            all.files.push(Some(OnDisk { path, file, found, header }));
         }
         Ok(all)
     }
 
     /// A tensor as the checkpoint has it, and where it is read again.
     pub(crate) fn tensor<'m>(&'m self, model: &'m Model, name: &str) -> Result<(TensorView<'m>, Source<'m>)> {
-        let Some(view) = model.checkpoint.tensor(name) else {
+        let place = model.checkpoint.place(name);
+        let (Some(view), Some((file, offset))) = (model.checkpoint.tensor(name), place) else {
             return Err(Error::tensor(&model.path, name, "it", "no such tensor"));
         };
-        let Some((file, offset)) = self.tensors.get(model.checkpoint.stored_name(name)) else {
-            return Ok((view, Source::Bytes { path: &model.path, bytes: view.bytes }));
-        };
-        let OnDisk { path, file, .. } = &self.files[*file];
-        Ok((view, Source::File { path, file, offset: *offset }))
+        match &self.files[file] {
+            None => Ok((view, Source::Bytes { path: &model.path, bytes: view.bytes })),
+            Some(OnDisk { path, file, .. }) => Ok((view, Source::File { path, file, offset })),
+        }
     }
 
     /// What the options make of such a checkpoint, but for what is between the ends of its tensors.
@@ -99,12 +91,12 @@ impl<'a> Files<'a> {
         for format in [options.body, options.head] {
             hash.field(format.map_or("", TensorFormat::name).as_bytes());
         }
-        for file in &self.files {
+        for file in self.files.iter().flatten() {
             let modified = file.found.modified().map_err(|e| Error::read(file.path, e))?;
             let modified = modified.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
             hash.field(&file.found.len().to_le_bytes());
             hash.field(&modified.to_le_bytes());
-            hash.field(&file.header);
+            hash.field(file.header);
         }
         let mut buffer = Vec::new();
         for name in model.checkpoint.names() {
@@ -131,7 +123,7 @@ impl<'a> Files<'a> {
     /// What tells that no file was touched since.
     pub(super) fn stamp(&self) -> u128 {
         let mut hash = Fields::new();
-        for OnDisk { found, .. } in &self.files {
+        for OnDisk { found, .. } in self.files.iter().flatten() {
             hash.field(&found.ino().to_le_bytes());
             hash.field(&found.ctime().to_le_bytes());
             hash.field(&found.ctime_nsec().to_le_bytes());
@@ -142,7 +134,7 @@ impl<'a> Files<'a> {
     /// A hash of every byte of the checkpoint, on `threads` threads.
     pub(super) fn content(&self, model: &Model, threads: usize) -> Result<u64> {
         let mut hash = Fields::new();
-        for OnDisk { path, file, found, .. } in &self.files {
+        for OnDisk { path, file, found, .. } in self.files.iter().flatten() {
             let bytes = usize::try_from(found.len())
                 .map_err(|_| Error::read(*path, io::ErrorKind::FileTooLarge.into()))?;
             let read = |start: usize, piece: &mut [u8]| file.read_exact_at(piece, start as u64);

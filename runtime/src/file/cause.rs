@@ -14,7 +14,7 @@ const BEGINNINGS: &[(&[u8], &str)] = &[
         b"version https://git-lfs.github.com/spec/",
         "a Git LFS pointer (`git lfs pull` fetches the file itself)",
     ),
-    (b"GGUF", "a GGUF file, which only llama.cpp and its kin read"),
+    (b"GGUF", "a GGUF file, which is a model by itself"),
     (b"PK\x03\x04", "a ZIP archive (a PyTorch checkpoint, or a download that is still packed)"),
     (b"\x80\x02", "a Python pickle (a PyTorch checkpoint)"),
     (b"\x80\x04", "a Python pickle (a PyTorch checkpoint)"),

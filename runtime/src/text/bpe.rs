@@ -1,58 +1,41 @@
 //! A tokenizer's vocabulary and merges as tables that are read in place: nothing is parsed before the first text.
 //!
 //! In: the JSON of a byte-pair tokenizer, once, when an artifact is written; then the tables' bytes, mapped. Out:
-//! tokens, the same as the crate `tokenizers` finds. Invariants: every block is held against its sum when it is first
-//! read, so damage is an error and costs no reading ahead; every read is bounds-checked, so tables that were made
-//! wrong, with right sums, give wrong tokens or none, never more; a text of n characters takes O(n log n).
+//! tokens, the same as the crate `tokenizers` finds. Invariants: every read is checked ([`Tables`]), so tables that
+//! were made wrong, with right sums, give wrong tokens or none, never more; a text of n characters takes O(n log n).
 //!
 //! Layout, in words of 32 bits, little-endian: the header ([`HEADER`] words: version, ids, tokens, merges, flags, id of
 //! the unknown token or [`NONE`], bytes of JSON, bytes of text); for each id the end of its text; the ids of tokens,
 //! ascending by text; for each id, and one more, the first of its merges as the left part; merges of three words (right
 //! part, rank, result), ascending by left and right part. Then the rest of the tokenizer as JSON, and the tokens' texts
-//! by id. Then the sum of each block of [`BLOCK`] bytes of all this: the first word of its SHA-256.
+//! by id.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use tokenizers::models::bpe::BpeTrainer;
 use tokenizers::{Model, Token};
 
+use super::tables::{MAX_ID, NONE, Tables, WORD, append_sums, word_at};
 use crate::artifact::{MAX_TEXT, Shared};
 
 /// The version of the layout.
 const VERSION: u32 = 2;
-/// Bytes that share a sum.
-const BLOCK: usize = 4096;
 /// Words of the header.
 const HEADER: usize = 8;
-/// No id.
-const NONE: u32 = u32::MAX;
-/// Bytes of a word.
-const WORD: usize = size_of::<u32>();
 /// Flag: characters that are no token become tokens of their bytes.
 const BYTE_FALLBACK: u32 = 1;
 /// Flag: unknown characters in a row become one token.
 const FUSE_UNKNOWN: u32 = 2;
 /// Flag: a text that is a token is that token.
 const IGNORE_MERGES: u32 = 4;
-/// The largest id that is believed: as the largest vocabulary of a configuration.
-const MAX_ID: u64 = 1 << 24;
-
-/// What is known of a block, or of all.
-const UNREAD: u8 = 0;
-const GOOD: u8 = 1;
-const DAMAGED: u8 = 2;
-
 /// Byte-pair encoding by mapped tables.
 #[derive(Clone)]
 pub(crate) struct Bpe {
-    bytes: Shared,
+    tables: Tables,
     /// Ids: one more than the largest.
     ids: usize,
     flags: u32,
@@ -63,9 +46,6 @@ pub(crate) struct Bpe {
     merges: Range<usize>,
     json: Range<usize>,
     text: Range<usize>,
-    sums: Range<usize>,
-    /// What is known of each block; the last is of all of them. Shared by all copies.
-    seen: Arc<[AtomicU8]>,
 }
 
 impl Bpe {
@@ -94,63 +74,28 @@ impl Bpe {
         let (ends, by_text) = (take(ids * WORD), take(tokens * WORD));
         let (first, merges) = (take((ids + 1) * WORD), take(merges * 3 * WORD));
         let (json, text) = (take(json), take(text));
-        let blocks = text.end.div_ceil(BLOCK);
-        let sums = text.end..text.end + blocks * WORD;
-        if sums.end != bytes.len() {
-            return Err(format!("{} bytes, of which the header counts {}", bytes.len(), sums.end));
-        }
+        let tables = Tables::new(bytes, text.end)?;
         let unknown = Some(unknown).filter(|&id| id != NONE);
-        let seen = (0..=blocks).map(|_| AtomicU8::new(UNREAD)).collect();
-        let bpe = Bpe { bytes, ids, flags, unknown, ends, by_text, first, merges, json, text, sums, seen };
+        let bpe = Bpe { tables, ids, flags, unknown, ends, by_text, first, merges, json, text };
         match bpe.slice(0..HEADER * WORD).and(bpe.slice(bpe.json.clone())) {
             Some(_) => Ok(bpe),
             None => Err("damaged ones".into()),
         }
     }
 
-    /// Bytes, if their blocks are what they were when they were written.
+    /// Bytes, if they are undamaged.
     fn slice(&self, range: Range<usize>) -> Option<&[u8]> {
-        let slice = self.bytes.get(range.clone())?;
-        for block in range.start / BLOCK..range.end.div_ceil(BLOCK) {
-            match self.seen.get(block)?.load(Ordering::Relaxed) {
-                GOOD => {}
-                DAMAGED => return None,
-                _ => self.check(block)?,
-            }
-        }
-        Some(slice)
-    }
-
-    /// Holds a block against its sum.
-    fn check(&self, block: usize) -> Option<()> {
-        let end = self.sums.start.min((block + 1) * BLOCK);
-        let sum = word_at(&self.bytes, self.sums.start + block * WORD)?;
-        let good = sum_of(self.bytes.get(block * BLOCK..end)?) == sum;
-        self.seen.get(block)?.store(if good { GOOD } else { DAMAGED }, Ordering::Relaxed);
-        if !good {
-            self.seen.last()?.store(DAMAGED, Ordering::Relaxed);
-        }
-        good.then_some(())
+        self.tables.slice(range)
     }
 
     /// Whether damage was met.
     pub(crate) fn is_damaged(&self) -> bool {
-        self.seen.last().is_some_and(|all| all.load(Ordering::Relaxed) == DAMAGED)
+        self.tables.is_damaged()
     }
 
     /// Word `index` of those from byte `start` on.
     fn read(&self, start: usize, index: usize) -> Option<u32> {
-        let at = start + index * WORD;
-        self.slice(at..at + WORD)?.first_chunk().map(|word| u32::from_le_bytes(*word))
-    }
-
-    /// Makes the sums of tables right, whatever else is wrong with them.
-    pub(crate) fn seal(bytes: &mut Vec<u8>) {
-        // The sums are a word for each block before them.
-        let blocks = bytes.len().div_ceil(BLOCK + WORD);
-        let end = bytes.len().saturating_sub(blocks * WORD);
-        bytes.truncate(end);
-        append_sums(bytes);
+        self.tables.read(start, index)
     }
 
     /// The tables of a tokenizer's JSON, or nothing for one that they cannot hold.
@@ -355,21 +300,6 @@ impl Symbol {
     fn new(id: u32, bytes: usize) -> Symbol {
         Symbol { id, bytes, previous: 0, next: 0 }
     }
-}
-
-/// The word at a byte.
-fn word_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk().map(|word| u32::from_le_bytes(*word))
-}
-
-/// A block's sum.
-fn sum_of(block: &[u8]) -> u32 {
-    word_at(&Sha256::digest(block), 0).unwrap_or(0)
-}
-
-fn append_sums(bytes: &mut Vec<u8>) {
-    let sums: Vec<u8> = bytes.chunks(BLOCK).flat_map(|block| sum_of(block).to_le_bytes()).collect();
-    bytes.extend(sums);
 }
 
 impl Model for Bpe {

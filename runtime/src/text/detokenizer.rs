@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::bpe::Bpe;
+use super::scores::Scores;
 
 /// What one token stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +34,7 @@ impl Piece {
 }
 
 /// The byte that a token `<0xE2>` stands for.
-fn byte(token: &str) -> Option<u8> {
+pub(super) fn byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
@@ -45,6 +46,8 @@ pub(crate) enum Pieces {
     Listed(Arc<[Piece]>),
     /// Those of added tokens, then those of the tables; and how many ids there are.
     Mapped(Bpe, Arc<HashMap<u32, Piece>>, usize),
+    /// Those of a vocabulary with scores.
+    Scored(Scores),
 }
 
 impl Pieces {
@@ -53,20 +56,27 @@ impl Pieces {
         match self {
             Pieces::Listed(pieces) => pieces.len(),
             Pieces::Mapped(_, _, ids) => *ids,
+            Pieces::Scored(scores) => scores.ids(),
         }
     }
 
     fn get(&self, id: u32) -> Option<Cow<'_, Piece>> {
+        // What should be read is said, not left out.
+        let unreadable = || Some(Cow::Owned(Piece::Text("\u{FFFD}".into())));
         match self {
             Pieces::Listed(pieces) => pieces.get(id as usize).map(Cow::Borrowed),
             Pieces::Mapped(bpe, added, _) => match added.get(&id) {
                 Some(piece) => Some(Cow::Borrowed(piece)),
                 None => match bpe.text(id) {
                     Some(token) => Some(Cow::Owned(Piece::of(token))),
-                    // What should be read is said, not left out.
-                    None if bpe.is_damaged() => Some(Cow::Owned(Piece::Text("\u{FFFD}".into()))),
+                    None if bpe.is_damaged() => unreadable(),
                     None => None,
                 },
+            },
+            Pieces::Scored(scores) => match scores.piece(id) {
+                Some(piece) => Some(Cow::Owned(piece)),
+                None if scores.is_damaged() => unreadable(),
+                None => None,
             },
         }
     }

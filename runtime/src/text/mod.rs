@@ -2,7 +2,7 @@
 //!
 //! | module | what it knows |
 //! |---|---|
-//! | [`tokenizer`] | text to ids, by a folder's `tokenizer.json` |
+//! | [`tokenizer`] | text to ids, by a folder's `tokenizer.json` or a GGUF's tokens and scores |
 //! | [`detokenizer`] | ids to text, as they come |
 //! | [`special`] | the special tokens that a folder names |
 //! | [`chat`] | messages to the text of a prompt, by the model's template |
@@ -19,10 +19,14 @@ pub mod detokenizer;
 mod jinja;
 mod json;
 pub mod prompt;
+mod scores;
 mod source;
 pub mod special;
+mod special_cuts;
 pub mod stop;
+mod tables;
 pub mod tokenizer;
+mod vocabulary;
 mod within;
 
 pub use answer::AnswerText;
@@ -33,6 +37,7 @@ pub use prompt::PromptForm;
 pub use special::SpecialTokens;
 pub use stop::StopTexts;
 pub use tokenizer::Tokenizer;
+pub use vocabulary::{TokenKind, Vocabulary};
 
 use crate::artifact::{
     Artifact, CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_TABLES,

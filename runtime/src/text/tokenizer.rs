@@ -1,4 +1,4 @@
-//! Text to token ids and back, by a folder's `tokenizer.json`.
+//! Text to token ids and back, by a folder's `tokenizer.json` or by tokens and scores, as a GGUF holds them.
 //!
 //! In: text; special tokens written out in it (`<start_of_turn>`) are parsed. Out: ids, with the BOS token exactly once
 //! where it is asked for. Invariants: the file has a BOS token; its decoder is Gemma's (`▁` to space, bytes, joined),
@@ -15,7 +15,10 @@ use tokenizers::{AddedToken, Model, TokenizerImpl};
 use super::bpe::Bpe;
 use super::components::{Components, Never, Replace, Split};
 use super::detokenizer::{Detokenizer, Piece, Pieces};
+use super::scores::Scores;
 use super::special::{SPECIAL_TOKENS_MAP, SpecialTokens};
+use super::tables::{Tables, word_at};
+use super::vocabulary::{self, Vocabulary};
 use crate::artifact::Shared;
 use crate::file;
 use crate::file::error::{self, Error, Result, quote};
@@ -48,6 +51,8 @@ enum Inner {
     Whole(Box<Around<BPE>>),
     /// The same around tables that are read in place.
     Mapped(Box<Around<Bpe>>),
+    /// By scores, from tables too.
+    Scored(Box<Scores>),
 }
 
 /// The crate's tokenizer around a model.
@@ -142,7 +147,7 @@ impl Tokenizer {
 
     /// Makes the sums of tables right again, whatever else is wrong with them: for tests of what reads them.
     pub fn seal(tables: &mut Vec<u8>) {
-        Bpe::seal(tables);
+        Tables::seal(tables);
     }
 
     /// The tokenizer in tables, which are read in place, and `tokenizer_config.json`.
@@ -151,6 +156,11 @@ impl Tokenizer {
     /// As [`Tokenizer::from_bytes`].
     pub fn from_tables(dir: &Path, tables: Shared, config: Option<&[u8]>) -> Result<Tokenizer> {
         let path = dir.join(TABLES);
+        if word_at(&tables, 0) == Some(vocabulary::VERSION) {
+            let scores = Scores::new(tables);
+            let scores = scores.map_err(|found| Error::file(&path, "a tokenizer's tables", found))?;
+            return Tokenizer::of_scores(&path, scores, special(dir, config)?);
+        }
         let bpe = Bpe::new(tables).map_err(|found| Error::file(&path, "a tokenizer's tables", found))?;
         let made = Tokenizer::mapped(dir, &path, &bpe, config);
         // Whatever else was missed then.
@@ -168,6 +178,37 @@ impl Tokenizer {
         let pieces = Pieces::Mapped(bpe.clone(), Arc::new(added), ids);
         let special = special(dir, config)?;
         Tokenizer::with(&dir.join(TOKENIZER), Inner::Mapped(Box::new(inner)), pieces, special)
+    }
+
+    /// The tokenizer of a vocabulary with scores; errors call it `path`. `special` names the tokens that a chat
+    /// template knows by name.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a vocabulary that is none.
+    pub fn scored(path: &Path, vocabulary: &Vocabulary, special: SpecialTokens) -> Result<Tokenizer> {
+        let scores = Scores::made(vocabulary);
+        let scores = scores.map_err(|found| Error::file(path, "a tokenizer's tokens and scores", found))?;
+        Tokenizer::of_scores(path, scores, Some(special))
+    }
+
+    fn of_scores(path: &Path, scores: Scores, special: Option<SpecialTokens>) -> Result<Tokenizer> {
+        let (bos, eos) = (scores.bos(), scores.eos());
+        let mut special = special.unwrap_or_default();
+        let Some(text) = scores.text(bos) else {
+            return Err(Error::file(path, format!("a text for the BOS token, id {bos}"), "none"));
+        };
+        special.name("bos_token", Some(text));
+        special.name("eos_token", eos.and_then(|id| scores.text(id)));
+        let (pieces, inner) = (Pieces::Scored(scores.clone()), Inner::Scored(Box::new(scores)));
+        Ok(Tokenizer { path: path.into(), inner, pieces, special, bos, eos })
+    }
+
+    /// The tables that [`Tokenizer::from_tables`] reads, of a tokenizer that holds itself so: one by scores.
+    pub fn own_tables(&self) -> Option<Vec<u8>> {
+        match &self.inner {
+            Inner::Scored(scores) => scores.to_tables(),
+            Inner::Whole(_) | Inner::Mapped(_) => None,
+        }
     }
 
     fn with(path: &Path, inner: Inner, pieces: Pieces, special: Option<SpecialTokens>) -> Result<Tokenizer> {
@@ -189,15 +230,16 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Encode`] for a character that the vocabulary cannot express.
     pub fn encode(&self, text: &str, add_bos: bool) -> Result<Vec<u32>> {
-        let encoding = match &self.inner {
-            Inner::Whole(inner) => inner.encode_fast(text, false),
-            Inner::Mapped(inner) => inner.encode_fast(text, false),
-        };
-        let encoding = encoding.map_err(|e| self.failed(e))?;
-        let mut ids = encoding.get_ids();
+        let whole = |e: tokenizers::Result<tokenizers::Encoding>| e.map(|e| e.get_ids().to_vec());
+        let all = match &self.inner {
+            Inner::Whole(inner) => whole(inner.encode_fast(text, false)).map_err(|e| self.failed(e)),
+            Inner::Mapped(inner) => whole(inner.encode_fast(text, false)).map_err(|e| self.failed(e)),
+            Inner::Scored(scores) => scores.encode(text).map_err(|e| self.failed(e)),
+        }?;
         if !add_bos {
-            return Ok(ids.to_vec());
+            return Ok(all);
         }
+        let mut ids = &all[..];
         while let [first, rest @ ..] = ids
             && *first == self.bos
         {
@@ -263,6 +305,7 @@ impl Tokenizer {
         match &self.inner {
             Inner::Whole(inner) => inner.id_to_token(id),
             Inner::Mapped(inner) => inner.id_to_token(id),
+            Inner::Scored(scores) => scores.text(id).map(str::to_string),
         }
     }
 
@@ -276,7 +319,7 @@ impl Tokenizer {
         &self.path
     }
 
-    fn failed(&self, message: tokenizers::Error) -> Error {
+    fn failed(&self, message: impl std::fmt::Display) -> Error {
         Error::Encode { path: self.path.clone(), message: error::line(message) }
     }
 }
@@ -286,6 +329,7 @@ impl Inner {
         match self {
             Inner::Whole(inner) => inner.token_to_id(token),
             Inner::Mapped(inner) => inner.token_to_id(token),
+            Inner::Scored(scores) => scores.id(token),
         }
     }
 }
