@@ -6,6 +6,7 @@
 use lapidary_ir::{DType, Dim, Id};
 use lapidary_runtime::program::Tiles;
 
+use crate::micro::Microkernel;
 use crate::view::{Base, Capacity, View};
 
 /// One elementwise operator: reads element `i` of each input, writes element `i` of the output.
@@ -81,6 +82,34 @@ pub enum Epilogue {
     Gate,
 }
 
+/// A linear kernel: everything that was chosen for it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Linear {
+    /// eps of an RMSNorm applied to x as it is read.
+    pub prologue: Option<f32>,
+    /// What happens to the accumulators.
+    pub epilogue: Epilogue,
+    /// Its inner loop, which also says how x is held.
+    pub micro: &'static Microkernel,
+    /// Another for calls of few rows, to the same bits.
+    pub few: Option<&'static Microkernel>,
+    /// Whether a kernel before has normed x and brought it into the form that the microkernel reads.
+    pub ready: bool,
+}
+
+/// What brings x into the form that a linear kernel reads: for tiles panels f32 (T / panel, K, panel), or bf16 in pairs
+/// (T / panel, K / 2, 2 panel), K rounded up to even with a 0, or q8 in blocks, words (T / panel, K / 32, 10 panel); for
+/// weight rows in lanes rows of q8 in blocks, words (T, K / 32, 10).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pack {
+    /// eps of an RMSNorm applied to x as it is read.
+    pub prologue: Option<f32>,
+    /// The linear kernel's microkernel.
+    pub micro: &'static Microkernel,
+    /// The one for calls of few rows.
+    pub few: Option<&'static Microkernel>,
+}
+
 /// How softmax keeps exp in range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Maximum {
@@ -117,28 +146,10 @@ pub enum Body {
         eps: f32,
     },
     /// x (T, K), f32 unless there is a prologue, \[norm weight (K) if there is one\], weights (N, K) ..; outputs
-    /// (T, N) .. .
-    Linear {
-        /// eps of an RMSNorm applied to x as it is read.
-        prologue: Option<f32>,
-        /// What happens to the accumulators.
-        epilogue: Epilogue,
-        /// How x is held for the products: f32, bf16 or q8 (not packed: rounded by the kernel itself).
-        operands: DType,
-        /// If x comes packed (and without a prologue): rows of a panel.
-        panel: Option<usize>,
-    },
-    /// x (T, K), \[norm weight (K) if there is a prologue\]; output panels f32 (T / panel, K, panel), or bf16 in pairs
-    /// (T / panel, K / 2, 2 panel), K rounded up to even with a 0, or q8 in blocks, words (T / panel, K / 32, 10
-    /// panel).
-    Pack {
-        /// eps of an RMSNorm applied to x as it is read.
-        prologue: Option<f32>,
-        /// How x is held: f32, bf16 or q8.
-        operands: DType,
-        /// Rows of a panel.
-        panel: usize,
-    },
+    /// (T, N) .. . If x is ready, as [`Body::Pack`] or a rounding wrote it.
+    Linear(Linear),
+    /// x (T, K), \[norm weight (K) if there is a prologue\]; output x as [`Pack`] says.
+    Pack(Pack),
     /// x (H, T, D), pos i32 (T), inverse frequencies (D/2); output (H, T, D).
     Rope,
     /// q (H, T, D), k (G, S, D); output (H, T, S).
@@ -229,8 +240,8 @@ impl Body {
             Body::Append => "append",
             Body::RmsNorm { .. } => "rms_norm",
             Body::AddRmsNorm { .. } => "add_rms_norm",
-            Body::Linear { .. } => "linear",
-            Body::Pack { .. } => "pack",
+            Body::Linear(_) => "linear",
+            Body::Pack(_) => "pack",
             Body::Rope => "rope",
             Body::Scores { .. } => "scores",
             Body::WindowMask { .. } => "window_mask",
@@ -263,8 +274,8 @@ impl Kernel {
     /// Whether calls leave in scratch what later calls of the same launch take up: x normed, or rounded to 8 bits.
     pub fn resumes(&self) -> bool {
         match self.body {
-            Body::Linear { prologue, operands, panel, .. } => {
-                panel.is_none() && (prologue.is_some() || operands == DType::Q8)
+            Body::Linear(linear) => {
+                !linear.ready && (linear.prologue.is_some() || linear.micro.operands == DType::Q8)
             }
             _ => false,
         }

@@ -1,8 +1,8 @@
 //! Calls of raw microkernels at their edges, and what they must come to.
 
 use lapidary_codegen::micro::{
-    self, DOT_ROWS, Dot, Emit, MICROKERNELS, Microkernel, Mix, Quantised, Raw, Rows, Scores, Tile, Widen,
-    int8_quant_bytes, int8_row_bytes,
+    self, DOT_ROWS, Dot, Emit, LANE_ROWS, Lanes, MICROKERNELS, Microkernel, Mix, Quantised, Raw, Rows,
+    Scores, Tile, Widen, int8_quant_bytes, int8_row_bytes,
 };
 use lapidary_codegen::target::Target;
 use lapidary_ir::{BLOCK, DType};
@@ -44,6 +44,7 @@ pub(crate) fn all(micro: &Microkernel, targets: &[Target], values: Values) -> Ve
         Emit::RawDot(_) | Emit::PairedDot(_) => dots(micro, source),
         Emit::BlockDot(_) => block_dots(micro, source),
         Emit::RawRows(_) => rows(micro, source),
+        Emit::RawLanes(_) => lanes(micro, source),
         Emit::RawTile(_) | Emit::ConfiguredTile(_) => tiles(micro, source),
         Emit::IntegerTile(..) => integer_tiles(micro, source),
         Emit::RawScores(_) => scores(micro, source),
@@ -61,19 +62,33 @@ fn dot<'a>(start: f64, pairs: impl Iterator<Item = (&'a f64, f64)>) -> (f64, f64
 fn dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
     let mut cases = vec![];
     let mut add = |dtype: DType, k: usize| {
-        for rows in [1, DOT_ROWS] {
+        let together = micro.dot_shapes(dtype).iter().copied();
+        for (xs, rows) in [(1, 1), (1, DOT_ROWS)].into_iter().chain(together) {
+            let pad = if xs == 1 { 0 } else { k % 3 };
             let (x, values) = match micro.operands {
-                DType::Q8 => rounded_x(dtype, k, source),
-                _ => {
-                    let row = source.row(DType::F32, k);
-                    (row.bytes, row.values)
+                DType::Q8 => {
+                    let (bytes, row) = rounded_x(dtype, k, source);
+                    (bytes, vec![row])
                 }
+                _ => source.rows(DType::F32, xs, k, 4 * pad),
             };
             let (weights, ws) = source.rows(dtype, rows, k, 0);
-            let want = ws.iter().map(|w| Some(dot(0.0, w.iter().zip(values.iter().copied())))).collect();
+            let c_row = rows + pad;
+            let mut want = vec![None; xs * c_row];
+            for (t, x) in values.iter().enumerate() {
+                for (n, w) in ws.iter().enumerate() {
+                    want[t * c_row + n] = Some(dot(0.0, w.iter().zip(x.iter().copied())));
+                }
+            }
+            let one = Dot::of_one_row(micro.operands, dtype, k, rows);
+            let (x_stride, c_stride) = ((k + pad) as i32 * 4, c_row as i32 * 4);
             cases.push(Case {
-                raw: Raw::Dot(Dot { operands: micro.operands, dtype, k, rows }),
-                operands: vec![Operand::In(x), Operand::In(weights), Operand::Out(vec![0xa5; 4 * rows])],
+                raw: Raw::Dot(if xs == 1 { one } else { Dot { xs, x_stride, c_stride, ..one } }),
+                operands: vec![
+                    Operand::In(x),
+                    Operand::In(weights),
+                    Operand::Out(vec![0xa5; 4 * xs * c_row]),
+                ],
                 want: Want::Floats(want),
             });
         }
@@ -101,7 +116,7 @@ fn block_dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
             let row = source.row(dtype, k);
             let want = dot(0.0, row.values.iter().zip(values.iter().copied()));
             cases.push(Case {
-                raw: Raw::Dot(Dot { operands: micro.operands, dtype, k, rows: 1 }),
+                raw: Raw::Dot(Dot::of_one_row(micro.operands, dtype, k, 1)),
                 operands: vec![Operand::In(x), Operand::In(row.bytes), Operand::Out(vec![0xa5; 4])],
                 want: Want::Floats(vec![Some(want)]),
             });
@@ -158,6 +173,59 @@ fn rows(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
     cases
 }
 
+fn lanes(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
+    let nr = micro.shapes[0].1;
+    let mut cases = vec![];
+    for dtype in [DType::Q8, DType::Q4] {
+        for blocks in [1, 2, 3, 7, 8, 9, 16, 21] {
+            for (most, rows) in
+                [(1, 1), (3, 1), (3, 2), (3, 3), (LANE_ROWS, 1 + blocks % 8), (LANE_ROWS, LANE_ROWS)]
+            {
+                let k = blocks * BLOCK;
+                let (mut x, mut xs) = (vec![], vec![]);
+                for _ in 0..rows {
+                    let (bytes, values) = lane_row(k, source);
+                    x.extend(bytes);
+                    xs.push(values);
+                }
+                let (weights, ws) = source.rows(dtype, nr, k, 0);
+                let c_row = nr + blocks % 3;
+                let mut want = vec![None; most * c_row];
+                for t in 0..rows {
+                    for n in 0..nr {
+                        want[t * c_row + n] = Some(dot(0.0, ws[n].iter().zip(xs[t].iter().copied())));
+                    }
+                }
+                cases.push(Case {
+                    raw: Raw::Lanes(Lanes { dtype, k, rows: most, c_stride: c_row as i32 * 4 }),
+                    operands: vec![
+                        Operand::In(x),
+                        Operand::In(weights),
+                        Operand::Out(vec![0xa5; 4 * most * c_row]),
+                        Operand::Number(rows as u64),
+                    ],
+                    want: Want::Floats(want),
+                });
+            }
+        }
+    }
+    cases
+}
+
+/// A row of x rounded to 8 bits, block by block: the scale, -8 times the sum of quants, these.
+fn lane_row(k: usize, source: &mut Source) -> (Vec<u8>, Vec<f64>) {
+    let (mut bytes, mut values) = (vec![], vec![]);
+    for _ in 0..k / BLOCK {
+        let scale = source.scale();
+        let quants: Vec<i64> = (0..BLOCK).map(|_| source.quant(-127, 127)).collect();
+        bytes.extend(scale.to_le_bytes());
+        bytes.extend((-8 * quants.iter().sum::<i64>() as i32).to_le_bytes());
+        bytes.extend(quants.iter().map(|&q| q as i8 as u8));
+        values.extend(quants.iter().map(|&q| q as f64 * f64::from(scale)));
+    }
+    (bytes, values)
+}
+
 /// What tiles start from: results, padding beside them; as bytes and as numbers.
 fn before(source: &mut Source, n: usize) -> (Vec<u8>, Vec<f32>) {
     let floats: Vec<f32> = (0..n).map(|_| source.float()).collect();
@@ -205,6 +273,7 @@ fn tiles(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
                     panel: micro.mr,
                     weight_stride: ((k + pad) * size) as i32,
                     c_stride: c_row as i32 * 4,
+                    ahead: if micro.is_configured() { 1024 * pad as i32 } else { 0 },
                 };
                 cases.push(Case {
                     raw: Raw::Tile(tile),
@@ -300,7 +369,16 @@ fn integer_tile(
     }
     let (weight_stride, c_stride) = (stride as i32, c_row as i32 * 4);
     Case {
-        raw: Raw::Tile(Tile { operands: DType::Q8, weights, columns, nr, panel, weight_stride, c_stride }),
+        raw: Raw::Tile(Tile {
+            operands: DType::Q8,
+            weights,
+            columns,
+            nr,
+            panel,
+            weight_stride,
+            c_stride,
+            ahead: 0,
+        }),
         operands: vec![
             Operand::In(x),
             Operand::In(held),

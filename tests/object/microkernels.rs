@@ -26,7 +26,7 @@ fn raw_dot_products_of_aarch64() {
         for (dtype, bits) in [(DType::Q8, 8), (DType::Q4, 4)] {
             for k in [32, 64, 96, 288, 4128] {
                 for rows in [1, DOT_ROWS] {
-                    let dot = Dot { operands: microkernel.operands, dtype, k, rows };
+                    let dot = Dot::of_one_row(microkernel.operands, dtype, k, rows);
                     let bytes = emit(dot).expect("code");
                     assert_eq!(bytes, microkernel.assemble(Raw::Dot(dot)).expect("code"));
                     let name = format!("dot_{count}");

@@ -33,19 +33,23 @@ pub(super) fn widening(
 
 /// Bytes from one weight row in scratch to the next: not a power of two, lest rows share cache sets.
 pub(super) fn weight_row(micro: &Microkernel, stored: DType) -> usize {
-    micro.held_bytes(stored, micro.part()) + 64
+    held_row(micro, stored, micro.part())
 }
 
-/// Holds `length` elements from `from` of the block's weight rows as tiles read them; rows past the end are the last
-/// row again. An odd length of bf16 is filled up with a 0.
+/// The same of rows of which `n` elements are held.
+pub(super) fn held_row(micro: &Microkernel, stored: DType, n: usize) -> usize {
+    micro.held_bytes(stored, n) + 64
+}
+
+/// Holds `length` elements from `from` of the block's weight rows as tiles read them, `stride` bytes apart; rows past
+/// the end are the last row again. An odd length of bf16 is filled up with a 0.
 pub(super) fn hold(
     e: &mut Emitter<'_>,
     weight: &View,
     first: Value,
-    from: Value,
-    length: Value,
+    span: (Value, Value),
     to: Value,
-    micro: &Microkernel,
+    (micro, stride): (&Microkernel, usize),
 ) {
     let last = e.i64(fixed(weight, 0) as i64 - 1);
     let (zero, rows) = (e.i64(0), e.i64(micro.block_rows() as i64));
@@ -54,9 +58,9 @@ pub(super) fn hold(
         let row = e.min(row, last);
         let base = e.base(weight);
         let row = e.step(weight, 0, base, row);
-        let at = e.scale(n, weight_row(micro, weight.dtype) as i64);
+        let at = e.scale(n, stride as i64);
         let to = e.b.ins().iadd(to, at);
-        hold_row(e, weight, row, (from, length), to, micro);
+        hold_row(e, weight, row, span, to, micro);
         vec![]
     });
 }

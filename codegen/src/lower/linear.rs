@@ -1,10 +1,11 @@
 //! Linear kernels: x (T, K) times weights (N, K) transposed, with an optional norm before and an epilogue after.
 //!
 //! A tile is a block of weight rows, over all rows of x. For one row or few, x is read as it lies and a prologue norms
-//! it into this thread's scratch, by the same code as the norm kernel, so that fusing it changes no bit. For many rows
-//! a kernel of its own packs x into panels and norms as it packs ([`super::pack`]); here the weights of the tile are
-//! widened part by part into scratch, where every panel of x meets them. Here is what the two have in common; products
-//! are in `linear_dots` and `linear_tiles`, weights are brought into their form by `hold`, rows of x by `round`.
+//! it into this thread's scratch, by the same code as the norm kernel, so that fusing it changes no bit. For more rows
+//! a kernel of its own ([`preparation`]) norms x and brings it into the form that the microkernel reads; tiles' weights
+//! are widened part by part into scratch, where every panel of x meets them. Here is what all have in common; products
+//! are in `linear_dots`, `linear_lanes` and `linear_tiles`, weights are brought into their form by `hold`, rows of x by
+//! `round` and `pack`.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
@@ -12,15 +13,64 @@ use lapidary_ir::{BLOCK, DType, Dim};
 use lapidary_runtime::program::{RESUMED, Tiles};
 
 use super::hold::{weight_row, widened_row, widening};
-use super::linear_dots::{dot_rows, raw_dot, row_dots};
-use super::linear_tiles::{block_bytes, tiling};
+use super::linear_dots::{dot_rows, raw_dot, raw_dots_of, read_as, row_dots};
+use super::linear_lanes::{self, raw_lanes};
+use super::linear_tiles::{block_bytes, tiling, whole};
 use super::norm::norm_row;
-use super::round::{Rounding, round_rows};
+use super::pack;
+use super::round::{Rounding, round_lane_rows, round_rows};
 use crate::emit::{Emitter, Features};
-use crate::kernel::{Epilogue, Kernel};
+use crate::kernel::{Body, Elementwise, Epilogue, Kernel, Linear, Pack};
 use crate::math;
 use crate::micro::{self, Emit, Microkernel, Quantised, Raw};
-use crate::view::View;
+use crate::view::{Base, Capacity, View};
+
+/// The most rows of a call whose kernels norm and round x themselves, each thread for itself.
+const OWN_ROWS: usize = 4;
+
+/// What a linear kernel over these weights is made of, in calls that go by the kernels of `regime` rows; `rounded` says
+/// whether it may round activations.
+pub fn choose(
+    prologue: Option<f32>,
+    epilogue: Epilogue,
+    weights: &[View],
+    regime: usize,
+    rounded: bool,
+    features: &Features,
+) -> Linear {
+    let quantised = Quantised::of(weights.iter().map(|w| w.dtype));
+    let micro = micro::choose(regime, fixed(&weights[0], 1), rounded, quantised, features);
+    Linear { prologue, epilogue, micro, few: micro.of_few_rows(features), ready: false }
+}
+
+/// A kernel that runs before a linear one.
+pub struct Preparation {
+    /// What it does to x, and to the norm's weight if there is a prologue.
+    pub body: Body,
+    /// What it writes, in the form of this view, at no place yet.
+    pub output: View,
+    /// Its tile space.
+    pub tiles: Tiles,
+}
+
+/// What makes x ready for a linear kernel that does not do so itself.
+pub fn preparation(linear: &Linear, x: &View, capacity: Capacity) -> Option<Preparation> {
+    let Linear { prologue, micro, few, .. } = *linear;
+    let (rows, k) = (x.axes[0].dim, fixed(x, 1));
+    let many = capacity.of(rows) > OWN_ROWS;
+    if micro.is_packed() || micro.has_lanes() && many {
+        let body = Body::Pack(Pack { prologue, micro, few });
+        let output = pack::packed(rows, k, capacity, micro);
+        return Some(Preparation { body, output, tiles: pack::tiles(rows, capacity, micro) });
+    }
+    if micro.reads_rounded_rows() || micro.operands == DType::F32 && prologue.is_some() && many {
+        let output = View::contiguous(Base::Number(0.0), micro.operands, &x.dims(), capacity);
+        let tiles = Kernel::row_tiles(&output);
+        let body = prologue.map_or(Body::Elementwise(Elementwise::Copy), |eps| Body::RmsNorm { eps });
+        return Some(Preparation { body, output, tiles });
+    }
+    None
+}
 
 /// The tile space of a linear kernel: blocks of each weight in turn; for the gate, of both at once.
 pub fn tiles(weights: &[View], epilogue: Epilogue, micro: &Microkernel) -> Tiles {
@@ -36,37 +86,55 @@ pub fn tiles(weights: &[View], epilogue: Epilogue, micro: &Microkernel) -> Tiles
 /// The raw code that a kernel calls.
 pub(super) fn raw_code(
     kernel: &Kernel,
-    prologue: Option<f32>,
-    operands: DType,
+    linear: &Linear,
     features: &Features,
 ) -> Vec<(&'static Microkernel, Raw)> {
-    let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
-    let regime = kernel.regime_of(kernel.outputs[0].axes[0].dim);
-    let quantised = Quantised::of(weights.iter().map(|w| w.dtype));
-    let micro = micro::select_for(regime, fixed(&weights[0], 1), operands, quantised, features);
-    let raw: Vec<Raw> = match micro.emit {
+    let weights = &kernel.inputs[1 + usize::from(linear.prologue.is_some())..];
+    let micro = linear.micro;
+    let lanes = |few: &'static Microkernel| {
+        weights.iter().map(move |w| (few, raw_lanes(w, few, micro, most_rows(kernel))))
+    };
+    match micro.emit {
         Emit::RawTile(_) | Emit::IntegerTile(..) | Emit::ConfiguredTile(_) => {
             let widen = weights.iter().filter_map(|w| widening(w, micro, features));
-            let tiles = weights.iter().flat_map(|w| tiling(micro, w.dtype).raw_code());
-            return widen.chain(tiles.map(|raw| (micro, raw))).collect();
+            let tilings = |w: &View| std::iter::once(tiling(micro, w.dtype)).chain(whole(micro, w));
+            let tiles = weights.iter().flat_map(tilings).flat_map(|tiling| tiling.raw_code());
+            let few = linear.few.into_iter().flat_map(lanes);
+            widen.chain(tiles.map(|raw| (micro, raw))).chain(few).collect()
         }
+        Emit::RawLanes(_) => lanes(micro).collect(),
         Emit::RawRows(_) => {
             let widen = weights.iter().filter_map(|w| widening(w, micro, features));
             let x = &kernel.inputs[0];
             let dots = weights.iter().flat_map(|w| {
                 micro.shapes.iter().map(|&shape| (micro, Raw::Rows(row_dots(x, w, micro, shape))))
             });
-            return widen.chain(dots).collect();
+            widen.chain(dots).collect()
         }
         Emit::RawDot(_) | Emit::PairedDot(_) | Emit::BlockDot(_) => {
-            let rows = |w: &View| [dot_rows(w), 1];
-            let dots = weights.iter().flat_map(|w| rows(w).map(|n| (micro, raw_dot(w, operands, n))));
-            let widened = weights.iter().filter(|w| operands == DType::F32 && !micro::raw_reads(w.dtype));
-            return widened.filter_map(|w| widening(w, micro, features)).chain(dots).collect();
+            let x_stride = match linear.prologue {
+                Some(_) => fixed(&weights[0], 1) as i64 * 4,
+                None => kernel.inputs[0].step_bytes(0),
+            };
+            let widens = |w: &&View| micro.operands == DType::F32 && !micro::raw_reads(w.dtype);
+            let unread = weights.iter().filter(widens);
+            let mut raw: Vec<_> = unread.filter_map(|w| widening(w, micro, features)).collect();
+            for w in weights {
+                for n in [dot_rows(w), 1] {
+                    let shapes = micro
+                        .dot_shapes(read_as(w, micro.operands))
+                        .iter()
+                        .filter(|shape| shape.0 <= most_rows(kernel));
+                    let of_rows =
+                        |&(xs, of): &(usize, usize)| raw_dots_of(w, micro, x_stride, (xs, of.min(n)));
+                    raw.extend(shapes.map(|shape| (micro, of_rows(shape))));
+                    raw.push((micro, raw_dot(w, micro.operands, n)));
+                }
+            }
+            raw
         }
-        _ => vec![],
-    };
-    raw.into_iter().map(|raw| (micro, raw)).collect()
+        Emit::Dot(_) | Emit::Inline(_) | Emit::RawScores(_) | Emit::RawMix(_) | Emit::RawWiden(_) => vec![],
+    }
 }
 
 /// The most rows of a call, as the kernel sees them.
@@ -82,40 +150,35 @@ pub(super) fn fixed(view: &View, axis: usize) -> usize {
 }
 
 /// Emits the kernel.
-pub(super) fn lower(
-    e: &mut Emitter<'_>,
-    kernel: &Kernel,
-    prologue: Option<f32>,
-    epilogue: Epilogue,
-    operands: DType,
-    panel: Option<usize>,
-) {
-    let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
+pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
+    let weights = &kernel.inputs[1 + usize::from(linear.prologue.is_some())..];
+    let micro = linear.micro;
     let k = fixed(&weights[0], 1);
     let rows = most_rows(kernel);
-    let regime = kernel.regime_of(kernel.outputs[0].axes[0].dim);
-    let quantised = Quantised::of(weights.iter().map(|w| w.dtype));
-    let micro = micro::select_for(regime, k, operands, quantised, &e.features);
-    let results = if epilogue == Epilogue::Gate { 2 } else { 1 };
-    let mut job = match panel {
-        Some(_) => {
-            let most = micro.part();
-            // Whole blocks.
-            let blocks = weights.iter().filter_map(|w| Some(w.dtype.format()?.block));
-            let block = blocks.max().unwrap_or(BLOCK);
-            let part = k.div_ceil(k.div_ceil(most)).next_multiple_of(block).min(most);
-            let row = weights.iter().map(|w| weight_row(micro, w.dtype)).max().unwrap_or(0);
-            let held = e.take_scratch(micro.block_rows() * row);
-            let x = Operand::Packed { held, part };
-            let bytes = rows.div_ceil(micro.mr) * block_bytes(micro);
-            let results = (0..results).map(|_| e.take_scratch(bytes)).collect();
-            Job { micro, k, x, results, kernel, epilogue, output: 0 }
-        }
-        None => {
-            let normed = prologue.map(|eps| (eps, e.take_scratch(rows * k * 4)));
-            let int8 = (operands == DType::Q8).then(|| e.take_scratch(rows * micro::int8_row_bytes(k)));
+    let lane_rows = linear.few.map_or(rows, |few| few.max_rows.min(rows));
+    let lane_bytes = lane_rows * linear_lanes::row_bytes(micro);
+    let (x, bytes) = if micro.is_packed() {
+        let most = micro.part();
+        // Whole blocks.
+        let blocks = weights.iter().filter_map(|w| Some(w.dtype.format()?.block));
+        let block = blocks.max().unwrap_or(BLOCK);
+        let part = k.div_ceil(k.div_ceil(most)).next_multiple_of(block).min(most);
+        let whole = |w: &View| whole(micro, w).filter(|tiling| tiling.ahead == 0).map(|t| t.weight_stride);
+        let row = weights.iter().map(|w| weight_row(micro, w.dtype).max(whole(w).unwrap_or(0)));
+        let held = e.take_scratch(micro.block_rows() * row.max().unwrap_or(0));
+        let bytes = rows.div_ceil(micro.mr) * block_bytes(micro);
+        let bytes = if linear.few.is_some() { bytes.max(lane_bytes) } else { bytes };
+        (Operand::Packed { held, part }, bytes)
+    } else {
+        let normed = linear.prologue.map(|eps| (eps, e.take_scratch(rows * k * 4)));
+        if micro.has_lanes() {
+            let rounded = (!linear.ready).then(|| e.take_scratch(rows * micro::lane_row_bytes(k)));
+            (Operand::Lanes { normed, rounded }, lane_bytes)
+        } else {
+            let int8 = micro.operands == DType::Q8;
+            let int8 = int8.then(|| e.take_scratch(rows * micro::int8_row_bytes(k)));
             let widened = match micro.emit {
-                Emit::RawRows(_) => weights.iter().any(|w| w.dtype != operands),
+                Emit::RawRows(_) => weights.iter().any(|w| w.dtype != micro.operands),
                 Emit::RawDot(_) => weights.iter().any(|w| !micro::raw_reads(w.dtype)),
                 _ => false,
             };
@@ -123,11 +186,13 @@ pub(super) fn lower(
                 let bytes = if micro.reads_rounded_rows() { widened_row(k) } else { k * 4 };
                 e.take_scratch(micro.shapes[0].1 * bytes)
             });
-            let x = Operand::Rows { normed, int8, widened };
-            let results = (0..results).map(|_| e.take_scratch(rows * micro.block_rows() * 4)).collect();
-            Job { micro, k, x, results, kernel, epilogue, output: 0 }
+            (Operand::Rows { normed, int8, widened }, rows * micro.block_rows() * 4)
         }
     };
+    let results = if linear.epilogue == Epilogue::Gate { 2 } else { 1 };
+    let results = (0..results).map(|_| e.take_scratch(bytes)).collect();
+    let gathered = linear_lanes::gathered_bytes(&linear, weights).map(|bytes| e.take_scratch(bytes));
+    let mut job = Job { linear, k, x, results, gathered, kernel, output: 0 };
 
     // What is made of x stays in scratch between a launch's calls on one thread.
     let (mut begin, end) = (e.tile_begin, e.tile_end);
@@ -147,7 +212,7 @@ pub(super) fn lower(
             e.when(fresh, |e| job.ready_rows(e, weights[0].dtype));
         }
         let mut first = 0i64;
-        let groups: Vec<&[View]> = match epilogue {
+        let groups: Vec<&[View]> = match linear.epilogue {
             Epilogue::Gate => vec![weights],
             Epilogue::Store | Epilogue::Softcap(_) => weights.chunks(1).collect(),
         };
@@ -164,10 +229,7 @@ pub(super) fn lower(
                 let left = e.b.ins().isub(n, first);
                 let width = e.i64(micro.block_rows() as i64);
                 let width = e.min(left, width);
-                match job.x {
-                    Operand::Rows { .. } => job.dot_block(e, group, first, width),
-                    Operand::Packed { held, part } => job.tile_block(e, group, first, width, held, part),
-                }
+                job.block(e, group, first, width);
                 vec![]
             });
             first += blocks;
@@ -207,19 +269,23 @@ pub(super) enum Operand {
     /// As it lies, or normed (eps, and where the normed rows are), or that rounded to 8 bits; where some weight rows
     /// are widened, if they are.
     Rows { normed: Option<(f32, Value)>, int8: Option<Value>, widened: Option<Value> },
+    /// Rounded to 8 bits for weight rows in lanes, by the kernel itself unless x is ready.
+    Lanes { normed: Option<(f32, Value)>, rounded: Option<Value> },
     /// In panels. Weights are held in scratch in the operands' type, `part` elements of k at a time.
     Packed { held: Value, part: usize },
 }
 
 /// What the blocks of one kernel share.
 pub(super) struct Job<'a> {
-    pub(super) micro: &'static Microkernel,
+    pub(super) linear: Linear,
     pub(super) k: usize,
     pub(super) x: Operand,
-    /// Blocks of results, one a weight of a tile: dot (rows, nr), packed (nr, rows) with a stride.
+    /// Blocks of results, one a weight of a tile: dot (rows, nr), packed (nr, rows) with a stride, lanes as
+    /// [`linear_lanes::row_bytes`] says.
     pub(super) results: Vec<Value>,
+    /// Where weight rows are gathered that are fewer than lanes.
+    pub(super) gathered: Option<Value>,
     pub(super) kernel: &'a Kernel,
-    pub(super) epilogue: Epilogue,
     /// Which output the block belongs to.
     pub(super) output: usize,
 }
@@ -227,16 +293,36 @@ pub(super) struct Job<'a> {
 impl Job<'_> {
     /// Norms and rounds x into scratch.
     fn ready_rows(&self, e: &mut Emitter<'_>, weights: DType) {
-        let Operand::Rows { normed, int8, .. } = self.x else { return };
         let k = self.k;
-        if let Some((eps, scratch)) = normed {
-            norm_rows(e, self.kernel, eps, scratch, k);
+        if let Operand::Rows { normed: Some((eps, to)), .. }
+        | Operand::Lanes { normed: Some((eps, to)), .. } = self.x
+        {
+            norm_rows(e, self.kernel, eps, to, k);
         }
-        if let Some(scratch) = int8 {
-            let (x, stride) = self.plain_rows(e);
-            let rows = self.rows(e);
-            let paired = matches!(self.micro.emit, Emit::PairedDot(_)) && weights == DType::Q4;
-            round_rows(e, x, stride, rows, Rounding { k, paired }, scratch);
+        let (x, stride) = self.plain_rows(e);
+        let rows = self.rows(e);
+        match self.x {
+            Operand::Rows { int8: Some(scratch), .. } => {
+                let paired = matches!(self.linear.micro.emit, Emit::PairedDot(_)) && weights == DType::Q4;
+                round_rows(e, x, stride, rows, Rounding { k, paired }, scratch);
+            }
+            Operand::Lanes { rounded: Some(scratch), .. } => round_lane_rows(e, x, stride, rows, k, scratch),
+            Operand::Rows { .. } | Operand::Lanes { .. } | Operand::Packed { .. } => {}
+        }
+    }
+
+    /// A block: `width` weight rows from `first` of each of the tile's weights.
+    fn block(&self, e: &mut Emitter<'_>, weights: &[View], first: Value, width: Value) {
+        match self.x {
+            Operand::Rows { .. } => self.dot_block(e, weights, first, width),
+            Operand::Lanes { .. } => self.lane_block(e, weights, first, width, self.linear.micro),
+            Operand::Packed { held, part } => {
+                let tiles = |e: &mut Emitter<'_>| self.tile_block(e, weights, first, width, held, part);
+                let Some(few) = self.linear.few else { return tiles(e) };
+                let (rows, most) = (self.rows(e), e.i64(few.max_rows as i64));
+                let fits = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, rows, most);
+                e.choose_path(fits, |e| self.lane_block(e, weights, first, width, few), tiles);
+            }
         }
     }
 
@@ -247,8 +333,11 @@ impl Job<'_> {
     /// The rows of x in f32, and bytes from one to the next.
     pub(super) fn plain_rows(&self, e: &mut Emitter<'_>) -> (Value, i64) {
         match self.x {
-            Operand::Rows { normed: Some((_, scratch)), .. } => (scratch, self.k as i64 * 4),
-            Operand::Rows { normed: None, .. } | Operand::Packed { .. } => {
+            Operand::Rows { normed: Some((_, scratch)), .. }
+            | Operand::Lanes { normed: Some((_, scratch)), .. } => (scratch, self.k as i64 * 4),
+            Operand::Rows { normed: None, .. }
+            | Operand::Lanes { normed: None, .. }
+            | Operand::Packed { .. } => {
                 let x = &self.kernel.inputs[0];
                 (e.base(x), x.step_bytes(0))
             }
@@ -257,7 +346,7 @@ impl Job<'_> {
 
     /// The epilogue on four (or one) of each weight's sums.
     pub(super) fn finish(&self, e: &mut Emitter<'_>, sums: &[Value]) -> Value {
-        match self.epilogue {
+        match self.linear.epilogue {
             Epilogue::Store => sums[0],
             Epilogue::Softcap(cap) => math::softcap(e, cap, sums[0]),
             Epilogue::Gate => {

@@ -11,14 +11,36 @@ use crate::micro::{self, Block, Dot, Emit, Microkernel, Raw, Rows};
 use crate::view::View;
 
 pub(super) fn raw_dot(weight: &View, operands: DType, rows: usize) -> Raw {
+    Raw::Dot(Dot::of_one_row(operands, read_as(weight, operands), fixed(weight, 1), rows))
+}
+
+/// The type that raw code reads weights in for x held as `operands`: their own, or that which they are widened to before.
+pub(super) fn read_as(weight: &View, operands: DType) -> DType {
     let as_it_lies = operands == DType::Q8 || micro::raw_reads(weight.dtype);
-    let dtype = if as_it_lies { weight.dtype } else { DType::F32 };
-    Raw::Dot(Dot { operands, dtype, k: fixed(weight, 1), rows })
+    if as_it_lies { weight.dtype } else { DType::F32 }
 }
 
 /// Weight rows that are taken at a time: of those that raw code does not read one, which is widened before.
 pub(super) fn dot_rows(weight: &View) -> usize {
     if micro::raw_reads(weight.dtype) { micro::dot_rows(weight.dtype, fixed(weight, 1)) } else { 1 }
+}
+
+/// Dot products of some rows of x, `x_stride` bytes apart, with some weight rows.
+pub(super) fn raw_dots_of(
+    weight: &View,
+    micro: &Microkernel,
+    x_stride: i64,
+    (xs, rows): (usize, usize),
+) -> Raw {
+    Raw::Dot(Dot {
+        operands: micro.operands,
+        dtype: read_as(weight, micro.operands),
+        k: fixed(weight, 1),
+        rows,
+        xs,
+        x_stride: x_stride as i32,
+        c_stride: micro.block_rows() as i32 * 4,
+    })
 }
 
 /// Dot products of rows of x with weight rows as they lie, or widened in scratch.
@@ -39,7 +61,7 @@ pub(super) fn row_dots(x: &View, weight: &View, micro: &Microkernel, (rows, nr):
 impl Job<'_> {
     /// Dot products of `width` weight rows from `first`, for each of the tile's weights; then the epilogue.
     pub(super) fn dot_block(&self, e: &mut Emitter<'_>, weights: &[View], first: Value, width: Value) {
-        let nr = self.micro.block_rows() as i64;
+        let nr = self.linear.micro.block_rows() as i64;
         let n = fixed(&weights[0], 0) as i64;
         let rows = self.rows(e);
         let (x, x_stride) = match self.x {
@@ -48,11 +70,11 @@ impl Job<'_> {
         };
         for (weight, &c) in weights.iter().zip(&self.results) {
             let base = e.base(weight);
-            if let Emit::RawRows(_) = self.micro.emit {
+            if let Emit::RawRows(_) = self.linear.micro.emit {
                 self.row_dots(e, weight, first, width, x, c);
                 continue;
             }
-            if let Emit::RawDot(_) | Emit::PairedDot(_) | Emit::BlockDot(_) = self.micro.emit {
+            if let Emit::RawDot(_) | Emit::PairedDot(_) | Emit::BlockDot(_) = self.linear.micro.emit {
                 let base = e.step(weight, 0, base, first);
                 self.raw_dots(e, weight, base, width, (x, x_stride), c);
                 continue;
@@ -66,17 +88,30 @@ impl Job<'_> {
                 })
                 .collect();
             let block = Block { dtype: weight.dtype, weights, k: self.k, x, x_stride, rows, c };
-            match self.micro.emit {
+            match self.linear.micro.emit {
                 Emit::Dot(emit) => emit(e, &block),
                 _ => unreachable!("dot products alone read rows"),
             }
         }
+        self.row_epilogue(e, first, width, (nr * 4, 0));
+    }
+
+    /// The epilogue on results (rows, nr) that lie `stride` bytes a row, from byte `from` of it; then to the output.
+    pub(super) fn row_epilogue(
+        &self,
+        e: &mut Emitter<'_>,
+        first: Value,
+        width: Value,
+        (stride, from): (i64, i64),
+    ) {
+        let rows = self.rows(e);
         let output = &self.kernel.outputs[self.output];
         let zero = e.i64(0);
         e.for_range(zero, rows, 1, &[], |e, t, _| {
             let out = e.base(output);
             let out = e.at(output, out, &[(0, t), (1, first)]);
-            let at = e.scale(t, nr * 4);
+            let at = e.scale(t, stride);
+            let at = e.offset(at, from);
             let c: Vec<Value> = self.results.iter().map(|&c| e.b.ins().iadd(c, at)).collect();
             e.for_lanes(width, &[], |e, i, lanes, _| {
                 let at = e.scale(i, 4);
@@ -101,7 +136,7 @@ impl Job<'_> {
         let rows = self.rows(e);
         let base = e.base(weight);
         let (zero, k) = (e.i64(0), e.i64(self.k as i64));
-        let most = self.micro.shapes[0].1;
+        let most = self.linear.micro.shapes[0].1;
         let n_groups = e.i64(most as i64);
         let whole = e.b.ins().udiv(width, n_groups);
         let whole = e.b.ins().imul(whole, n_groups);
@@ -109,12 +144,14 @@ impl Job<'_> {
             e.for_range(from, to, nr as i64, &[], |e, n, _| {
                 let row = e.b.ins().iadd(first, n);
                 let weights = match self.x {
-                    Operand::Rows { widened: Some(scratch), .. } if weight.dtype != self.micro.operands => {
+                    Operand::Rows { widened: Some(scratch), .. }
+                        if weight.dtype != self.linear.micro.operands =>
+                    {
                         for i in 0..nr {
                             let row = e.offset(row, i as i64);
                             let row = e.step(weight, 0, base, row);
                             let to = e.offset(scratch, (i * widened_row(self.k)) as i64);
-                            hold_row(e, weight, row, (zero, k), to, self.micro);
+                            hold_row(e, weight, row, (zero, k), to, self.linear.micro);
                         }
                         scratch
                     }
@@ -124,15 +161,16 @@ impl Job<'_> {
                 let c = e.b.ins().iadd(c, at);
                 // The widest shape as often as it fits, then each narrower one at most once.
                 let mut done = zero;
-                let shapes = self.micro.shapes.iter().filter(|s| s.1 == nr);
+                let shapes = self.linear.micro.shapes.iter().filter(|s| s.1 == nr);
                 for &(count, _) in shapes {
-                    let raw = Raw::Rows(row_dots(&self.kernel.inputs[0], weight, self.micro, (count, nr)));
+                    let raw =
+                        Raw::Rows(row_dots(&self.kernel.inputs[0], weight, self.linear.micro, (count, nr)));
                     let mask = e.i64(!(count as i64 - 1));
                     let end = e.b.ins().band(rows, mask);
                     e.for_range(done, end, count as i64, &[], |e, t, _| {
                         let at = e.scale(t, self.kernel.inputs[0].step_bytes(0));
                         let x = e.b.ins().iadd(x, at);
-                        let at = e.scale(t, self.micro.block_rows() as i64 * 4);
+                        let at = e.scale(t, self.linear.micro.block_rows() as i64 * 4);
                         let c = e.b.ins().iadd(c, at);
                         e.call_raw(raw, &[x, weights, c]);
                         vec![]
@@ -144,8 +182,8 @@ impl Job<'_> {
         }
     }
 
-    /// Dot products of `width` weight rows from `base` by raw code, one or four at a time; each of these meets every
-    /// row of x.
+    /// Dot products of `width` weight rows from `base` by raw code, some at a time; each of these meets every row of x,
+    /// as many together as there is code for.
     fn raw_dots(
         &self,
         e: &mut Emitter<'_>,
@@ -155,8 +193,6 @@ impl Job<'_> {
         x: (Value, i64),
         c: Value,
     ) {
-        let nr = self.micro.block_rows() as i64;
-        let rows = self.rows(e);
         let at_a_time = dot_rows(weight);
         let (zero, k) = (e.i64(0), e.i64(self.k as i64));
         let spans = if at_a_time == 1 {
@@ -172,21 +208,55 @@ impl Job<'_> {
                 if let (Operand::Rows { widened: Some(scratch), .. }, false) =
                     (self.x, micro::raw_reads(weight.dtype))
                 {
-                    hold_row(e, weight, weights, (zero, k), scratch, self.micro);
+                    hold_row(e, weight, weights, (zero, k), scratch, self.linear.micro);
                     weights = scratch;
                 }
                 let at = e.scale(n, 4);
                 let c = e.b.ins().iadd(c, at);
-                e.for_range(zero, rows, 1, &[], |e, t, _| {
-                    let at = e.scale(t, x.1);
-                    let x = e.b.ins().iadd(x.0, at);
-                    let at = e.scale(t, nr * 4);
-                    let c = e.b.ins().iadd(c, at);
-                    e.call_raw(raw_dot(weight, self.micro.operands, count), &[x, weights, c]);
-                    vec![]
-                });
+                self.dots_of_rows(e, weight, weights, count, x, c);
                 vec![]
             });
+        }
+    }
+
+    /// Dot products of `count` weight rows with every row of x: the most rows that there is code for as often as they
+    /// fit, then fewer.
+    fn dots_of_rows(
+        &self,
+        e: &mut Emitter<'_>,
+        weight: &View,
+        weights: Value,
+        count: usize,
+        (x, x_stride): (Value, i64),
+        c: Value,
+    ) {
+        let micro = self.linear.micro;
+        let nr = micro.block_rows() as i64;
+        let rows = self.rows(e);
+        let most = self.kernel.capacity.of(self.kernel.outputs[0].axes[0].dim);
+        let mut done = e.i64(0);
+        let shapes = micro.dot_shapes(read_as(weight, micro.operands)).iter().filter(|shape| shape.0 <= most);
+        for &(xs, of) in shapes.chain([&(1, count)]) {
+            let at_a_time = of.min(count);
+            let mask = e.i64(!(xs as i64 - 1));
+            let end = e.b.ins().band(rows, mask);
+            e.for_range(done, end, xs as i64, &[], |e, t, _| {
+                let at = e.scale(t, x_stride);
+                let x = e.b.ins().iadd(x, at);
+                let at = e.scale(t, nr * 4);
+                let c = e.b.ins().iadd(c, at);
+                for n in (0..count).step_by(at_a_time) {
+                    let weights = e.offset(weights, n as i64 * weight.step_bytes(0));
+                    let c = e.offset(c, n as i64 * 4);
+                    let raw = match xs {
+                        1 => raw_dot(weight, micro.operands, at_a_time),
+                        _ => raw_dots_of(weight, micro, x_stride, (xs, at_a_time)),
+                    };
+                    e.call_raw(raw, &[x, weights, c]);
+                }
+                vec![]
+            });
+            done = end;
         }
     }
 }

@@ -5,8 +5,8 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{BLOCK, DType};
 
 use super::elementwise::store_along_row;
-use super::hold::{hold, weight_row};
-use super::linear::Job;
+use super::hold::{held_row, hold, weight_row};
+use super::linear::{Job, fixed};
 use super::tiling::Tiling;
 use super::transpose;
 use crate::emit::Emitter;
@@ -17,7 +17,27 @@ use crate::view::View;
 /// Tiles of weights stored so, as they are held in scratch.
 pub(super) fn tiling(micro: &'static Microkernel, stored: DType) -> Tiling {
     let weights = if micro.operands.is_quantised() { stored } else { micro.operands };
-    Tiling { micro, weights, weight_stride: weight_row(micro, stored), c_stride: micro.mr * 4 }
+    let (weight_stride, c_stride) = (weight_row(micro, stored), micro.mr * 4);
+    Tiling { micro, weights, weight_stride, c_stride, ahead: 0 }
+}
+
+/// Panels of calls that take blocks of weight rows whole: more of them would not stay in the second cache beside these.
+const WHOLE_PANELS: usize = 2;
+/// The most bytes of such a block in scratch.
+const WHOLE_BYTES: usize = 1 << 20;
+
+/// Tiles for calls of few rows, which take all of k at a time, for memory serves rows best in the order of their bytes: of
+/// weight rows as they lie, if the unit reads those, and the rows after them are fetched meanwhile; else held whole.
+pub(super) fn whole(micro: &'static Microkernel, weight: &View) -> Option<Tiling> {
+    let (k, c_stride) = (fixed(weight, 1), micro.mr * 4);
+    if micro.is_configured() && weight.dtype == micro.operands && weight.inner_stride() == 1 {
+        let weight_stride = weight.step_bytes(0) as usize;
+        let ahead = micro.block_rows() * weight_stride;
+        return Some(Tiling { micro, weights: micro.operands, weight_stride, c_stride, ahead });
+    }
+    let weight_stride = held_row(micro, weight.dtype, k);
+    let fits = micro.is_raw() && k > micro.part() && micro.block_rows() * weight_stride <= WHOLE_BYTES;
+    fits.then_some(Tiling { weight_stride, ..tiling(micro, weight.dtype) })
 }
 
 /// Bytes of the results of a block with one panel: f32 (nr, mr), contiguous.
@@ -39,7 +59,19 @@ impl Job<'_> {
     ) {
         let rows = self.rows(e);
         for (weight, &c) in weights.iter().zip(&self.results) {
-            self.tiles(e, weight, first, width, (held, part), c);
+            let by_parts = |e: &mut Emitter<'_>| self.tiles(e, weight, first, width, (held, part), c);
+            let Some(tiling) = whole(self.linear.micro, weight) else {
+                by_parts(e);
+                continue;
+            };
+            let most = e.i64((WHOLE_PANELS * tiling.micro.mr) as i64);
+            let mut few = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, rows, most);
+            if tiling.ahead > 0 {
+                let block = e.i64(tiling.micro.block_rows() as i64);
+                let filled = e.b.ins().icmp(IntCC::Equal, width, block);
+                few = e.b.ins().band(few, filled);
+            }
+            e.choose_path(few, |e| self.whole_tiles(e, weight, first, width, (tiling, held), c), by_parts);
         }
         self.tile_epilogue(e, rows, first, width);
     }
@@ -56,25 +88,25 @@ impl Job<'_> {
     ) {
         let rows = self.rows(e);
         let x = e.base(&self.kernel.inputs[0]);
-        let mr = self.micro.mr as i64;
-        let tiling = tiling(self.micro, weight.dtype);
+        let mr = self.linear.micro.mr as i64;
+        let tiling = tiling(self.linear.micro, weight.dtype);
         // Bytes that a block of k takes, of one row of x.
-        let block_bytes = self.micro.panel_bytes(BLOCK) as i64;
+        let block_bytes = self.linear.micro.panel_bytes(BLOCK) as i64;
         let (zero, k) = (e.i64(0), e.i64(self.k as i64));
         e.for_range(zero, k, part as i64, &[], |e, from, _| {
             let left = e.b.ins().isub(k, from);
             let length = e.i64(part as i64);
             let length = e.min(left, length);
-            hold(e, weight, first, from, length, held, self.micro);
+            hold(e, weight, first, (from, length), held, (tiling.micro, tiling.weight_stride));
             let steps = self.steps(e, length);
             e.for_range(zero, rows, mr, &[], |e, t, _| {
-                let panel = e.scale(t, self.micro.panel_bytes(self.k) as i64);
+                let panel = e.scale(t, self.linear.micro.panel_bytes(self.k) as i64);
                 let panel = e.b.ins().iadd(x, panel);
                 // Parts start at whole blocks.
                 let at = e.scale(from, mr * block_bytes / BLOCK as i64);
                 let panel = e.b.ins().iadd(panel, at);
                 // Block t / mr, of block_rows rows of mr words.
-                let at = e.scale(t, self.micro.block_rows() as i64 * 4);
+                let at = e.scale(t, self.linear.micro.block_rows() as i64 * 4);
                 let c = e.b.ins().iadd(c, at);
                 let left = e.b.ins().isub(rows, t);
                 let operands = TileOperands { x: panel, weights: held, c, k: steps, accumulate: from };
@@ -85,9 +117,42 @@ impl Job<'_> {
         });
     }
 
+    /// `width` weight rows from `first`, as they lie or held whole, with every panel of x.
+    fn whole_tiles(
+        &self,
+        e: &mut Emitter<'_>,
+        weight: &View,
+        first: Value,
+        width: Value,
+        (tiling, held): (Tiling, Value),
+        c: Value,
+    ) {
+        let micro = tiling.micro;
+        let rows = self.rows(e);
+        let x = e.base(&self.kernel.inputs[0]);
+        let (zero, k) = (e.i64(0), e.i64(self.k as i64));
+        let weights = if tiling.ahead > 0 {
+            let base = e.base(weight);
+            e.step(weight, 0, base, first)
+        } else {
+            hold(e, weight, first, (zero, k), held, (micro, tiling.weight_stride));
+            held
+        };
+        let k = self.steps(e, k);
+        e.for_range(zero, rows, micro.mr as i64, &[], |e, t, _| {
+            let panel = e.scale(t, micro.panel_bytes(self.k) as i64);
+            let x = e.b.ins().iadd(x, panel);
+            let at = e.scale(t, micro.block_rows() as i64 * 4);
+            let c = e.b.ins().iadd(c, at);
+            let left = e.b.ins().isub(rows, t);
+            tiling.run(e, &TileOperands { x, weights, c, k, accumulate: zero }, left, width);
+            vec![]
+        });
+    }
+
     /// Steps of k in so many elements.
     fn steps(&self, e: &mut Emitter<'_>, length: Value) -> Value {
-        match self.micro.operands {
+        match self.linear.micro.operands {
             DType::BF16 => {
                 let up = e.offset(length, 1);
                 e.b.ins().ushr_imm_u(up, 1)
@@ -100,11 +165,11 @@ impl Job<'_> {
     /// Results, a block (nr, mr) a panel, finished where they lie, then to the output (rows, nr), four by four.
     fn tile_epilogue(&self, e: &mut Emitter<'_>, rows: Value, first: Value, width: Value) {
         let output = &self.kernel.outputs[self.output];
-        let mr = self.micro.mr as i64;
+        let mr = self.linear.micro.mr as i64;
         let stride = mr * 4;
         let zero = e.i64(0);
         e.for_range(zero, rows, mr, &[], |e, panel, _| {
-            let at = e.scale(panel, self.micro.block_rows() as i64 * 4);
+            let at = e.scale(panel, self.linear.micro.block_rows() as i64 * 4);
             self.finish_block(e, at, width);
             let left = e.b.ins().isub(rows, panel);
             let columns = e.i64(mr);
@@ -140,10 +205,10 @@ impl Job<'_> {
 
     /// The epilogue on a panel's block, `at` bytes into each weight's results, `width` weight rows of it.
     fn finish_block(&self, e: &mut Emitter<'_>, at: Value, width: Value) {
-        if self.epilogue == Epilogue::Store {
+        if self.linear.epilogue == Epilogue::Store {
             return;
         }
-        let count = e.scale(width, self.micro.mr as i64);
+        let count = e.scale(width, self.linear.micro.mr as i64);
         let blocks: Vec<Value> = self.results.iter().map(|&c| e.b.ins().iadd(c, at)).collect();
         e.for_lanes(count, &[], |e, i, lanes, _| {
             let at = e.scale(i, 4);

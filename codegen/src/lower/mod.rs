@@ -10,6 +10,7 @@ mod hold;
 mod lanes;
 pub mod linear;
 mod linear_dots;
+mod linear_lanes;
 mod linear_tiles;
 mod matmul;
 mod norm;
@@ -30,8 +31,8 @@ use crate::micro::{Microkernel, Raw};
 
 /// The raw code that a kernel calls.
 pub fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkernel, Raw)> {
-    match kernel.body {
-        Body::Linear { prologue, operands, .. } => linear::raw_code(kernel, prologue, operands, features),
+    match &kernel.body {
+        Body::Linear(linear) => linear::raw_code(kernel, linear, features),
         Body::Attention { .. } => attention::raw_code(kernel, features),
         _ => vec![],
     }
@@ -48,10 +49,8 @@ pub fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
         Body::Append => append::lower(e, kernel),
         Body::RmsNorm { eps } => norm::lower(e, kernel, *eps, false),
         Body::AddRmsNorm { eps } => norm::lower(e, kernel, *eps, true),
-        Body::Linear { prologue, epilogue, operands, panel } => {
-            linear::lower(e, kernel, *prologue, *epilogue, *operands, *panel);
-        }
-        Body::Pack { prologue, operands, panel } => pack::lower(e, kernel, *prologue, *operands, *panel),
+        Body::Linear(body) => linear::lower(e, kernel, *body),
+        Body::Pack(body) => pack::lower(e, kernel, *body),
         Body::Rope => rope::lower(e, kernel),
         Body::WindowMask { window } => softmax::lower_mask(e, kernel, *window),
         Body::Softmax { ranged, window, maximum } => softmax::lower(e, kernel, *ranged, *window, *maximum),

@@ -1,54 +1,61 @@
 //! Packing: rows of x (T, K) to panels for tile microkernels, `[T / mr][K][mr]` f32, the same in pairs of bf16, or
-//! rounded to 8 bits in blocks; normed on the way if asked.
+//! rounded to 8 bits in blocks; or, for weight rows in lanes, to rows of such blocks; normed on the way if asked.
 //!
 //! A tile is a panel. Floats go in fours of rows, transposed; past the last row the last row comes again, or nothing,
 //! and what such lanes make is never stored by anyone.
 
+use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{BLOCK, DType, Dim};
 use lapidary_runtime::program::Tiles;
 
 use super::elementwise::load_along_row;
 use super::linear::norm_row_into;
-use super::round::{Rounded, round_block};
+use super::round::{Rounded, round_block, round_lane_rows};
 use super::transpose;
 use crate::emit::Emitter;
-use crate::kernel::Kernel;
-use crate::micro::Microkernel;
+use crate::kernel::{Kernel, Pack};
+use crate::micro::{self, Microkernel};
 use crate::view::{Base, Capacity, View};
 
 /// Elements of k that are packed for all rows before the next: they stay in the first cache.
 const PART: i64 = 64;
 
+/// Rows that weight rows in lanes meet, of a tile.
+const LANE_TILE: usize = 4;
+
+/// Rows of a tile.
+fn tile_rows(micro: &Microkernel) -> usize {
+    if micro.has_lanes() { LANE_TILE } else { micro.mr }
+}
+
 /// The tile space over rows of this length.
-pub fn tiles(rows: Dim, capacity: Capacity, panel: usize) -> Tiles {
+pub fn tiles(rows: Dim, capacity: Capacity, micro: &Microkernel) -> Tiles {
+    let each = tile_rows(micro);
     match rows {
-        Dim::Rows => Tiles { fixed: 1, rows: panel as u32 },
-        Dim::Fixed(_) | Dim::Keys => Tiles { fixed: capacity.of(rows).div_ceil(panel) as u32, rows: 0 },
+        Dim::Rows => Tiles { fixed: 1, rows: each as u32 },
+        Dim::Fixed(_) | Dim::Keys => Tiles { fixed: capacity.of(rows).div_ceil(each) as u32, rows: 0 },
     }
 }
 
-/// The packed form of (rows, k) in a buffer.
-pub fn packed(base: Base, rows: Dim, k: usize, capacity: Capacity, micro: &Microkernel) -> View {
-    let panels = capacity.of(rows).div_ceil(micro.mr);
-    let (dtype, steps, width) = match micro.operands {
-        DType::BF16 => (DType::BF16, k.div_ceil(2), 2 * micro.mr),
+/// The packed form of (rows, k), nowhere yet.
+pub fn packed(rows: Dim, k: usize, capacity: Capacity, micro: &Microkernel) -> View {
+    let rows = capacity.of(rows);
+    let panels = rows.div_ceil(micro.mr);
+    let dims = match micro.operands {
+        DType::Q8 if micro.has_lanes() => [rows, k / BLOCK, micro::lane_row_bytes(BLOCK) / 4],
+        DType::BF16 => [panels, k.div_ceil(2), 2 * micro.mr],
         // Blocks of integers, counted in words.
-        DType::Q8 => (DType::F32, k / BLOCK, micro.panel_bytes(BLOCK) / 4 * micro.mr),
-        _ => (DType::F32, k, micro.mr),
+        DType::Q8 => [panels, k / BLOCK, micro.panel_bytes(BLOCK) / 4 * micro.mr],
+        _ => [panels, k, micro.mr],
     };
-    let dims = [panels, steps, width].map(Dim::Fixed);
-    View::contiguous(base, dtype, &dims, capacity)
+    let dtype = if micro.operands == DType::BF16 { DType::BF16 } else { DType::F32 };
+    View::contiguous(Base::Number(0.0), dtype, &dims.map(Dim::Fixed), capacity)
 }
 
 /// Emits the kernel.
-pub(super) fn lower(
-    e: &mut Emitter<'_>,
-    kernel: &Kernel,
-    prologue: Option<f32>,
-    operands: DType,
-    panel: usize,
-) {
+pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, Pack { prologue, micro, few }: Pack) {
+    let panel = tile_rows(micro);
     let (x, output) = (&kernel.inputs[0], &kernel.outputs[0]);
     let Some(Dim::Fixed(k)) = x.axes.last().map(|a| a.dim) else { unreachable!("rows have fixed lengths") };
     let normed = prologue.map(|eps| (eps, e.take_scratch(panel * k * 4)));
@@ -81,13 +88,38 @@ pub(super) fn lower(
             None => e.base(x),
         };
         let out = e.base(output);
-        let out = e.step(output, 0, out, tile);
-        let read = Read { view: &view, base, rows: (first, end), k, out, panel };
-        match operands {
-            DType::Q8 => read.blocks(e),
-            _ => read.floats(e, operands == DType::BF16),
+        if micro.has_lanes() {
+            return lane_rows(e, &view, base, (first, end), k, out);
         }
+        let panels = |e: &mut Emitter<'_>| {
+            let out = e.step(output, 0, out, tile);
+            let read = Read { view: &view, base, rows: (first, end), k, out, panel };
+            match micro.operands {
+                DType::Q8 => read.blocks(e),
+                operands => read.floats(e, operands == DType::BF16),
+            }
+        };
+        let Some(few) = few else { return panels(e) };
+        let most = e.i64(few.max_rows as i64);
+        let fits = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, rows, most);
+        e.choose_path(fits, |e| lane_rows(e, &view, base, (first, end), k, out), panels);
     });
+}
+
+/// Rows rounded to 8 bits, each where its number says.
+fn lane_rows(
+    e: &mut Emitter<'_>,
+    view: &View,
+    base: Value,
+    (first, end): (Value, Value),
+    k: usize,
+    out: Value,
+) {
+    let x = e.step(view, 0, base, first);
+    let count = e.b.ins().isub(end, first);
+    let at = e.scale(first, micro::lane_row_bytes(k) as i64);
+    let out = e.b.ins().iadd(out, at);
+    round_lane_rows(e, x, view.step_bytes(0), count, k, out);
 }
 
 /// A panel's rows, and where they go.

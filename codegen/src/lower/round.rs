@@ -62,6 +62,33 @@ pub(super) fn round_rows(
     });
 }
 
+/// Rounds rows of x to 8 bits in blocks, as [`micro::lane_row_bytes`] lays them out.
+pub(super) fn round_lane_rows(e: &mut Emitter<'_>, x: Value, stride: i64, rows: Value, k: usize, to: Value) {
+    let (zero, blocks) = (e.i64(0), e.i64((k / BLOCK) as i64));
+    e.for_range(zero, rows, 1, &[], |e, t, _| {
+        let at = e.scale(t, stride);
+        let x = e.b.ins().iadd(x, at);
+        let at = e.scale(t, micro::lane_row_bytes(k) as i64);
+        let to = e.b.ins().iadd(to, at);
+        e.for_range(zero, blocks, 1, &[], |e, b, _| {
+            let at = e.scale(b, BLOCK as i64 * 4);
+            let x = e.b.ins().iadd(x, at);
+            let values = std::array::from_fn(|v| e.load(DType::F32, x, v as i64 * 16, 4));
+            let Rounded { quants, scale, sum } = round_block(e, values);
+            let at = e.scale(b, micro::lane_row_bytes(BLOCK) as i64);
+            let to = e.b.ins().iadd(to, at);
+            e.store(DType::F32, scale, to, 0, 1);
+            let sum = e.scale_int(sum, -8);
+            e.store_int(sum, to, 4, 1);
+            for (half, byte) in quants.into_iter().zip([8, 24]) {
+                e.store_int(half, to, byte, 4);
+            }
+            vec![]
+        });
+        vec![]
+    });
+}
+
 /// A block of x rounded to 8 bits.
 pub(super) struct Rounded {
     /// The quants, two vectors of 16 (I8X16).

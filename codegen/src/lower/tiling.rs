@@ -19,6 +19,8 @@ pub(super) struct Tiling {
     pub(super) weight_stride: usize,
     /// Bytes from one row of results to the next.
     pub(super) c_stride: usize,
+    /// How many bytes ahead weights are fetched, if they are.
+    pub(super) ahead: usize,
 }
 
 impl Tiling {
@@ -32,6 +34,7 @@ impl Tiling {
             panel: self.micro.mr,
             weight_stride: self.weight_stride as i32,
             c_stride: self.c_stride as i32,
+            ahead: self.ahead as i32,
         }
     }
 

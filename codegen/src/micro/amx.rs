@@ -14,6 +14,9 @@
 //! the first cache and streams panels past it: half of the loads come from the second cache, 32 bytes a cycle, and
 //! the next steps' lines of x are prefetched. Sums are in the order of k within a pair of elements, then of steps.
 //!
+//! Calls of few rows take weight rows as they lie, whole, in the same order of sums; the next block's are fetched into
+//! the second cache meanwhile, in the order of their bytes, so that memory serves one stream.
+//!
 //! Tile registers have to be shaped before use (`configure`) and given back after (`release`): once a call of a kernel.
 //! Shapes are whole: K is a multiple of 32, and blocks are filled up with rows that nobody stores. Intel's Software
 //! Developer's Manual, volume 2, has the instructions (LDTILECFG, TILELOADD, TDPBF16PS).
@@ -61,6 +64,10 @@ pub(super) fn tile_bf16(tile: Tile) -> Code {
         }
     }
     a.set_label(&mut ready)?;
+    let fetch = accumulate;
+    if tile.ahead > 0 {
+        a.lea(fetch, ptr(weights + tile.ahead))?;
+    }
 
     // k counts pairs.
     let (mut step, mut done) = (a.create_label(), a.create_label());
@@ -81,6 +88,15 @@ pub(super) fn tile_bf16(tile: Tile) -> Code {
                 a.prefetcht0(byte_ptr(x + at))?;
             }
         }
+        if tile.ahead > 0 {
+            // As many lines as a step takes.
+            for line in i as i32 * ROWS..(i as i32 + 1) * ROWS {
+                a.prefetcht1(byte_ptr(fetch + line * ROW_BYTES))?;
+            }
+        }
+    }
+    if tile.ahead > 0 {
+        a.add(fetch, 2 * ROWS * ROW_BYTES)?;
     }
     a.add(x, x_step)?;
     a.add(weights, ROW_BYTES)?;

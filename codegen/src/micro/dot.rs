@@ -1,4 +1,5 @@
-//! AVX2 and AVX-512 dot products, assembled: one row of x against weight rows that each are a stream of memory.
+//! AVX2 and AVX-512 dot products, assembled: one row of x, or some, against weight rows that each are a stream of
+//! memory. Each weight is loaded and widened once for all of them; each row of x has sums of its own.
 //!
 //! Weights widen to f32 in registers; of quantised rows a block's sum is taken without its scale, which is the upper
 //! half of a broadcast dword. The rows after these are fetched into the second cache meanwhile.
@@ -9,6 +10,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::{BLOCK, DType};
 
+use super::tile::ZMM;
 use super::{Code, Dot};
 
 pub(super) type Done = Result<(), IcedError>;
@@ -25,11 +27,6 @@ pub(super) const X_SUMS: AsmRegister64 = gpr64::r11;
 /// How many bytes ahead of what is summed the second cache is filled, in whole calls' rows.
 const AHEAD: usize = 16 << 10;
 
-/// Registers above those that hold sums, the same at both widths.
-const ZMM: [AsmRegisterZmm; 24] = [
-    zmm0, zmm1, zmm2, zmm3, zmm4, zmm5, zmm6, zmm7, zmm8, zmm9, zmm10, zmm11, zmm12, zmm13, zmm14, zmm15,
-    zmm16, zmm17, zmm18, zmm19, zmm20, zmm21, zmm22, zmm23,
-];
 pub(super) const YMM: [AsmRegisterYmm; 16] =
     [ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15];
 pub(super) const XMM: [AsmRegisterXmm; 16] =
@@ -110,18 +107,20 @@ impl Dot {
 
 type CodeAsmResult = AsmMemoryOperand;
 
-/// AVX-512: 16 lanes.
+/// AVX-512: 16 lanes; at most 24 sums, two a row of x and weight row.
 pub(super) fn dot_512(dot: Dot) -> Code {
     let a = &mut CodeAssembler::new(64)?;
-    let rows = dot.rows;
-    let sums = &ZMM[..2 * rows];
-    for &sum in sums {
+    let Dot { rows, xs, .. } = dot;
+    let sum = |t: usize, r: usize, half: usize| ZMM[8 + 2 * (t * rows + r) + half];
+    let at = |t: usize, k: usize| ptr(X + (t as i32 * dot.x_stride + k as i32 * 4));
+    for &sum in &ZMM[8..8 + 2 * rows * xs] {
         a.vpxord(sum, sum, sum)?;
     }
     let mut table = a.create_label();
     match dot.dtype {
         DType::Q8 | DType::Q4 => {
-            let (mask, values) = (zmm31, zmm30);
+            let (low, high, product, scale) = (zmm0, zmm1, zmm2, zmm3);
+            let (values, mask) = (zmm4, zmm5);
             a.mov(gpr32::eax, 0xffff_0000u32)?;
             a.vpbroadcastd(mask, gpr32::eax)?;
             if dot.dtype == DType::Q4 {
@@ -132,66 +131,72 @@ pub(super) fn dot_512(dot: Dot) -> Code {
             dot.walk(a, step, &mut |a, n| {
                 for block in 0..n / BLOCK {
                     let k = block * BLOCK;
-                    let (low, high) = (zmm28, zmm29);
-                    a.vmovups(low, ptr(X + k as i32 * 4))?;
-                    a.vmovups(high, ptr(X + k as i32 * 4 + 64))?;
                     for r in 0..rows {
-                        let (q, product, scale) = (zmm24, zmm25, zmm26);
                         if dot.dtype == DType::Q4 {
-                            a.vpmovzxbd(q, xmmword_ptr(dot.weight(r, k)))?;
-                            a.vpermps(zmm27, q, values)?;
-                            a.vmulps(product, zmm27, low)?;
-                            a.vpsrld(q, q, 4)?;
-                            a.vpermps(q, q, values)?;
+                            a.vpmovzxbd(high, xmmword_ptr(dot.weight(r, k)))?;
+                            a.vpermps(low, high, values)?;
+                            a.vpsrld(high, high, 4)?;
+                            a.vpermps(high, high, values)?;
                         } else {
-                            a.vpmovsxbd(q, xmmword_ptr(dot.weight(r, k)))?;
-                            a.vcvtdq2ps(q, q)?;
-                            a.vmulps(product, q, low)?;
-                            a.vpmovsxbd(q, xmmword_ptr(dot.weight(r, k + 16)))?;
-                            a.vcvtdq2ps(q, q)?;
+                            a.vpmovsxbd(low, xmmword_ptr(dot.weight(r, k)))?;
+                            a.vcvtdq2ps(low, low)?;
+                            a.vpmovsxbd(high, xmmword_ptr(dot.weight(r, k + 16)))?;
+                            a.vcvtdq2ps(high, high)?;
                         }
-                        a.vfmadd231ps(product, q, high)?;
                         a.vpandd(scale, mask, dword_bcst(dot.scale(r, block)))?;
-                        a.vfmadd231ps(sums[2 * r + block % 2], product, scale)?;
+                        for t in 0..xs {
+                            a.vmulps(product, low, at(t, k))?;
+                            a.vfmadd231ps(product, high, at(t, k + 16))?;
+                            a.vfmadd231ps(sum(t, r, block % 2), product, scale)?;
+                        }
                     }
                 }
                 Ok(())
             })?;
         }
-        plain => dot.walk(a, 32, &mut |a, n| {
-            for (half, k) in (0..n).step_by(16).enumerate() {
-                let some = n - k < 16;
-                let x = zmm24;
-                if some {
-                    a.mov(gpr32::eax, (1i32 << (n - k)) - 1)?;
-                    a.kmovw(k1, gpr32::eax)?;
-                    a.vmovups(x.k1().z(), ptr(X + k as i32 * 4))?;
-                } else {
-                    a.vmovups(x, ptr(X + k as i32 * 4))?;
-                }
-                for r in 0..rows {
-                    let w = if some { zmm25.k1().z() } else { zmm25 };
-                    match plain {
-                        DType::BF16 => {
-                            a.vpmovzxwd(w, ymmword_ptr(dot.weight(r, k)))?;
-                            a.vpslld(zmm25, zmm25, 16)?;
-                        }
-                        DType::F16 => a.vcvtph2ps(w, ymmword_ptr(dot.weight(r, k)))?,
-                        _ => a.vmovups(w, zmmword_ptr(dot.weight(r, k)))?,
+        plain => {
+            let (ws, x) = ([zmm0, zmm1, zmm2, zmm3], zmm4);
+            dot.walk(a, 32, &mut |a, n| {
+                for (half, k) in (0..n).step_by(16).enumerate() {
+                    let some = n - k < 16;
+                    let part = |register: AsmRegisterZmm| if some { register.k1().z() } else { register };
+                    if some {
+                        a.mov(gpr32::eax, (1i32 << (n - k)) - 1)?;
+                        a.kmovw(k1, gpr32::eax)?;
                     }
-                    a.vfmadd231ps(sums[2 * r + half], zmm25, x)?;
+                    for (r, &w) in ws.iter().enumerate().take(rows) {
+                        match plain {
+                            DType::BF16 => {
+                                a.vpmovzxwd(part(w), ymmword_ptr(dot.weight(r, k)))?;
+                                a.vpslld(w, w, 16)?;
+                            }
+                            DType::F16 => a.vcvtph2ps(part(w), ymmword_ptr(dot.weight(r, k)))?,
+                            _ => a.vmovups(part(w), zmmword_ptr(dot.weight(r, k)))?,
+                        }
+                    }
+                    for t in 0..xs {
+                        if rows == 1 && !some {
+                            a.vfmadd231ps(sum(t, 0, half), ws[0], at(t, k))?;
+                            continue;
+                        }
+                        a.vmovups(part(x), at(t, k))?;
+                        for (r, &w) in ws.iter().enumerate().take(rows) {
+                            a.vfmadd231ps(sum(t, r, half), w, x)?;
+                        }
+                    }
                 }
-            }
-            Ok(())
-        })?,
+                Ok(())
+            })?;
+        }
     }
-    for r in 0..rows {
-        a.vaddps(sums[2 * r], sums[2 * r], sums[2 * r + 1])?;
-        let (whole, upper) = (sums[2 * r], ymm15);
-        a.vextractf64x4(upper, whole, 1)?;
-        a.vaddps(YMM[2 * r], YMM[2 * r], upper)?;
-        reduce(a, 2 * r)?;
-        a.vmovss(dword_ptr(C + r as i32 * 4), XMM[2 * r])?;
+    for t in 0..xs {
+        for r in 0..rows {
+            a.vaddps(zmm0, sum(t, r, 0), sum(t, r, 1))?;
+            a.vextractf64x4(ymm1, zmm0, 1)?;
+            a.vaddps(ymm0, ymm0, ymm1)?;
+            super::rows::reduce(a)?;
+            a.vmovss(dword_ptr(C + (t as i32 * dot.c_stride + r as i32 * 4)), xmm0)?;
+        }
     }
     a.vzeroupper()?;
     a.ret()?;
@@ -226,20 +231,21 @@ pub(super) fn fill(a: &mut CodeAssembler, i: usize, bits: u32) -> Done {
     a.vpbroadcastd(YMM[i], XMM[i])
 }
 
-/// AVX2 with FMA and F16C: 8 lanes.
+/// AVX2 with FMA and F16C: 8 lanes; at most 8 sums, two a row of x and weight row; of quantised rows one row of x.
 pub(super) fn dot_256(dot: Dot) -> Code {
     let a = &mut CodeAssembler::new(64)?;
-    let rows = dot.rows;
+    let Dot { rows, xs, .. } = dot;
     match dot.dtype {
         DType::Q8 | DType::Q4 => quantised_256(a, dot)?,
         plain => {
-            // Two sums a row.
-            let sums = &YMM[..2 * rows];
-            for &sum in sums {
+            // Two sums a row of x and weight row.
+            let sum = |t: usize, r: usize, half: usize| 2 * (t * rows + r) + half;
+            for &sum in &YMM[..2 * rows * xs] {
                 a.vxorps(sum, sum, sum)?;
             }
-            let (x, w) = (ymm14, ymm15);
-            let widen = |a: &mut CodeAssembler, r: usize, k: usize| match plain {
+            let (x, ws) = (ymm15, [ymm11, ymm12, ymm13, ymm14].split_at(4 - rows).1.to_vec());
+            let at = |t: usize, k: usize| X + (t as i32 * dot.x_stride + k as i32 * 4);
+            let widen = |a: &mut CodeAssembler, w: AsmRegisterYmm, r: usize, k: usize| match plain {
                 DType::BF16 => {
                     a.vpmovzxwd(w, xmmword_ptr(dot.weight(r, k)))?;
                     a.vpslld(w, w, 16)
@@ -250,23 +256,30 @@ pub(super) fn dot_256(dot: Dot) -> Code {
             let mut tail = 0;
             dot.walk(a, 32, &mut |a, n| {
                 for (i, k) in (0..n / 8 * 8).step_by(8).enumerate() {
-                    a.vmovups(x, ptr(X + k as i32 * 4))?;
-                    for r in 0..rows {
-                        widen(a, r, k)?;
-                        a.vfmadd231ps(sums[2 * r + i % 2], w, x)?;
+                    for (r, &w) in ws.iter().enumerate() {
+                        widen(a, w, r, k)?;
+                    }
+                    for t in 0..xs {
+                        if rows == 1 {
+                            a.vfmadd231ps(YMM[sum(t, 0, i % 2)], ws[0], ymmword_ptr(at(t, k)))?;
+                            continue;
+                        }
+                        a.vmovups(x, ymmword_ptr(at(t, k)))?;
+                        for (r, &w) in ws.iter().enumerate() {
+                            a.vfmadd231ps(YMM[sum(t, r, i % 2)], w, x)?;
+                        }
                     }
                 }
                 tail = n % 8;
                 Ok(())
             })?;
-            for r in 0..rows {
-                a.vaddps(sums[2 * r], sums[2 * r], sums[2 * r + 1])?;
-                reduce(a, 2 * r)?;
+            for first in (0..2 * rows * xs).step_by(2) {
+                a.vaddps(YMM[first], YMM[first], YMM[first + 1])?;
+                reduce(a, first)?;
             }
             // At most seven more, one by one.
             let after = dot.k % 32 / 8 * 8;
             for k in after..after + tail {
-                a.vmovss(xmm14, dword_ptr(X + k as i32 * 4))?;
                 for r in 0..rows {
                     match plain {
                         DType::F32 => a.vmovss(xmm15, dword_ptr(dot.weight(r, k)))?,
@@ -281,11 +294,16 @@ pub(super) fn dot_256(dot: Dot) -> Code {
                             }
                         }
                     }
-                    a.vfmadd231ss(XMM[2 * r], xmm15, xmm14)?;
+                    for t in 0..xs {
+                        a.vfmadd231ss(XMM[sum(t, r, 0)], xmm15, dword_ptr(at(t, k)))?;
+                    }
                 }
             }
-            for r in 0..rows {
-                a.vmovss(dword_ptr(C + r as i32 * 4), XMM[2 * r])?;
+            for t in 0..xs {
+                for r in 0..rows {
+                    let c = C + (t as i32 * dot.c_stride + r as i32 * 4);
+                    a.vmovss(dword_ptr(c), XMM[sum(t, r, 0)])?;
+                }
             }
         }
     }

@@ -15,11 +15,6 @@ use super::dot::{Done, X, X_SCALES, X_SUMS, YMM, fill, store_sums};
 use super::{Code, DOT_ROWS, Dot};
 use crate::micro;
 
-/// With AVX-512 VNNI.
-pub(super) fn dot_vnni(dot: Dot) -> Code {
-    dot_of(dot, Products::Vnni)
-}
-
 /// With AVX-VNNI: the same instruction as AVX2 is encoded.
 pub(super) fn dot_avx_vnni(dot: Dot) -> Code {
     dot_of(dot, Products::AvxVnni)
@@ -33,8 +28,6 @@ pub(super) fn dot_avx2(dot: Dot) -> Code {
 /// How bytes are multiplied.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Products {
-    /// `vpdpbusd` of AVX-512.
-    Vnni,
     /// `vpdpbusd` of AVX-VNNI.
     AvxVnni,
     /// `vpmaddubsw`.
@@ -44,7 +37,6 @@ enum Products {
 impl Products {
     fn encode(self, a: &mut CodeAssembler) -> &mut CodeAssembler {
         match self {
-            Products::Vnni => a.evex(),
             Products::AvxVnni => a.vex(),
             Products::Avx2 => unreachable!("AVX2 has no such instruction"),
         }

@@ -16,6 +16,7 @@ mod cached;
 mod clif;
 mod dot;
 mod dot_int8;
+mod lanes;
 mod mix;
 pub mod probe;
 mod rows;
@@ -67,6 +68,9 @@ pub struct Tile {
     pub weight_stride: i32,
     /// Bytes from one row of results to the next.
     pub c_stride: i32,
+    /// How many bytes ahead of the first weight row what follows is fetched meanwhile, in the order that it lies in; 0 if
+    /// it is not. Of [`Emit::ConfiguredTile`] alone.
+    pub ahead: i32,
 }
 
 /// Dot products' fixed measures: what the code of a [`Emit::RawDot`] is specialised to.
@@ -80,6 +84,19 @@ pub struct Dot {
     pub k: usize,
     /// Weight rows, each a stream; they follow one another in memory.
     pub rows: usize,
+    /// Rows of x: with `rows` a pair of [`Microkernel::dot_shapes`].
+    pub xs: usize,
+    /// Bytes from one row of x to the next.
+    pub x_stride: i32,
+    /// Bytes from one row's results to the next's.
+    pub c_stride: i32,
+}
+
+impl Dot {
+    /// Of one row of x.
+    pub fn of_one_row(operands: DType, dtype: DType, k: usize, rows: usize) -> Dot {
+        Dot { operands, dtype, k, rows, xs: 1, x_stride: 0, c_stride: 0 }
+    }
 }
 
 /// Dot products of rows of both operands, bf16: what the code of a [`Emit::RawRows`] is specialised to.
@@ -95,6 +112,19 @@ pub struct Rows {
     pub x_stride: i32,
     /// Bytes from one weight row to the next.
     pub weight_stride: i32,
+    /// Bytes from one row of results to the next.
+    pub c_stride: i32,
+}
+
+/// Dot products with weight rows in lanes: what the code of a [`Emit::RawLanes`] is specialised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lanes {
+    /// Weights' element type.
+    pub dtype: DType,
+    /// Length of the sums.
+    pub k: usize,
+    /// The most rows of x, at most [`LANE_ROWS`].
+    pub rows: usize,
     /// Bytes from one row of results to the next.
     pub c_stride: i32,
 }
@@ -158,6 +188,9 @@ pub enum Raw {
     Release,
     /// Operands: x (bf16), weights (bf16), c (f32, `[rows][nr]`).
     Rows(Rows),
+    /// Operands: x (rounded, as [`lane_row_bytes`] says), weights (the first row), c f32 `[rows][lanes]`, rows of x (not
+    /// 0).
+    Lanes(Lanes),
     /// Operands: queries (f32), keys (the first row), c f32 `[heads][rows]`, as many bytes as the keys to fetch
     /// meanwhile.
     Scores(Scores),
@@ -175,7 +208,7 @@ impl Raw {
         match self {
             Raw::Tile(_) | Raw::Mix(_) => 5,
             Raw::Dot(_) | Raw::Rows(_) => 3,
-            Raw::Scores(_) | Raw::Widen(_) => 4,
+            Raw::Lanes(_) | Raw::Scores(_) | Raw::Widen(_) => 4,
             Raw::Configure | Raw::Release => 0,
         }
     }
@@ -211,6 +244,9 @@ pub enum Emit {
     BlockDot(fn(Dot) -> Code),
     /// Dot products of several rows of x, as machine code so too: see [`Raw::Rows`].
     RawRows(fn(Rows) -> Code),
+    /// The same of a few rows of x rounded to 8 bits with weight rows in lanes, as machine code so too: see
+    /// [`Raw::Lanes`].
+    RawLanes(fn(Lanes) -> Code),
     /// A tile, as instructions in the kernel itself.
     Inline(fn(&mut Emitter<'_>, Tile, &TileOperands)),
     /// A tile, as machine code for the System V x86-64 convention: see [`Raw::Tile`].
@@ -268,7 +304,35 @@ pub struct Microkernel {
 /// The most rows of a call whose products are dot products of rows of both operands.
 pub const FEW_ROWS: usize = 32;
 
+/// The most rows of x that [`Emit::RawLanes`] takes at a time.
+pub const LANE_ROWS: usize = lanes::ROWS;
+
+// A name is a row's own.
+impl PartialEq for Microkernel {
+    fn eq(&self, other: &Microkernel) -> bool {
+        self.name == other.name
+    }
+}
+
+impl std::fmt::Debug for Microkernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
 impl Microkernel {
+    /// Rows of x and weight rows that [`Emit::RawDot`] takes together, the most rows of x first, besides one row of x.
+    pub fn dot_shapes(&self, dtype: DType) -> &'static [(usize, usize)] {
+        match self.emit {
+            Emit::RawDot(_) if self.operands == DType::F32 => match self.mr {
+                8 => &[(8, 1), (4, 2), (2, 4)],
+                _ if dtype.is_quantised() => &[],
+                _ => &[(4, 1), (2, 2)],
+            },
+            _ => &[],
+        }
+    }
+
     /// Weight rows of a tile of a linear kernel's tile space.
     pub fn block_rows(&self) -> usize {
         self.block.0
@@ -288,6 +352,7 @@ impl Microkernel {
             (Emit::ConfiguredTile(_), Raw::Configure) => amx::configure(),
             (Emit::ConfiguredTile(_), Raw::Release) => amx::release(),
             (Emit::RawRows(emit), Raw::Rows(rows)) => emit(rows),
+            (Emit::RawLanes(emit), Raw::Lanes(lanes)) => emit(lanes),
             (Emit::RawScores(emit), Raw::Scores(scores)) => emit(scores),
             (Emit::RawMix(emit), Raw::Mix(mix)) => emit(mix),
             (Emit::RawWiden(emit), Raw::Widen(widen)) => emit(widen),
@@ -336,6 +401,26 @@ impl Microkernel {
         quantised == form
     }
 
+    /// Whether weight rows are its lanes, and x rows rounded as [`lane_row_bytes`] says.
+    pub fn has_lanes(&self) -> bool {
+        matches!(self.emit, Emit::RawLanes(_))
+    }
+
+    /// The microkernel for calls of few rows that adds up in this one's order, and so comes to the same bits, if the CPU
+    /// has one.
+    pub fn of_few_rows(&self, features: &Features) -> Option<&'static Microkernel> {
+        let same = |m: &&Microkernel| match self.emit {
+            Emit::IntegerTile(..) => m.has_lanes(),
+            _ => false,
+        };
+        MICROKERNELS.iter().filter(same).find(|m| (m.runs_on)(features))
+    }
+
+    /// Whether its code is called, not part of the kernel.
+    pub fn is_raw(&self) -> bool {
+        !matches!(self.emit, Emit::Dot(_) | Emit::Inline(_))
+    }
+
     /// Whether x comes packed in panels.
     pub fn is_packed(&self) -> bool {
         use Emit::{ConfiguredTile, Inline, IntegerTile, RawTile};
@@ -368,6 +453,12 @@ pub fn int8_quant_bytes(k: usize) -> usize {
 /// [`Emit::PairedDot`] reads them: the first halves of both, then their second halves.
 pub fn int8_row_bytes(k: usize) -> usize {
     (int8_quant_bytes(k) + k / BLOCK * 8).next_multiple_of(64)
+}
+
+/// Bytes of a row of x rounded to 8 bits for [`Emit::RawLanes`]: block by block its scale (f32), -8 times the sum of its
+/// quants (i32), and these.
+pub fn lane_row_bytes(k: usize) -> usize {
+    k / BLOCK * tile_int8::PANEL_BLOCK
 }
 
 /// The microkernel for calls of up to `rows` rows whose x, rows of `k` elements, is held as `operands`.

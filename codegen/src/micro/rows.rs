@@ -78,7 +78,7 @@ pub(super) fn rows_bf16(rows: Rows) -> Code {
 }
 
 /// The sum of register 0's eight lanes, in its first. Clobbers register 1.
-fn reduce(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
+pub(super) fn reduce(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
     a.vextractf128(xmm1, ymm0, 1)?;
     a.vaddps(xmm0, xmm0, xmm1)?;
     a.vhaddps(xmm0, xmm0, xmm0)?;

@@ -3,22 +3,22 @@
 use lapidary_ir::{BLOCK, DType};
 
 use super::{
-    Emit, FEW_ROWS, Microkernel, aarch64, amx, blocks, clif, dot, dot_int8, mix, rows, scores, tile,
+    Emit, FEW_ROWS, Microkernel, aarch64, amx, blocks, clif, dot, dot_int8, lanes, mix, rows, scores, tile,
     tile_int8, widen,
 };
 
 /// Every microkernel; of those that fit, the first one is taken.
 pub const MICROKERNELS: &[Microkernel] = &[
     Microkernel {
-        name: "vnni_dot",
+        name: "avx512_vnni_lanes",
         operands: DType::Q8,
-        mr: 1,
-        shapes: &[(1, 16)],
-        block: (16, 0),
-        kr: 1,
-        max_rows: 4,
+        mr: lanes::ROWS,
+        shapes: &[(lanes::ROWS, lanes::LANES)],
+        block: (lanes::LANES, 0),
+        kr: BLOCK,
+        max_rows: FEW_ROWS,
         runs_on: |f| f.avx512 && f.vnni,
-        emit: Emit::PairedDot(dot_int8::dot_vnni),
+        emit: Emit::RawLanes(lanes::lanes_vnni),
     },
     Microkernel {
         name: "vnni_block_dot",
@@ -67,7 +67,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
     Microkernel {
         name: "avx512_dot",
         operands: DType::F32,
-        mr: 1,
+        mr: 8,
         shapes: &[(1, 16)],
         block: (16, 0),
         kr: 1,
@@ -78,7 +78,7 @@ pub const MICROKERNELS: &[Microkernel] = &[
     Microkernel {
         name: "avx2_dot",
         operands: DType::F32,
-        mr: 1,
+        mr: 4,
         shapes: &[(1, 16)],
         block: (16, 0),
         kr: 1,

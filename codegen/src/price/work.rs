@@ -27,8 +27,8 @@ pub fn work(kernel: &Kernel, extent: Capacity) -> Work {
     let elements: f64 = kernel.outputs.iter().map(|v| count(v, extent)).sum();
     let everything = cache(&kernel.inputs) + cache(&kernel.outputs);
     match &kernel.body {
-        Body::Linear { prologue, .. } => {
-            let (x, weights) = kernel.inputs.split_at(1 + usize::from(prologue.is_some()));
+        Body::Linear(linear) => {
+            let (x, weights) = kernel.inputs.split_at(1 + usize::from(linear.prologue.is_some()));
             let rows = rows(&kernel.outputs[0]) as f64;
             let products: f64 = weights.iter().map(|w| count(w, extent)).sum();
             let x_bytes = rows * last(&weights[0]) as f64 * 4.0;
@@ -101,7 +101,7 @@ fn attention(kernel: &Kernel, window: Option<usize>) -> Attention {
 /// How a kernel's products hold their operands: f32, bf16 or q8.
 pub fn operands(kernel: &Kernel, features: &Features) -> DType {
     match &kernel.body {
-        Body::Linear { operands, .. } => *operands,
+        Body::Linear(linear) => linear.micro.operands,
         Body::Attention { .. } => lower::attention_operands(kernel, features),
         _ => DType::F32,
     }

@@ -394,8 +394,8 @@ pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
     let rows = kernel.capacity.rows as f64;
     let inner = |v: &View| v.axes.last().map_or(1, |a| kernel.capacity.of(a.dim)) as f64;
     let ns = match &kernel.body {
-        Body::Linear { prologue, .. } => {
-            let weights = &kernel.inputs[1 + usize::from(prologue.is_some())..];
+        Body::Linear(linear) => {
+            let weights = &kernel.inputs[1 + usize::from(linear.prologue.is_some())..];
             let w = &weights[0];
             let all: usize = weights.iter().map(|w| kernel.capacity.of(w.axes[0].dim)).sum();
             let products = inner(w) * all as f64 / f64::from(kernel.tiles.fixed.max(1));
@@ -408,9 +408,9 @@ pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
                 / kernel.capacity.of(kernel.inputs[1].axes[0].dim) as f64;
             rows.min(f64::from(kernel.tiles.rows)) * heads * keys * (inner(&kernel.inputs[0]) * 0.2 + 3.0)
         }
-        Body::Pack { prologue, panel, .. } => {
-            let element = if prologue.is_some() { 2.0 } else { 0.5 };
-            *panel as f64 * inner(&kernel.inputs[0]) * element
+        Body::Pack(pack) => {
+            let element = if pack.prologue.is_some() { 2.0 } else { 0.5 };
+            pack.micro.mr as f64 * inner(&kernel.inputs[0]) * element
         }
         Body::Matmul | Body::Scores { .. } => inner(&kernel.outputs[0]) * inner(&kernel.inputs[0]) * 0.3,
         _ => {

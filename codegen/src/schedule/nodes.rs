@@ -5,10 +5,9 @@ use lapidary_runtime::program::Tiles;
 
 use super::{Done, Scheduler, Setting, Value, one_added};
 use crate::Error;
-use crate::kernel::{Body, Elementwise, Epilogue, Reduction};
-use crate::lower::{self, linear, pack};
-use crate::micro;
-use crate::view::{Base, View};
+use crate::kernel::{Body, Elementwise, Epilogue, Linear, Reduction};
+use crate::lower::{self, linear};
+use crate::view::View;
 
 impl Scheduler<'_> {
     /// Schedules one node.
@@ -267,34 +266,21 @@ impl Scheduler<'_> {
             Op::Gate => Epilogue::Gate,
             _ => Epilogue::Store,
         };
-        let capacity = self.setting.capacity;
+        let Setting { capacity, regime, features, rounded, .. } = self.setting;
         let row_dim = inputs[0].axes[0].dim;
-        let rows = if row_dim == Dim::Rows { self.setting.regime } else { capacity.of(row_dim) };
-        let quantised = micro::Quantised::of(views.iter().map(|w| w.dtype));
-        let Dim::Fixed(k) = views[0].axes[1].dim else { unreachable!("weights have fixed shapes") };
-        let micro = micro::choose(rows, k, self.setting.rounded, quantised, &self.setting.features);
-        let operands = micro.operands;
-        let tiles = linear::tiles(&views, epilogue, micro);
-        let mut body = Body::Linear { prologue, epilogue, operands, panel: None };
-        if micro.is_packed() {
-            let panel = pack::packed(Base::Number(0.0), row_dim, k, capacity, micro);
-            let panel = self.temporary(panel.dtype, &panel.dims(), &[0, 1, 2]);
-            let pack = Body::Pack { prologue, operands, panel: micro.mr };
-            self.push(id, pack, inputs, vec![panel.clone()], pack::tiles(row_dim, capacity, micro.mr));
-            inputs = vec![panel];
-            body = Body::Linear { prologue: None, epilogue, operands, panel: Some(micro.mr) };
+        let regime = if row_dim == Dim::Rows { *regime } else { capacity.of(row_dim) };
+        let mut kernel = linear::choose(prologue, epilogue, &views, regime, *rounded, features);
+        let tiles = linear::tiles(&views, epilogue, kernel.micro);
+        if let Some(before) = linear::preparation(&kernel, &inputs[0], *capacity) {
+            let dims = before.output.dims();
+            let order: Vec<usize> = (0..dims.len()).collect();
+            let ready = self.temporary(before.output.dtype, &dims, &order);
+            let tiles = before.tiles;
+            self.push(id, before.body, inputs, vec![ready.clone()], tiles);
+            inputs = vec![ready];
+            kernel = Linear { prologue: None, ready: true, ..kernel };
         }
-        if micro.reads_rounded_rows() {
-            let dims = inputs[0].dims();
-            let rounded = self.temporary(operands, &dims, &[0, 1]);
-            let round = match prologue {
-                Some(eps) => Body::RmsNorm { eps },
-                None => Body::Elementwise(Elementwise::Copy),
-            };
-            self.push_rows(id, round, inputs, rounded.clone());
-            inputs = vec![rounded];
-            body = Body::Linear { prologue: None, epilogue, operands, panel: None };
-        }
+        let body = Body::Linear(kernel);
         inputs.extend(views);
         match self.types[usize::from(id)].clone() {
             Type::Tuple(types) => {

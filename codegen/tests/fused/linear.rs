@@ -1,8 +1,7 @@
 //! Linear kernels against f64 loops: shapes, prologues, epilogues, several weights.
 
-use lapidary_codegen::kernel::{Body, Elementwise, Epilogue, Kernel};
-use lapidary_codegen::lower::{linear, pack};
-use lapidary_codegen::micro::{self, Quantised};
+use lapidary_codegen::kernel::{Body, Epilogue, Kernel, Linear};
+use lapidary_codegen::lower::linear;
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::view::{Base, Capacity, View};
 use lapidary_ir::BLOCK;
@@ -22,48 +21,25 @@ pub(crate) fn whole_blocks(dtype: DType, k: usize) -> usize {
     k.next_multiple_of(dtype.format().map_or(1, |f| f.block))
 }
 
-/// What the schedule makes of a linear kernel: itself, or a rounding or packing of x and itself over the panels.
-pub(crate) fn steps(linear: &Kernel, cpu: &str, slots: &mut Vec<Slot>) -> Vec<Kernel> {
-    let features = Target::new(cpu, Placement::Jit).expect("a target").features;
-    let Body::Linear { prologue, epilogue, operands, .. } = linear.body else {
-        unreachable!("a linear kernel")
-    };
-    let (x, weights) = linear.inputs.split_at(1 + usize::from(prologue.is_some()));
-    let (rows, capacity) = (x[0].axes[0].dim, linear.capacity);
-    let Fixed(k) = weights[0].axes[1].dim else { unreachable!("weights have fixed shapes") };
-    let quantised = Quantised::of(weights.iter().map(|w| w.dtype));
-    let micro = micro::select_for(capacity.of(rows), k, operands, quantised, &features);
-    if micro.reads_rounded_rows() {
-        let dims = x[0].dims();
-        let rounded = View::contiguous(Base::Slot(slots.len()), operands, &dims, capacity);
-        slots.push(Slot::unwritten(operands, capacity.elements(&dims)));
-        let body = match prologue {
-            Some(eps) => Body::RmsNorm { eps },
-            None => Body::Elementwise(Elementwise::Copy),
-        };
-        let round = kernel(body, x.to_vec(), vec![rounded.clone()], Kernel::row_tiles(&rounded), capacity);
-        let mut product = linear.clone();
-        product.body = Body::Linear { prologue: None, epilogue, operands, panel: None };
-        product.inputs = std::iter::once(rounded).chain(weights.iter().cloned()).collect();
-        return vec![round, product];
-    }
-    if !micro.is_packed() {
+/// What the schedule makes of a linear kernel: itself, or what makes x ready and itself.
+pub(crate) fn steps(linear: &Kernel, slots: &mut Vec<Slot>) -> Vec<Kernel> {
+    let Body::Linear(body) = linear.body else { unreachable!("a linear kernel") };
+    let (x, weights) = linear.inputs.split_at(1 + usize::from(body.prologue.is_some()));
+    let Some(before) = linear::preparation(&body, &x[0], linear.capacity) else {
         return vec![linear.clone()];
-    }
-    let panels = pack::packed(Base::Slot(slots.len()), rows, k, capacity, micro);
-    slots.push(Slot::unwritten(panels.dtype, capacity.elements(&panels.dims())));
-    let tiles = pack::tiles(rows, capacity, micro.mr);
-    let body = Body::Pack { prologue, operands, panel: micro.mr };
-    let pack = kernel(body, x.to_vec(), vec![panels.clone()], tiles, capacity);
+    };
+    let ready = View { base: Base::Slot(slots.len()), ..before.output };
+    slots.push(Slot::unwritten(ready.dtype, linear.capacity.elements(&ready.dims())));
+    let first = kernel(before.body, x.to_vec(), vec![ready.clone()], before.tiles, linear.capacity);
     let mut product = linear.clone();
-    product.body = Body::Linear { prologue: None, epilogue, operands, panel: Some(micro.mr) };
-    product.inputs = std::iter::once(panels).chain(weights.iter().cloned()).collect();
-    vec![pack, product]
+    product.body = Body::Linear(Linear { prologue: None, ready: true, ..body });
+    product.inputs = std::iter::once(ready).chain(weights.iter().cloned()).collect();
+    vec![first, product]
 }
 
 /// Runs a linear kernel whole.
 fn run_whole(linear: &Kernel, cpu: &str, rows: usize, slots: &mut Vec<Slot>) {
-    for step in steps(linear, cpu, slots) {
+    for step in steps(linear, slots) {
         let machine = Machine::new(&step, cpu);
         machine.run(rows, 1, slots, &[(0, machine.tiles(rows))]);
     }
@@ -158,18 +134,15 @@ impl Case {
             })
             .collect();
         let called = if self.last_row { 1 } else { capacity };
-        let quantised = Quantised::of(weights.iter().map(|w| w.dtype));
-        let micro = micro::choose(called, self.k, self.rounded, quantised, &features);
-        let tiles = linear::tiles(&weights, self.epilogue, micro);
+        let body = linear::choose(self.prologue, self.epilogue, &weights, called, self.rounded, &features);
+        let tiles = linear::tiles(&weights, self.epilogue, body.micro);
         inputs.extend(weights);
-        let (prologue, epilogue, operands) = (self.prologue, self.epilogue, micro.operands);
-        let body = Body::Linear { prologue, epilogue, operands, panel: None };
-        (kernel(body, inputs, outputs, tiles, Capacity { rows: capacity, keys: 1 }), slots)
+        (kernel(Body::Linear(body), inputs, outputs, tiles, Capacity { rows: capacity, keys: 1 }), slots)
     }
 
     pub(crate) fn check(&self, random: &mut Random) {
         let (kernel, mut slots) = self.kernel(random);
-        for step in steps(&kernel, self.cpu, &mut slots) {
+        for step in steps(&kernel, &mut slots) {
             run_checked(&step, self.cpu, self.rows, 1, &mut slots, random);
         }
         self.compare(&kernel, &slots);
@@ -206,8 +179,8 @@ impl Case {
                 .collect();
             let got = read(output, slots, self.rows, 1);
             // Of each product: bf16 rounds both factors by 2^-8, 8 bits a block's x by 1/254 of its largest.
-            let Body::Linear { operands, .. } = kernel.body else { unreachable!("a linear kernel") };
-            let rounding = match operands {
+            let Body::Linear(body) = kernel.body else { unreachable!("a linear kernel") };
+            let rounding = match body.micro.operands {
                 DType::BF16 => 2.0 / 256.0,
                 DType::Q8 => 16.0 / 254.0,
                 _ => 0.0,
@@ -270,33 +243,50 @@ fn every_format() {
 #[test]
 fn rows_do_not_meet() {
     let mut random = Random(3);
-    for capacity in [2, 4, 6, 8, 19] {
-        for prologue in [None, Some(1e-6)] {
-            let case = Case {
-                cpu: "native",
-                capacity,
-                rows: capacity,
-                k: 45,
-                weights: vec![(37, DType::BF16)],
-                x: F32,
-                output: F32,
-                prologue,
-                epilogue: Epilogue::Store,
-                last_row: false,
-                rounded: false,
-            };
-            let (kernel, mut slots) = case.kernel(&mut random);
-            run_whole(&kernel, case.cpu, capacity, &mut slots);
-            let all = read(&kernel.outputs[0], &slots, capacity, 1);
-            let x = read(&kernel.inputs[0], &slots, capacity, 1);
-            for row in 0..capacity {
-                let mut alone = slots.clone();
-                for (i, &x) in x[row * case.k..][..case.k].iter().enumerate() {
-                    alone[0].set(i, x as f32);
+    for cpu in runnable() {
+        for (capacity, dtype, k) in [
+            (2, DType::BF16, 45),
+            (4, F32, 45),
+            (6, DType::BF16, 45),
+            (8, DType::F16, 32),
+            (19, DType::BF16, 45),
+            (3, DType::Q4, 288),
+            (7, DType::Q8, 96),
+            (40, DType::Q4, 320),
+            (60, DType::Q8, 288),
+            (70, DType::BF16, 64),
+        ] {
+            for (prologue, rounded) in [(None, false), (Some(1e-6), true)] {
+                let case = Case {
+                    cpu,
+                    capacity,
+                    rows: capacity,
+                    k,
+                    weights: vec![(37, dtype)],
+                    x: F32,
+                    output: F32,
+                    prologue,
+                    epilogue: Epilogue::Store,
+                    last_row: false,
+                    rounded,
+                };
+                let (kernel, mut slots) = case.kernel(&mut random);
+                run_whole(&kernel, case.cpu, capacity, &mut slots);
+                let all = read(&kernel.outputs[0], &slots, capacity, 1);
+                let x = read(&kernel.inputs[0], &slots, capacity, 1);
+                let some: Vec<usize> = [1, 2, 5, 16, 17, 33].into_iter().filter(|&n| n < capacity).collect();
+                for (first, count) in some.into_iter().flat_map(|n| [(0, n), (capacity - n, n)]) {
+                    let mut apart = slots.clone();
+                    for t in 0..count {
+                        for i in 0..k {
+                            let to = kernel.inputs[0].axes[0].stride as usize * t + i;
+                            apart[0].set(to, x[(first + t) * k + i] as f32);
+                        }
+                    }
+                    run_whole(&kernel, case.cpu, count, &mut apart);
+                    let apart = read(&kernel.outputs[0], &apart, count, 1);
+                    assert_eq!(apart, all[first * 37..][..count * 37], "{case:?}: {count} rows from {first}");
                 }
-                run_whole(&kernel, case.cpu, 1, &mut alone);
-                let alone = read(&kernel.outputs[0], &alone, 1, 1);
-                assert_eq!(alone, all[row * 37..][..37], "row {row} of {capacity}");
             }
         }
     }
@@ -338,7 +328,8 @@ fn a_prologue_is_the_norm() {
         machine.run(capacity, 1, &mut slots, &[(0, machine.tiles(capacity))]);
         case.prologue = None;
         let mut plain = fused.clone();
-        plain.body = Body::Linear { prologue: None, epilogue: Epilogue::Store, operands: F32, panel: None };
+        let Body::Linear(body) = fused.body else { unreachable!("a linear kernel") };
+        plain.body = Body::Linear(Linear { prologue: None, ..body });
         plain.inputs = vec![normed, fused.inputs[2].clone()];
         run_whole(&plain, cpu, capacity, &mut slots);
         assert_eq!(read(&plain.outputs[0], &slots, capacity, 1), want, "k {k}, {capacity} rows");

@@ -130,6 +130,9 @@ impl Cpu {
             M::Jns => Some(!sign),
             _ => None,
         };
+        if i.mnemonic() == M::Jmp && i.op_kind(0) == OpKind::Register {
+            return Ok(Some(Next::Jump(self.scalar(i, 0)?)));
+        }
         if let Some(taken) = jump {
             if !matches!(i.op_kind(0), OpKind::NearBranch64) {
                 return Err(Fault::Unknown(*i));

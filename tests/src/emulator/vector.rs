@@ -231,6 +231,23 @@ impl Cpu {
                 let among = width(i.op_register(0)) / 4;
                 lanes(|lane| from[index[lane] as usize % among])
             }
+            // Within each 128 bits.
+            M::Vpunpckldq | M::Vpunpckhdq => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                let upper = if i.mnemonic() == M::Vpunpckhdq { 2 } else { 0 };
+                lanes(|lane| {
+                    let from = if lane % 2 == 0 { &a } else { &b };
+                    from[lane / 4 * 4 + upper + lane % 4 / 2]
+                })
+            }
+            M::Vpunpcklqdq | M::Vpunpckhqdq => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                let upper = if i.mnemonic() == M::Vpunpckhqdq { 2 } else { 0 };
+                lanes(|lane| {
+                    let from = if lane % 4 < 2 { &a } else { &b };
+                    from[lane / 4 * 4 + upper + lane % 2]
+                })
+            }
             M::Vextractf128 | M::Vextracti128 => {
                 let (from, first) = (vector(1)?, 4 * (count as usize & 1));
                 lanes(|lane| if lane < 4 { from[first + lane] } else { 0 })

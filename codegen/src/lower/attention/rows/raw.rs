@@ -111,6 +111,7 @@ pub(super) fn parts(sums: &Microkernel, repeat: usize, head_dim: usize) -> Vec<P
                 panel: row,
                 weight_stride: BLOCK as i32 * 4,
                 c_stride: row as i32 * 4,
+                ahead: 0,
             };
             parts.push(Part { head, column, tile });
             column += columns;
@@ -120,7 +121,7 @@ pub(super) fn parts(sums: &Microkernel, repeat: usize, head_dim: usize) -> Vec<P
 }
 
 pub(super) fn dot(k: &View, rows: usize) -> Raw {
-    Raw::Dot(Dot { operands: DType::F32, dtype: k.dtype, k: fixed(k, 2), rows })
+    Raw::Dot(Dot::of_one_row(DType::F32, k.dtype, fixed(k, 2), rows))
 }
 
 /// The raw code that the kernel calls.

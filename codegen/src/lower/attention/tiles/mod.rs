@@ -100,6 +100,7 @@ fn score_tiling(micro: &'static Microkernel, head_dim: usize) -> Tiling {
         weights: micro.operands,
         weight_stride: padded(head_dim, micro.operands),
         c_stride: micro.mr * 4,
+        ahead: 0,
     }
 }
 
@@ -109,6 +110,7 @@ fn value_tiling(micro: &'static Microkernel) -> Tiling {
         weights: micro.operands,
         weight_stride: padded(BLOCK, micro.operands),
         c_stride: micro.mr * 4,
+        ahead: 0,
     }
 }
 

@@ -1,0 +1,282 @@
+//! Integer dot products with weight rows in lanes, assembled: few rows of x against 16 weight rows as they lie.
+//!
+//! Of each block of 32 elements of k a format's part ([`scales`], [`quants`]) brings the rows' quants into registers,
+//! transposed: four elements a register, a weight row a lane, unsigned; and their scales into one more. Every row of x
+//! then meets them, its quants broadcast, four at a time. So weights are read and unpacked once for up
+//! to [`ROWS`] rows of x. A block's products are summed exactly, multiplied by x's scale, and added times the weights'
+//! scales: what tiles of integers do (`tile_int8.rs`), in the same order, so that a result has the same bits.
+//!
+//! Weight rows follow one another in memory. The 16 after these are fetched meanwhile in the order of their bytes, so
+//! that memory serves one stream.
+
+use std::ops::Range;
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
+use lapidary_ir::{BLOCK, DType};
+
+use super::dot::{Done, XMM};
+use super::tile::ZMM;
+use super::{Code, Lanes};
+use crate::micro;
+
+/// Weight rows, a lane each.
+pub(super) const LANES: usize = 16;
+/// The most rows of x of a call.
+pub(super) const ROWS: usize = 16;
+/// Blocks whose scales are loaded at a time: 16 bytes of each row.
+const GROUP: usize = 8;
+/// How many bytes ahead at least the second cache is filled, in whole calls' rows.
+const AHEAD: usize = 32 << 10;
+/// Elements of k whose products a lane adds up at a time.
+const STEP: usize = 4;
+
+/// Lines that are fetched ahead at a time: one after another, lest they wait for each other.
+const LINES: usize = 2;
+
+const X: AsmRegister64 = gpr64::rdi;
+const W: AsmRegister64 = gpr64::rsi;
+const C: AsmRegister64 = gpr64::rdx;
+const COUNT: AsmRegister64 = gpr64::rcx;
+const LEFT: AsmRegister64 = gpr64::rax;
+const FETCH: AsmRegister64 = gpr64::r8;
+const SCALES: AsmRegister64 = gpr64::r9;
+/// Where the part of the last row of x begins, in an even block and in an odd one.
+const ENTRIES: [AsmRegister64; 2] = [gpr64::r10, gpr64::r11];
+
+/// What unpacking works in, by number in [`ZMM`]: eight for quants, one for sums of products.
+const WORK: [usize; 9] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
+const SCALE: AsmRegisterZmm = zmm9;
+/// The scales of a group's blocks, in pairs: an even one's in the lower half of a lane.
+const PAIRS: [usize; GROUP / 2] = [10, 11, 12, 13];
+/// What quants are masked or shifted by.
+const MASK: AsmRegisterZmm = zmm14;
+/// The upper halves of lanes.
+const UPPER: AsmRegisterZmm = zmm15;
+/// The results of each row of x.
+const SUMS: &[AsmRegisterZmm] = ZMM.split_at(16).1;
+
+/// With AVX-512 VNNI.
+pub(super) fn lanes_vnni(lanes: Lanes) -> Code {
+    let Lanes { dtype, k, rows, c_stride, .. } = lanes;
+    let blocks = k / BLOCK;
+    // What is left counts down to this, so that groups begin at its multiples of GROUP.
+    let end = (blocks.next_multiple_of(GROUP) - blocks) as i32;
+    let bytes = LANES * dtype.row_bytes(k);
+    let a = &mut CodeAssembler::new(64)?;
+    let [mut start, mut group, mut last, mut pair, mut done] = std::array::from_fn(|_| a.create_label());
+    let mut entries: [Vec<CodeLabel>; 2] =
+        std::array::from_fn(|_| (0..rows).map(|_| a.create_label()).collect());
+
+    for (t, (&even, &odd)) in entries[0].iter().zip(&entries[1]).enumerate() {
+        a.lea(ENTRIES[0], ptr(even))?;
+        a.lea(ENTRIES[1], ptr(odd))?;
+        if t + 1 < rows {
+            a.cmp(COUNT, t as i32 + 1)?;
+            a.je(start)?;
+        }
+    }
+    a.set_label(&mut start)?;
+    for &sum in &SUMS[..rows] {
+        a.vpxord(sum, sum, sum)?;
+    }
+    a.mov(gpr32::eax, if dtype == DType::Q4 { 0x0f0f_0f0fu32 } else { 0x8080_8080 })?;
+    a.vpbroadcastd(MASK, gpr32::eax)?;
+    a.mov(gpr32::eax, 0xffff_0000u32)?;
+    a.vpbroadcastd(UPPER, gpr32::eax)?;
+    if end > 0 {
+        a.mov(gpr32::eax, (1u32 << (blocks % GROUP)) - 1)?;
+        a.kmovw(k1, gpr32::eax)?;
+    }
+    a.lea(FETCH, ptr(W + (bytes * AHEAD.div_ceil(bytes)) as i32))?;
+    a.lea(SCALES, ptr(W + (dtype.row_bytes(k) as i32 - 2 * blocks as i32)))?;
+    a.mov(LEFT, blocks.next_multiple_of(GROUP) as i64)?;
+
+    a.set_label(&mut group)?;
+    if end > 0 && blocks > GROUP {
+        a.cmp(LEFT, GROUP as i32)?;
+        a.je(last)?;
+    }
+    if blocks >= GROUP {
+        scales(a, lanes, false)?;
+        a.add(SCALES, 2 * GROUP as i32)?;
+    }
+    if end > 0 {
+        if blocks > GROUP {
+            a.jmp(pair)?;
+            a.set_label(&mut last)?;
+        }
+        scales(a, lanes, true)?;
+    }
+
+    a.set_label(&mut pair)?;
+    // Whole lines, and with an odd block's more of them than with the even one's.
+    let pair_bytes = LANES as i32 * 2 * dtype.row_bytes(BLOCK) as i32;
+    let even_bytes = pair_bytes / 2 / 64 * 64;
+    for (odd, labels) in entries.iter_mut().enumerate() {
+        let lines = if odd == 0 { 0..even_bytes } else { even_bytes..pair_bytes };
+        let (quants, total) = quants(a, lanes, lines)?;
+        if odd == 0 {
+            a.vpslld(SCALE, ZMM[PAIRS[0]], 16)?;
+        } else {
+            a.vpandd(SCALE, ZMM[PAIRS[0]], UPPER)?;
+        }
+        if rows > 1 {
+            a.jmp(ENTRIES[odd])?;
+        }
+        for t in (0..rows).rev() {
+            a.set_label(&mut labels[t])?;
+            meet(a, lanes, t, &quants, total)?;
+        }
+        a.add(X, micro::lane_row_bytes(BLOCK) as i32)?;
+        a.add(W, dtype.row_bytes(BLOCK) as i32 - 2)?;
+        a.dec(LEFT)?;
+        if odd == 0 && !blocks.is_multiple_of(2) {
+            a.cmp(LEFT, end)?;
+            a.je(done)?;
+        }
+    }
+    if blocks.is_multiple_of(2) {
+        a.cmp(LEFT, end)?;
+        a.je(done)?;
+    }
+    a.add(FETCH, pair_bytes)?;
+    for pair in PAIRS.windows(2) {
+        a.vmovdqa32(ZMM[pair[0]], ZMM[pair[1]])?;
+    }
+    a.test(gpr32::eax, GROUP as i32 - 1)?;
+    a.jnz(pair)?;
+    a.jmp(group)?;
+
+    a.set_label(&mut done)?;
+    let mut stored = a.create_label();
+    for (t, &sum) in SUMS[..rows].iter().enumerate() {
+        if t > 0 {
+            a.cmp(COUNT, t as i32 + 1)?;
+            a.jb(stored)?;
+        }
+        a.vmovups(zmmword_ptr(C + t as i32 * c_stride), sum)?;
+    }
+    a.set_label(&mut stored)?;
+    a.vzeroupper()?;
+    a.ret()?;
+    a.assemble(0)
+}
+
+/// Row `t`'s part in a block.
+fn meet(
+    a: &mut CodeAssembler,
+    lanes: Lanes,
+    t: usize,
+    quants: &[usize; BLOCK / STEP],
+    total: AsmRegisterZmm,
+) -> Done {
+    let word = |i: usize| X + (t * micro::lane_row_bytes(lanes.k) + i * 4) as i32;
+    a.vpbroadcastd(total, dword_ptr(word(1)))?;
+    if lanes.dtype == DType::Q8 {
+        // Shifted by 128, which is 16 times 8.
+        a.vpslld(total, total, 4)?;
+    }
+    for (step, &w) in quants.iter().enumerate() {
+        a.evex().vpdpbusd(total, ZMM[w], dword_bcst(word(2 + step)))?;
+    }
+    a.vcvtdq2ps(total, total)?;
+    a.vmulps(total, total, dword_bcst(word(0)))?;
+    a.vfmadd231ps(SUMS[t], total, SCALE)
+}
+
+/// Scales of a group's blocks, or of those that `k1` counts: [`PAIRS`]. Clobbers [`WORK`].
+fn scales(a: &mut CodeAssembler, lanes: Lanes, some: bool) -> Done {
+    let row_bytes = lanes.dtype.row_bytes(lanes.k) as i32;
+    let [p, q, r, s, spare, part, ..] = WORK;
+    for (row, register) in [p, q, r, s].into_iter().enumerate() {
+        for quarter in 0..LANES / 4 {
+            let at = SCALES + (row + 4 * quarter) as i32 * row_bytes;
+            let to = ZMM[register];
+            match (quarter, some) {
+                (0, false) => a.vmovdqu(XMM[register], xmmword_ptr(at))?,
+                (0, true) => a.vmovdqu16(XMM[register].k1().z(), xmmword_ptr(at))?,
+                (_, false) => a.vinserti32x4(to, to, xmmword_ptr(at), quarter as u32)?,
+                (_, true) => {
+                    a.vmovdqu16(XMM[part].k1().z(), xmmword_ptr(at))?;
+                    a.vinserti32x4(to, to, XMM[part], quarter as u32)?;
+                }
+            }
+        }
+    }
+    let (turned, _) = turn(a, [p, q, r, s], spare)?;
+    for (pair, from) in PAIRS.into_iter().zip(turned) {
+        a.vmovdqa32(ZMM[pair], ZMM[from])?;
+    }
+    Ok(())
+}
+
+/// A block's quants, unsigned, elements 4 i to 4 i + 3 in the i-th register; and one of [`WORK`] that is free. Fetches
+/// these bytes' lines ahead on the way.
+fn quants(
+    a: &mut CodeAssembler,
+    lanes: Lanes,
+    ahead: Range<i32>,
+) -> Result<([usize; BLOCK / STEP], AsmRegisterZmm), IcedError> {
+    let row_bytes = lanes.dtype.row_bytes(lanes.k) as i32;
+    let mut ahead = ahead.step_by(64);
+    let mut load = |a: &mut CodeAssembler, registers: [usize; 4], byte: i32| -> Done {
+        for (row, register) in registers.into_iter().enumerate() {
+            let at = |quarter: usize| xmmword_ptr(W + ((row + 4 * quarter) as i32 * row_bytes + byte));
+            a.vmovdqu(XMM[register], at(0))?;
+            for line in ahead.by_ref().take(LINES) {
+                a.prefetcht1(byte_ptr(FETCH + line))?;
+            }
+            for quarter in 1..LANES / 4 {
+                a.vinserti32x4(ZMM[register], ZMM[register], at(quarter), quarter as u32)?;
+            }
+        }
+        Ok(())
+    };
+    let [p, q, r, s, spare, t, u, v, w] = WORK;
+    load(a, [p, q, r, s], 0)?;
+    let (first, free) = turn(a, [p, q, r, s], spare)?;
+    let second = if lanes.dtype == DType::Q4 {
+        // The second half of the elements are the bytes' upper halves.
+        let second = [t, u, v, free];
+        for (low, high) in first.into_iter().zip(second) {
+            a.vpsrlw(ZMM[high], ZMM[low], 4)?;
+            a.vpandd(ZMM[low], ZMM[low], MASK)?;
+            a.vpandd(ZMM[high], ZMM[high], MASK)?;
+        }
+        return Ok((join(first, second), ZMM[w]));
+    } else {
+        load(a, [t, u, v, w], 16)?;
+        turn(a, [t, u, v, w], free)?
+    };
+    let all = join(first, second.0);
+    for quant in all {
+        a.vpxord(ZMM[quant], ZMM[quant], MASK)?;
+    }
+    Ok((all, ZMM[second.1]))
+}
+
+fn join(first: [usize; 4], second: [usize; 4]) -> [usize; 8] {
+    let [a, b, c, d] = first;
+    let [e, f, g, h] = second;
+    [a, b, c, d, e, f, g, h]
+}
+
+/// Transposes four registers, dwords within each 128 bits, by way of a fifth: the registers of dwords 0 to 3, and the
+/// one that is free then.
+fn turn(
+    a: &mut CodeAssembler,
+    [p, q, r, s]: [usize; 4],
+    spare: usize,
+) -> Result<([usize; 4], usize), IcedError> {
+    let [vp, vq, vr, vs, vspare] = [p, q, r, s, spare].map(|i| ZMM[i]);
+    a.vpunpckldq(vspare, vp, vq)?;
+    a.vpunpckhdq(vq, vp, vq)?;
+    a.vpunpckldq(vp, vr, vs)?;
+    a.vpunpckhdq(vs, vr, vs)?;
+    a.vpunpcklqdq(vr, vspare, vp)?;
+    a.vpunpckhqdq(vp, vspare, vp)?;
+    a.vpunpcklqdq(vspare, vq, vs)?;
+    a.vpunpckhqdq(vq, vq, vs)?;
+    Ok(([r, p, spare, q], s))
+}
