@@ -147,9 +147,9 @@ const CPU: &str = "\
 /// Linux' `Documentation/arch/x86/xstate.rst`.
 const AMX: &str = "\
  *
- * AMX: this code may use tile registers, which Linux gives a process on request only. Before @lower_init the
- * process must have called `syscall(SYS_arch_prctl, 0x1023, 18)` (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) with
- * result 0.
+ * AMX: this code may use tile registers, which Linux gives a process on request only. @lower_supported and
+ * @lower_init ask for them (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`); where Linux refuses, a machine
+ * counts as without. Alternate signal stacks must then be longer: getauxval(AT_MINSIGSTKSZ) says how long.
 ";
 
 const FUNCTIONS: &str = "

@@ -18,7 +18,7 @@ use crate::Error;
 use crate::target::Target;
 
 /// The state that Linux gives a process on request: tile data (`Documentation/arch/x86/xstate.rst`).
-const XTILEDATA: u64 = 1 << 18;
+const XTILEDATA: u32 = 18;
 
 /// What the guard ends in.
 #[derive(Clone, Copy, Debug)]
@@ -105,7 +105,7 @@ fn x86_64_needs(set: Set) -> Result<x86_64::Needs, Error> {
         });
         needs.saved |= u32::try_from(probe.saved).map_err(|_| no_question(row))?;
         if probe.on_request {
-            needs.permitted |= XTILEDATA;
+            needs.requested = Some(XTILEDATA);
         }
     }
     Ok(needs)

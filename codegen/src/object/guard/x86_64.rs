@@ -1,4 +1,4 @@
-//! The guard on x86-64: CPUID, XGETBV and, for tile registers, what Linux has permitted this process.
+//! The guard on x86-64: CPUID, XGETBV and, for tile registers, a request to Linux.
 //!
 //! In: what must be so. Out: code. Invariants: instructions of the first x86-64 CPUs alone, until CPUID has said that
 //! more are there; every register that a caller or the code behind the guard may count on is as it was.
@@ -25,15 +25,15 @@ pub(super) struct Needs {
     pub(super) answers: Vec<Answer>,
     /// Bits of XCR0: registers that the system saves.
     pub(super) saved: u32,
-    /// Bits of the system's permissions for this process (Linux' `arch_prctl(ARCH_GET_XCOMP_PERM)`).
-    pub(super) permitted: u64,
+    /// A state that Linux gives a process on request: it is asked for (`arch_prctl(ARCH_REQ_XCOMP_PERM)`).
+    pub(super) requested: Option<u32>,
 }
 
 /// CPUID leaf 1, ECX: XGETBV may be used (Intel SDM volume 2, CPUID).
 const OSXSAVE: u32 = 1 << 27;
 /// The number of `arch_prctl` on x86-64, and what it is asked (Linux' `Documentation/arch/x86/xstate.rst`).
 const ARCH_PRCTL: i32 = 158;
-const ARCH_GET_XCOMP_PERM: i32 = 0x1022;
+const ARCH_REQ_XCOMP_PERM: i32 = 0x1023;
 /// The first leaf of the range that AMD defined: it has a highest leaf of its own.
 const EXTENDED: u32 = 0x8000_0000;
 
@@ -45,8 +45,6 @@ pub(super) fn assemble(needs: &Needs, ending: Ending) -> Result<Vec<u8>, IcedErr
     for register in kept {
         a.push(register)?;
     }
-    // A word for the system's answer.
-    a.push(rax)?;
     let mut lacks = a.create_label();
     let mut answers = needs.answers.clone();
     if needs.saved != 0 {
@@ -81,24 +79,16 @@ pub(super) fn assemble(needs: &Needs, ending: Ending) -> Result<Vec<u8>, IcedErr
         a.xgetbv()?;
         require(a, eax, needs.saved, lacks)?;
     }
-    if needs.permitted != 0 {
+    if let Some(state) = needs.requested {
         a.mov(eax, ARCH_PRCTL)?;
-        a.mov(edi, ARCH_GET_XCOMP_PERM)?;
-        a.mov(rsi, rsp)?;
+        a.mov(edi, ARCH_REQ_XCOMP_PERM)?;
+        a.mov(esi, state)?;
         a.syscall()?;
         a.test(rax, rax)?;
         a.jne(lacks)?;
-        a.mov(rax, needs.permitted)?;
-        a.mov(rcx, qword_ptr(rsp))?;
-        a.and(rcx, rax)?;
-        a.cmp(rcx, rax)?;
-        a.jne(lacks)?;
     }
     let mut behind = a.create_label();
-    let leave = |a: &mut CodeAssembler| {
-        a.pop(rax)?;
-        kept.into_iter().rev().try_for_each(|register| a.pop(register))
-    };
+    let leave = |a: &mut CodeAssembler| kept.into_iter().rev().try_for_each(|register| a.pop(register));
     leave(a)?;
     match ending {
         Ending::Answer => {
