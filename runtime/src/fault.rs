@@ -28,7 +28,8 @@ pub fn install() {
     // SAFETY: as above.
     let mut ours = unsafe { mem::zeroed::<libc::sigaction>() };
     ours.sa_sigaction = on_bus_error as Handler as libc::sighandler_t;
-    // On the stack that the standard library gives each thread for such, and with the address.
+    mem::forget(SignalStack::new());
+    // On a stack of its own, and with the address.
     ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
     // SAFETY: reads who handles it; the memory lives for ever.
     unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), before) };
@@ -36,6 +37,53 @@ pub fn install() {
     BEFORE.store(before, Ordering::SeqCst);
     // SAFETY: the handler does only what a handler may.
     unsafe { libc::sigaction(libc::SIGBUS, &ours, ptr::null_mut()) };
+}
+
+/// A stack that this thread's signals are handled on, until it is dropped. The one that the standard library gives is as
+/// long as the registers that the system saves there, which with AMX leaves the handler nothing.
+pub(crate) struct SignalStack {
+    stack: *mut libc::c_void,
+    bytes: usize,
+    before: libc::stack_t,
+}
+
+impl SignalStack {
+    /// What a handler may use beside the registers.
+    const ROOM: usize = 64 << 10;
+
+    /// Where memory is refused, the thread keeps the stack that it has.
+    pub(crate) fn new() -> SignalStack {
+        // SAFETY: a question to the system.
+        let registers = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } as usize;
+        let bytes = registers.max(libc::MINSIGSTKSZ) + Self::ROOM;
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new map, anywhere.
+        let mut stack = unsafe { libc::mmap(ptr::null_mut(), bytes, access, kind, -1, 0) };
+        if stack == libc::MAP_FAILED {
+            stack = ptr::null_mut();
+        }
+        // SAFETY: all zeros is a stack that is none.
+        let mut before = unsafe { mem::zeroed::<libc::stack_t>() };
+        let own = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: bytes };
+        if !stack.is_null() {
+            // SAFETY: the map is this thread's alone, and lives until the stack before is back.
+            unsafe { libc::sigaltstack(&own, &mut before) };
+        }
+        SignalStack { stack, bytes, before }
+    }
+}
+
+impl Drop for SignalStack {
+    fn drop(&mut self) {
+        if self.stack.is_null() {
+            return;
+        }
+        // SAFETY: the stack before is this thread's still; nothing uses the map after.
+        unsafe {
+            libc::sigaltstack(&self.before, ptr::null_mut());
+            libc::munmap(self.stack, self.bytes);
+        }
+    }
 }
 
 extern "C" fn on_bus_error(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {

@@ -13,7 +13,7 @@
 use crate::error::Error;
 use crate::program::{Aligned, RESUMED, Segment, Step};
 use crate::sync::{
-    Arc, AtomicBool, AtomicU64, AtomicUsize, JoinHandle, Ordering, Patience, UnsafeCell, thread,
+    Arc, AtomicBool, AtomicU64, AtomicUsize, JoinHandle, Ordering, Patience, SignalStack, UnsafeCell, thread,
 };
 
 /// Launches predicted to take less than this stay on the calling thread.
@@ -125,6 +125,7 @@ impl Pool {
             // First touched by the thread that uses it.
             let mut scratch = scratch()?;
             let worker = thread::Builder::new().name(format!("lapidary-{}", index + 1)).spawn(move || {
+                let _signals = SignalStack::new();
                 shared.ready.fetch_add(1, Ordering::Release);
                 shared.work(index, scratch.as_mut_ptr());
             });

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+pub(crate) use crate::fault::SignalStack;
 pub(crate) use std::sync::Arc;
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 pub(crate) use std::thread::{self, JoinHandle};

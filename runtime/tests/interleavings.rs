@@ -21,6 +21,15 @@ mod sync {
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
     pub(crate) use loom::thread::{self, JoinHandle};
 
+    /// Signals are none of loom's business.
+    pub(crate) struct SignalStack;
+
+    impl SignalStack {
+        pub(crate) fn new() -> Self {
+            Self
+        }
+    }
+
     /// None: that a worker parks at once is the harder case.
     pub(crate) struct Patience;
 
