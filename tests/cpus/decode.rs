@@ -1,11 +1,12 @@
 //! What compiled x86-64 code asks of a CPU, read from its bytes.
 //!
 //! In: an image. Out: the features of all instructions that can be reached, by the names of the table. Tables that lie
-//! between functions are not reached: every function is walked from its entry along its branches.
+//! between functions are not reached: every function is walked from its entry along its branches,
+//! those to an address that it takes included.
 
 use std::collections::{BTreeMap, HashSet};
 
-use iced_x86::{CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction};
+use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction};
 use lapidary_runtime::program::Image;
 
 /// The features that the code needs, each with an instruction that does, and how many instructions there are.
@@ -15,6 +16,7 @@ pub(crate) fn features(image: &Image) -> (BTreeMap<&'static str, String>, usize)
     for symbol in &image.symbols {
         let range = symbol.offset..symbol.offset + symbol.bytes;
         let mut starts = vec![symbol.offset];
+        let mut leads = vec![];
         while let Some(start) = starts.pop() {
             let mut decoder =
                 Decoder::with_ip(64, &image.code[start as usize..], start, DecoderOptions::NONE);
@@ -29,11 +31,19 @@ pub(crate) fn features(image: &Image) -> (BTreeMap<&'static str, String>, usize)
                         found.entry(name).or_insert_with(|| format!("{:?} in {}", i.code(), symbol.name));
                     }
                 }
+                if i.code() == Code::Lea_r64_m && i.is_ip_rel_memory_operand() {
+                    leads.push(i.ip_rel_memory_address());
+                }
                 match i.flow_control() {
                     FlowControl::Next | FlowControl::Call | FlowControl::IndirectCall => {}
                     FlowControl::ConditionalBranch => starts.push(i.near_branch_target()),
                     FlowControl::UnconditionalBranch => {
                         starts.push(i.near_branch_target());
+                        break;
+                    }
+                    // To an address that was taken before.
+                    FlowControl::IndirectBranch => {
+                        starts.append(&mut leads);
                         break;
                     }
                     FlowControl::Return | FlowControl::Exception => break,
