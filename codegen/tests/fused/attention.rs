@@ -163,12 +163,16 @@ impl Case {
                 let p = (s - max).exp() / sum;
                 y.iter_mut().zip(&v[(group + key) * d..]).for_each(|(y, v)| *y += p * v);
             }
-            // An error of a score is a relative error of its weight: the cap's, and the sum's, which the cap does not
-            // take from scores near 0.
+            // An error of a score is a relative error of its weight: the sum's, which the cap does not take from scores
+            // near 0, but no more than the capped scores lie apart.
             let size: f64 = scale * q.iter().map(|q| q.abs()).sum::<f64>();
             let unit = if self.rounded { 2f64.powi(-8) } else { 1e-6 };
             let cap = self.cap.map_or(f64::INFINITY, f64::from);
-            bounds.push(unit * (3.0 + size.min(cap)) + f64::from(f32::EPSILON) / 4.0 * size);
+            let sums = (unit * size).min(2.0 * cap);
+            bounds.push(
+                if self.rounded { 3.0 * unit + sums } else { unit * (3.0 + size.min(cap)) }
+                    + f64::from(f32::EPSILON) / 4.0 * size,
+            );
         }
         assert_close(&format!("{self:?}"), F32, &got, &want, |i| bounds[i / d]);
     }
