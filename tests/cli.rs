@@ -372,6 +372,7 @@ fn inspect_has_its_fields() {
         "total_params",
         "weight_dtype",
         "weight_bytes",
+        "weight_formats",
         "context",
         "chunk",
         "kv_dtype",

@@ -85,7 +85,6 @@ fn wrong_tensors() {
     refused(weights(|p| p.header[DOWN]["shape"] = json!([32, 47])), &[DOWN, "bytes for its shape"]);
     refused(weights(|p| p.header[DOWN]["dtype"] = json!("I16")), &[DOWN, "I16"]);
     refused(weights(|p| p.header[DOWN]["dtype"] = json!("F4")), &[DOWN, "F4"]);
-    refused(weights(|p| p.header[DOWN]["dtype"] = json!("F16")), &[DOWN, "F16", "BF16"]);
     refused(weights(|p| p.header[DOWN] = json!(3)), &[DOWN]);
     refused(weights(|p| p.push("model.layers.7.x", "BF16", &json!([2]), &[0; 4])), &["model.layers.7.x"]);
     let absent = |p: &mut Parts| {
