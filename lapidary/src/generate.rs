@@ -74,7 +74,7 @@ impl Model {
     /// for piece in model.generate(&mut session, &prompt, &how)? {
     ///     text.push_str(&piece?);
     /// }
-    /// assert_eq!(text, ", and the whole world");
+    /// assert_eq!(text, ", and the whole world is");
     /// # Ok::<(), lapidary::Error>(())
     /// ```
     ///
