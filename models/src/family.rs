@@ -8,7 +8,7 @@ use std::fmt;
 
 use lapidary_ir::Id;
 
-use crate::config::{Config, LayerType};
+use crate::config::{Config, EmbeddingScale, LayerType, NormWeights, Rope};
 use crate::graph::Graph;
 use crate::preset::Preset;
 
@@ -73,6 +73,41 @@ impl Family {
     /// The published kinds of so many layers.
     pub fn layer_types(&self, layers: usize) -> Vec<LayerType> {
         (0..layers).map(|layer| LayerType::of(layer, self.period)).collect()
+    }
+}
+
+impl Family {
+    /// A configuration of these sizes (hidden, layers, heads, KV heads, head_dim, intermediate) with what the families have
+    /// in common: Gemma 1 as it is.
+    pub(crate) fn sized(&'static self, sizes: [usize; 6]) -> Config {
+        let [hidden_size, num_hidden_layers, heads, kv_heads, head_dim, intermediate_size] = sizes;
+        let rope = Rope { theta: 10_000.0, factor: 1.0 };
+        Config {
+            family: self,
+            vocab_size: 256_000,
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers,
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim,
+            query_pre_attn_scalar: head_dim as f64,
+            rms_norm_eps: 1e-6,
+            rope_local: rope,
+            rope_global: rope,
+            // Where no layer slides, nobody asks.
+            sliding_window: 8192,
+            layer_types: self.layer_types(num_hidden_layers),
+            attn_logit_softcapping: None,
+            final_logit_softcapping: None,
+            max_position_embeddings: 8192,
+            tie_word_embeddings: true,
+            bos_token_id: 2,
+            eos_token_id: vec![1],
+            pad_token_id: 0,
+            embedding_scale: EmbeddingScale::Rounded,
+            norm_weights: NormWeights::LessOne,
+        }
     }
 }
 

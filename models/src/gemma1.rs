@@ -5,7 +5,7 @@
 
 use lapidary_ir::Id;
 
-use crate::config::{Config, EmbeddingScale, LayerType, NormWeights, Rope};
+use crate::config::{Config, LayerType};
 use crate::family::{Family, field};
 use crate::graph::Graph;
 use crate::preset::Preset;
@@ -20,7 +20,7 @@ pub(crate) static GEMMA1: Family = Family {
     period: 1,
     defaults: b7,
     presets: &[
-        Preset { name: "gemma-2b", alias: None, config: || size([2048, 18, 8, 1, 256, 16384]) },
+        Preset { name: "gemma-2b", alias: None, config: || GEMMA1.sized([2048, 18, 8, 1, 256, 16384]) },
         Preset { name: "gemma-7b", alias: None, config: b7 },
     ],
     layer,
@@ -28,39 +28,7 @@ pub(crate) static GEMMA1: Family = Family {
 
 /// The 7B, of which transformers' class has the sizes.
 fn b7() -> Config {
-    size([3072, 28, 16, 16, 256, 24576])
-}
-
-/// A size: hidden, layers, heads, KV heads, head_dim, intermediate.
-fn size(sizes: [usize; 6]) -> Config {
-    let [hidden_size, num_hidden_layers, heads, kv_heads, head_dim, intermediate_size] = sizes;
-    let rope = Rope { theta: 10_000.0, factor: 1.0 };
-    Config {
-        family: &GEMMA1,
-        vocab_size: 256_000,
-        hidden_size,
-        intermediate_size,
-        num_hidden_layers,
-        num_attention_heads: heads,
-        num_key_value_heads: kv_heads,
-        head_dim,
-        query_pre_attn_scalar: head_dim as f64,
-        rms_norm_eps: 1e-6,
-        rope_local: rope,
-        rope_global: rope,
-        // No layer slides.
-        sliding_window: 8192,
-        layer_types: GEMMA1.layer_types(num_hidden_layers),
-        attn_logit_softcapping: None,
-        final_logit_softcapping: None,
-        max_position_embeddings: 8192,
-        tie_word_embeddings: true,
-        bos_token_id: 2,
-        eos_token_id: vec![1],
-        pad_token_id: 0,
-        embedding_scale: EmbeddingScale::Rounded,
-        norm_weights: NormWeights::LessOne,
-    }
+    GEMMA1.sized([3072, 28, 16, 16, 256, 24576])
 }
 
 /// x (T, hidden), pos (T) -> (T, hidden).
@@ -78,10 +46,5 @@ fn attention(g: &mut Graph<'_>, x: Id, pos: Id, kind: LayerType) -> Id {
     let [q, k, v] = g.qkv(x);
     let rotary = g.rotary(pos, kind);
     let (q, k) = (g.rope(q, rotary), g.rope(k, rotary));
-    let k = g.cached("k_cache", k, kind);
-    let v = g.cached("v_cache", v, kind);
-    let scores = g.scores(q, k);
-    let scores = g.mask(scores, pos, kind);
-    let weights = g.softmax(scores);
-    g.mix(weights, v)
+    g.attend([q, k, v], pos, kind)
 }

@@ -5,7 +5,7 @@
 
 use lapidary_ir::Id;
 
-use crate::config::{Config, EmbeddingScale, LayerType, NormWeights, Rope};
+use crate::config::{Config, LayerType};
 use crate::family::{Family, field};
 use crate::graph::Graph;
 use crate::preset::Preset;
@@ -43,57 +43,23 @@ fn b2() -> Config {
 
 /// A size: hidden, layers, heads, KV heads, head_dim, intermediate; the attention scalar.
 fn size(sizes: [usize; 6], query_pre_attn_scalar: f64) -> Config {
-    let [hidden_size, num_hidden_layers, heads, kv_heads, head_dim, intermediate_size] = sizes;
-    let rope = Rope { theta: 10_000.0, factor: 1.0 };
     Config {
-        family: &GEMMA2,
-        vocab_size: 256_000,
-        hidden_size,
-        intermediate_size,
-        num_hidden_layers,
-        num_attention_heads: heads,
-        num_key_value_heads: kv_heads,
-        head_dim,
         query_pre_attn_scalar,
-        rms_norm_eps: 1e-6,
-        rope_local: rope,
-        rope_global: rope,
         sliding_window: 4096,
-        layer_types: GEMMA2.layer_types(num_hidden_layers),
         attn_logit_softcapping: Some(50.0),
         final_logit_softcapping: Some(30.0),
-        max_position_embeddings: 8192,
-        tie_word_embeddings: true,
-        bos_token_id: 2,
-        eos_token_id: vec![1],
-        pad_token_id: 0,
-        embedding_scale: EmbeddingScale::Rounded,
-        norm_weights: NormWeights::LessOne,
+        ..GEMMA2.sized(sizes)
     }
 }
 
 /// x (T, hidden), pos (T) -> (T, hidden).
 fn layer(g: &mut Graph<'_>, x: Id, pos: Id, kind: LayerType) -> Id {
-    let h = g.rms_norm(x, "input_layernorm.weight");
-    let h = attention(g, h, pos, kind);
-    let h = g.rms_norm(h, "post_attention_layernorm.weight");
-    let x = g.sum(x, h);
-
-    let h = g.rms_norm(x, "pre_feedforward_layernorm.weight");
-    let h = g.mlp(h);
-    let h = g.rms_norm(h, "post_feedforward_layernorm.weight");
-    g.sum(x, h)
+    g.layer_of_four_norms(x, |g, h| attention(g, h, pos, kind))
 }
 
 fn attention(g: &mut Graph<'_>, x: Id, pos: Id, kind: LayerType) -> Id {
     let [q, k, v] = g.qkv(x);
     let rotary = g.rotary(pos, kind);
     let (q, k) = (g.rope(q, rotary), g.rope(k, rotary));
-    let k = g.cached("k_cache", k, kind);
-    let v = g.cached("v_cache", v, kind);
-    let scores = g.scores(q, k);
-    let scores = g.softcap(scores, g.config.attn_logit_softcapping);
-    let scores = g.mask(scores, pos, kind);
-    let weights = g.softmax(scores);
-    g.mix(weights, v)
+    g.attend([q, k, v], pos, kind)
 }

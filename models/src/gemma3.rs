@@ -6,7 +6,7 @@
 
 use lapidary_ir::Id;
 
-use crate::config::{Config, EmbeddingScale, LayerType, NormWeights, Rope};
+use crate::config::{Config, LayerType, Rope};
 use crate::family::{Family, field};
 use crate::graph::Graph;
 use crate::preset::Preset;
@@ -69,45 +69,19 @@ fn multimodal(sizes: [usize; 6], query_pre_attn_scalar: f64) -> Config {
 
 /// What transformers' class takes for the rest. Sizes: hidden, layers, heads, KV heads, head_dim, intermediate.
 fn size(sizes: [usize; 6], query_pre_attn_scalar: f64) -> Config {
-    let [hidden_size, num_hidden_layers, heads, kv_heads, head_dim, intermediate_size] = sizes;
     Config {
-        family: &GEMMA3,
         vocab_size: 262_208,
-        hidden_size,
-        intermediate_size,
-        num_hidden_layers,
-        num_attention_heads: heads,
-        num_key_value_heads: kv_heads,
-        head_dim,
         query_pre_attn_scalar,
-        rms_norm_eps: 1e-6,
-        rope_local: Rope { theta: 10_000.0, factor: 1.0 },
         rope_global: Rope { theta: 1_000_000.0, factor: 1.0 },
         sliding_window: 4096,
-        layer_types: GEMMA3.layer_types(num_hidden_layers),
-        attn_logit_softcapping: None,
-        final_logit_softcapping: None,
         max_position_embeddings: 131_072,
-        tie_word_embeddings: true,
-        bos_token_id: 2,
-        eos_token_id: vec![1],
-        pad_token_id: 0,
-        embedding_scale: EmbeddingScale::Rounded,
-        norm_weights: NormWeights::LessOne,
+        ..GEMMA3.sized(sizes)
     }
 }
 
 /// x (T, hidden), pos (T) -> (T, hidden).
 fn layer(g: &mut Graph<'_>, x: Id, pos: Id, kind: LayerType) -> Id {
-    let h = g.rms_norm(x, "input_layernorm.weight");
-    let h = attention(g, h, pos, kind);
-    let h = g.rms_norm(h, "post_attention_layernorm.weight");
-    let x = g.sum(x, h);
-
-    let h = g.rms_norm(x, "pre_feedforward_layernorm.weight");
-    let h = g.mlp(h);
-    let h = g.rms_norm(h, "post_feedforward_layernorm.weight");
-    g.sum(x, h)
+    g.layer_of_four_norms(x, |g, h| attention(g, h, pos, kind))
 }
 
 fn attention(g: &mut Graph<'_>, x: Id, pos: Id, kind: LayerType) -> Id {
@@ -117,10 +91,5 @@ fn attention(g: &mut Graph<'_>, x: Id, pos: Id, kind: LayerType) -> Id {
     let k = g.norm(k, 2, "self_attn.k_norm.weight", head_dim);
     let rotary = g.rotary(pos, kind);
     let (q, k) = (g.rope(q, rotary), g.rope(k, rotary));
-    let k = g.cached("k_cache", k, kind);
-    let v = g.cached("v_cache", v, kind);
-    let scores = g.scores(q, k);
-    let scores = g.mask(scores, pos, kind);
-    let weights = g.softmax(scores);
-    g.mix(weights, v)
+    g.attend([q, k, v], pos, kind)
 }

@@ -1,7 +1,7 @@
 //! The primitives that layers are written in: a builder that knows the configuration and how weights are stored.
 //!
-//! In: values of a function being written. Out: further ones, each from operators that a paper would name. A weight is declared
-//! where it is first used, by its name in the checkpoint; the order of declarations is the order of a layer's tensors.
+//! In: values of a function being written. Out: further ones, each from operators that a paper would name. A weight is
+//! declared where it is first used, by its name in the checkpoint; the order of declarations is the order of a layer's tensors.
 
 use lapidary_ir::{Builder, DType, Dim, Id, InputKind, Op};
 
@@ -178,7 +178,7 @@ impl<'a> Graph<'a> {
     }
 
     /// Appends rows (kv_heads, T, head_dim) to a cache and repeats it for every query head: (heads, S, head_dim).
-    pub(crate) fn cached(&mut self, name: &str, rows: Id, kind: LayerType) -> Id {
+    fn cached(&mut self, name: &str, rows: Id, kind: LayerType) -> Id {
         let c = self.config;
         let dtype = self.storage.cache;
         let (groups, d) = (Dim::Fixed(c.num_key_value_heads), Dim::Fixed(c.head_dim));
@@ -204,14 +204,14 @@ impl<'a> Graph<'a> {
     }
 
     /// Scaled scores (heads, T, S) of queries (heads, T, head_dim) with keys (heads, S, head_dim).
-    pub(crate) fn scores(&mut self, q: Id, k: Id) -> Id {
+    fn scores(&mut self, q: Id, k: Id) -> Id {
         let k = self.transpose(k, &[0, 2, 1]);
         let scores = self.b.add(Op::Matmul([q, k]));
         self.times(scores, self.config.attention_scale())
     }
 
     /// scores (heads, T, S): -inf where key j is after the row's position, or a window or more before it.
-    pub(crate) fn mask(&mut self, scores: Id, pos: Id, kind: LayerType) -> Id {
+    fn mask(&mut self, scores: Id, pos: Id, kind: LayerType) -> Id {
         let i32 = self.b.dtype(DType::I32);
         let keys = self.b.dims(&[Dim::Keys]);
         let key = self.b.add(Op::Iota([keys, i32]));
@@ -229,7 +229,7 @@ impl<'a> Graph<'a> {
     }
 
     /// Along the last of three axes.
-    pub(crate) fn softmax(&mut self, x: Id) -> Id {
+    fn softmax(&mut self, x: Id) -> Id {
         let axis = self.b.int(2);
         let max = self.b.add(Op::Max([x, axis]));
         let x = self.b.add(Op::Sub([x, max]));
@@ -239,13 +239,38 @@ impl<'a> Graph<'a> {
     }
 
     /// Values (heads, S, head_dim) mixed by weights (heads, T, S), and their projection: (T, hidden).
-    pub(crate) fn mix(&mut self, weights: Id, v: Id) -> Id {
+    fn mix(&mut self, weights: Id, v: Id) -> Id {
         let c = self.config;
         let width = c.num_attention_heads * c.head_dim;
         let x = self.b.add(Op::Matmul([weights, v]));
         let x = self.transpose(x, &[1, 0, 2]);
         let x = self.reshape(x, &[Dim::Rows, Dim::Fixed(width)]);
         self.linear(x, "self_attn.o_proj.weight", c.hidden_size, width)
+    }
+
+    /// Attention of q (heads, T, head_dim) over k and v (kv_heads, T, head_dim), appended to the caches, projected:
+    /// (T, hidden). Scores are scaled, capped if the configuration says so, and masked, in this order.
+    pub(crate) fn attend(&mut self, [q, k, v]: [Id; 3], pos: Id, kind: LayerType) -> Id {
+        let k = self.cached("k_cache", k, kind);
+        let v = self.cached("v_cache", v, kind);
+        let scores = self.scores(q, k);
+        let scores = self.softcap(scores, self.config.attn_logit_softcapping);
+        let scores = self.mask(scores, pos, kind);
+        let weights = self.softmax(scores);
+        self.mix(weights, v)
+    }
+
+    /// A layer with norms before and after both of its halves, x (T, hidden) -> (T, hidden).
+    pub(crate) fn layer_of_four_norms(&mut self, x: Id, attention: impl FnOnce(&mut Self, Id) -> Id) -> Id {
+        let h = self.rms_norm(x, "input_layernorm.weight");
+        let h = attention(self, h);
+        let h = self.rms_norm(h, "post_attention_layernorm.weight");
+        let x = self.sum(x, h);
+
+        let h = self.rms_norm(x, "pre_feedforward_layernorm.weight");
+        let h = self.mlp(h);
+        let h = self.rms_norm(h, "post_feedforward_layernorm.weight");
+        self.sum(x, h)
     }
 
     /// down(gelu_tanh(gate(x)) * up(x)).
