@@ -29,60 +29,62 @@ pub(super) fn round_rows(
 ) {
     let half = BLOCK as i64 / 2;
     let quant_bytes = micro::int8_quant_bytes(k) as i64;
-    let (zero, blocks) = (e.i64(0), e.i64((k / BLOCK) as i64));
-    e.for_range(zero, rows, 1, &[], |e, t, _| {
-        let at = e.scale(t, stride);
-        let x = e.b.ins().iadd(x, at);
-        let at = e.scale(t, micro::int8_row_bytes(k) as i64);
-        let to = e.b.ins().iadd(to, at);
-        e.for_range(zero, blocks, 1, &[], |e, b, _| {
-            let at = e.scale(b, BLOCK as i64 * 4);
-            let x = e.b.ins().iadd(x, at);
-            let values = std::array::from_fn(|v| e.load(DType::F32, x, v as i64 * 16, 4));
-            let Rounded { quants, scale, sum } = round_block(e, values);
-            let at = e.scale(b, BLOCK as i64);
-            let mut at = e.b.ins().iadd(to, at);
-            if paired {
-                // A pair's second block starts after the first one's first half.
-                let one = e.i64(1);
-                let odd = e.b.ins().band(b, one);
-                let back = e.scale(odd, half);
-                at = e.b.ins().isub(at, back);
-            }
-            for (quants, byte) in quants.into_iter().zip([0, if paired { 2 * half } else { half }]) {
-                e.store_int(quants, at, byte, 4);
-            }
-            let at = e.scale(b, 4);
-            let at = e.b.ins().iadd(to, at);
-            e.store(DType::F32, scale, at, quant_bytes, 1);
-            e.store_int(sum, at, quant_bytes + (k / BLOCK * 4) as i64, 1);
-            vec![]
-        });
-        vec![]
+    for_blocks(e, (x, stride), (to, micro::int8_row_bytes(k)), rows, k, |e, to, b, block| {
+        let at = e.scale(b, BLOCK as i64);
+        let mut at = e.b.ins().iadd(to, at);
+        if paired {
+            // A pair's second block starts after the first one's first half.
+            let one = e.i64(1);
+            let odd = e.b.ins().band(b, one);
+            let back = e.scale(odd, half);
+            at = e.b.ins().isub(at, back);
+        }
+        for (quants, byte) in block.quants.into_iter().zip([0, if paired { 2 * half } else { half }]) {
+            e.store_int(quants, at, byte, 4);
+        }
+        let at = e.scale(b, 4);
+        let at = e.b.ins().iadd(to, at);
+        e.store(DType::F32, block.scale, at, quant_bytes, 1);
+        e.store_int(block.sum, at, quant_bytes + (k / BLOCK * 4) as i64, 1);
     });
 }
 
 /// Rounds rows of x to 8 bits in blocks, as [`micro::lane_row_bytes`] lays them out.
 pub(super) fn round_lane_rows(e: &mut Emitter<'_>, x: Value, stride: i64, rows: Value, k: usize, to: Value) {
+    for_blocks(e, (x, stride), (to, micro::lane_row_bytes(k)), rows, k, |e, to, b, block| {
+        let at = e.scale(b, micro::lane_row_bytes(BLOCK) as i64);
+        let to = e.b.ins().iadd(to, at);
+        e.store(DType::F32, block.scale, to, 0, 1);
+        let sum = e.scale_int(block.sum, -8);
+        e.store_int(sum, to, 4, 1);
+        for (half, byte) in block.quants.into_iter().zip([8, 24]) {
+            e.store_int(half, to, byte, 4);
+        }
+    });
+}
+
+/// Rounds each block of rows of x, `stride` bytes apart, for `store`: it gets where the row's result goes, of so many
+/// bytes a row, and the block's number.
+fn for_blocks(
+    e: &mut Emitter<'_>,
+    (x, stride): (Value, i64),
+    (to, row_bytes): (Value, usize),
+    rows: Value,
+    k: usize,
+    mut store: impl FnMut(&mut Emitter<'_>, Value, Value, Rounded),
+) {
     let (zero, blocks) = (e.i64(0), e.i64((k / BLOCK) as i64));
     e.for_range(zero, rows, 1, &[], |e, t, _| {
         let at = e.scale(t, stride);
         let x = e.b.ins().iadd(x, at);
-        let at = e.scale(t, micro::lane_row_bytes(k) as i64);
+        let at = e.scale(t, row_bytes as i64);
         let to = e.b.ins().iadd(to, at);
         e.for_range(zero, blocks, 1, &[], |e, b, _| {
             let at = e.scale(b, BLOCK as i64 * 4);
             let x = e.b.ins().iadd(x, at);
             let values = std::array::from_fn(|v| e.load(DType::F32, x, v as i64 * 16, 4));
-            let Rounded { quants, scale, sum } = round_block(e, values);
-            let at = e.scale(b, micro::lane_row_bytes(BLOCK) as i64);
-            let to = e.b.ins().iadd(to, at);
-            e.store(DType::F32, scale, to, 0, 1);
-            let sum = e.scale_int(sum, -8);
-            e.store_int(sum, to, 4, 1);
-            for (half, byte) in quants.into_iter().zip([8, 24]) {
-                e.store_int(half, to, byte, 4);
-            }
+            let block = round_block(e, values);
+            store(e, to, b, block);
             vec![]
         });
         vec![]
