@@ -18,7 +18,7 @@ pub struct Formats {
     pub f32: f64,
     /// Of bf16 and f16.
     pub bf16: f64,
-    /// Of blocks of more than [`FEW_BITS`] a weight, as q8.
+    /// Of blocks of more than seven bits a weight, scales included, as q8.
     pub q8: f64,
     /// Of other blocks, as q4.
     pub q4: f64,
