@@ -120,7 +120,7 @@ proptest! {
     #![proptest_config(config(200))]
 
     #[test]
-    fn random_functions(choices in prop::collection::vec((0u8..30, 0usize..64, 0usize..64, 0usize..64), 1..16)) {
+    fn random_functions(choices in prop::collection::vec((0u8..primitives::KINDS, 0usize..64, 0usize..64, 0usize..64), 1..16)) {
         check_random(&choices);
     }
 }
@@ -132,7 +132,14 @@ fn random_functions_have_every_primitive() {
     let mut seen = BTreeSet::new();
     for _ in 0..200 {
         let choices: Vec<primitives::Choice> = (0..15)
-            .map(|_| (random.below(30) as u8, random.below(64), random.below(64), random.below(64)))
+            .map(|_| {
+                (
+                    random.below(usize::from(primitives::KINDS)) as u8,
+                    random.below(64),
+                    random.below(64),
+                    random.below(64),
+                )
+            })
             .collect();
         let function = primitives::function(&choices).function;
         seen.extend(function.body.as_ref().iter().map(|op| op.name()));
@@ -143,6 +150,9 @@ fn random_functions_have_every_primitive() {
         "sqrt",
         "rsqrt",
         "exp",
+        "log",
+        "abs",
+        "floor",
         "tanh",
         "cos",
         "sin",
@@ -152,13 +162,20 @@ fn random_functions_have_every_primitive() {
         "mul",
         "div",
         "pow",
+        "maximum",
+        "minimum",
         "lt",
         "le",
+        "eq",
         "and",
+        "or",
+        "not",
         "select",
         "sum",
         "mean",
         "max",
+        "min",
+        "prod",
         "argmax",
         "matmul",
         "reshape",
@@ -166,6 +183,8 @@ fn random_functions_have_every_primitive() {
         "broadcast",
         "slice",
         "concat",
+        "pad",
+        "take",
         "gather",
         "iota",
         "append",

@@ -30,6 +30,12 @@ pub enum Elementwise {
     Cos,
     /// f32 (x).
     Sin,
+    /// f32 (x).
+    Abs,
+    /// f32 (x).
+    Floor,
+    /// f32 (x).
+    Log,
     /// f32 or i32 (a, b).
     Add,
     /// f32 or i32 (a, b).
@@ -40,12 +46,22 @@ pub enum Elementwise {
     Div,
     /// f32 (a, b).
     Pow,
+    /// f32 or i32 (a, b); NaN where either is.
+    Maximum,
+    /// f32 or i32 (a, b); NaN where either is.
+    Minimum,
     /// f32 or i32 (a, b) to bool.
     Lt,
     /// f32 or i32 (a, b) to bool.
     Le,
+    /// f32 or i32 (a, b) to bool.
+    Eq,
     /// bool (a, b).
     And,
+    /// bool (a, b).
+    Or,
+    /// bool (x).
+    Not,
     /// bool (c), f32 or i32 (a, b).
     Select,
     /// f32 (x), cap tanh(x / cap).
@@ -67,6 +83,10 @@ pub enum Reduction {
     Mean,
     /// Largest element; -inf of none.
     Max,
+    /// Smallest element; inf of none.
+    Min,
+    /// Product.
+    Prod,
     /// Index of the largest element, i32.
     Argmax,
 }

@@ -155,6 +155,10 @@ language! {
         "tanh"          = Tanh(Id):                 Primitive, [X] -> C,                IrrationalFloats;
         "cos"           = Cos(Id):                  Primitive, [X] -> C,                IrrationalFloats;
         "sin"           = Sin(Id):                  Primitive, [X] -> C,                IrrationalFloats;
+        "abs"           = Abs(Id):                  Primitive, [X] -> C,                Floats;
+        "floor"         = Floor(Id):                Primitive, [X] -> C,                Floats;
+        // natural
+        "log"           = Log(Id):                  Primitive, [X] -> C,                IrrationalFloats;
         // (x, dtype attribute)
         "cast"          = Cast([Id; 2]):            Primitive, [X, TYPE] -> C,          Rational;
 
@@ -165,10 +169,16 @@ language! {
         "div"           = Div([Id; 2]):             Primitive, [X, X] -> C,             Floats;
         // a to the power of b, a >= 0 unless b is a small whole number
         "pow"           = Pow([Id; 2]):             Primitive, [X, X] -> C,             Floats;
+        // NaN where either is
+        "maximum"       = Maximum([Id; 2]):         Primitive, [X, X] -> C,             Numbers;
+        "minimum"       = Minimum([Id; 2]):         Primitive, [X, X] -> C,             Numbers;
         // comparisons give bool
         "lt"            = Lt([Id; 2]):              Primitive, [X, X] -> C,             Comparison;
         "le"            = Le([Id; 2]):              Primitive, [X, X] -> C,             Comparison;
+        "eq"            = Eq([Id; 2]):              Primitive, [X, X] -> C,             Comparison;
         "and"           = And([Id; 2]):             Primitive, [X, X] -> C,             Truths;
+        "or"            = Or([Id; 2]):              Primitive, [X, X] -> C,             Truths;
+        "not"           = Not(Id):                  Primitive, [X] -> C,                Truths;
         // (condition, then, else)
         "select"        = Select([Id; 3]):          Primitive, [X, X, X] -> C,          Rational;
 
@@ -176,10 +186,12 @@ language! {
         "sum"           = Sum([Id; 2]):             Primitive, [X, I] -> C,             Rational;
         "mean"          = Mean([Id; 2]):            Primitive, [X, I] -> C,             Rational;
         "max"           = Max([Id; 2]):             Primitive, [X, I] -> C,             Rational;
+        "min"           = Min([Id; 2]):             Primitive, [X, I] -> C,             Rational;
+        "prod"          = Prod([Id; 2]):            Primitive, [X, I] -> C,             Rational;
         // index (i32) of the largest element, the first of equals
         "argmax"        = Argmax([Id; 2]):          Primitive, [X, I] -> C,             Rational;
 
-        // ---- contraction, (.., M, K) x (.., K, N) -> (.., M, N), equal leading axes ----
+        // ---- contraction, (.., M, K) x (.., K, N) -> (.., M, N), leading axes broadcast ----
         "matmul"        = Matmul([Id; 2]):          Primitive, [X, X] -> C,             Rational;
 
         // ---- movement ----
@@ -193,8 +205,12 @@ language! {
         "slice"         = Slice([Id; 4]):           Primitive, [X, I, I, I] -> C,       Rational;
         // (a, b, axis)
         "concat"        = Concat([Id; 3]):          Primitive, [X, X, I] -> C,          Rational;
+        // (x, axis, before, after, number): so many elements of that value on either side
+        "pad"           = Pad([Id; 5]):             Primitive, [X, I, I, I, N.or(I)] -> C, Rational;
         // (table (V, ..), ids i32 (T)) -> (T, ..)
         "gather"        = Gather([Id; 2]):          Primitive, [X, X] -> C,             Rational;
+        // (x, ids i32 (T), axis): x with that axis' elements of these numbers
+        "take"          = Take([Id; 3]):            Primitive, [X, X, I] -> C,          Rational;
         // (shape of one axis, dtype): 0, 1, 2, ...
         "iota"          = Iota([Id; 2]):            Primitive, [D, TYPE] -> C,          Rational;
         // (cache (G, S, D), rows (G, T, D)) -> (G, S, D): the last T of S rows replaced; rows are rounded to the

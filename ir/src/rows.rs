@@ -42,7 +42,9 @@ fn treats_rows_alike(op: &Op, result: &Type, types: &[Type]) -> bool {
         | Op::Rope(_)
         | Op::Linear(_) => !last_is_rows(operands[0]),
         // Any row of the table may be asked for.
-        Op::Gather([table, _]) | Op::Embedding([table, ..]) => !has_rows(&types[usize::from(*table)]),
+        Op::Take([table, ..]) | Op::Gather([table, _]) | Op::Embedding([table, ..]) => {
+            !has_rows(&types[usize::from(*table)])
+        }
         // A row stays a row if as many elements lie before it.
         Op::Reshape([x, _]) => before_rows(&types[usize::from(*x)]) == before_rows(result),
         Op::Append(_) | Op::Scores(_) | Op::WindowMask(_) | Op::Attention(_) => false,
@@ -51,6 +53,9 @@ fn treats_rows_alike(op: &Op, result: &Type, types: &[Type]) -> bool {
         | Op::Sum(_)
         | Op::Mean(_)
         | Op::Max(_)
+        | Op::Min(_)
+        | Op::Prod(_)
+        | Op::Pad(_)
         | Op::Argmax(_)
         | Op::Matmul(_)
         | Op::Transpose(_)

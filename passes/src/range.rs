@@ -80,11 +80,29 @@ impl Range {
             Op::Reshape([x, _]) | Op::Transpose([x, _]) | Op::Broadcast([x, _]) | Op::Slice([x, ..]) => {
                 return range(*x);
             }
-            Op::Max([x, _]) | Op::Gather([x, _]) => return range(*x),
+            Op::Max([x, _]) | Op::Min([x, _]) | Op::Gather([x, _]) | Op::Take([x, ..]) => return range(*x),
             Op::Neg(x) => return Range { lo: -range(*x).hi, hi: -range(*x).lo },
-            Op::Select([_, a, b]) | Op::Concat([a, b, _]) => return range(*a).union(range(*b)),
+            Op::Select([_, a, b]) | Op::Concat([a, b, _]) | Op::Pad([a, _, _, _, b]) => {
+                return range(*a).union(range(*b));
+            }
             Op::WindowMask([x, ..]) => return Range { lo: f64::NEG_INFINITY, ..range(*x) },
-            Op::Lt(_) | Op::Le(_) | Op::And(_) => return Range { lo: 0.0, hi: 1.0 },
+            Op::Abs(x) => {
+                let x = range(*x);
+                let least = if x.lo <= 0.0 && x.hi >= 0.0 { 0.0 } else { x.lo.abs().min(x.hi.abs()) };
+                return Range { lo: least, hi: x.lo.abs().max(x.hi.abs()) };
+            }
+            Op::Floor(x) => return range(*x).map(f64::floor),
+            Op::Maximum([a, b]) => {
+                let (a, b) = (range(*a), range(*b));
+                return Range { lo: a.lo.max(b.lo), hi: a.hi.max(b.hi) };
+            }
+            Op::Minimum([a, b]) => {
+                let (a, b) = (range(*a), range(*b));
+                return Range { lo: a.lo.min(b.lo), hi: a.hi.min(b.hi) };
+            }
+            Op::Lt(_) | Op::Le(_) | Op::Eq(_) | Op::And(_) | Op::Or(_) | Op::Not(_) => {
+                return Range { lo: 0.0, hi: 1.0 };
+            }
             Op::Iota(_) | Op::Argmax(_) => return Range { lo: 0.0, hi: f64::INFINITY },
             Op::Tanh(x) => return range(*x).map(f64::tanh).intersect(Range::within(1.0)),
             Op::Cos(_) | Op::Sin(_) => Range::within(1.0),
@@ -112,6 +130,8 @@ impl Range {
             Op::Softmax(_) => Range { lo: 0.0, hi: 1.0 },
             Op::Recip(_)
             | Op::Pow(_)
+            | Op::Log(_)
+            | Op::Prod(_)
             | Op::Sum(_)
             | Op::Matmul(_)
             | Op::Append(_)

@@ -10,7 +10,7 @@ use lapidary_ir::{Builder, DType, Dim, Function, Id, InputKind, Op};
 pub(crate) type Choice = (u8, usize, usize, usize);
 
 /// Kinds of pieces.
-const KINDS: u8 = 30;
+pub(crate) const KINDS: u8 = 36;
 
 /// The unit in the last place of 1 in f32.
 const ULP: f64 = 1.2e-7;
@@ -280,13 +280,18 @@ impl Generator {
             17 => {
                 let x = self.pick(i, |v| v.dtype == DType::I32 || v.is_exact_f32())?;
                 let (y, dims) = self.partner(j, &x, |v| v.dtype == x.dtype && v.error == 0.0)?;
-                let id = self.b.add(if k % 2 == 0 { Op::Lt([x.id, y.id]) } else { Op::Le([x.id, y.id]) });
+                let id = self.b.add([Op::Lt, Op::Le, Op::Eq][k % 3]([x.id, y.id]));
                 self.push(id, DType::Bool, dims, 1.0, 0.0)
             }
             18 => {
                 let x = self.pick(i, |v| v.dtype == DType::Bool)?;
                 let (y, dims) = self.partner(j, &x, |v| v.dtype == DType::Bool)?;
-                let id = self.b.add(Op::And([x.id, y.id]));
+                let id = self.b.add(match k % 3 {
+                    0 => Op::And([x.id, y.id]),
+                    1 => Op::Or([x.id, y.id]),
+                    _ => Op::Not(x.id),
+                });
+                let dims = if k % 3 == 2 { x.dims } else { dims };
                 self.push(id, DType::Bool, dims, 1.0, 0.0)
             }
             19 => {
@@ -298,15 +303,16 @@ impl Generator {
                 self.push(id, x.dtype, dims, x.size.max(y.size), x.error.max(y.error))
             }
             20 | 21 => {
-                let argmax = k % 4 == 3;
+                let argmax = k % 5 == 3;
                 let x = self.pick(i, |v| is_f32(v) && !v.dims.is_empty() && (!argmax || v.error == 0.0))?;
                 let axis = j % x.dims.len();
                 let n = longest(x.dims[axis]) as f64;
                 let id = self.attribute(axis);
-                let (op, size, error) = match k % 4 {
+                let (op, size, error) = match k % 5 {
                     0 => (Op::Sum([x.id, id]), n * x.size, n * x.error + 4.0 * ULP * n * x.size),
                     1 => (Op::Mean([x.id, id]), x.size, x.error + 4.0 * ULP * x.size),
                     2 => (Op::Max([x.id, id]), x.size, x.error),
+                    4 => (Op::Min([x.id, id]), x.size, x.error),
                     _ => (Op::Argmax([x.id, id]), n, 0.0),
                 };
                 let mut dims = x.dims.clone();
@@ -316,32 +322,27 @@ impl Generator {
             }
             22 | 23 => {
                 let a = self.pick(i, |v| is_f32(v) && v.dims.len() >= 2)?;
-                let r = a.dims.len();
-                let fits = |v: &Value| {
-                    is_f32(v)
-                        && v.dims.len() == r
-                        && v.dims[..r - 2] == a.dims[..r - 2]
-                        && v.dims[r - 2] == a.dims[r - 1]
+                let last = a.dims[a.dims.len() - 1];
+                let leading = |v: &Value| {
+                    let s = v.dims.len().checked_sub(2)?;
+                    broadcast(&a.dims[..a.dims.len() - 2], &v.dims[..s])
                 };
+                let fits = |v: &Value| is_f32(v) && leading(v).is_some() && v.dims[v.dims.len() - 2] == last;
                 // Or one by its own transpose, or by another's.
-                let turned = |v: &Value| {
-                    is_f32(v)
-                        && v.dims.len() == r
-                        && v.dims[..r - 2] == a.dims[..r - 2]
-                        && v.dims[r - 1] == a.dims[r - 1]
-                };
+                let turned = |v: &Value| is_f32(v) && leading(v).is_some() && v.dims.last() == Some(&last);
                 let b = match self.pick(j, fits) {
                     Some(b) if k % 2 == 0 => b,
                     _ => {
                         let b = self.pick(j, turned)?;
+                        let r = b.dims.len();
                         let mut order: Vec<usize> = (0..r).collect();
                         order.swap(r - 2, r - 1);
                         self.transposed(&b, &order)
                     }
                 };
-                let n = longest(a.dims[r - 1]) as f64;
-                let mut dims = a.dims.clone();
-                dims[r - 1] = b.dims[r - 1];
+                let n = longest(last) as f64;
+                let mut dims = leading(&b)?;
+                dims.extend([a.dims[a.dims.len() - 2], b.dims[b.dims.len() - 1]]);
                 let id = self.b.add(Op::Matmul([a.id, b.id]));
                 let error = n * (a.size * b.error + b.size * a.error) + 4.0 * ULP * n * a.size * b.size;
                 self.push(id, DType::F32, dims, n * a.size * b.size, error)
@@ -419,6 +420,61 @@ impl Generator {
                 let a = self.attribute(axis);
                 let id = self.b.add(Op::Concat([x.id, y.id, a]));
                 self.push(id, x.dtype, dims, x.size.max(y.size), x.error.max(y.error))
+            }
+            29 => {
+                let x = self.pick(i, |v| is_f32(v) && (j % 2 == 0 || v.error == 0.0))?;
+                let id = self.b.add(if j % 2 == 0 { Op::Abs(x.id) } else { Op::Floor(x.id) });
+                self.push(id, DType::F32, x.dims, x.size + 1.0, x.error)
+            }
+            30 => {
+                let x = self.pick(i, is_f32)?;
+                let x = self.positive(&x, 0.25);
+                let id = self.b.add(Op::Log(x.id));
+                let (dims, size, error) = unary(&x, x.size.ln().abs().max(1.4), 4.0);
+                self.push(id, DType::F32, dims, size, error)
+            }
+            31 => {
+                let dtype = if k % 4 == 0 { DType::I32 } else { DType::F32 };
+                let x = self.pick(i, |v| v.dtype == dtype)?;
+                let (y, dims) = self.partner(j, &x, |v| v.dtype == dtype)?;
+                let id = self.b.add([Op::Maximum, Op::Minimum][k % 2]([x.id, y.id]));
+                self.push(id, dtype, dims, x.size.max(y.size), x.error.max(y.error))
+            }
+            32 => {
+                let x = self.pick(i, |v| is_f32(v) && v.dims.iter().any(|d| d.fixed().is_some()))?;
+                // Of numbers near 1, so that few factors leave it there.
+                let scale = self.b.num(0.1);
+                let bounded = self.b.add(Op::Tanh(x.id));
+                let small = self.b.add(Op::Mul([bounded, scale]));
+                let axis = x.dims.iter().position(|d| d.fixed().is_some())?;
+                let (a, n) = (self.attribute(axis), longest(x.dims[axis]) as f64);
+                let id = self.b.add(Op::Prod([small, a]));
+                let mut dims = x.dims;
+                dims[axis] = Fixed(1);
+                self.push(id, DType::F32, dims, 1.0, n * (0.1 * x.error + 4.0 * ULP))
+            }
+            33 => {
+                let fixed = |v: &Value| v.dims.iter().any(|d| d.fixed().is_some());
+                let x = self.pick(i, |v| matches!(v.dtype, DType::F32 | DType::I32) && fixed(v))?;
+                let axes: Vec<usize> = (0..x.dims.len()).filter(|&a| x.dims[a].fixed().is_some()).collect();
+                let axis = axes[j % axes.len()];
+                let (before, after) = (k % 3, k / 3 % 3);
+                let value = if x.dtype == DType::I32 { self.b.int(2) } else { self.b.num(-1.5) };
+                let [a, lead, trail] = [axis, before, after].map(|n| self.attribute(n));
+                let id = self.b.add(Op::Pad([x.id, a, lead, trail, value]));
+                let mut dims = x.dims;
+                dims[axis] = Fixed(longest(dims[axis]) + before + after);
+                self.push(id, x.dtype, dims, x.size.max(2.0), x.error)
+            }
+            34 => {
+                let x = self.pick(j, |v| v.dims.contains(&Fixed(5)))?;
+                let axis = x.dims.iter().position(|&d| d == Fixed(5))?;
+                let ids = self.values.iter().find(|v| v.size == 4.0 && v.dtype == DType::I32)?.id;
+                let a = self.attribute(axis);
+                let id = self.b.add(Op::Take([x.id, ids, a]));
+                let mut dims = x.dims;
+                dims[axis] = Rows;
+                self.push(id, x.dtype, dims, x.size, x.error)
             }
             _ => match i % 3 {
                 0 => {

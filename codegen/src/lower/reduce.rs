@@ -36,6 +36,14 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, reduction: Reduction) 
                     e.b.ins().fdiv(total, n)
                 }
                 Reduction::Max => max(e, n, &mut element),
+                Reduction::Min => {
+                    let negated = max(e, n, &mut |e, i, lanes| {
+                        let x = element(e, i, lanes);
+                        e.b.ins().fneg(x)
+                    });
+                    e.b.ins().fneg(negated)
+                }
+                Reduction::Prod => product(e, n, &mut element),
                 Reduction::Argmax => argmax(e, n, &mut element),
             };
             let out = e.base(output);
@@ -66,6 +74,22 @@ pub(super) fn sum(e: &mut Emitter<'_>, n: Value, element: &mut Element<'_>) -> V
     });
     let total = e.sum_lanes(sums[0]);
     e.b.ins().splat(F32X4, total)
+}
+
+/// The product in every lane: four partial products of whole fours, the tail into the first.
+pub(super) fn product(e: &mut Emitter<'_>, n: Value, element: &mut Element<'_>) -> Value {
+    let one = e.splat(1.0);
+    let products = e.for_lanes(n, &[one], |e, i, lanes, s| {
+        let x = element(e, i, lanes);
+        let x = if lanes == 4 { x } else { first_lane(e, x, 1.0) };
+        vec![e.b.ins().fmul(s[0], x)]
+    });
+    let mut all = e.lane0(products[0]);
+    for lane in 1..4u8 {
+        let next = e.b.ins().extractlane(products[0], lane);
+        all = e.b.ins().fmul(all, next);
+    }
+    e.b.ins().splat(F32X4, all)
 }
 
 /// The largest in every lane; -inf of none.

@@ -39,6 +39,9 @@ impl Scheduler<'_> {
             Op::Tanh(x) => self.elementwise(id, E::Tanh, &[x]),
             Op::Cos(x) => self.elementwise(id, E::Cos, &[x]),
             Op::Sin(x) => self.elementwise(id, E::Sin, &[x]),
+            Op::Abs(x) => self.elementwise(id, E::Abs, &[x]),
+            Op::Floor(x) => self.elementwise(id, E::Floor, &[x]),
+            Op::Log(x) => self.elementwise(id, E::Log, &[x]),
             Op::Cast([x, _]) => {
                 let (to, _) = self.tensor_type(id);
                 let (from, _) = self.tensor_type(x);
@@ -54,9 +57,14 @@ impl Scheduler<'_> {
             Op::Mul([a, b]) => self.elementwise(id, E::Mul, &[a, b]),
             Op::Div([a, b]) => self.elementwise(id, E::Div, &[a, b]),
             Op::Pow([a, b]) => self.elementwise(id, E::Pow, &[a, b]),
+            Op::Maximum([a, b]) => self.elementwise(id, E::Maximum, &[a, b]),
+            Op::Minimum([a, b]) => self.elementwise(id, E::Minimum, &[a, b]),
+            Op::Eq([a, b]) => self.elementwise(id, E::Eq, &[a, b]),
             Op::Lt([a, b]) => self.elementwise(id, E::Lt, &[a, b]),
             Op::Le([a, b]) => self.elementwise(id, E::Le, &[a, b]),
             Op::And([a, b]) => self.elementwise(id, E::And, &[a, b]),
+            Op::Or([a, b]) => self.elementwise(id, E::Or, &[a, b]),
+            Op::Not(x) => self.elementwise(id, E::Not, &[x]),
             Op::Select([c, a, b]) => self.elementwise(id, E::Select, &[c, a, b]),
             Op::Softcap([cap, x]) => self.elementwise(id, E::Softcap(self.number(cap)), &[x]),
             Op::GeluTanh(x) => self.elementwise(id, E::GeluTanh, &[x]),
@@ -66,6 +74,8 @@ impl Scheduler<'_> {
             Op::Sum([x, axis]) => self.reduce(id, x, axis, Reduction::Sum),
             Op::Mean([x, axis]) => self.reduce(id, x, axis, Reduction::Mean),
             Op::Max([x, axis]) => self.reduce(id, x, axis, Reduction::Max),
+            Op::Min([x, axis]) => self.reduce(id, x, axis, Reduction::Min),
+            Op::Prod([x, axis]) => self.reduce(id, x, axis, Reduction::Prod),
             Op::Argmax([x, axis]) => self.reduce(id, x, axis, Reduction::Argmax),
 
             Op::Matmul([a, b]) => {
@@ -75,7 +85,14 @@ impl Scheduler<'_> {
                     return Err(self.unsupported(id, "only attention may read a cache that wraps"));
                 }
                 let output = self.result(id, dtype, &dims);
-                self.push_rows(id, Body::Matmul, vec![a, b], output.clone());
+                let leading = &dims[..dims.len() - 2];
+                let batched = |view: View| {
+                    let tail = view.axes.len() - 2;
+                    let whole: Vec<Dim> =
+                        leading.iter().copied().chain(view.axes[tail..].iter().map(|a| a.dim)).collect();
+                    view.stretched(&whole)
+                };
+                self.push_rows(id, Body::Matmul, vec![batched(a), batched(b)], output.clone());
                 self.set(id, output);
                 Ok(())
             }
@@ -129,6 +146,37 @@ impl Scheduler<'_> {
                     self.push_rows(id, Body::Elementwise(E::Copy), vec![part], to);
                     start += len as i64;
                 }
+                self.set(id, output);
+                Ok(())
+            }
+            Op::Pad([x, axis, before, _, value]) => {
+                let (dtype, dims) = self.tensor_type(id);
+                let (axis, start) = (self.int(axis) as usize, self.int(before));
+                let output = self.result(id, dtype, &dims);
+                let (x, value) = (self.operand(x)?, self.operand(value)?);
+                let (Dim::Fixed(n), Dim::Fixed(whole)) = (x.axes[axis].dim, dims[axis]) else {
+                    unreachable!("a padded axis is fixed")
+                };
+                let end = start as usize + n;
+                for (part, from, len) in
+                    [(&value, 0, start as usize), (&x, start, n), (&value, end as i64, whole - end)]
+                {
+                    if len > 0 {
+                        let to = output.sliced(axis, from, len);
+                        self.push_rows(id, Body::Elementwise(E::Copy), vec![part.clone()], to);
+                    }
+                }
+                self.set(id, output);
+                Ok(())
+            }
+            Op::Take([x, ids, axis]) => {
+                let (dtype, dims) = self.tensor_type(id);
+                let axis = self.int(axis) as usize;
+                let mut order: Vec<usize> = (0..dims.len()).filter(|&a| a != axis).collect();
+                order.insert(0, axis);
+                let inputs = vec![self.stored(x)?.transposed(&order), self.stored(ids)?];
+                let output = self.result(id, dtype, &dims);
+                self.push_rows(id, Body::Gather { scale: 1.0 }, inputs, output.transposed(&order));
                 self.set(id, output);
                 Ok(())
             }

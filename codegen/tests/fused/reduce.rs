@@ -1,4 +1,4 @@
-//! Reductions against f64 loops: sum, mean, max, argmax of any layout; NaN and ties.
+//! Reductions against f64 loops: sum, mean, max, min, product, argmax of any layout; NaN and ties.
 
 use lapidary_codegen::kernel::{Body, Reduction};
 use lapidary_ir::DType::{F16, F32, I32};
@@ -6,7 +6,8 @@ use lapidary_ir::Dim::{Fixed, Keys, Rows};
 
 use super::harness::*;
 
-const REDUCTIONS: [Reduction; 4] = [Reduction::Sum, Reduction::Mean, Reduction::Max, Reduction::Argmax];
+const REDUCTIONS: [Reduction; 6] =
+    [Reduction::Sum, Reduction::Mean, Reduction::Max, Reduction::Min, Reduction::Prod, Reduction::Argmax];
 
 fn reduced(reduction: Reduction, x: &[f64]) -> f64 {
     let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -14,6 +15,8 @@ fn reduced(reduction: Reduction, x: &[f64]) -> f64 {
         Reduction::Sum => x.iter().sum(),
         Reduction::Mean => x.iter().sum::<f64>() / x.len() as f64,
         Reduction::Max => max,
+        Reduction::Min => x.iter().copied().fold(f64::INFINITY, f64::min),
+        Reduction::Prod => x.iter().product(),
         Reduction::Argmax => x.iter().position(|&x| x == max).unwrap_or(0) as f64,
     }
 }
@@ -21,8 +24,8 @@ fn reduced(reduction: Reduction, x: &[f64]) -> f64 {
 #[test]
 fn any_shape() {
     let mut random = Random(61);
-    for i in 0..240 {
-        let reduction = REDUCTIONS[i % 4];
+    for i in 0..360 {
+        let reduction = REDUCTIONS[i % 6];
         let (rows, n) = (1 + random.below(20), 1 + random.below(40));
         let keys = rows + random.below(40);
         let mut m = Memory::new(&mut random, rows, keys);
@@ -35,12 +38,13 @@ fn any_shape() {
         };
         let dtype = random.one_of(&FLOATS);
         // Few values make ties; some are no numbers, of which sums are none either.
-        let picks = matches!(reduction, Reduction::Max | Reduction::Argmax);
+        let picks = matches!(reduction, Reduction::Max | Reduction::Min | Reduction::Argmax);
         // Loads widen every finite f16, and no other.
         let holes = picks && dtype != F16 && random.below(2) == 0;
         let kinds = random.one_of(&[4, 1000]);
         let x =
             m.input(&mut random, dtype, &[&outer[..], &[last]].concat(), Layout::Any, |r| match r.below(8) {
+                _ if reduction == Reduction::Prod => (r.float() + 2.0) / 2.0,
                 0 if holes => f32::NAN,
                 1 if holes => f32::NEG_INFINITY,
                 2 if holes && kinds == 4 => f32::NAN,
@@ -56,7 +60,8 @@ fn any_shape() {
         let bound = match reduction {
             Reduction::Sum => 5e-6 * line as f64,
             Reduction::Mean => 5e-6,
-            Reduction::Max | Reduction::Argmax => 0.0,
+            Reduction::Prod => 3e-7 * line as f64 * want.iter().fold(1.0f64, |most, x| most.max(x.abs())),
+            Reduction::Max | Reduction::Min | Reduction::Argmax => 0.0,
         };
         assert_close(&format!("{reduction:?} {outer:?} of {last:?}"), F32, &got, &want, |_| bound);
     }

@@ -131,7 +131,12 @@ impl Operands<'_> {
                 tensor(a.dtype, broadcast(&c.shape, &broadcast(&a.shape, &b.shape)?)?)
             }
 
-            Op::Sum([x, axis]) | Op::Mean([x, axis]) | Op::Max([x, axis]) | Op::Argmax([x, axis]) => {
+            Op::Sum([x, axis])
+            | Op::Mean([x, axis])
+            | Op::Max([x, axis])
+            | Op::Min([x, axis])
+            | Op::Prod([x, axis])
+            | Op::Argmax([x, axis]) => {
                 let mut x = self.tensor("x", *x)?;
                 expect_dtype("x", &x, DType::F32)?;
                 let axis = self.axis(*axis, x.rank())?;
@@ -143,16 +148,13 @@ impl Operands<'_> {
                 let (a, b) = (self.tensor("a", *a)?, self.tensor("b", *b)?);
                 expect_dtype("a", &a, DType::F32)?;
                 expect_dtype("b", &b, DType::F32)?;
-                let r = a.rank();
-                if r < 2
-                    || b.rank() != r
-                    || a.shape[..r - 2] != b.shape[..r - 2]
-                    || a.shape[r - 1] != b.shape[r - 2]
-                {
+                let (r, s) = (a.rank(), b.rank());
+                if r < 2 || s < 2 || a.shape[r - 1] != b.shape[s - 2] {
                     return Err(format!("expected (.., M, K) x (.., K, N), found {a} x {b}"));
                 }
-                let mut shape = a.shape;
-                shape.0[r - 1] = b.shape[r - 1];
+                let leading = |t: &TensorType| Dims(t.shape[..t.rank() - 2].to_vec());
+                let mut shape = broadcast(&leading(&a), &leading(&b))?;
+                shape.0.extend([a.shape[r - 2], b.shape[s - 1]]);
                 tensor(DType::F32, shape)
             }
 
@@ -212,6 +214,37 @@ impl Operands<'_> {
                     }
                     _ => Err(format!("{a} and {b} do not join along axis {axis}")),
                 }
+            }
+            Op::Pad([x, axis, before, after, value]) => {
+                let mut x = self.tensor("x", *x)?;
+                let axis = self.axis(*axis, x.rank())?;
+                let value = self.tensor("value", *value)?;
+                let [before, after] = [("before", *before), ("after", *after)].map(|(what, n)| {
+                    usize::try_from(self.int(what, n)?).map_err(|_| format!("{what}: expected 0 or more"))
+                });
+                let (before, after) = (before?, after?);
+                if value.rank() != 0 || value.dtype != x.dtype {
+                    return Err(format!(
+                        "value: expected {}, found {value}",
+                        TensorType::new(x.dtype, vec![])
+                    ));
+                }
+                let Dim::Fixed(n) = x.shape[axis] else {
+                    return Err(format!("axis {axis} of {x} has no fixed length to pad"));
+                };
+                let Some(n) = n.checked_add(before).and_then(|n| n.checked_add(after)) else {
+                    return Err(format!("axis {axis} of {x} would be too long"));
+                };
+                x.shape.0[axis] = Dim::Fixed(n);
+                tensor(x.dtype, x.shape)
+            }
+            Op::Take([x, ids, axis]) => {
+                let (mut x, ids) = (self.tensor("x", *x)?, self.tensor("ids", *ids)?);
+                let axis = self.axis(*axis, x.rank())?;
+                expect_dtype("ids", &ids, DType::I32)?;
+                let [n] = ids.shape[..] else { return Err(format!("expected ids (T), found {ids}")) };
+                x.shape.0[axis] = n;
+                tensor(x.dtype, x.shape)
             }
             Op::Gather([table, ids]) | Op::Embedding([table, ids, _]) => {
                 let (table, ids) = (self.tensor("table", *table)?, self.tensor("ids", *ids)?);

@@ -43,6 +43,9 @@ impl Call<'_> {
             Op::Tanh(x) => map(x, &f64::tanh),
             Op::Cos(x) => map(x, &f64::cos),
             Op::Sin(x) => map(x, &f64::sin),
+            Op::Abs(x) => map(x, &f64::abs),
+            Op::Floor(x) => map(x, &f64::floor),
+            Op::Log(x) => map(x, &f64::ln),
             Op::Cast([x, _]) => map(x, &|x| round_to(out.dtype, x, self.precision)),
             Op::Add([a, b]) => zip(a, b, &|a, b| a + b),
             Op::Sub([a, b]) => zip(a, b, &|a, b| a - b),
@@ -52,9 +55,14 @@ impl Call<'_> {
             Op::Pow([a, b]) => {
                 zip(a, b, &|a: f64, b: f64| if a < 0.0 && b.fract() != 0.0 { f64::NAN } else { a.powf(b) })
             }
+            Op::Maximum([a, b]) => zip(a, b, &|a, b| if a > b || a.is_nan() { a } else { b }),
+            Op::Minimum([a, b]) => zip(a, b, &|a, b| if a < b || a.is_nan() { a } else { b }),
             Op::Lt([a, b]) => zip(a, b, &|a, b| f64::from(u8::from(a < b))),
             Op::Le([a, b]) => zip(a, b, &|a, b| f64::from(u8::from(a <= b))),
+            Op::Eq([a, b]) => zip(a, b, &|a, b| f64::from(u8::from(a == b))),
             Op::And([a, b]) => zip(a, b, &|a, b| f64::from(u8::from(a != 0.0 && b != 0.0))),
+            Op::Or([a, b]) => zip(a, b, &|a, b| f64::from(u8::from(a != 0.0 || b != 0.0))),
+            Op::Not(x) => map(x, &|x| f64::from(u8::from(x == 0.0))),
             Op::Select([c, a, b]) => {
                 self.elementwise(&out, &[*c, *a, *b], &|v| if v[0] != 0.0 { v[1] } else { v[2] })
             }
@@ -66,6 +74,10 @@ impl Call<'_> {
             Op::Max([x, axis]) => {
                 self.reduce(&out, *x, *axis, &|x| x.iter().copied().fold(f64::NEG_INFINITY, f64::max))
             }
+            Op::Min([x, axis]) => {
+                self.reduce(&out, *x, *axis, &|x| x.iter().copied().fold(f64::INFINITY, f64::min))
+            }
+            Op::Prod([x, axis]) => self.reduce(&out, *x, *axis, &|x| self.round(x.iter().product())),
             Op::Argmax([x, axis]) => self.reduce(&out, *x, *axis, &|x| {
                 let best = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 x.iter().position(|&v| v == best).unwrap_or(0) as f64
@@ -104,6 +116,20 @@ impl Call<'_> {
                 }
                 Tensor { dtype: out.dtype, shape, data }
             }
+            Op::Pad([x, axis, before, after, value]) => {
+                let (x, axis) = (self.tensor(*x), self.int(*axis) as usize);
+                let step = strides(&x.shape)[axis];
+                let [before, after] = [*before, *after].map(|n| vec![0.0; self.int(n) as usize * step]);
+                let value = self.tensor(*value).data[0];
+                let mut data = Vec::with_capacity(shape.iter().product());
+                for row in x.data.chunks((x.shape[axis] * step).max(1)) {
+                    data.extend(before.iter().map(|_| value));
+                    data.extend_from_slice(row);
+                    data.extend(after.iter().map(|_| value));
+                }
+                Tensor { dtype: out.dtype, shape, data }
+            }
+            Op::Take([x, ids, axis]) => self.take(&out, *x, *ids, self.int(*axis) as usize)?,
             Op::Gather([table, ids]) => self.gather(&out, *table, *ids, &|x| x)?,
             Op::Embedding([table, ids, scale]) => {
                 let scale = self.num(*scale);
@@ -226,8 +252,14 @@ impl Call<'_> {
 
     fn matmul(&self, a: &Tensor, b: &Tensor, shape: &[usize]) -> Tensor {
         let r = shape.len();
-        let (m, n, k) = (shape[r - 2], shape[r - 1], a.shape[r - 1]);
+        let (m, n, k) = (shape[r - 2], shape[r - 1], a.shape[a.shape.len() - 1]);
         let batches: usize = shape[..r - 2].iter().product();
+        let stretched = |t: &Tensor| {
+            let tail = t.shape.len() - 2;
+            let whole = [&shape[..r - 2], &t.shape[tail..]].concat();
+            gather_strided(t, &whole, &stretched_strides(&t.shape, &whole), 0)
+        };
+        let (a, b) = (stretched(a), stretched(b));
         let mut data = vec![0.0; batches * m * n];
         for batch in 0..batches {
             for i in 0..m {
@@ -241,6 +273,21 @@ impl Call<'_> {
             }
         }
         Tensor { dtype: DType::F32, shape: shape.to_vec(), data }
+    }
+
+    fn take(&self, out: &TensorType, x: Id, ids: Id, axis: usize) -> Result<Tensor, Error> {
+        let (x, ids) = (self.tensor(x), self.tensor(ids));
+        let (n, step) = (x.shape[axis], strides(&x.shape)[axis]);
+        let mut data = Vec::new();
+        for row in x.data.chunks((n * step).max(1)) {
+            for &id in &ids.data {
+                if id < 0.0 || id >= n as f64 {
+                    return Err(fail(self.function, format!("take: id {id} of an axis of {n}")));
+                }
+                data.extend_from_slice(&row[id as usize * step..][..step]);
+            }
+        }
+        Ok(Tensor { dtype: out.dtype, shape: self.shape(out), data })
     }
 
     fn gather(&self, out: &TensorType, table: Id, ids: Id, f: &dyn Fn(f64) -> f64) -> Result<Tensor, Error> {

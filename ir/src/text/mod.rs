@@ -18,6 +18,7 @@
 //! save leaves, weights and caps, which stand inside of the node that uses them. Parsing shares equal nodes and checks
 //! no types: that is [`verify`](crate::verify)'s.
 
+mod derived;
 mod parse;
 mod print;
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use egg::{FromOp, Id};
 
+use super::derived::{DERIVED, derived, over_axes};
 use super::{MAX_NESTING, valid_name};
 use crate::Error;
 use crate::function::{Builder, Function, InputKind, Module};
@@ -223,7 +224,8 @@ impl<'a> Parser<'a> {
             return Err(token.error(format!("terms nested deeper than {MAX_NESTING}")));
         }
         let name = self.next();
-        if !OPERATORS.contains(&name.text) {
+        let derived = derived(name.text);
+        if derived.is_none() && !OPERATORS.contains(&name.text) {
             return Err(unknown_operator(name));
         }
         let mut operands = Vec::new();
@@ -234,12 +236,20 @@ impl<'a> Parser<'a> {
             operands.push(self.term(scope, depth + 1)?);
         }
         let found = operands.len();
+        let takes = |n: usize| format!("{n} operand{}", if n == 1 { "" } else { "s" });
+        if let Some((n, spell)) = derived {
+            if n == found {
+                return Ok(spell(&mut scope.builder, &operands));
+            }
+            return Err(name.error(format!("`{}` takes {}, found {found}", name.text, takes(n))));
+        }
+        if let Some(reduced) = over_axes(&mut scope.builder, name.text, &operands) {
+            return Ok(reduced);
+        }
         match Op::from_op(name.text, operands) {
             Ok(op) if found > 0 => Ok(scope.builder.add(op)),
             _ => {
-                let takes = arity(name.text).map_or("1 operand or more".into(), |n| {
-                    format!("{n} operand{}", if n == 1 { "" } else { "s" })
-                });
+                let takes = arity(name.text).map_or("1 operand or more".into(), takes);
                 Err(name.error(format!("`{}` takes {takes}, found {found}", name.text)))
             }
         }
@@ -282,7 +292,8 @@ fn unknown_operator(name: Token<'_>) -> Error {
     if !valid_name(name.text) {
         return name.expected("an operator");
     }
-    let near = nearest(name.text, OPERATORS.iter().copied()).map(String::from);
+    let known = OPERATORS.iter().copied().chain(DERIVED.iter().map(|d| d.0));
+    let near = nearest(name.text, known).map(String::from);
     name.error(format!("unknown operator `{}`{}", shown(name.text), suggestion(near)))
 }
 

@@ -54,9 +54,12 @@ impl CostModel {
                 // What is exponentiated, and once more for the sum and the division.
                 t * work.transcendentals * (m.transcendental + 2.0 * online * m.element)
             }
-            Op::Sum([x, _]) | Op::Mean([x, _]) | Op::Max([x, _]) | Op::Argmax([x, _]) => {
-                t * self.elements(data(*x)) * m.reduce
-            }
+            Op::Sum([x, _])
+            | Op::Mean([x, _])
+            | Op::Max([x, _])
+            | Op::Min([x, _])
+            | Op::Prod([x, _])
+            | Op::Argmax([x, _]) => t * self.elements(data(*x)) * m.reduce,
             Op::Append([_, new]) => {
                 work.tiles = self.elements(data(*new)) / head_dim(data(*new)) as f64;
                 t * self.elements(data(*new)) * m.element

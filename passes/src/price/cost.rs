@@ -200,22 +200,38 @@ impl CostModel {
                 return None;
             }
 
-            Op::Neg(x) | Op::Recip(x) | Op::Sqrt(x) | Op::Rsqrt(x) => {
+            Op::Neg(x)
+            | Op::Abs(x)
+            | Op::Floor(x)
+            | Op::Not(x)
+            | Op::Recip(x)
+            | Op::Sqrt(x)
+            | Op::Rsqrt(x) => {
                 read(&mut work, *x);
                 work.flops = size;
             }
-            Op::Exp(x) | Op::Tanh(x) | Op::Cos(x) | Op::Sin(x) | Op::GeluTanh(x) | Op::Softcap([_, x]) => {
+            Op::Exp(x)
+            | Op::Log(x)
+            | Op::Tanh(x)
+            | Op::Cos(x)
+            | Op::Sin(x)
+            | Op::GeluTanh(x)
+            | Op::Softcap([_, x]) => {
                 read(&mut work, *x);
                 work.transcendentals = size;
             }
-            Op::Cast([x, _]) | Op::Slice([x, ..]) => read(&mut work, *x),
+            Op::Cast([x, _]) | Op::Slice([x, ..]) | Op::Take([x, ..]) => read(&mut work, *x),
             Op::Add([a, b])
             | Op::Sub([a, b])
             | Op::Mul([a, b])
             | Op::Div([a, b])
             | Op::Lt([a, b])
             | Op::Le([a, b])
-            | Op::And([a, b]) => {
+            | Op::Eq([a, b])
+            | Op::Maximum([a, b])
+            | Op::Minimum([a, b])
+            | Op::And([a, b])
+            | Op::Or([a, b]) => {
                 read(&mut work, *a);
                 read(&mut work, *b);
                 work.flops = size;
@@ -236,7 +252,12 @@ impl CostModel {
                 read(&mut work, *b);
                 work.flops = size;
             }
-            Op::Sum([x, _]) | Op::Mean([x, _]) | Op::Max([x, _]) | Op::Argmax([x, _]) => {
+            Op::Sum([x, _])
+            | Op::Mean([x, _])
+            | Op::Max([x, _])
+            | Op::Min([x, _])
+            | Op::Prod([x, _])
+            | Op::Argmax([x, _]) => {
                 read(&mut work, *x);
                 work.flops = self.elements(data(*x));
             }
@@ -253,6 +274,10 @@ impl CostModel {
                 read(&mut work, *a);
                 read(&mut work, *b);
                 work.launches = 2.0;
+            }
+            Op::Pad([x, ..]) => {
+                read(&mut work, *x);
+                work.launches = 3.0;
             }
             Op::Gather(_) | Op::Embedding(_) => work.memory_bytes = outputs / 2.0,
             Op::Iota(_) => work.flops = size,

@@ -149,7 +149,16 @@ impl Attempt<'_> {
                 }
                 Some(TensorType { dtype: DType::F32, ..t })
             }
-            (Op::Slice(_) | Op::Sum(_) | Op::Mean(_) | Op::Max(_) | Op::Argmax(_), 0) => {
+            (
+                Op::Slice(_)
+                | Op::Sum(_)
+                | Op::Mean(_)
+                | Op::Max(_)
+                | Op::Min(_)
+                | Op::Prod(_)
+                | Op::Argmax(_),
+                0,
+            ) => {
                 let k = self.length();
                 f32s(if self.chance(2) { vec![Dim::Rows, k] } else { vec![self.length(), Dim::Rows, k] })
             }

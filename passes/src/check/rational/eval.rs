@@ -101,6 +101,11 @@ impl<'a> Call<'a> {
             Op::Tanh(x) => self.map(*x, |x| Some(unknown("tanh", x))),
             Op::Cos(x) => self.map(*x, |x| Some(unknown("cos", x))),
             Op::Sin(x) => self.map(*x, |x| Some(unknown("sin", x))),
+            Op::Abs(x) => self.map(*x, |x| Some(if *x < whole(0) { -x.clone() } else { x.clone() })),
+            Op::Floor(x) => self.map(*x, |x| Some(x.floor())),
+            Op::Log(x) => self.map(*x, |x| Some(unknown("log", x))),
+            Op::Maximum(ab) => self.zip(id, *ab, |a, b| Some(a.max(b).clone())),
+            Op::Minimum(ab) => self.zip(id, *ab, |a, b| Some(a.min(b).clone())),
             Op::Cast([x, _]) => self.value(*x),
             Op::Add(ab) => self.zip(id, *ab, |a, b| Some(a + b)),
             Op::Sub(ab) => self.zip(id, *ab, |a, b| Some(a - b)),
@@ -114,7 +119,11 @@ impl<'a> Call<'a> {
                 let n = (0..=8).find(|&n| whole(n) == p)?;
                 self.map(*x, |x| Some((0..n).fold(whole(1), |all, _| all * x)))
             }
-            Op::Sum([x, axis]) | Op::Mean([x, axis]) | Op::Max([x, axis]) => {
+            Op::Sum([x, axis])
+            | Op::Mean([x, axis])
+            | Op::Max([x, axis])
+            | Op::Min([x, axis])
+            | Op::Prod([x, axis]) => {
                 let axis = usize::try_from(self.int(*axis)?).ok()?;
                 let x = self.value(*x)?;
                 let (n, inner): (usize, usize) = (x.shape[axis], x.shape[axis + 1..].iter().product());
@@ -124,6 +133,8 @@ impl<'a> Call<'a> {
                     let all = (0..n).map(|i| &x.data[(outer * n + i) * inner + rest]);
                     match op {
                         Op::Max(_) => all.max().cloned().unwrap_or_else(|| whole(0)),
+                        Op::Min(_) => all.min().cloned().unwrap_or_else(|| whole(0)),
+                        Op::Prod(_) => all.fold(whole(1), |s, x| s * x),
                         Op::Mean(_) => all.fold(whole(0), |s, x| s + x) / whole(n as i64),
                         _ => all.fold(whole(0), |s, x| s + x),
                     }
@@ -134,6 +145,11 @@ impl<'a> Call<'a> {
                 let shape = self.shape(id)?;
                 let (a, b) = (self.value(*a)?, self.value(*b)?);
                 let r = shape.len();
+                let stretched = |x: &Exact| {
+                    let whole = [&shape[..r - 2], &x.shape[x.shape.len() - 2..]].concat();
+                    Exact { data: stretch(x, &whole), shape: whole }
+                };
+                let (a, b) = (stretched(&a), stretched(&b));
                 let (m, n, k) = (shape[r - 2], shape[r - 1], a.shape[r - 1]);
                 let at = |i: usize| {
                     let (batch, row, column) = (i / (m * n), i / n % m, i % n);
@@ -256,7 +272,12 @@ impl<'a> Call<'a> {
             // Masks, comparisons, and what has laws of its own.
             Op::Lt(_)
             | Op::Le(_)
+            | Op::Eq(_)
             | Op::And(_)
+            | Op::Or(_)
+            | Op::Not(_)
+            | Op::Pad(_)
+            | Op::Take(_)
             | Op::Select(_)
             | Op::Argmax(_)
             | Op::Concat(_)
