@@ -6,7 +6,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `builtin` | the constants of each kind of CPU, where nothing was measured |
-//! | [`mod@shapes`] | how kernels are cut, as prices take it |
+//! | `shapes` | how kernels are cut, as prices take it |
 //! | [`calibrate`] | the constants of this machine, measured |
 //! | [`candidates`] | candidate kernels timed for extraction, and the file of their prices |
 //! | [`timing`] | functions timed kernel by kernel |
