@@ -38,6 +38,8 @@ mod refusals;
 mod signing;
 #[path = "cli/snapshot.rs"]
 mod snapshot;
+#[path = "cli/speculation.rs"]
+mod speculation;
 #[path = "cli/surroundings.rs"]
 mod surroundings;
 #[path = "cli/terminal.rs"]
@@ -113,6 +115,9 @@ fn statistics() {
         "compile_ms",
         "load_ms",
         "threads",
+        "cores",
+        "fast_cores",
+        "cpus",
         "prompt_tokens",
         "prefill_ms",
         "prefill_tokens_per_second",

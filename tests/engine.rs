@@ -113,9 +113,14 @@ fn batches(model: &Model, by_step: bool, seed: u64, steps: usize) {
                 (Phase::Decode, _) => 1 + below(3),
             };
             let tokens: Vec<u32> = (0..count).map(|_| below(vocab) as u32).collect();
-            let want = [Want::Nothing, Want::Logits, Want::AllLogits, Want::Argmax][below(4)];
-            // All logits are all compared.
-            let want = if want == Want::AllLogits && (count > 4 || by_step) { Want::Logits } else { want };
+            let wants = [Want::Nothing, Want::Logits, Want::AllLogits, Want::Argmax, Want::AllArgmax];
+            let want = wants[below(wants.len())];
+            // All logits are all compared, and all tokens.
+            let want = match want {
+                Want::AllLogits if count > 4 || by_step => Want::Logits,
+                Want::AllArgmax if count > 4 || by_step => Want::Argmax,
+                want => want,
+            };
             plans.push((tokens, phase, want));
         }
         let chosen: Vec<usize> = (0..subjects.len()).filter(|_| below(4) > 0).collect();
@@ -135,9 +140,9 @@ fn batches(model: &Model, by_step: bool, seed: u64, steps: usize) {
         let mut found = vec![];
         for (work, &index) in chosen.iter().enumerate() {
             let bits: Vec<u32> = outputs.logits(work).iter().map(|x| x.to_bits()).collect();
-            found.push((index, bits, outputs.token(work)));
+            found.push((index, bits, outputs.tokens(work).to_vec()));
         }
-        for (index, bits, token) in found {
+        for (index, bits, best_tokens) in found {
             let (tokens, phase, want) = &plans[index];
             let text = &mut subjects[index].text;
             let before = text.len();
@@ -147,7 +152,13 @@ fn batches(model: &Model, by_step: bool, seed: u64, steps: usize) {
             match want {
                 Want::Nothing => {}
                 Want::Logits => assert!(bits == alone.logits(text), "{what}"),
-                Want::Argmax => assert_eq!(token, best(&alone.logits(text)), "{what}"),
+                Want::Argmax => assert_eq!(best_tokens, [best(&alone.logits(text))], "{what}"),
+                Want::AllArgmax => {
+                    for (at, &token) in best_tokens.iter().enumerate() {
+                        assert_eq!(token, best(&alone.logits(&text[..=before + at])), "{what}, token {at}");
+                    }
+                    assert_eq!(best_tokens.len(), tokens.len(), "{what}");
+                }
                 Want::AllLogits => {
                     for (at, row) in bits.chunks(vocab).enumerate() {
                         assert!(row == alone.logits(&text[..=before + at]), "{what}, token {at}");

@@ -13,6 +13,7 @@ use crate::model::Engine;
 use crate::options::ModelArgs;
 use crate::output;
 use crate::sampling::SamplingArgs;
+use crate::speculation::SpeculationArgs;
 use crate::stats::Stats;
 
 /// Talk with a model.
@@ -28,6 +29,8 @@ pub(crate) struct Args {
     generation: GenerationArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    speculation: SpeculationArgs,
     /// Keep the lines typed in memory only, not for the next time
     #[arg(long)]
     no_history: bool,
@@ -37,7 +40,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let options = args.sampling.options();
     options.validate()?;
-    let engine = Engine::new(&args.model)?;
+    let mut engine = Engine::new(&args.model)?;
+    engine.speculate(&args.speculation, &args.model)?;
     let model = engine.model.clone();
     let partner = model.partner(&Generate {
         max_tokens: args.generation.tokens(ANSWER_TOKENS),

@@ -35,6 +35,7 @@ mod report;
 mod rules;
 mod run;
 mod sampling;
+mod speculation;
 mod state;
 mod stats;
 mod synth;

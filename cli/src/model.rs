@@ -15,6 +15,7 @@ use lapidary_runtime::file;
 
 use crate::options::{self, ModelArgs};
 use crate::output;
+use crate::speculation::SpeculationArgs;
 
 /// The files of a folder, or of the built-in model. What is strange about a folder is said.
 pub(crate) fn files(path: Option<&Path>) -> Result<Files> {
@@ -74,6 +75,16 @@ impl Engine {
         let compile = model.compilation()?.map_or(Duration::ZERO, |compilation| compilation.time);
         let load = start.elapsed().saturating_sub(compile);
         Ok(Engine { format: model.format()?, model, session, compile, load })
+    }
+
+    /// Guesses tokens as is asked for; a smaller model runs as this one does.
+    pub(crate) fn speculate(&mut self, how: &SpeculationArgs, args: &ModelArgs) -> Result<()> {
+        let model = self.model.clone();
+        how.begin(&mut self.session, |path| {
+            let draft = open(Some(path), args.options()?)?;
+            draft.check_same_tokens(&model)?;
+            draft.session().map_err(options::error)
+        })
     }
 
     /// What became of each function, by the program's index; nothing of an artifact, which holds code.

@@ -123,7 +123,7 @@ pub(crate) struct ModelArgs {
     /// Hugging Face folder, GGUF file, or artifact NAME.lap [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
-    /// Threads [default: one a CPU]
+    /// Threads [default: one a fast core]
     #[arg(long, value_name = "N", value_parser = threads())]
     pub(crate) threads: Option<usize>,
     /// Of an artifact, hold every section against its hash first

@@ -16,6 +16,7 @@ use crate::model::{Engine, read_stdin, read_text};
 use crate::options::ModelArgs;
 use crate::output::{self, Unit, Usage};
 use crate::sampling::SamplingArgs;
+use crate::speculation::SpeculationArgs;
 use crate::state::StateArgs;
 use crate::stats::Stats;
 
@@ -33,6 +34,8 @@ pub(crate) struct Args {
     generation: GenerationArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    speculation: SpeculationArgs,
     /// Print times and sizes on stderr at the end
     #[arg(long)]
     stats: bool,
@@ -117,6 +120,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     options.validate()?;
     let source = args.source()?;
     let mut engine = Engine::new(&args.model)?;
+    engine.speculate(&args.speculation, &args.model)?;
     let model = engine.model.clone();
     let options = args.state.load(&mut engine.session, options)?;
     let most = args.generation.tokens(TEXT_TOKENS);
@@ -165,6 +169,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let decode = start.elapsed();
     let Some(end) = generation.end() else { unreachable!("it is finished") };
     let (text, tokens) = (generation.text().to_string(), generation.tokens().to_vec());
+    drop(generation);
     args.state.save(&engine.session, before + prompt_tokens, &tokens, options)?;
     let stats = Stats { prompt_tokens, prefill, generated_tokens: tokens.len(), decode };
     if args.json {

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use lapidary::Memory;
+use lapidary_runtime::cpu::Cores;
 use lapidary_runtime::program::MadeFor;
 use serde_json::{Value, json};
 
 use crate::model::Engine;
 use crate::output;
+use crate::speculation;
 
 /// What a generation took.
 #[derive(Clone, Copy, Default)]
@@ -27,11 +29,11 @@ impl Stats {
     pub(crate) fn text(&self, engine: &Engine) -> String {
         let memory = engine.session.memory();
         let size = |n: usize| output::bytes(n as u64);
-        let rows = [
+        let mut rows = vec![
             ("code", engine.session.program().made_for.to_string()),
             ("compile", format!("{:.1} ms", ms(engine.compile))),
             ("load", format!("{:.1} ms", ms(engine.load))),
-            ("threads", engine.session.threads().to_string()),
+            ("threads", format!("{} ({})", engine.session.threads(), Cores::here())),
             ("prompt", format!("{} tokens", self.prompt_tokens)),
             ("prefill", format!("{:.1} tok/s", rate(self.prompt_tokens, self.prefill))),
             ("generated", format!("{} tokens", self.generated_tokens)),
@@ -43,20 +45,27 @@ impl Stats {
             ("scratch", size(memory.scratch)),
             ("activations", size(memory.activations)),
         ];
+        if let Some(told) = engine.session.speculated() {
+            rows.push(("guessed", speculation::told(&told)));
+        }
         rows.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect()
     }
 
     /// The same for programs: times in ms, rates in tokens a second, sizes in bytes.
     pub(crate) fn json(&self, engine: &Engine) -> Value {
         let Memory { weights, kv_local, kv_global, arena, scratch, activations } = engine.session.memory();
+        let Cores { cpus, cores, fast, .. } = Cores::here();
         let MadeFor { cpu, step, features } = &engine.session.program().made_for;
-        json!({
+        let mut object = json!({
             "cpu": cpu,
             "cpu_step": step,
             "cpu_features": features,
             "compile_ms": ms(engine.compile),
             "load_ms": ms(engine.load),
             "threads": engine.session.threads(),
+            "cores": cores,
+            "fast_cores": fast,
+            "cpus": cpus,
             "prompt_tokens": self.prompt_tokens,
             "prefill_ms": ms(self.prefill),
             "prefill_tokens_per_second": rate(self.prompt_tokens, self.prefill),
@@ -70,7 +79,11 @@ impl Stats {
             "arena_bytes": arena,
             "scratch_bytes": scratch,
             "activation_bytes": activations,
-        })
+        });
+        if let Some(told) = engine.session.speculated() {
+            object["speculation"] = speculation::json(&told);
+        }
+        object
     }
 }
 

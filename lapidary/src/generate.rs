@@ -115,7 +115,14 @@ impl Generation<'_> {
     /// Ends it here; the text that was still held back.
     pub fn finish(&mut self) -> String {
         self.end.get_or_insert(AnswerEnd::Interrupted);
+        self.decoding.settle(self.session);
         if std::mem::replace(&mut self.finished, true) { String::new() } else { self.answer.finish().into() }
+    }
+}
+
+impl Drop for Generation<'_> {
+    fn drop(&mut self) {
+        self.decoding.settle(self.session);
     }
 }
 

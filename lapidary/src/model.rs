@@ -156,6 +156,31 @@ impl Model {
         self.files.tokenizer.as_ref().ok_or_else(|| self.lacks(lacks))
     }
 
+    /// Whether another model has the same tokens, as one that guesses for another must.
+    ///
+    /// # Errors
+    /// [`Error::Lacks`], which names what differs.
+    pub fn check_same_tokens(&self, other: &Model) -> Result<()> {
+        let (own, others) = (self.config().vocab_size, other.config().vocab_size);
+        if own != others {
+            return Err(
+                self.lacks(&format!("{own} tokens, expected the {others} of the model that it guesses for"))
+            );
+        }
+        let (Some(own), Some(others)) = (&self.files.tokenizer, &other.files.tokenizer) else {
+            return Ok(());
+        };
+        let differs = (0..others.vocab_size() as u32).find(|&id| own.piece(id) != others.piece(id));
+        match differs {
+            Some(id) => Err(self.lacks(&format!(
+                "token {id} is {:?}, expected {:?} as in the model that it guesses for",
+                own.piece(id).unwrap_or_default(),
+                others.piece(id).unwrap_or_default()
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// The chat template.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_models::Config;
 use lapidary_passes::{Machine, Selection};
-use lapidary_runtime::{cpu, threads};
+use lapidary_runtime::cpu::{self, Cores};
 
 use crate::choice::{Activations, Format, KvCache};
 use crate::error::{Error, Result};
@@ -88,7 +88,7 @@ impl Default for Options {
             cpu: NATIVE.into(),
             context: None,
             chunk: CHUNK,
-            threads: threads::of_machine(),
+            threads: Cores::here().threads(),
             weights: None,
             head_weights: None,
             cache: true,
@@ -166,7 +166,7 @@ impl Options {
         Options { chunk: tokens, ..self }
     }
 
-    /// Threads of an engine, the caller's included, and of a conversion of weights [default: one a CPU].
+    /// Threads of an engine, the caller's included, and of a conversion of weights [default: one a fast core].
     pub fn threads(self, threads: usize) -> Options {
         Options { threads, ..self }
     }

@@ -78,6 +78,16 @@ pub enum Error {
         /// The entries of the vocabulary.
         vocab: usize,
     },
+    /// A model that guesses tokens for one that has others.
+    #[error(
+        "the draft model has {draft} tokens, expected {vocab}: the tokens of the model that it guesses for"
+    )]
+    DraftVocab {
+        /// The draft model's.
+        draft: usize,
+        /// The model's.
+        vocab: usize,
+    },
     /// More positions than the program was compiled for, or none.
     #[error("a context of {context} tokens: it was compiled for {compiled}, expected 1 to {compiled}")]
     ContextCompiled {

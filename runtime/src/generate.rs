@@ -39,6 +39,27 @@ pub trait Continue {
     /// # Errors
     /// As [`Sampler::sample`].
     fn choose(&mut self, sampler: &mut Sampler) -> Result<u32, Error>;
+
+    /// Appends a token that was chosen, and gives `chosen` the token after it; and those after that, up to `most` in
+    /// all, where they were guessed. The text then holds all of them but the last.
+    ///
+    /// # Errors
+    /// As [`Continue::decode`] and [`Continue::choose`].
+    fn advance(
+        &mut self,
+        last: u32,
+        sampler: &mut Sampler,
+        _most: usize,
+        chosen: &mut Vec<u32>,
+    ) -> Result<(), Error> {
+        self.decode(last)?;
+        chosen.push(self.choose(sampler)?);
+        Ok(())
+    }
+
+    /// Forgets what the last [`Continue::advance`] appended from a position on: the text is as if it had been advanced
+    /// by a token at a time, up to there.
+    fn settle(&mut self, _at: usize) {}
 }
 
 /// Why a generation ended.
@@ -73,6 +94,9 @@ pub struct Generation {
 #[derive(Debug)]
 pub struct Decoding {
     tokens: Vec<u32>,
+    /// Tokens that were chosen ahead of being emitted, first the next one, and how many of them were emitted.
+    chosen: Vec<u32>,
+    emitted: usize,
     /// Most tokens to emit.
     most: usize,
     end: Option<StopReason>,
@@ -89,7 +113,8 @@ impl Decoding {
         }
         // One more than there is room for: the last token emitted need not be appended.
         let room_for = most.min(text.context() - text.position() + 1);
-        Ok(Decoding { tokens: room("the tokens of an answer", room_for)?, most, end: None })
+        let tokens = room("the tokens of an answer", room_for)?;
+        Ok(Decoding { tokens, chosen: Vec::new(), emitted: 0, most, end: None })
     }
 
     /// Chooses the next token, having appended the one before it; none once the generation has ended.
@@ -108,18 +133,42 @@ impl Decoding {
         if self.tokens.len() == self.most {
             return Ok(self.finish(StopReason::Length));
         }
-        if let Some(&last) = self.tokens.last() {
-            if text.position() == text.context() {
-                return Ok(self.finish(StopReason::Context));
+        if self.emitted == self.chosen.len() {
+            self.chosen.clear();
+            self.emitted = 0;
+            match self.tokens.last() {
+                None => self.chosen.push(text.choose(sampler)?),
+                Some(_) if text.position() == text.context() => {
+                    return Ok(self.finish(StopReason::Context));
+                }
+                Some(&last) => {
+                    let most = self.most - self.tokens.len();
+                    text.advance(last, sampler, most, &mut self.chosen)?;
+                }
             }
-            text.decode(last)?;
         }
-        let token = text.choose(sampler)?;
+        let token = self.chosen[self.emitted];
         if stop.contains(&token) {
+            self.hold(text, self.emitted);
             return Ok(self.finish(StopReason::EndOfText(token)));
         }
+        self.emitted += 1;
         self.tokens.push(token);
         Ok(Some(token))
+    }
+
+    /// Breaks off here: the text forgets what was chosen ahead of what is emitted.
+    pub fn settle(&mut self, text: &mut dyn Continue) {
+        self.hold(text, self.emitted.saturating_sub(1));
+    }
+
+    /// Of the tokens chosen last, of which the text holds all but one, it is to hold so many.
+    fn hold(&mut self, text: &mut dyn Continue, tokens: usize) {
+        let ahead = self.chosen.len().saturating_sub(tokens + 1);
+        self.chosen.truncate(self.emitted);
+        if ahead > 0 {
+            text.settle(text.position() - ahead);
+        }
     }
 
     /// The tokens emitted.
@@ -172,6 +221,7 @@ pub fn generate(
     while !broken && let Some(token) = decoding.next(text, sampler, stop)? {
         broken = on_token(token).is_break();
     }
+    decoding.settle(text);
     let stop = decoding.end.unwrap_or(StopReason::Interrupted);
     Ok(Generation { tokens: decoding.tokens, stop, prompt_tokens, prefill, decode: start.elapsed() })
 }

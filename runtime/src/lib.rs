@@ -24,6 +24,7 @@ pub mod sampler;
 pub mod sequence;
 pub mod session;
 pub mod snapshot;
+pub mod speculation;
 mod sync;
 pub mod terminal;
 #[cfg(feature = "text")]
@@ -40,3 +41,4 @@ pub use rng::Rng;
 pub use sampler::{Sampler, SamplerOptions};
 pub use sequence::Sequence;
 pub use session::Session;
+pub use speculation::{Speculated, Speculation};

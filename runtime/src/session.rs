@@ -11,6 +11,7 @@ use crate::program::{Phase, Program, WeightSource};
 use crate::sampler::Sampler;
 use crate::sequence::Sequence;
 use crate::snapshot::Notes;
+use crate::speculation::{Speculated, Speculation};
 
 /// A model at some position of some text.
 pub struct Session {
@@ -20,6 +21,10 @@ pub struct Session {
     logits: bool,
     /// The most likely next token, if it is known.
     token: Option<u32>,
+    /// Who guesses how the text goes on.
+    speculation: Option<Box<Speculation>>,
+    /// Where the last step of guesses began, as long as nothing came after it.
+    guessed: Option<usize>,
 }
 
 impl Session {
@@ -30,7 +35,7 @@ impl Session {
     pub fn new(program: Arc<Program>, weights: Arc<dyn WeightSource>, threads: usize) -> Result<Self, Error> {
         let engine = Engine::new(program, weights, threads)?;
         let sequence = engine.sequence()?;
-        Ok(Self { engine, sequence, logits: false, token: None })
+        Ok(Self { engine, sequence, logits: false, token: None, speculation: None, guessed: None })
     }
 
     /// Appends tokens. Either all ids are in range and fit the context, or nothing changes.
@@ -66,6 +71,49 @@ impl Session {
     /// Appends tokens as [`Session::decode`] does one after the other, with the same bits, in as few calls as can be.
     pub fn decode_all(&mut self, ids: &[u32]) -> Result<(), Error> {
         self.step(ids, Phase::Decode)
+    }
+
+    /// From here on, texts are generated with guesses; none ends that. What was guessed with before, if it was.
+    ///
+    /// # Errors
+    /// [`Error::DraftVocab`] if the guesses' model has not as many tokens.
+    pub fn speculate(&mut self, with: Option<Speculation>) -> Result<Option<Speculation>, Error> {
+        let vocab = self.program().plan.vocab;
+        if let Some(draft) = with.as_ref().and_then(Speculation::vocab).filter(|&draft| draft != vocab) {
+            return Err(Error::DraftVocab { draft, vocab });
+        }
+        let before = std::mem::replace(&mut self.speculation, with.map(Box::new));
+        Ok(before.map(|speculation| *speculation))
+    }
+
+    /// What guessing came to, if there is any.
+    pub fn speculated(&self) -> Option<Speculated> {
+        self.speculation.as_ref().map(|speculation| speculation.told())
+    }
+
+    /// See [`Engine::most_guessed`].
+    pub fn most_guessed(&self) -> usize {
+        self.engine.most_guessed()
+    }
+
+    /// See [`Engine::decode_guessed`].
+    ///
+    /// # Errors
+    /// As [`Engine::decode_guessed`].
+    ///
+    /// # Panics
+    /// As [`Engine::decode_guessed`].
+    pub fn decode_guessed(
+        &mut self,
+        tokens: &[u32],
+        sampler: &mut Sampler,
+        chosen: &mut Vec<u32>,
+    ) -> Result<(), Error> {
+        self.forget_outputs();
+        let before = self.position();
+        self.engine.decode_guessed(&mut self.sequence, tokens, sampler, chosen)?;
+        self.guessed = Some(before);
+        Ok(())
     }
 
     /// Appends tokens and gives the logits after each to `sink(index in ids, logits)`, in order.
@@ -224,6 +272,7 @@ impl Session {
     fn forget_outputs(&mut self) {
         self.logits = false;
         self.token = None;
+        self.guessed = None;
     }
 }
 
@@ -250,6 +299,40 @@ impl Continue for Session {
 
     fn decode(&mut self, id: u32) -> Result<(), Error> {
         Session::decode(self, id)
+    }
+
+    fn advance(
+        &mut self,
+        last: u32,
+        sampler: &mut Sampler,
+        most: usize,
+        chosen: &mut Vec<u32>,
+    ) -> Result<(), Error> {
+        let Some(mut speculation) = self.speculation.take() else {
+            Session::decode(self, last)?;
+            chosen.push(self.choose(sampler)?);
+            return Ok(());
+        };
+        let advanced = speculation.advance(self, last, sampler, most, chosen);
+        self.speculation = Some(speculation);
+        advanced
+    }
+
+    fn settle(&mut self, at: usize) {
+        let (position, guessed) = (self.position(), self.guessed);
+        if at >= position {
+            return;
+        }
+        match guessed.filter(|&before| before < at) {
+            Some(before) => {
+                self.forget_outputs();
+                self.engine.keep(&mut self.sequence, position - before, at - before);
+            }
+            None => {
+                self.forget_outputs();
+                self.sequence.truncate(at);
+            }
+        }
     }
 
     fn choose(&mut self, sampler: &mut Sampler) -> Result<u32, Error> {

@@ -114,7 +114,7 @@ fn in_any_mix() {
     let all = |sequence| Work { sequence, tokens: &ids, phase: Phase::Prefill, want: Want::AllLogits };
     engine.step(&mut sequences.each_mut().map(all)).unwrap();
     let before = COUNT.load(Ordering::SeqCst);
-    let mut seen = [[0; 4]; 2];
+    let mut seen = [[0; 5]; 2];
     for _ in 0..400 {
         for sequence in &mut sequences {
             let room = sequence.context() - sequence.position();
@@ -124,10 +124,11 @@ fn in_any_mix() {
         }
         let among = 1 + below(SEQUENCES);
         let mut works = sequences.each_mut().map(|sequence| {
-            let (phase, want) = (below(2), below(4));
+            let (phase, want) = (below(2), below(5));
             seen[phase][want] += 1;
             let phase = [Phase::Prefill, Phase::Decode][phase];
-            let want = [Want::Nothing, Want::Logits, Want::AllLogits, Want::Argmax][want];
+            let wants = [Want::Nothing, Want::Logits, Want::AllLogits, Want::Argmax, Want::AllArgmax];
+            let want = wants[want];
             let from = if want == Want::Nothing { 0 } else { 1 };
             let most = [2, 9, MOST][below(3)].min(MOST - from + 1);
             let tokens = &ids[..from + below(most)];

@@ -54,8 +54,8 @@ fn random_steps(mut engine: Engine, seed: u64, steps: usize) {
             }
             let count = if below(2) == 0 { 1 } else { below(60) };
             let tokens: Vec<u32> = (0..count).map(|_| below(VOCAB) as u32).collect();
-            let wants = [Want::Nothing, Want::Logits, Want::AllLogits, Want::Argmax];
-            let want = if count == 0 { Want::Nothing } else { wants[below(4)] };
+            let wants = [Want::Nothing, Want::Logits, Want::AllLogits, Want::Argmax, Want::AllArgmax];
+            let want = if count == 0 { Want::Nothing } else { wants[below(5)] };
             let phase = if below(2) == 0 { Phase::Prefill } else { Phase::Decode };
             texts.push((tokens, phase, want, sequence.position()));
         }
@@ -82,6 +82,13 @@ fn random_steps(mut engine: Engine, seed: u64, steps: usize) {
                 Want::Nothing => assert!(outputs.logits(index).is_empty()),
                 Want::Logits => assert_eq!(bits(outputs.logits(index)), alone(tokens)),
                 Want::Argmax => assert_eq!(outputs.token(index), best(&alone(tokens))),
+                Want::AllArgmax => {
+                    let found = outputs.tokens(index);
+                    assert_eq!(found.len(), work.tokens.len());
+                    for (at, &token) in found.iter().enumerate() {
+                        assert_eq!(token, best(&alone(&tokens[..=before + at])));
+                    }
+                }
                 Want::AllLogits => {
                     let rows = outputs.logits(index);
                     assert_eq!(rows.len(), work.tokens.len() * VOCAB);

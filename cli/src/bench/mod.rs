@@ -17,7 +17,7 @@ use lapidary::{Activations, Artifact, Format, MAX_CONTEXT};
 use lapidary_codegen::price::ceilings::{Ceilings, READ_BYTES};
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_ir::DType;
-use lapidary_runtime::threads;
+use lapidary_runtime::cpu::Cores;
 use serde_json::{Value, json};
 
 use crate::choices::choices;
@@ -59,7 +59,7 @@ pub(crate) struct Args {
     /// Keep converted weights in memory only, not in the user's cache directory
     #[arg(long)]
     no_cache: bool,
-    /// Threads [default: one a CPU]
+    /// Threads [default: one a fast core]
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = options::threads())]
     threads: Vec<usize>,
     /// Repetitions, of which medians are taken
@@ -110,7 +110,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let stored = stored.is_some();
     let threads = match &args.threads[..] {
-        [] => vec![threads::of_machine()],
+        [] => vec![Cores::here().threads()],
         given => given.to_vec(),
     };
     if args.ablation {

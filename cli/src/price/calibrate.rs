@@ -9,8 +9,8 @@ use anyhow::{Context, Result, anyhow};
 use lapidary_codegen::price::calibrate::{STEPS, Subject, calibrate};
 use lapidary_models::Cache;
 use lapidary_passes::price::FIGURES;
+use lapidary_runtime::cpu::Cores;
 use lapidary_runtime::file::whole::Output;
-use lapidary_runtime::threads;
 
 use super::calibration::{self, Calibration};
 use crate::cpus;
@@ -21,7 +21,7 @@ use crate::output;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  lapidary calibrate\n  lapidary calibrate --cpu x86-64-v3 -o avx2.json")]
 pub(crate) struct Args {
-    /// Threads [default: one a CPU, which is what prices are reckoned for]
+    /// Threads [default: one a fast core, which is what prices are reckoned for]
     #[arg(long, value_name = "N", value_parser = options::threads())]
     threads: Option<usize>,
     /// CPU to make code for; `help` lists their names
@@ -42,7 +42,7 @@ const LAST_CACHE: usize = 32 << 20;
 /// Measures and writes.
 pub(crate) fn run(args: &Args) -> Result<()> {
     cpus::check(&args.cpu)?;
-    let threads = args.threads.unwrap_or_else(threads::of_machine);
+    let threads = args.threads.unwrap_or_else(|| Cores::here().threads());
     let path = args.output.clone().or_else(|| Calibration::path(&args.cpu, threads));
     let path =
         path.ok_or_else(|| anyhow!("no cache directory: neither XDG_CACHE_HOME nor HOME is set; -o FILE"))?;

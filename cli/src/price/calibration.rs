@@ -13,8 +13,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use lapidary::Activations;
 use lapidary_models::weight_cache::Cache;
 use lapidary_passes::price::{FIGURES, Machine};
+use lapidary_runtime::cpu::Cores;
 use lapidary_runtime::file::whole::Output;
-use lapidary_runtime::threads;
 use serde_json::{Map, Value, json};
 
 use crate::model::read_text;
@@ -173,7 +173,7 @@ pub(crate) fn of_this_machine(code: &str, threads: usize) -> Option<Calibration>
 pub(crate) fn chosen(which: &Which, code: &str) -> Result<Option<Calibration>> {
     match which {
         Which::None => Ok(None),
-        Which::Auto => Ok(of_this_machine(code, threads::of_machine())),
+        Which::Auto => Ok(of_this_machine(code, Cores::here().threads())),
         Which::File(path) => Calibration::read(path).map(Some).context("--calibration"),
     }
 }

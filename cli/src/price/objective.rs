@@ -8,7 +8,7 @@ use lapidary_codegen::price::candidates;
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_models::weight_cache::Cache;
 use lapidary_passes::price::{FIGURES, Machine, Measured, Objective};
-use lapidary_runtime::threads;
+use lapidary_runtime::cpu::Cores;
 
 use super::calibration::{self, Which, cpu_name};
 use crate::options::CompileArgs;
@@ -73,7 +73,7 @@ pub(crate) fn prices(
 fn measured(cpu: &str) -> &'static Measured {
     static PRICES: OnceLock<Measured> = OnceLock::new();
     PRICES.get_or_init(|| {
-        let threads = threads::of_machine();
+        let threads = Cores::here().threads();
         let this = format!("{} {cpu} {threads} {}", cpu_name(), env!("CARGO_PKG_VERSION"));
         let hash = this
             .bytes()

@@ -42,7 +42,7 @@ pub(crate) struct Args {
     /// Run the model and show measured times beside the predicted ones
     #[arg(long)]
     measure: bool,
-    /// Threads to measure with [default: one a CPU]
+    /// Threads to measure with [default: one a fast core]
     #[arg(long, value_name = "N", requires = "measure", value_parser = options::threads())]
     threads: Option<usize>,
     #[command(flatten)]

@@ -137,7 +137,7 @@ typedef struct lapidary_options {
     const char *trust;
     // Not 0: every section is held against its hash first. 0: only code and what describes it.
     uint32_t verify;
-    // Threads; 0: one a CPU.
+    // Threads; 0: one a fast core.
     uint32_t threads;
     // Most tokens that a sequence may hold, fewer than the file is compiled for; 0: as many.
     size_t context;

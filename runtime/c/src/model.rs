@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use lapidary_runtime::artifact::PublicKey;
+use lapidary_runtime::cpu::Cores;
 use lapidary_runtime::text::{Text, Tokenizer};
-use lapidary_runtime::{Artifact, Engine, threads};
+use lapidary_runtime::{Artifact, Engine};
 
 use crate::boundary::{Failure, Status, call, give, optional_text, path, reference};
 
@@ -43,7 +44,7 @@ pub struct Options {
     trust: *const c_char,
     /// Not 0: every section is held against its hash first. 0: only code and what describes it.
     verify: u32,
-    /// Threads; 0: one a CPU.
+    /// Threads; 0: one a fast core.
     threads: u32,
     /// Most tokens that a sequence may hold, fewer than the file is compiled for; 0: as many.
     context: usize,
@@ -141,7 +142,7 @@ unsafe fn open(file: &Path, options: &Options) -> Result<Opened, Failure> {
     let vocab = program.plan.vocab;
     let text = Text::of(&artifact, vocab)?;
     let threads = match options.threads {
-        0 => threads::of_machine(),
+        0 => Cores::here().threads(),
         n => n as usize,
     };
     let mut engine = Engine::new(Arc::new(program), artifact, threads)?;

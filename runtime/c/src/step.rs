@@ -70,7 +70,7 @@ pub unsafe extern "C" fn lapidary_step(works: *mut Work, count: usize) -> Status
             let tokens = unsafe { slice(work.tokens, work.count, "tokens") }?;
             let (phase, want) = (phase(work.phase)?, want(work.want)?);
             let wanted = match want {
-                Want::Nothing | Want::Argmax => 0,
+                Want::Nothing | Want::Argmax | Want::AllArgmax => 0,
                 Want::Logits => 1,
                 Want::AllLogits => tokens.len(),
             };

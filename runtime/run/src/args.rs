@@ -10,6 +10,7 @@ use lapidary_runtime::{file, one_line};
 
 use crate::generation::{GenerationArgs, parse_ids};
 use crate::sampling::SamplingArgs;
+use crate::speculation::SpeculationArgs;
 use crate::state::StateArgs;
 use crate::trust::TrustArgs;
 
@@ -43,10 +44,12 @@ pub(crate) struct Args {
     pub(crate) generation: GenerationArgs,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) speculation: SpeculationArgs,
     /// CPU whose code is run [default: the best that the file has for this machine]
     #[arg(long, value_name = "NAME")]
     pub(crate) cpu: Option<String>,
-    /// Threads [default: one a CPU]
+    /// Threads [default: one a fast core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub(crate) threads: Option<u64>,
     /// Most positions, in tokens, fewer than the file is compiled for

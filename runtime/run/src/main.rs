@@ -16,6 +16,8 @@ mod model;
 mod output;
 #[path = "../../../cli/src/sampling.rs"]
 mod sampling;
+#[path = "../../../cli/src/speculation.rs"]
+mod speculation;
 #[path = "../../../cli/src/state.rs"]
 mod state;
 #[path = "../../../cli/src/trust.rs"]
@@ -76,6 +78,7 @@ fn run(args: &Args) -> Result<()> {
     options.validate()?;
     let (path, source) = args.source()?;
     let mut model = Model::load(args, &path)?;
+    args.speculation.begin(&mut model.session, |path| model::draft(args, path))?;
     let options = args.state.load(&mut model.session, options)?;
     let mut sampler = Sampler::new(options, model.vocab)?;
     let (ids, form) = match source {

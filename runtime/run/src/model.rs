@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use lapidary_runtime::cpu::Cores;
 use lapidary_runtime::text::{Text, Tokenizer};
-use lapidary_runtime::{Artifact, Generation, Session, threads};
+use lapidary_runtime::{Artifact, Generation, Session};
 use serde_json::{Value, json};
 
 use crate::args::Args;
 use crate::output::note;
+use crate::speculation;
 
 /// An artifact ready to run.
 pub(crate) struct Model {
@@ -28,24 +30,12 @@ pub(crate) struct Model {
 impl Model {
     pub(crate) fn load(args: &Args, path: &Path) -> Result<Model> {
         let start = Instant::now();
-        let artifact = Arc::new(Artifact::open_trusted(path, &args.trust.trust)?.0);
-        if args.verify {
-            artifact.verify()?;
-        }
-        let mut program = artifact.program(args.cpu.as_deref())?;
-        let name = path.display().to_string();
-        if let Some(context) = args.context {
-            program.limit_context(context as usize).with_context(|| name.clone())?;
-        }
-        let code = program.made_for.to_string();
-        let vocab = program.plan.vocab;
+        let (artifact, session) = open(args, path)?;
+        let code = session.program().made_for.to_string();
+        let vocab = session.program().plan.vocab;
         let text = Text::of(&artifact, vocab)?;
-        let threads = args.threads.map_or_else(threads::of_machine, |n| n as usize);
-        let session = Session::new(Arc::new(program), artifact, threads).with_context(|| name.clone())?;
-        if session.threads() < threads {
-            note("warning", &format!("the system gives {} of {threads} threads", session.threads()));
-        }
-        Ok(Model { code, path: name, text, session, vocab, load: start.elapsed(), resident: resident() })
+        let path = path.display().to_string();
+        Ok(Model { code, path, text, session, vocab, load: start.elapsed(), resident: resident() })
     }
 
     pub(crate) fn tokenizer(&self) -> Result<&Tokenizer> {
@@ -60,6 +50,30 @@ impl Model {
     }
 }
 
+/// A session of a smaller model, to guess tokens by.
+pub(crate) fn draft(args: &Args, path: &Path) -> Result<Session> {
+    open(args, path).map(|(_, session)| session)
+}
+
+/// An artifact, and a session of it.
+fn open(args: &Args, path: &Path) -> Result<(Arc<Artifact>, Session)> {
+    let artifact = Arc::new(Artifact::open_trusted(path, &args.trust.trust)?.0);
+    if args.verify {
+        artifact.verify()?;
+    }
+    let name = || path.display().to_string();
+    let mut program = artifact.program(args.cpu.as_deref())?;
+    if let Some(context) = args.context {
+        program.limit_context(context as usize).with_context(name)?;
+    }
+    let threads = args.threads.map_or_else(|| Cores::here().threads(), |n| n as usize);
+    let session = Session::new(Arc::new(program), artifact.clone(), threads).with_context(name)?;
+    if session.threads() < threads {
+        note("warning", &format!("the system gives {} of {threads} threads", session.threads()));
+    }
+    Ok((artifact, session))
+}
+
 /// Times and memory on a line.
 pub(crate) fn stats_line(
     model: &Model,
@@ -68,14 +82,16 @@ pub(crate) fn stats_line(
     tokens: usize,
     decode: Duration,
 ) -> String {
+    let guessed = model.session.speculated().map(|told| format!("\nguessed {}", speculation::told(&told)));
     format!(
         "code for {}\nload {:.1} ms, {} MB resident after it, prefill {prompt} tokens in {:.1} ms, \
-         decode {tokens} tokens in {:.1} ms",
+         decode {tokens} tokens in {:.1} ms{}",
         model.code,
         ms(model.load),
         model.resident,
         ms(prefill),
-        ms(decode)
+        ms(decode),
+        guessed.unwrap_or_default()
     )
 }
 
@@ -92,6 +108,7 @@ pub(crate) fn stats_json(model: &Model, generation: &Generation) -> Value {
         "generated_tokens": generation.tokens.len(),
         "decode_ms": ms(generation.decode),
         "decode_tokens_per_second": rate(generation.tokens.len(), generation.decode),
+        "speculation": model.session.speculated().as_ref().map(speculation::json),
     })
 }
 

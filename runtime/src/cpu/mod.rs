@@ -1,10 +1,12 @@
 //! CPUs: what they have, by the names that artifacts and messages use, and what this one has.
 //!
 //! [`Architecture::features`] is the list: a row a feature, with all that anything asks about it. [`Set`]s of rows say
-//! what code needs and what a machine has. [`host`] is this machine; AMX needs more than being there ([`amx()`]).
+//! what code needs and what a machine has. [`host`] is this machine; AMX needs more than being there ([`amx()`]). [`Cores`] are what
+//! this process may use of it.
 
 pub mod aarch64;
 mod amx;
+mod cores;
 mod feature;
 mod host;
 pub mod riscv64;
@@ -13,6 +15,7 @@ mod tuning;
 pub mod x86_64;
 
 pub use amx::{Amx, amx};
+pub use cores::Cores;
 pub use feature::{Architecture, Cpuid, Feature, Hwcap, IdRegister, Probe, Register, RiscV};
 pub use host::{Fit, Host, host};
 pub use set::Set;

@@ -9,8 +9,10 @@
 #![warn(clippy::wildcard_enum_match_arm)]
 
 mod call;
+mod guessed;
 mod step;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +64,21 @@ pub enum Want {
     AllLogits,
     /// The most likely token after the last, the lowest id among equals.
     Argmax,
+    /// The most likely token after each.
+    AllArgmax,
+}
+
+impl Want {
+    /// The head that computes it, and whether after each token.
+    fn head(self) -> Option<(Head, bool)> {
+        match self {
+            Want::Nothing => None,
+            Want::Logits => Some((Head::Logits, false)),
+            Want::AllLogits => Some((Head::Logits, true)),
+            Want::Argmax => Some((Head::Tokens, false)),
+            Want::AllArgmax => Some((Head::Tokens, true)),
+        }
+    }
 }
 
 /// Tokens to append to a sequence.
@@ -77,12 +94,17 @@ pub struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Rows of logits that are wanted.
-    fn logits(&self) -> usize {
-        match self.want {
-            Want::Nothing | Want::Argmax => 0,
-            Want::Logits => 1,
-            Want::AllLogits => self.tokens.len(),
+    /// Rows of a head that are wanted.
+    fn wanted(&self, head: Head) -> usize {
+        match self.want.head() {
+            Some((of, each)) if of == head => {
+                if each {
+                    self.tokens.len()
+                } else {
+                    1
+                }
+            }
+            _ => 0,
         }
     }
 }
@@ -93,31 +115,39 @@ pub struct Outputs<'a> {
 }
 
 impl Outputs<'_> {
-    /// The logits that were wanted, `(rows, vocab)`.
+    /// The logits that were wanted, `(rows, vocab)`, if any were.
     ///
     /// # Panics
     /// If there was no such work.
     pub fn logits(&self, work: usize) -> &[f32] {
-        let Output { first, rows, .. } = self.engine.outputs[work];
+        let Range { start, end } = self.engine.outputs[work].logits;
         let vocab = self.engine.plan().vocab;
-        &floats(&self.engine.area(Area::Logits)[first * vocab * size_of::<f32>()..])[..rows * vocab]
+        &floats(self.engine.area(Area::Logits))[start * vocab..end * vocab]
     }
 
     /// The token that was wanted.
     ///
     /// # Panics
-    /// If there was no such work.
+    /// If there was no such work, or no token of it was wanted.
     pub fn token(&self, work: usize) -> u32 {
-        self.engine.outputs[work].token
+        self.tokens(work)[0]
+    }
+
+    /// The most likely tokens that were wanted, if any were.
+    ///
+    /// # Panics
+    /// If there was no such work.
+    pub fn tokens(&self, work: usize) -> &[u32] {
+        &self.engine.tokens[self.engine.outputs[work].tokens.clone()]
     }
 }
 
-#[derive(Clone, Copy)]
+/// Where what is wanted of some work lies.
 struct Output {
-    /// First row of logits, and how many.
-    first: usize,
-    rows: usize,
-    token: u32,
+    /// Rows of logits.
+    logits: Range<usize>,
+    /// Of the most likely tokens.
+    tokens: Range<usize>,
 }
 
 /// See the module's documentation.
@@ -133,6 +163,8 @@ pub struct Engine {
     segments: Vec<Segment>,
     parts: Vec<Part>,
     outputs: Vec<Output>,
+    /// The most likely tokens that were wanted.
+    tokens: Vec<u32>,
     weight_bytes: usize,
     layout: Arc<Layout>,
     ledger: Arc<Ledger>,
@@ -206,6 +238,7 @@ impl Engine {
             segments: room("the segments of a call", plan.chunk)?,
             parts: room("the parts of a call", plan.chunk)?,
             outputs: Vec::with_capacity(HEAD_ROWS),
+            tokens: Vec::with_capacity(HEAD_ROWS),
             weight_bytes: seen.iter().map(|&(_, bytes)| bytes).sum(),
             layout,
             ledger: Arc::new(Ledger::new()),
@@ -231,14 +264,8 @@ impl Engine {
     /// cannot be had or may not be used.
     pub fn step(&mut self, works: &mut [Work<'_>]) -> Result<Outputs<'_>, Error> {
         self.admit(works)?;
-        self.outputs.clear();
-        let mut first = 0;
-        for work in &*works {
-            let rows = work.logits();
-            self.outputs.push(Output { first, rows, token: 0 });
-            first += rows;
-        }
-        self.reserve(first)?;
+        let rows = self.place(works);
+        self.reserve(rows)?;
         self.advance(works, None);
         Ok(Outputs { engine: self })
     }
@@ -254,9 +281,7 @@ impl Engine {
         sink: &mut dyn FnMut(usize, usize, &[f32]),
     ) -> Result<Outputs<'_>, Error> {
         self.admit(works)?;
-        self.outputs.clear();
-        self.outputs.extend(works.iter().map(|_| Output { first: 0, rows: 0, token: 0 }));
-        let rows = works.iter().map(Work::logits).sum::<usize>();
+        let rows = self.place(works);
         self.reserve(rows.min(HEAD_ROWS))?;
         self.advance(works, Some(sink));
         Ok(Outputs { engine: self })

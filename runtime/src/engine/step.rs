@@ -8,7 +8,7 @@ use crate::layout::{Area, HEAD_ROWS};
 use crate::program::{Aligned, Phase, Segment};
 use crate::sequence::Sequence;
 
-use super::{Engine, Want, Work, address, floats};
+use super::{Engine, Output, Want, Work, address, floats};
 
 /// What is given rows of logits as they are made: the work's index, the token's, and the row.
 pub(super) type Sink<'a> = &'a mut dyn FnMut(usize, usize, &[f32]);
@@ -30,11 +30,18 @@ pub(super) enum Head {
 
 /// Rows that a head is about to be called with.
 struct Picked {
-    /// The work and the token's index of each.
-    rows: [(usize, usize); HEAD_ROWS],
+    rows: [PickedRow; HEAD_ROWS],
     count: usize,
     /// Where the first one's logits go.
     first: usize,
+}
+
+/// A row's work, the index of its token, and where what is made of it goes.
+#[derive(Clone, Copy, Default)]
+struct PickedRow {
+    work: usize,
+    index: usize,
+    place: usize,
 }
 
 impl Engine {
@@ -51,6 +58,21 @@ impl Engine {
             works.iter_mut().for_each(|work| work.sequence.dismiss());
         }
         admitted
+    }
+
+    /// Says where what is wanted of works goes: the rows of logits that it takes.
+    pub(super) fn place(&mut self, works: &[Work<'_>]) -> usize {
+        let (mut logits, mut tokens) = (0, 0);
+        self.outputs.clear();
+        for work in works {
+            let next = |head, from: usize| from..from + work.wanted(head);
+            let output = Output { logits: next(Head::Logits, logits), tokens: next(Head::Tokens, tokens) };
+            (logits, tokens) = (output.logits.end, output.tokens.end);
+            self.outputs.push(output);
+        }
+        self.tokens.clear();
+        self.tokens.resize(tokens, 0);
+        logits
     }
 
     /// Room for so many rows of logits.
@@ -127,22 +149,26 @@ impl Engine {
     fn predict(&mut self, works: &[Work<'_>], phase: Phase, sink: &mut Option<Sink<'_>>) {
         let most = HEAD_ROWS.min(self.layout.most_rows(phase));
         for head in [Head::Logits, Head::Tokens] {
-            let mut picked = Picked { rows: [(0, 0); HEAD_ROWS], count: 0, first: 0 };
+            let mut picked = Picked { rows: [PickedRow::default(); HEAD_ROWS], count: 0, first: 0 };
             for at in 0..self.parts.len() {
                 let (Part { work: index, before }, segment) = (self.parts[at], self.segments[at]);
                 let work = &works[index];
                 let count = segment.rows as usize;
                 let ends = before + count == work.tokens.len();
-                let last = if ends { count - 1..count } else { 0..0 };
-                let wanted = match (head, work.want) {
-                    (Head::Logits, Want::AllLogits) => 0..count,
-                    (Head::Logits, Want::Logits) | (Head::Tokens, Want::Argmax) => last,
-                    (Head::Logits, Want::Nothing | Want::Argmax)
-                    | (Head::Tokens, Want::Nothing | Want::Logits | Want::AllLogits) => 0..0,
+                let Some((_, each)) = work.want.head().filter(|&(of, _)| of == head) else { continue };
+                let wanted = if each {
+                    0..count
+                } else if ends {
+                    count - 1..count
+                } else {
+                    0..0
+                };
+                let first = match head {
+                    Head::Logits => self.outputs[index].logits.start,
+                    Head::Tokens => self.outputs[index].tokens.start,
                 };
                 for row in wanted {
-                    let place = self.outputs[index].first
-                        + if work.want == Want::AllLogits { before + row } else { 0 };
+                    let place = first + if each { before + row } else { 0 };
                     let follows =
                         sink.is_some() || head == Head::Tokens || place == picked.first + picked.count;
                     if picked.count == most || !follows {
@@ -152,7 +178,7 @@ impl Engine {
                         picked.first = if sink.is_some() { 0 } else { place };
                     }
                     self.pick(segment.first as usize + row, picked.count);
-                    picked.rows[picked.count] = (index, before + row);
+                    picked.rows[picked.count] = PickedRow { work: index, index: before + row, place };
                     picked.count += 1;
                 }
             }
@@ -177,9 +203,9 @@ impl Engine {
         }
         self.call_head(head, phase, rows, picked.first);
         let vocab = self.plan().vocab;
-        for (row, &(work, index)) in picked.rows[..rows].iter().enumerate() {
+        for (row, &PickedRow { work, index, place }) in picked.rows[..rows].iter().enumerate() {
             match (head, &mut *sink) {
-                (Head::Tokens, _) => self.outputs[work].token = self.token(row),
+                (Head::Tokens, _) => self.tokens[place] = self.token(row),
                 (Head::Logits, Some(sink)) => {
                     sink(work, index, &floats(self.area(Area::Logits))[row * vocab..][..vocab]);
                 }
