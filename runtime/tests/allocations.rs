@@ -110,9 +110,11 @@ fn in_any_mix() {
     let mut sequences: [Sequence; SEQUENCES] = std::array::from_fn(|_| engine.sequence().unwrap());
     let (ids, mut rng) = (text(MOST), Rng::new(5));
     let mut below = |n: usize| (rng.unit() * n as f64) as usize;
-    // As many logits as any step wants: room for more is made on first use.
-    let all = |sequence| Work { sequence, tokens: &ids, phase: Phase::Prefill, want: Want::AllLogits };
-    engine.step(&mut sequences.each_mut().map(all)).unwrap();
+    // As many logits and tokens as any step wants: room for more is made on first use.
+    for want in [Want::AllLogits, Want::AllArgmax] {
+        let all = |sequence| Work { sequence, tokens: &ids, phase: Phase::Prefill, want };
+        engine.step(&mut sequences.each_mut().map(all)).unwrap();
+    }
     let before = COUNT.load(Ordering::SeqCst);
     let mut seen = [[0; 5]; 2];
     for _ in 0..400 {
