@@ -76,6 +76,7 @@ impl From<Error> for Failure {
             | Error::RollbackTooFar { .. }
             | Error::OtherEngine
             | Error::EmptyPrompt
+            | Error::DraftVocab { .. }
             | Error::SamplerOption { .. }
             | Error::LogitsLength { .. } => Status::Argument,
             // What an artifact holds is at fault: parts that do not fit, weights that are no numbers.
