@@ -2,7 +2,7 @@
 //!
 //! In: a session, the token chosen last. Out: what is chosen after it, one token or more, the same tokens that plain
 //! decoding chooses (see [`Engine::decode_guessed`](crate::Engine::decode_guessed)). How many tokens are guessed is
-//! decided by what steps took and by how many guesses were right ([`pace`]): where guessing loses, it stops.
+//! decided by what steps took and by how many guesses were right (`pace.rs`): where guessing loses, it stops.
 
 mod draft;
 mod lookup;
