@@ -1,8 +1,8 @@
 //! Calls of raw microkernels at their edges, and what they must come to.
 
 use lapidary_codegen::micro::{
-    self, DOT_ROWS, Dot, Emit, LANE_ROWS, Lanes, MICROKERNELS, Microkernel, Mix, Quantised, Raw, Rows,
-    Scores, Tile, Widen, int8_quant_bytes, int8_row_bytes,
+    self, DOT_ROWS, Dot, Emit, Lanes, MICROKERNELS, Microkernel, Mix, Quantised, Raw, Rows, Scores, Tile,
+    Widen, int8_quant_bytes, int8_row_bytes,
 };
 use lapidary_codegen::target::Target;
 use lapidary_ir::{BLOCK, DType};
@@ -44,7 +44,7 @@ pub(crate) fn all(micro: &Microkernel, targets: &[Target], values: Values) -> Ve
         Emit::RawDot(_) | Emit::PairedDot(_) => dots(micro, source),
         Emit::BlockDot(_) => block_dots(micro, source),
         Emit::RawRows(_) => rows(micro, source),
-        Emit::RawLanes(_) => lanes(micro, source),
+        Emit::RawLanes(_) | Emit::BlockLanes(_) => lanes(micro, source),
         Emit::RawTile(_) | Emit::ConfiguredTile(_) => tiles(micro, source),
         Emit::IntegerTile(..) => integer_tiles(micro, source),
         Emit::RawScores(_) => scores(micro, source),
@@ -174,52 +174,70 @@ fn rows(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
 }
 
 fn lanes(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
-    let nr = micro.shapes[0].1;
+    let (own, all) = (|d: &DType| micro::raw_reads(*d), matches!(micro.emit, Emit::BlockLanes(_)));
     let mut cases = vec![];
-    for dtype in [DType::Q8, DType::Q4] {
-        for blocks in [1, 2, 3, 7, 8, 9, 16, 21] {
-            for (most, rows) in
-                [(1, 1), (3, 1), (3, 2), (3, 3), (LANE_ROWS, 1 + blocks % 8), (LANE_ROWS, LANE_ROWS)]
-            {
-                let k = blocks * BLOCK;
-                let (mut x, mut xs) = (vec![], vec![]);
-                for _ in 0..rows {
-                    let (bytes, values) = lane_row(k, source);
-                    x.extend(bytes);
-                    xs.push(values);
-                }
-                let (weights, ws) = source.rows(dtype, nr, k, 0);
-                let c_row = nr + blocks % 3;
-                let mut want = vec![None; most * c_row];
-                for t in 0..rows {
-                    for n in 0..nr {
-                        want[t * c_row + n] = Some(dot(0.0, ws[n].iter().zip(xs[t].iter().copied())));
-                    }
-                }
-                cases.push(Case {
-                    raw: Raw::Lanes(Lanes { dtype, k, rows: most, c_stride: c_row as i32 * 4 }),
-                    operands: vec![
-                        Operand::In(x),
-                        Operand::In(weights),
-                        Operand::Out(vec![0xa5; 4 * most * c_row]),
-                        Operand::Number(rows as u64),
-                    ],
-                    want: Want::Floats(want),
-                });
+    for dtype in DType::ALL.into_iter().filter(|d| d.is_quantised() && (all || own(d))) {
+        let block = dtype.format().unwrap().block;
+        // Sums of scales that are integers of many bits are not exact.
+        if source.values == Values::Small && block > BLOCK {
+            continue;
+        }
+        for blocks in if block > BLOCK { vec![1, 3] } else { vec![1, 2, 3, 7, 8, 9, 16, 21] } {
+            let most = micro.mr;
+            for (most, rows) in [(1, 1), (3, 1), (3, 2), (3, 3), (most, 1 + blocks % 8), (most, most)] {
+                cases.push(lane_case(micro, dtype, blocks * block, (most, rows), source));
             }
         }
     }
     cases
 }
 
-/// A row of x rounded to 8 bits, block by block: the scale, -8 times the sum of quants, these.
+fn lane_case(
+    micro: &Microkernel,
+    dtype: DType,
+    k: usize,
+    (most, rows): (usize, usize),
+    source: &mut Source,
+) -> Case {
+    let nr = micro.shapes[0].1;
+    let (mut x, mut xs) = (vec![], vec![]);
+    for _ in 0..rows {
+        let (bytes, values) = lane_row(k, source);
+        x.extend(bytes);
+        xs.push(values);
+    }
+    let (weights, ws) = source.rows(dtype, nr, k, 0);
+    let c_row = nr + k / BLOCK % 3;
+    let mut want = vec![None; most * c_row];
+    for t in 0..rows {
+        for n in 0..nr {
+            want[t * c_row + n] = Some(dot(0.0, ws[n].iter().zip(xs[t].iter().copied())));
+        }
+    }
+    Case {
+        raw: Raw::Lanes(Lanes { dtype, k, rows: most, c_stride: c_row as i32 * 4 }),
+        operands: vec![
+            Operand::In(x),
+            Operand::In(weights),
+            Operand::Out(vec![0xa5; 4 * most * c_row]),
+            Operand::Number(rows as u64),
+        ],
+        want: Want::Floats(want),
+    }
+}
+
+/// A row of x rounded to 8 bits, block by block: the scale, -8 times the sum of quants, the same of the first half of
+/// them, the scale times the first sum, the quants.
 fn lane_row(k: usize, source: &mut Source) -> (Vec<u8>, Vec<f64>) {
     let (mut bytes, mut values) = (vec![], vec![]);
     for _ in 0..k / BLOCK {
         let scale = source.scale();
         let quants: Vec<i64> = (0..BLOCK).map(|_| source.quant(-127, 127)).collect();
         bytes.extend(scale.to_le_bytes());
-        bytes.extend((-8 * quants.iter().sum::<i64>() as i32).to_le_bytes());
+        let sum = |quants: &[i64]| -8 * quants.iter().sum::<i64>() as i32;
+        bytes.extend(sum(&quants).to_le_bytes());
+        bytes.extend(sum(&quants[..BLOCK / 2]).to_le_bytes());
+        bytes.extend((scale * sum(&quants) as f32).to_le_bytes());
         bytes.extend(quants.iter().map(|&q| q as i8 as u8));
         values.extend(quants.iter().map(|&q| q as f64 * f64::from(scale)));
     }

@@ -22,7 +22,7 @@ use super::round::{Rounding, round_lane_rows, round_rows};
 use crate::emit::{Emitter, Features};
 use crate::kernel::{Body, Elementwise, Epilogue, Kernel, Linear, Pack};
 use crate::math;
-use crate::micro::{self, Emit, Microkernel, Quantised, Raw};
+use crate::micro::{self, Emit, FEW_ROWS, Microkernel, Quantised, Raw};
 use crate::view::{Base, Capacity, View};
 
 /// The most rows of a call whose kernels norm and round x themselves, each thread for itself.
@@ -102,7 +102,7 @@ pub(super) fn raw_code(
             let few = linear.few.into_iter().flat_map(lanes);
             widen.chain(tiles.map(|raw| (micro, raw))).chain(few).collect()
         }
-        Emit::RawLanes(_) => lanes(micro).collect(),
+        Emit::RawLanes(_) | Emit::BlockLanes(_) => lanes(micro).collect(),
         Emit::RawRows(_) => {
             let widen = weights.iter().filter_map(|w| widening(w, micro, features));
             let x = &kernel.inputs[0];
@@ -155,7 +155,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
     let micro = linear.micro;
     let k = fixed(&weights[0], 1);
     let rows = most_rows(kernel);
-    let lane_rows = linear.few.map_or(rows, |few| few.max_rows.min(rows));
+    let lane_rows = linear.few.map_or(rows, |_| FEW_ROWS.min(rows));
     let lane_bytes = lane_rows * linear_lanes::row_bytes(micro);
     let (x, bytes) = if micro.is_packed() {
         let most = micro.part();
@@ -319,7 +319,7 @@ impl Job<'_> {
             Operand::Packed { held, part } => {
                 let tiles = |e: &mut Emitter<'_>| self.tile_block(e, weights, first, width, held, part);
                 let Some(few) = self.linear.few else { return tiles(e) };
-                let (rows, most) = (self.rows(e), e.i64(few.max_rows as i64));
+                let (rows, most) = (self.rows(e), e.i64(FEW_ROWS as i64));
                 let fits = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, rows, most);
                 e.choose_path(fits, |e| self.lane_block(e, weights, first, width, few), tiles);
             }

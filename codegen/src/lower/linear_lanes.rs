@@ -10,7 +10,7 @@ use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Value};
 use super::linear::{Job, Operand, fixed};
 use crate::emit::Emitter;
 use crate::kernel::Linear;
-use crate::micro::{self, LANE_ROWS, Lanes, Microkernel, Raw};
+use crate::micro::{self, Lanes, Microkernel, Raw};
 use crate::view::View;
 
 /// Bytes of a row of results: those of lanes that are not used, then a block's.
@@ -23,7 +23,7 @@ const MARGIN: usize = 16;
 
 /// The code for a weight: `micro` multiplies, in blocks of `of`.
 pub(super) fn raw_lanes(weight: &View, micro: &Microkernel, of: &Microkernel, rows: usize) -> Raw {
-    let rows = rows.min(micro.max_rows).min(LANE_ROWS);
+    let rows = rows.min(micro.mr);
     Raw::Lanes(Lanes { dtype: weight.dtype, k: fixed(weight, 1), rows, c_stride: row_bytes(of) as i32 })
 }
 
@@ -62,21 +62,22 @@ impl Job<'_> {
         for (weight, &c) in weights.iter().zip(&self.results) {
             let raw =
                 raw_lanes(weight, micro, of, self.kernel.capacity.of(self.kernel.outputs[0].axes[0].dim));
-            e.for_range(zero, width, lanes(micro) as i64, &[], |e, n, _| {
-                let row = e.b.ins().iadd(first, n);
-                let (weights, back) = self.lanes_from(e, weight, row, micro);
-                let column = e.b.ins().isub(n, back);
-                let at = e.scale(column, 4);
-                let at = e.offset(at, MARGIN as i64 * 4);
+            // As many rows of x as are met together stay in the second cache beside a block's weight rows.
+            e.for_range(zero, rows, micro.mr as i64, &[], |e, t, _| {
+                let at = e.scale(t, micro::lane_row_bytes(self.k) as i64);
+                let x = e.b.ins().iadd(x, at);
+                let at = e.scale(t, row_bytes(of) as i64);
                 let c = e.b.ins().iadd(c, at);
-                e.for_range(zero, rows, LANE_ROWS as i64, &[], |e, t, _| {
-                    let at = e.scale(t, micro::lane_row_bytes(self.k) as i64);
-                    let x = e.b.ins().iadd(x, at);
-                    let at = e.scale(t, row_bytes(of) as i64);
+                let left = e.b.ins().isub(rows, t);
+                let most = e.i64(micro.mr as i64);
+                let count = e.min(left, most);
+                e.for_range(zero, width, lanes(micro) as i64, &[], |e, n, _| {
+                    let row = e.b.ins().iadd(first, n);
+                    let (weights, back) = self.lanes_from(e, weight, row, micro);
+                    let column = e.b.ins().isub(n, back);
+                    let at = e.scale(column, 4);
+                    let at = e.offset(at, MARGIN as i64 * 4);
                     let c = e.b.ins().iadd(c, at);
-                    let left = e.b.ins().isub(rows, t);
-                    let most = e.i64(LANE_ROWS as i64);
-                    let count = e.min(left, most);
                     e.call_raw(raw, &[x, weights, c, count]);
                     vec![]
                 });

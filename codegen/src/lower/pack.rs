@@ -15,7 +15,7 @@ use super::round::{Rounded, round_block, round_lane_rows};
 use super::transpose;
 use crate::emit::Emitter;
 use crate::kernel::{Kernel, Pack};
-use crate::micro::{self, Microkernel};
+use crate::micro::{self, FEW_ROWS, Microkernel};
 use crate::view::{Base, Capacity, View};
 
 /// Elements of k that are packed for all rows before the next: they stay in the first cache.
@@ -45,8 +45,12 @@ pub fn packed(rows: Dim, k: usize, capacity: Capacity, micro: &Microkernel) -> V
     let dims = match micro.operands {
         DType::Q8 if micro.has_lanes() => [rows, k / BLOCK, micro::lane_row_bytes(BLOCK) / 4],
         DType::BF16 => [panels, k.div_ceil(2), 2 * micro.mr],
-        // Blocks of integers, counted in words.
-        DType::Q8 => [panels, k / BLOCK, micro.panel_bytes(BLOCK) / 4 * micro.mr],
+        // Blocks of integers, counted in words; room for few rows in their other form.
+        DType::Q8 => {
+            let few = rows.min(FEW_ROWS) * micro::LANE_BLOCK;
+            let panels = panels.max(few.div_ceil(micro.panel_bytes(BLOCK) * micro.mr));
+            [panels, k / BLOCK, micro.panel_bytes(BLOCK) / 4 * micro.mr]
+        }
         _ => [panels, k, micro.mr],
     };
     let dtype = if micro.operands == DType::BF16 { DType::BF16 } else { DType::F32 };
@@ -99,8 +103,10 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, Pack { prologue, micro
                 operands => read.floats(e, operands == DType::BF16),
             }
         };
-        let Some(few) = few else { return panels(e) };
-        let most = e.i64(few.max_rows as i64);
+        if few.is_none() {
+            return panels(e);
+        }
+        let most = e.i64(FEW_ROWS as i64);
         let fits = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, rows, most);
         e.choose_path(fits, |e| lane_rows(e, &view, base, (first, end), k, out), panels);
     });
@@ -202,7 +208,7 @@ impl Read<'_> {
                     let i = e.offset(from, 4 * v as i64);
                     load_along_row(e, self.view, Some(row), i, 4)
                 });
-                let Rounded { quants, scale, sum } = round_block(e, values);
+                let Rounded { quants, scale, sum, .. } = round_block(e, values);
                 let at = e.scale(b, words * (2 + BLOCK as i64 / 4));
                 let out = e.b.ins().iadd(out, at);
                 e.store(DType::F32, scale, out, 0, 1);

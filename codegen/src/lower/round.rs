@@ -57,7 +57,12 @@ pub(super) fn round_lane_rows(e: &mut Emitter<'_>, x: Value, stride: i64, rows: 
         e.store(DType::F32, block.scale, to, 0, 1);
         let sum = e.scale_int(block.sum, -8);
         e.store_int(sum, to, 4, 1);
-        for (half, byte) in block.quants.into_iter().zip([8, 24]) {
+        let first = e.scale_int(block.first, -8);
+        e.store_int(first, to, 8, 1);
+        let sum = e.b.ins().fcvt_from_sint(F32X4, sum);
+        let scaled = e.b.ins().fmul(sum, block.scale);
+        e.store(DType::F32, scaled, to, 12, 1);
+        for (half, byte) in block.quants.into_iter().zip([16, 32]) {
             e.store_int(half, to, byte, 4);
         }
     });
@@ -99,6 +104,8 @@ pub(super) struct Rounded {
     pub(super) scale: Value,
     /// Their sum (I32X4), in every lane.
     pub(super) sum: Value,
+    /// The sum of the first half of them (I32X4), in every lane.
+    pub(super) first: Value,
 }
 
 /// The largest magnitude of a block, in every lane.
@@ -125,7 +132,11 @@ pub(super) fn round_block(e: &mut Emitter<'_>, values: [Value; BLOCK / 4]) -> Ro
         let v = e.b.ins().fmul(v, inverse);
         e.round_to_int(v)
     });
-    let sum = quants[1..].iter().fold(quants[0], |sum, &q| e.b.ins().iadd(sum, q));
-    let sum = e.sum_int_lanes(sum);
-    Rounded { quants: e.narrow_int8(&quants), scale, sum }
+    let [first, second] = [0, BLOCK / 8].map(|from| {
+        let half = &quants[from..from + BLOCK / 8];
+        half[1..].iter().fold(half[0], |sum, &q| e.b.ins().iadd(sum, q))
+    });
+    let sum = e.b.ins().iadd(first, second);
+    let [sum, first] = [sum, first].map(|lanes| e.sum_int_lanes(lanes));
+    Rounded { quants: e.narrow_int8(&quants), scale, sum, first }
 }

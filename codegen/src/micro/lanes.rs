@@ -178,7 +178,7 @@ fn meet(
         a.vpslld(total, total, 4)?;
     }
     for (step, &w) in quants.iter().enumerate() {
-        a.evex().vpdpbusd(total, ZMM[w], dword_bcst(word(2 + step)))?;
+        a.evex().vpdpbusd(total, ZMM[w], dword_bcst(word(4 + step)))?;
     }
     a.vcvtdq2ps(total, total)?;
     a.vmulps(total, total, dword_bcst(word(0)))?;

@@ -123,7 +123,7 @@ pub struct Lanes {
     pub dtype: DType,
     /// Length of the sums.
     pub k: usize,
-    /// The most rows of x, at most [`LANE_ROWS`].
+    /// The most rows of x, at most those that the microkernel takes at a time.
     pub rows: usize,
     /// Bytes from one row of results to the next.
     pub c_stride: i32,
@@ -247,6 +247,8 @@ pub enum Emit {
     /// The same of a few rows of x rounded to 8 bits with weight rows in lanes, as machine code so too: see
     /// [`Raw::Lanes`].
     RawLanes(fn(Lanes) -> Code),
+    /// The same of blocks in any format; of many rows too, where no other row reads them as they lie.
+    BlockLanes(fn(Lanes) -> Code),
     /// A tile, as instructions in the kernel itself.
     Inline(fn(&mut Emitter<'_>, Tile, &TileOperands)),
     /// A tile, as machine code for the System V x86-64 convention: see [`Raw::Tile`].
@@ -301,11 +303,8 @@ pub struct Microkernel {
     pub emit: Emit,
 }
 
-/// The most rows of a call whose products are dot products of rows of both operands.
+/// The most rows of a call whose products are dot products of rows of both operands, and that are taken as few.
 pub const FEW_ROWS: usize = 32;
-
-/// The most rows of x that [`Emit::RawLanes`] takes at a time.
-pub const LANE_ROWS: usize = lanes::ROWS;
 
 // A name is a row's own.
 impl PartialEq for Microkernel {
@@ -352,7 +351,7 @@ impl Microkernel {
             (Emit::ConfiguredTile(_), Raw::Configure) => amx::configure(),
             (Emit::ConfiguredTile(_), Raw::Release) => amx::release(),
             (Emit::RawRows(emit), Raw::Rows(rows)) => emit(rows),
-            (Emit::RawLanes(emit), Raw::Lanes(lanes)) => emit(lanes),
+            (Emit::RawLanes(emit) | Emit::BlockLanes(emit), Raw::Lanes(lanes)) => emit(lanes),
             (Emit::RawScores(emit), Raw::Scores(scores)) => emit(scores),
             (Emit::RawMix(emit), Raw::Mix(mix)) => emit(mix),
             (Emit::RawWiden(emit), Raw::Widen(widen)) => emit(widen),
@@ -394,20 +393,19 @@ impl Microkernel {
 
     /// Whether it takes x rounded to 8 bits for weights that are so.
     fn rounds_for(&self, quantised: Quantised) -> bool {
-        let form = match self.emit {
-            Emit::BlockDot(_) => Quantised::Blocks,
-            _ => Quantised::Own,
-        };
-        quantised == form
+        match self.emit {
+            Emit::BlockDot(_) | Emit::BlockLanes(_) => quantised == Quantised::Blocks,
+            _ => quantised == Quantised::Own,
+        }
     }
 
     /// Whether weight rows are its lanes, and x rows rounded as [`lane_row_bytes`] says.
     pub fn has_lanes(&self) -> bool {
-        matches!(self.emit, Emit::RawLanes(_))
+        matches!(self.emit, Emit::RawLanes(_) | Emit::BlockLanes(_))
     }
 
-    /// The microkernel for calls of few rows that adds up in this one's order, and so comes to the same bits, if the CPU
-    /// has one.
+    /// The microkernel for calls of up to [`FEW_ROWS`] rows that adds up in this one's order, and so comes to the same
+    /// bits, if the CPU has one.
     pub fn of_few_rows(&self, features: &Features) -> Option<&'static Microkernel> {
         let same = |m: &&Microkernel| match self.emit {
             Emit::IntegerTile(..) => m.has_lanes(),
@@ -455,10 +453,13 @@ pub fn int8_row_bytes(k: usize) -> usize {
     (int8_quant_bytes(k) + k / BLOCK * 8).next_multiple_of(64)
 }
 
-/// Bytes of a row of x rounded to 8 bits for [`Emit::RawLanes`]: block by block its scale (f32), -8 times the sum of its
-/// quants (i32), and these.
+/// Bytes of a block of such a row, for [`Emit::RawLanes`]: its scale (f32), -8 times the sum of its quants (i32), the same
+/// of the first half of them (i32), the scale times the first of these sums (f32), and the quants.
+pub const LANE_BLOCK: usize = 4 * size_of::<f32>() + BLOCK;
+
+/// Bytes of a row of x rounded to 8 bits for [`Emit::RawLanes`], block by block.
 pub fn lane_row_bytes(k: usize) -> usize {
-    k / BLOCK * tile_int8::PANEL_BLOCK
+    k / BLOCK * LANE_BLOCK
 }
 
 /// The microkernel for calls of up to `rows` rows whose x, rows of `k` elements, is held as `operands`.

@@ -32,6 +32,8 @@ use self::tiles::Tiles;
 const MOST_CODE: usize = 15;
 /// More instructions than any test's function takes.
 const MOST_STEPS: u64 = 50_000_000;
+/// Bytes of the stack that a function is called with.
+const STACK_BYTES: usize = 8 << 10;
 /// What registers that no caller has set hold: a NaN in every lane.
 const UNSET: u32 = 0x7fc0_dead;
 
@@ -159,11 +161,16 @@ impl Cpu {
             });
         }
         assert!(words.len() <= ORDER.len(), "more arguments than registers");
+        let mut stack = vec![0xa5u8; STACK_BYTES];
+        regions.push(Region { start: stack.as_mut_ptr() as u64, bytes: stack.len(), writable: true });
         let tiles = std::mem::replace(&mut self.tiles, Tiles::EMPTY);
         *self = Cpu { tiles, ..Cpu::reaching(Memory::Regions(regions)) };
         for (register, word) in ORDER.into_iter().zip(words) {
             self.general[scalar::number(register)] = word;
         }
+        // As a call leaves it, eight bytes off 16.
+        let end = stack.as_ptr() as u64 + stack.len() as u64;
+        self.general[scalar::number(Register::RSP)] = end / 16 * 16 - 8;
         let mut at = start;
         for _ in 0..MOST_STEPS {
             let left = &code[(at - start) as usize..];

@@ -193,6 +193,10 @@ impl Cpu {
                 let (a, b) = (vector(1)?, vector(2)?);
                 lanes(|lane| if a[lane] == b[lane] { u32::MAX } else { 0 })
             }
+            M::Vpcmpeqb if i.op_register(0).is_vector_register() => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                byte_lanes(|at| if byte(&a, at) == byte(&b, at) { u8::MAX } else { 0 })
+            }
             M::Vpaddd => {
                 let (a, b) = (vector(1)?, vector(2)?);
                 lanes(|lane| a[lane].wrapping_add(b[lane]))

@@ -5,6 +5,9 @@
 //! in registers comes from constants behind the code.
 
 mod dot_512;
+mod lanes_256;
+mod meet_256;
+mod unpack_256;
 mod widen_256;
 mod widen_512;
 
@@ -13,6 +16,7 @@ use lapidary_ir::Format;
 use lapidary_ir::format::{Numbers, Offset, Place, Reading, Scale};
 
 pub(super) use self::dot_512::dot_vnni;
+pub(super) use self::lanes_256::{LANES, lanes_avx_vnni, lanes_avx2};
 pub(super) use self::widen_256::widen_256;
 pub(super) use self::widen_512::widen_512;
 use super::Widen;

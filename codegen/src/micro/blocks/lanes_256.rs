@@ -1,0 +1,278 @@
+//! Integer dot products with weight rows in lanes, with AVX2 or AVX-VNNI: few rows of x against 8 weight rows as they
+//! lie, in any format of blocks.
+//!
+//! Of each 32 elements of k the rows' quants are brought into registers, transposed: four elements a register, a weight
+//! row a lane. Every row of x then meets them, its quants broadcast, four at a time. So weights are read and unpacked
+//! once for all rows of x. A group's products are summed exactly, multiplied by x's scale, and added times the weights'
+//! scales; then what the offset and x's sum come to. What quants are shifted by to be unsigned is taken off a group's
+//! sum before. Tiles of integers do the same in the same order (`tile_int8.rs`), so that a result has the same bits.
+//!
+//! Without VNNI products are summed in 16 bits as long as they fit, by how large quants may be; quants of 8 bits keep
+//! their sign, which x takes over.
+//!
+//! What a block has to be unpacked but once is kept in the stack's frame: scales, and bytes that hold fields of more
+//! than 32 elements. The rows after these are fetched meanwhile in the order of their bytes.
+
+use std::collections::BTreeMap;
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
+use lapidary_ir::format::{Bits, Place, Reading};
+use lapidary_ir::{BLOCK, Format};
+
+use super::{Constants, offset};
+use crate::micro::dot::{Done, XMM, YMM};
+use crate::micro::{Code, LANE_BLOCK, Lanes};
+
+/// Weight rows, a lane each.
+pub(in crate::micro) const LANES: usize = 8;
+/// Elements of k whose products a lane adds up at a time, and how often that is done for a block of x.
+const STEP: usize = 4;
+pub(super) const STEPS: usize = BLOCK / STEP;
+/// How many bytes ahead at least the second cache is filled, in whole calls' rows.
+const AHEAD: usize = 32 << 10;
+
+pub(super) const X: AsmRegister64 = gpr64::rdi;
+const W: AsmRegister64 = gpr64::rsi;
+pub(super) const C: AsmRegister64 = gpr64::rdx;
+pub(super) const ROWS: AsmRegister64 = gpr64::rcx;
+pub(super) const COUNT: AsmRegister64 = gpr64::rax;
+const FETCH: AsmRegister64 = gpr64::r8;
+/// The second plane.
+const SECOND: AsmRegister64 = gpr64::r9;
+/// A row of x, and its results.
+pub(super) const ROW: AsmRegister64 = gpr64::r10;
+pub(super) const RESULTS: AsmRegister64 = gpr64::r11;
+pub(super) const STACK: AsmRegister64 = gpr64::rsp;
+
+/// Registers of quants, one of them to spare; and others that unpacking works in.
+pub(super) const QUANTS: [usize; 9] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
+pub(super) const WORK: [usize; 5] = [9, 10, 11, 12, 15];
+/// The scale of the block's first group; that of its second, or the offset.
+pub(super) const SCALE: [usize; 2] = [9, 15];
+pub(super) const T: AsmRegisterYmm = ymm10;
+pub(super) const TOTAL: AsmRegisterYmm = ymm11;
+pub(super) const PART: AsmRegisterYmm = ymm12;
+pub(super) const SUM: AsmRegisterYmm = ymm13;
+pub(super) const ONES: AsmRegisterYmm = ymm14;
+
+/// With AVX-VNNI.
+pub(in crate::micro) fn lanes_avx_vnni(lanes: Lanes) -> Code {
+    lanes_256(lanes, true)
+}
+
+/// With AVX2.
+pub(in crate::micro) fn lanes_avx2(lanes: Lanes) -> Code {
+    lanes_256(lanes, false)
+}
+
+/// What quants are in registers.
+#[derive(Clone, Copy)]
+pub(super) enum Quants {
+    /// Unsigned, at most `most`: `zero` stands for 0.
+    Unsigned { zero: i32, most: i32 },
+    /// Magnitudes in registers, the numbers themselves in the frame.
+    Signed,
+}
+
+/// Where things lie in the frame, in bytes from its end.
+pub(super) struct Frame {
+    /// The stack's end before.
+    before: i32,
+    /// Blocks that are left.
+    left: i32,
+    /// Scales of all groups of a block; their offsets.
+    pub(super) scales: [i32; 2],
+    /// Signed quants.
+    pub(super) signed: i32,
+    /// Sixteen bytes of each row, transposed, by their place in a block; and whether the code has stored them.
+    windows: BTreeMap<usize, (i32, bool)>,
+    bytes: i32,
+}
+
+pub(super) const VECTOR: i32 = 4 * LANES as i32;
+
+impl Frame {
+    fn new(format: &Format, quants: Quants) -> Frame {
+        let groups = (format.block / format.group) as i32;
+        let mut bytes = VECTOR;
+        let mut take = |some: bool, vectors: i32| {
+            let at = bytes;
+            bytes += if some { vectors * VECTOR } else { 0 };
+            at
+        };
+        let scales = [take(true, groups), take(offset(format).is_some(), groups)];
+        let signed = take(matches!(quants, Quants::Signed), STEPS as i32);
+        let mut uses = BTreeMap::<usize, usize>::new();
+        for first in (0..format.block).step_by(BLOCK) {
+            for bits in format.quants.bits.iter().filter(|b| b.run > 1) {
+                let [low, high] = halves(bits, first).map(|place| place.byte);
+                *uses.entry(low).or_default() += 1;
+                if high != low {
+                    *uses.entry(high).or_default() += 1;
+                }
+            }
+        }
+        let again = uses.into_iter().filter(|(_, n)| *n > 1);
+        let windows = again.map(|(byte, _)| (byte, (take(true, 4), false))).collect();
+        Frame { before: 0, left: 8, scales, signed, windows, bytes }
+    }
+}
+
+/// Where a field of the elements from `first` on, and of those 16 later, lies.
+pub(super) fn halves(bits: &Bits, first: usize) -> [Place; 2] {
+    [bits.place(first), bits.place(first + BLOCK / 2)]
+}
+
+/// What goes from block to block of a row.
+pub(super) struct Rows<'a> {
+    pub(super) lanes: Lanes,
+    pub(super) format: &'a Format,
+    pub(super) vnni: bool,
+    pub(super) quants: Quants,
+    pub(super) frame: Frame,
+    pub(super) constants: Constants,
+}
+
+fn lanes_256(lanes: Lanes, vnni: bool) -> Code {
+    let Some(format) = lanes.dtype.format() else { unreachable!("blocks have a format") };
+    let width: usize = format.quants.bits.iter().map(|b| b.width).sum();
+    let quants = match format.quants.reading {
+        Reading::Less(zero) => Quants::Unsigned { zero, most: (1 << width) - 1 },
+        Reading::Signed | Reading::Table(_) if vnni => Quants::Unsigned { zero: 128, most: 255 },
+        Reading::Signed | Reading::Table(_) => Quants::Signed,
+    };
+    let frame = Frame::new(format, quants);
+    let mut rows = Rows { lanes, format, vnni, quants, frame, constants: Constants::default() };
+    rows.all()
+}
+
+impl Rows<'_> {
+    fn all(&mut self) -> Code {
+        let a = &mut CodeAssembler::new(64)?;
+        let Lanes { k, c_stride, .. } = self.lanes;
+        let format = self.format;
+        a.mov(COUNT, STACK)?;
+        a.sub(STACK, self.frame.bytes + VECTOR)?;
+        a.and(STACK, -VECTOR)?;
+        a.mov(qword_ptr(STACK + self.frame.before), COUNT)?;
+        a.mov(COUNT, (k / format.block) as i64)?;
+        a.mov(qword_ptr(STACK + self.frame.left), COUNT)?;
+        let call = LANES * format.row_bytes(k);
+        a.lea(FETCH, ptr(W + (call * AHEAD.div_ceil(call)) as i32))?;
+        if format.planes.len() > 1 {
+            a.lea(SECOND, ptr(W + format.plane_at(1, k) as i32))?;
+        }
+        a.vxorps(SUM, SUM, SUM)?;
+        a.vpcmpeqd(ONES, ONES, ONES)?;
+        a.vpsrlw(ONES, ONES, 15)?;
+        if !self.is_alone() {
+            let mut again = a.create_label();
+            a.mov(RESULTS, C)?;
+            a.mov(COUNT, ROWS)?;
+            a.set_label(&mut again)?;
+            a.vmovups(ymmword_ptr(RESULTS), SUM)?;
+            a.add(RESULTS, c_stride)?;
+            a.dec(COUNT)?;
+            a.jnz(again)?;
+        }
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        self.scales(a)?;
+        for first in (0..format.block).step_by(BLOCK) {
+            self.fetch(a, first)?;
+            let quants = self.unpack(a, first)?;
+            self.meet_all(a, first, &quants)?;
+        }
+        a.add(X, (format.block / BLOCK * LANE_BLOCK) as i32)?;
+        for (plane, bytes) in [W, SECOND].into_iter().zip(format.planes) {
+            a.add(plane, *bytes as i32)?;
+        }
+        a.dec(qword_ptr(STACK + self.frame.left))?;
+        a.jnz(again)?;
+        if self.is_alone() {
+            a.vmovups(ymmword_ptr(C), SUM)?;
+        }
+        a.mov(STACK, qword_ptr(STACK + self.frame.before))?;
+        a.vzeroupper()?;
+        a.ret()?;
+        self.constants.emit(a)?;
+        a.assemble(0)
+    }
+
+    /// Fetches what is ahead of the 32 elements from `first`, each line once: asked for twice it would keep others back.
+    fn fetch(&self, a: &mut CodeAssembler, first: usize) -> Done {
+        const LINE: usize = 64;
+        let bytes = LANES * self.format.block_bytes();
+        let lines = bytes / LINE;
+        let line = |element: usize| lines * element / self.format.block;
+        for line in line(first)..line(first + BLOCK) {
+            a.prefetcht1(byte_ptr(FETCH + (line * LINE) as i32))?;
+        }
+        if first + BLOCK < self.format.block {
+            return Ok(());
+        }
+        let (after, rest) = ((lines * LINE) as i32, (bytes % LINE) as i32);
+        if rest > 0 {
+            // What is beyond whole lines begins another one, or lies in the last.
+            let mut within = a.create_label();
+            a.lea(COUNT, ptr(FETCH + rest))?;
+            a.xor(COUNT, FETCH)?;
+            a.test(gpr32::eax, LINE as i32)?;
+            a.jz(within)?;
+            a.prefetcht1(byte_ptr(FETCH + after))?;
+            a.set_label(&mut within)?;
+        }
+        a.add(FETCH, after + rest)
+    }
+
+    /// Whether there is one row of x alone, whose results stay in a register.
+    pub(super) fn is_alone(&self) -> bool {
+        self.lanes.rows == 1
+    }
+
+    /// Bytes into the block's first plane (or the second), of row `r`.
+    pub(super) fn at(&self, plane: usize, r: usize, byte: usize) -> AsmMemoryOperand {
+        let register = if plane == 0 { W } else { SECOND };
+        register + (r * self.format.row_bytes(self.lanes.k) + byte) as i32
+    }
+
+    /// Sixteen bytes of every row, transposed: dwords 0 to 3, a row a lane; and the register that is free then.
+    pub(super) fn window(
+        &mut self,
+        a: &mut CodeAssembler,
+        byte: usize,
+        into: [usize; 4],
+        spare: usize,
+    ) -> Result<([usize; 4], usize), IcedError> {
+        let vectors = |at: i32| (0..4).map(move |i| ymmword_ptr(STACK + at + i * VECTOR));
+        if let Some(&(at, true)) = self.frame.windows.get(&byte) {
+            for (register, from) in into.into_iter().zip(vectors(at)) {
+                a.vmovdqu(YMM[register], from)?;
+            }
+            return Ok((into, spare));
+        }
+        for (r, register) in into.into_iter().enumerate() {
+            a.vmovdqu(XMM[register], xmmword_ptr(self.at(0, r, byte)))?;
+            let upper = xmmword_ptr(self.at(0, r + 4, byte));
+            a.vinserti128(YMM[register], YMM[register], upper, 1)?;
+        }
+        let [p, q, r, s, t] = [into[0], into[1], into[2], into[3], spare].map(|i| YMM[i]);
+        a.vpunpckldq(t, p, q)?;
+        a.vpunpckhdq(q, p, q)?;
+        a.vpunpckldq(p, r, s)?;
+        a.vpunpckhdq(s, r, s)?;
+        a.vpunpcklqdq(r, t, p)?;
+        a.vpunpckhqdq(p, t, p)?;
+        a.vpunpcklqdq(t, q, s)?;
+        a.vpunpckhqdq(q, q, s)?;
+        let turned = [into[2], into[0], spare, into[1]];
+        if let Some((at, stored)) = self.frame.windows.get_mut(&byte) {
+            for (register, to) in turned.into_iter().zip(vectors(*at)) {
+                a.vmovdqu(to, YMM[register])?;
+            }
+            *stored = true;
+        }
+        Ok((turned, into[3]))
+    }
+}
