@@ -17,6 +17,8 @@ mod configuration;
 mod explain;
 #[path = "cli/folder.rs"]
 mod folder;
+#[path = "cli/hub.rs"]
+mod hub;
 #[path = "cli/inputs.rs"]
 mod inputs;
 #[cfg(unix)]
@@ -24,6 +26,8 @@ mod inputs;
 mod interrupt;
 #[path = "cli/lab.rs"]
 mod lab;
+#[path = "cli/lora.rs"]
+mod lora;
 #[path = "cli/manual.rs"]
 mod manual;
 #[path = "cli/outputs.rs"]

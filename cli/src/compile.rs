@@ -19,7 +19,7 @@ use crate::weights::WeightArgs;
         lapidary compile -m gemma-2-2b-it --weights q4 --cpu x86-64-v3,x86-64-v4 -o model.lap\n  \
         lapidary compile --target aarch64-unknown-linux-gnu --emit object -o model.o")]
 pub(crate) struct Args {
-    /// Hugging Face folder or GGUF file [default: the built-in tiny model]
+    /// Hugging Face folder, GGUF file, or name OWNER/REPO[:TAG] [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Target to make code for: x86_64-unknown-linux-gnu, aarch64-unknown-linux-gnu or riscv64-unknown-linux-gnu
@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         how = compile.cpu.split(',').map(str::trim).fold(how, Compile::cpu);
     }
     // What is wrong whatever the model comes first.
-    let options = args.weights.apply(compile.unpriced()?);
+    let options = args.weights.apply(compile.unpriced()?)?;
     let targets = how.targets(&options).map_err(|e| Usage::new(options::error(e)))?;
     let options = compile.priced(options, targets.iter().map(|target| &target.name))?;
     how.check(&options, &args.output).map_err(|e| refused(args, e))?;

@@ -15,7 +15,6 @@ use crate::choices::choices;
 use crate::model::{Engine, read_text};
 use crate::options::ModelArgs;
 use crate::output::{self, Unit};
-use crate::weights::WeightArgs;
 
 /// Measure the perplexity of a text.
 #[derive(clap::Args)]
@@ -58,7 +57,7 @@ impl Args {
     fn other(&self) -> Option<ModelArgs> {
         let mut other = self.model.clone();
         if let Some(format) = self.against {
-            other.weights = WeightArgs::of(Some(format), None, self.model.weights.no_cache());
+            other.weights = self.model.weights.in_format(format);
         }
         other.compile.kv_cache = self.against_kv_cache.or(other.compile.kv_cache);
         if let Some(activations) = self.against_activations {

@@ -15,7 +15,7 @@ use crate::options::{self, CompileArgs};
 /// Which functions, compiled how.
 #[derive(Clone, clap::Args)]
 pub(crate) struct FunctionArgs {
-    /// Hugging Face folder or GGUF file [default: the built-in tiny model]
+    /// Hugging Face folder, GGUF file, or name OWNER/REPO[:TAG] [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL", conflicts_with = "preset")]
     model: Option<PathBuf>,
     /// Published size: 2b, 9b or 27b

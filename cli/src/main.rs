@@ -1,4 +1,4 @@
-//! The `lapidary` command: runs Gemma 2 on CPUs through an e-graph compiler.
+//! The `lapidary` command: runs Gemma on CPUs through an e-graph compiler.
 //!
 //! In: arguments. Out: results on stdout; notes, warnings, progress bars and errors on stderr. Exit code 0 is success,
 //! 1 a failure (one line, `error: ...`), 2 a mistake in the arguments, whatever the model, 128 and its number a signal
@@ -19,6 +19,7 @@ mod functions;
 mod generation;
 mod hints;
 mod history;
+mod hub;
 mod inspect;
 mod interrupt;
 mod keyboard;
@@ -57,7 +58,7 @@ use lapidary_runtime::memory::Allocator;
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-/// Run Gemma 2 on CPUs through an e-graph compiler.
+/// Run Gemma on CPUs through an e-graph compiler.
 #[derive(Parser)]
 #[command(
     name = "lapidary",
@@ -74,6 +75,9 @@ struct Cli {
 enum Command {
     Run(run::Args),
     Chat(chat::Args),
+    Pull(hub::pull::Args),
+    List(hub::list::Args),
+    Rm(hub::rm::Args),
     Logits(logits::Args),
     Tokenize(tokenize::Args),
     Compile(compile::Args),
@@ -115,6 +119,9 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::run(&args),
+        Command::Pull(args) => hub::pull::run(&args),
+        Command::List(args) => hub::list::run(&args),
+        Command::Rm(args) => hub::rm::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Compile(args) => compile::run(&args),

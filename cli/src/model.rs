@@ -13,14 +13,16 @@ use lapidary_ir::DType;
 use lapidary_models::{Model as Files, Warning};
 use lapidary_runtime::file;
 
+use crate::hub;
 use crate::options::{self, ModelArgs};
 use crate::output;
 use crate::speculation::SpeculationArgs;
 
-/// The files of a folder, or of the built-in model. What is strange about a folder is said.
+/// The files of a folder, of a GGUF, of a model of the hub, or of the built-in one. What is strange about a folder is said.
 pub(crate) fn files(path: Option<&Path>) -> Result<Files> {
     let Some(path) = path else { return Ok(Files::built_in()?) };
-    note_input(path)?;
+    let path = hub::locate(path)?;
+    note_input(&path)?;
     let files = Files::open(path)?;
     files.warnings.iter().for_each(warn);
     Ok(files)

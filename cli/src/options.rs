@@ -19,6 +19,7 @@ use lapidary_passes::rules;
 
 use crate::choices::choices;
 use crate::cpus;
+use crate::hub::Bars;
 use crate::model::read_text;
 use crate::output::{self, Unit, Usage};
 use crate::price::calibration::Which;
@@ -120,7 +121,7 @@ const NONE: &str = "none";
 /// Which model, compiled how.
 #[derive(Clone, clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Hugging Face folder, GGUF file, or artifact NAME.lap [default: the built-in tiny model]
+    /// Hugging Face folder, GGUF file, name OWNER/REPO[:TAG], or artifact NAME.lap [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
     /// Threads [default: one a fast core]
@@ -141,7 +142,7 @@ impl ModelArgs {
     /// As the library takes them.
     pub(crate) fn options(&self) -> Result<Options> {
         let ModelArgs { model: _, threads, verify, trust, weights, compile } = self;
-        let mut options = weights.apply(compile.options()?).verify(*verify);
+        let mut options = weights.apply(compile.options()?)?.verify(*verify);
         if let Some(threads) = threads {
             options = options.threads(*threads);
         }
@@ -252,6 +253,7 @@ impl CompileArgs {
 /// The options, whose warnings and progress go to stderr.
 pub(crate) fn watched(options: Options) -> Options {
     let bar = Mutex::new(None::<ProgressBar>);
+    let bars = Mutex::new(Bars::default());
     let draw = move |what: &str, done: u64, total: u64| {
         let mut held = bar.lock().unwrap_or_else(PoisonError::into_inner);
         let bar = held.get_or_insert_with(|| output::bar(total, what, Unit::Bytes));
@@ -266,6 +268,9 @@ pub(crate) fn watched(options: Options) -> Options {
         match notice {
             Notice::Warning(text) => output::note("warning", text),
             Notice::Converting { done, total } => draw("converting", done, total),
+            Notice::Fetching { file, done, total } => {
+                bars.lock().unwrap_or_else(PoisonError::into_inner).show(file, done, total)
+            }
             Notice::Writing { done, total } => draw("writing", done, total),
         }
         ControlFlow::Continue(())

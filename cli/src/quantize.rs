@@ -21,7 +21,7 @@ use crate::{model, options, synth};
 #[command(after_help = "Examples:\n  lapidary quantize -m gemma-2-9b --weights q4 -o gemma-2-9b-q4\n  \
     lapidary quantize -m gemma-2-2b --weights q4 --head-weights q8 -o gemma-2-2b-q4")]
 pub(crate) struct Args {
-    /// Hugging Face folder or GGUF file [default: the built-in tiny model]
+    /// Hugging Face folder, GGUF file, or name OWNER/REPO[:TAG] [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Format of the weights

@@ -90,6 +90,9 @@ impl Args {
             (None, None, []) => stdin().map_err(Usage::new)?,
             (None, None, [word]) if word == "-" => stdin()?,
             (None, None, [word]) => {
+                if let Some(error) = hints::model_as_prompt(word).filter(|_| !given) {
+                    return Err(Usage::new(anyhow!(error)).into());
+                }
                 if let Some(hint) = hints::of_prompt(word, given) {
                     output::note("hint", &hint);
                 }

@@ -14,6 +14,7 @@ use lapidary_models::{ChatTemplate, Message, Model, Tokenizer, tokenizer};
 use lapidary_runtime::{Artifact, file};
 use serde_json::json;
 
+use crate::hub;
 use crate::output;
 
 /// Show the token ids of a text, the prompt and ids of messages, or the text of ids
@@ -24,7 +25,8 @@ use crate::output;
     lapidary tokenize --ids 2,17")]
 #[command(group(clap::ArgGroup::new("input").required(true).args(["chat", "ids", "text"])))]
 pub(crate) struct Args {
-    /// Folder with a tokenizer.json, such a file itself, or an artifact NAME.lap [default: the built-in tiny model's]
+    /// Folder with a tokenizer.json, such a file itself, a GGUF file, a name OWNER/REPO[:TAG], or an artifact NAME.lap
+    /// [default: the built-in tiny model's]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Messages, a JSON list of {"role", "content"}, that the model's chat template makes a prompt of; `-` reads stdin
@@ -109,6 +111,7 @@ fn shown(text: &str) -> String {
 /// The tokenizer and chat template of a folder, a file or the built-in model.
 fn open(path: Option<&Path>) -> Result<(Tokenizer, Option<ChatTemplate>)> {
     let Some(path) = path else { return of_model(Model::built_in()?) };
+    let path = &hub::locate(path)?;
     let data = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
     if data.is_dir() {
         return of_folder(path);

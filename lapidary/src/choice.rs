@@ -36,43 +36,47 @@ pub trait Choice: Copy + PartialEq + Sized + 'static {
     }
 }
 
-/// A format of weights.
+/// A format that weights can be made in: floats, and the blocks of [`QuantFormat`]. Those that are only read, as GGUF's
+/// are, weights have as they are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub struct Format(TensorFormat);
+
+impl Format {
     /// 32-bit floats.
-    F32,
+    pub const F32: Format = Format(TensorFormat::Float(WeightDType::F32));
     /// 16-bit floats of 8 bits' precision.
-    Bf16,
+    pub const BF16: Format = Format(TensorFormat::Float(WeightDType::BF16));
     /// 16-bit floats of 11 bits' precision.
-    F16,
+    pub const F16: Format = Format(TensorFormat::Float(WeightDType::F16));
     /// 8 bits in blocks of 32 with a scale.
-    Q8,
+    pub const Q8: Format = Format(TensorFormat::Quant(QuantFormat::Q8.id()));
     /// 4 bits in blocks of 32 with a scale.
-    Q4,
+    pub const Q4: Format = Format(TensorFormat::Quant(QuantFormat::Q4.id()));
+
+    /// As checkpoints store it.
+    pub const fn stored(self) -> TensorFormat {
+        self.0
+    }
 }
+
+/// The formats: floats, then all quants that are made.
+const FORMATS: [(Format, &str, &str); 3 + QuantFormat::ALL.len()] = {
+    let f32 = (Format::F32, "f32", "32-bit floats");
+    let mut rows = [f32; 3 + QuantFormat::ALL.len()];
+    rows[1] = (Format::BF16, "bf16", "16-bit floats of 8 bits' precision");
+    rows[2] = (Format::F16, "f16", "16-bit floats of 11 bits' precision");
+    let mut i = 0;
+    while i < QuantFormat::ALL.len() {
+        let quant = QuantFormat::ALL[i];
+        rows[3 + i] = (Format(TensorFormat::Quant(quant.id())), quant.name(), quant.about());
+        i += 1;
+    }
+    rows
+};
 
 impl Choice for Format {
     const KIND: &'static str = "format of weights";
-    const ALL: &'static [(Format, &'static str, &'static str)] = &[
-        (Format::F32, "f32", "32-bit floats"),
-        (Format::Bf16, "bf16", "16-bit floats of 8 bits' precision"),
-        (Format::F16, "f16", "16-bit floats of 11 bits' precision"),
-        (Format::Q8, "q8", "8 bits in blocks of 32 with a scale"),
-        (Format::Q4, "q4", "4 bits in blocks of 32 with a scale"),
-    ];
-}
-
-impl Format {
-    /// As checkpoints store it.
-    pub fn stored(self) -> TensorFormat {
-        match self {
-            Format::F32 => WeightDType::F32.into(),
-            Format::Bf16 => WeightDType::BF16.into(),
-            Format::F16 => WeightDType::F16.into(),
-            Format::Q8 => QuantFormat::Q8.into(),
-            Format::Q4 => QuantFormat::Q4.into(),
-        }
-    }
+    const ALL: &'static [(Format, &'static str, &'static str)] = &FORMATS;
 }
 
 /// How exact activations are.

@@ -72,6 +72,10 @@ pub enum Error {
         /// Why.
         source: Box<lapidary_runtime::Error>,
     },
+    /// A name of the Hugging Face hub.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] lapidary_hub::Error),
     /// Text: a tokenizer, a chat template, a text that is too long.
     #[error(transparent)]
     Text(#[from] lapidary_runtime::file::Error),

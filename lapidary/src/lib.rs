@@ -1,7 +1,8 @@
 //! Lapidary as a library: Gemma on CPUs, compiled by an e-graph compiler to machine code, in Rust alone.
 //!
-//! Open a model, make an engine of it, generate. What is opened is a Hugging Face folder, an artifact that was compiled
-//! ahead of time, or the tiny model that is built in, on which everything here runs:
+//! Open a model, make an engine of it, generate. What is opened is a Hugging Face folder, a GGUF, a model of the hub by
+//! its name, an artifact that was compiled ahead of time, or the tiny model that is built in, on which everything here
+//! runs:
 //!
 //! ```
 //! use lapidary::{Generate, Model, Options};
@@ -50,7 +51,8 @@
 //! trusted; an artifact is code, so [`Options::trust`] names the keys whose signature it must have.
 //!
 //! Below are crates of their own, which this one puts together: [`ir`] the tensor language, [`passes`] rewrite rules
-//! and extraction, [`codegen`] kernels, [`models`] checkpoints, [`runtime`] engines and text, which knows no compiler.
+//! and extraction, [`codegen`] kernels, [`models`] checkpoints, [`hub`] models by name, [`runtime`] engines and text, which
+//! knows no compiler.
 
 pub mod choice;
 mod compile;
@@ -70,6 +72,8 @@ pub use model::{Compilation, Model};
 pub use options::{CHUNK, MAX_CHUNK, MAX_CONTEXT, MAX_THREADS, NATIVE, Notice, Options};
 
 pub use lapidary_codegen as codegen;
+#[cfg(feature = "hub")]
+pub use lapidary_hub as hub;
 pub use lapidary_ir as ir;
 pub use lapidary_models as models;
 pub use lapidary_passes as passes;

@@ -3,7 +3,7 @@
 //! In: a path, or nothing for the built-in model; [`Options`]. Out: a [`Model`]. Opening maps files and checks them;
 //! weights are converted and code is made when they are first needed, each once.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use lapidary_runtime::{Artifact, Engine, Session};
 use crate::error::{Error, Result};
 use crate::generate::Generate;
 use crate::graph::Graph;
-use crate::options::{NATIVE, Options};
+use crate::options::{NATIVE, Notice, Options};
 use crate::weights::Weights;
 
 /// A model, opened.
@@ -63,19 +63,22 @@ pub struct Compilation {
 }
 
 impl Model {
-    /// Opens a Hugging Face folder, or an artifact (`NAME.lap`). Its files must not change while the model lives.
+    /// Opens a Hugging Face folder, a GGUF, or an artifact (`NAME.lap`); what leads nowhere and can be a name of the hub
+    /// (`OWNER/REPO`, `OWNER/REPO:TAG`) is found in the shared cache, or fetched into it. Its files must not change while
+    /// the model lives.
     ///
     /// # Errors
     /// What is wrong with the options whatever the model ([`Options::check`]), then what is wrong with its files:
-    /// [`Error::Model`] for a folder, [`Error::Run`] for an artifact. [`Error::Option`] for an option that an artifact
-    /// cannot take any more, or that only an artifact takes.
+    /// [`Error::Model`] for a folder, [`Error::Run`] for an artifact, [`Error::Hub`] for a name. [`Error::Option`] for
+    /// an option that an artifact cannot take any more, or that only an artifact takes.
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Model> {
-        let path = path.as_ref();
+        options.check()?;
+        let path = located(path.as_ref(), &options)?;
+        let path = path.as_path();
         // Each kind of file is told by its name; what is no artifact, `lapidary_models` knows.
         if Artifact::is_named_so(path) {
             return Model::from_artifact(path, options);
         }
-        options.check()?;
         refuse_trust(&options, path)?;
         Ok(Model::from_files(Arc::new(lapidary_models::Model::open(path)?), options))
     }
@@ -105,7 +108,6 @@ impl Model {
     }
 
     fn from_artifact(path: &Path, options: Options) -> Result<Model> {
-        options.check()?;
         if let Some(option) = options.of_compilation() {
             return Err(Error::option(option, format!("{} is compiled already", path.display())));
         }
@@ -380,6 +382,22 @@ impl Model {
             self.options.warn(format!("the system gives {given} of {asked} threads"));
         }
     }
+}
+
+/// The path itself, or that of the model of this name.
+#[cfg(feature = "hub")]
+fn located(path: &Path, options: &Options) -> Result<PathBuf> {
+    let mut progress = |p: lapidary_hub::Progress<'_>| {
+        // A download that is broken off is gone on with by the next one: whoever wants to ends the process.
+        let _ = options.tell(Notice::Fetching { file: p.file, done: p.done, total: p.total });
+    };
+    Ok(lapidary_hub::locate(path, &mut progress)?)
+}
+
+/// The path itself: there are no names without the hub.
+#[cfg(not(feature = "hub"))]
+fn located(path: &Path, _options: &Options) -> Result<PathBuf> {
+    Ok(path.into())
 }
 
 /// How the layers' matrices are held.

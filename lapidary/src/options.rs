@@ -39,6 +39,15 @@ pub enum Notice<'a> {
         /// Bytes in all.
         total: u64,
     },
+    /// A model is fetched by its name.
+    Fetching {
+        /// Which of its files.
+        file: &'a str,
+        /// Bytes so far.
+        done: u64,
+        /// Bytes of the file.
+        total: u64,
+    },
     /// An artifact is written.
     Writing {
         /// Bytes so far.
@@ -69,6 +78,8 @@ pub struct Options {
     pub(crate) threads: usize,
     pub(crate) weights: Option<Format>,
     pub(crate) head_weights: Option<Format>,
+    /// Folders and factors.
+    pub(crate) lora: Vec<(PathBuf, f64)>,
     pub(crate) cache: bool,
     pub(crate) activations: Activations,
     pub(crate) kv_cache: Option<KvCache>,
@@ -91,6 +102,7 @@ impl Default for Options {
             threads: Cores::here().threads(),
             weights: None,
             head_weights: None,
+            lora: Vec::new(),
             cache: true,
             activations: Activations::default(),
             kv_cache: None,
@@ -113,6 +125,7 @@ impl fmt::Debug for Options {
             threads,
             weights,
             head_weights,
+            lora,
             cache,
             activations,
             kv_cache,
@@ -130,6 +143,7 @@ impl fmt::Debug for Options {
             .field("threads", threads)
             .field("weights", weights)
             .field("head_weights", head_weights)
+            .field("lora", lora)
             .field("cache", cache)
             .field("activations", activations)
             .field("kv_cache", kv_cache)
@@ -180,6 +194,13 @@ impl Options {
     /// The format of the embedding table, which is the head's matrix too [default: that of [`Options::weights`]].
     pub fn head_weights(self, format: impl Into<Option<Format>>) -> Options {
         Options { head_weights: format.into(), ..self }
+    }
+
+    /// A LoRA adapter, a folder as PEFT saves it, merged into the matrices that it is for; what it adds is multiplied by
+    /// `factor`. Several are added in order. Converted weights are kept as [`Options::cache`] says.
+    pub fn lora(mut self, folder: impl Into<PathBuf>, factor: f64) -> Options {
+        self.lora.push((folder.into(), factor));
+        self
     }
 
     /// Whether converted weights are kept in the user's cache directory for the next time [default: yes].
@@ -307,6 +328,7 @@ impl Options {
             threads: _,
             weights,
             head_weights,
+            lora,
             cache: _,
             activations,
             kv_cache,
@@ -326,6 +348,7 @@ impl Options {
             ("sliding_window", sliding_window.is_some()),
             ("weights", weights.is_some()),
             ("head_weights", head_weights.is_some()),
+            ("lora", !lora.is_empty()),
         ];
         given.into_iter().find_map(|(name, given)| given.then_some(name))
     }

@@ -1,10 +1,11 @@
 //! A model's weights: as the checkpoint stores them, or converted once and kept in the user's cache.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use lapidary_ir::DType;
 use lapidary_models::weight_cache::Origin;
-use lapidary_models::{Cache, Model, Quantization, QuantizedWeights, TensorFormat};
+use lapidary_models::{Adapter, Cache, Model, Quantization, QuantizedWeights, TensorFormat};
 use lapidary_runtime::one_line;
 use lapidary_runtime::program::WeightSource;
 
@@ -24,12 +25,16 @@ impl Weights {
     /// Opens them: converts them, or finds that done.
     pub(crate) fn open(model: &Arc<Model>, options: &Options) -> Result<Weights> {
         let (body, head) = (options.weights, options.head_weights.or(options.weights));
-        if body.is_none() && head.is_none() {
+        let open =
+            |(path, factor): &(PathBuf, f64)| Adapter::open(path, *factor, &model.config).map(Arc::new);
+        let adapters = options.lora.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        if body.is_none() && head.is_none() && adapters.is_empty() {
             return Ok(Weights::Stored(model.clone()));
         }
         let quantization = Quantization {
             body: body.map(Format::stored),
             head: head.map(Format::stored),
+            adapters,
             threads: options.threads,
             cache: if options.cache { Cache::of_user() } else { None },
         };

@@ -148,7 +148,7 @@ pub(crate) fn matrix<'a>(
         [n, k] => (n, k),
         _ => (1, spec.elements() as usize),
     };
-    Matrix { name: &spec.name, source, from, n, k, to }
+    Matrix { name: &spec.name, source, from, n, k, to, adapters: &[] }
 }
 
 /// Says in a configuration whether matrices are quantised, and that the head is the embedding table.

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lapidary_runtime::file::{self, cause};
 use serde_json::Value;
@@ -44,6 +44,9 @@ const OTHER_WEIGHTS: &[(&str, &str)] = &[
 /// What is read instead of [`OTHER_WEIGHTS`].
 const NEEDED: &str = "expected a GGUF file, or the model's folder with safetensors files";
 
+/// What is given in the place of a path that leads nowhere.
+const NAMES: &str = "those have an owner, as google/gemma-2-2b-it, or a GGUF's hf.co/OWNER/REPO:Q4_K_M";
+
 /// Refuses what is no folder.
 pub(crate) fn check(dir: &Path) -> Result<()> {
     let found = match fs::metadata(dir) {
@@ -71,7 +74,7 @@ pub(crate) fn lacks_shard(dir: &Path, shard: &str) -> Error {
 /// What there is to warn of in a folder that opens.
 pub(crate) fn warning(dir: &Path) -> Option<Warning> {
     let path = dir.join(ADAPTER);
-    let message = "the adapter beside the model is not applied (PEFT's `merge_and_unload` merges it)";
+    let message = "the adapter beside the model is not applied (`--lora` merges it)";
     path.exists().then(|| Warning { path, message: message.into() })
 }
 
@@ -108,9 +111,6 @@ fn nothing_at(path: &Path) -> String {
         return format!("a link to {}, where nothing is", quote(&target.to_string_lossy()));
     }
     let Some(text) = path.to_str() else { return "nothing".into() };
-    if text.contains("://") || text.starts_with("hf.co/") || text.starts_with("huggingface.co/") {
-        return "nothing (an address? nothing is downloaded: give a folder)".into();
-    }
     if text.starts_with("~") {
         return "nothing (the shell did not replace the ~)".into();
     }
@@ -118,40 +118,16 @@ fn nothing_at(path: &Path) -> String {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         !p.is_empty() && p.chars().all(plain) && p.starts_with(|c: char| c.is_ascii_alphanumeric())
     };
-    if let Some((name, tag)) = text.rsplit_once(':')
-        && part(tag)
-        && name.split('/').all(part)
-    {
-        return "nothing (a name of ollama? nothing is downloaded: give a GGUF file, or a folder with safetensors files)"
-            .into();
-    }
-    let hub = match text.split_once('/') {
-        // In a folder that is there, it is a path.
-        Some((owner, name)) if part(owner) && part(name) && !Path::new(owner).exists() => {
-            Some(text.to_string())
+    // A name that is none of the hub's, `OWNER/REPO`, which `lapidary -m` takes.
+    match text.split_once(':') {
+        Some((name, tag)) if part(tag) && part(name) => {
+            format!("nothing (a name of ollama? {NAMES})")
         }
-        None if part(text) && text.to_lowercase().starts_with("gemma") => Some(format!("google/{text}")),
-        _ => None,
-    };
-    match hub {
-        Some(hub) => match cached(&hub) {
-            Some(path) => format!("nothing (a name on the Hugging Face hub? it was downloaded to {path})"),
-            None => format!(
-                "nothing (a name on the Hugging Face hub? nothing is downloaded here: \
-                `hf download {hub} --local-dir DIR`, then give DIR)"
-            ),
-        },
-        None => "nothing".into(),
+        None if part(text) && text.to_lowercase().starts_with("gemma") => {
+            format!("nothing (a name on the Hugging Face hub? {NAMES})")
+        }
+        _ => "nothing".into(),
     }
-}
-
-/// Where the Hugging Face cache holds a model of the hub.
-fn cached(hub: &str) -> Option<String> {
-    let of = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    let home =
-        || Some(of("XDG_CACHE_HOME").or_else(|| Some(of("HOME")?.join(".cache")))?.join("huggingface"));
-    let cache = of("HF_HUB_CACHE").or_else(|| Some(of("HF_HOME").or_else(home)?.join("hub")))?;
-    snapshot(&cache.join(format!("models--{}", hub.replace('/', "--"))))
 }
 
 /// The snapshot of a model in a Hugging Face cache that its main branch names, else the only one, as a path to give.
@@ -182,9 +158,7 @@ fn cause_of(dir: &Path) -> Option<String> {
         let config: Option<Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let base = config.and_then(|c| c["base_model_name_or_path"].as_str().map(quote));
         let base = base.map_or("its base model".into(), |base| format!("its base model {base}"));
-        return Some(format!(
-            "it is a LoRA adapter: merge it into {base} (PEFT's `merge_and_unload`) and save that as a model"
-        ));
+        return Some(format!("it is a LoRA adapter: give {base} as the model, and the adapter by `--lora`"));
     }
     if let Some(cause) = cause_in_cache(dir, &names) {
         return Some(cause);

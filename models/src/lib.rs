@@ -17,6 +17,7 @@
 //! | [`tokenizer`], [`detokenizer`], [`chat`] | text to ids, ids to text, messages to the text of a prompt: the runtime's |
 //! | [`model`] | a folder as a whole; the built-in model |
 //! | [`quantize`] | blocks of 8 and 4 bits: their bytes, their scales |
+//! | [`lora`] | adapters, merged as weights are opened |
 //! | [`weight_cache`] | a model's weights quantised, made once and mapped after |
 //! | [`mod@export`] | checkpoints written: shards, headers, index; a model in other formats |
 //! | [`synth`] | full-size checkpoints of random weights, for measurements |
@@ -38,6 +39,7 @@ mod gemma3;
 pub mod gguf;
 pub mod graph;
 pub mod layout;
+pub mod lora;
 pub mod model;
 mod names;
 pub mod preset;
@@ -58,6 +60,7 @@ pub use lapidary_runtime::text::{
     ChatTemplate, Content, Detokenizer, Message, SpecialTokens, Tokenizer, chat, detokenizer, special,
     tokenizer,
 };
+pub use lora::Adapter;
 pub use model::Model;
 pub use preset::Preset;
 pub use quantize::QuantFormat;

@@ -162,7 +162,7 @@ pub(crate) fn quantised(name: &str, dtype: &str) -> Option<(usize, &'static str)
 pub(crate) fn expectation(name: &str, config: &Config) -> String {
     let (family, layers) = (config.family.name, config.num_hidden_layers);
     if name.contains("lora_") || name.contains(".lora.") {
-        return "no LoRA adapter (merge it into its base model first: PEFT's `merge_and_unload`)".into();
+        return "no LoRA adapter (its base model is the model; `--lora` merges the adapter)".into();
     }
     if name.contains(".modules_to_save.") || name.contains(".original_module.") {
         return "no PEFT modules (merge them into the base model first: `merge_and_unload`)".into();

@@ -58,7 +58,7 @@ impl Place {
     fn options(&self, limit: u64) -> Quantization {
         let format = Some(QuantFormat::Q8.into());
         let cache = Some(Cache { dir: self.dir(), limit });
-        Quantization { body: format, head: format, threads: 2, cache }
+        Quantization { body: format, head: format, adapters: vec![], threads: 2, cache }
     }
 
     fn open(&self) -> QuantizedWeights {

@@ -299,7 +299,7 @@ impl Place {
     /// Options with q4 matrices, a q8 head, and this cache.
     fn options(&self) -> Quantization {
         let (body, head) = (Some(QuantFormat::Q4.into()), Some(QuantFormat::Q8.into()));
-        Quantization { body, head, threads: 2, cache: self.cache(Cache::LIMIT) }
+        Quantization { body, head, adapters: vec![], threads: 2, cache: self.cache(Cache::LIMIT) }
     }
 
     fn open(&self, options: &Quantization) -> QuantizedWeights {
@@ -556,8 +556,13 @@ fn the_oldest_makes_room() {
     assert!(!abandoned.exists() && fresh.exists());
 
     // No room at all: nothing is removed, memory does.
-    let small =
-        Quantization { head, cache: place.cache(1000), body: Some(QuantFormat::Q8.into()), threads: 1 };
+    let small = Quantization {
+        head,
+        cache: place.cache(1000),
+        body: Some(QuantFormat::Q8.into()),
+        adapters: vec![],
+        threads: 1,
+    };
     let weights = place.open(&small);
     let Origin::Memory(Some(reason)) = weights.origin() else { panic!("{:?}", weights.origin()) };
     assert!(reason.to_string().contains("a limit of 1000 bytes"), "{reason}");
@@ -621,6 +626,7 @@ fn the_built_in_model_quantises() {
     let options = Quantization {
         body: Some(QuantFormat::Q4.into()),
         head: Some(QuantFormat::Q8.into()),
+        adapters: vec![],
         threads: 2,
         cache: Some(Cache { dir: cache.path().into(), limit: Cache::LIMIT }),
     };

@@ -42,6 +42,22 @@ fn bos_comes_once() {
 }
 
 #[test]
+fn no_bos_where_the_folder_says_so() {
+    let of = |config: Value| {
+        Tokenizer::from_bytes(Path::new("m"), TOKENIZER, Some(config.to_string().as_bytes())).unwrap()
+    };
+    let [with, without] = [true, false].map(|adds| of(json!({"add_bos_token": adds})));
+    let ids = TINY.encode("Call me Ishmael.", false).unwrap();
+    assert_eq!(with.encode("Call me Ishmael.", true).unwrap()[1..], ids);
+    assert_eq!(without.encode("Call me Ishmael.", true).unwrap(), ids);
+    // A template writes it itself, and an artifact knows as much.
+    assert_eq!(without.encode("<bos>Call", true).unwrap()[0], 2);
+    assert_eq!(without.encode("", true).unwrap(), [] as [u32; 0]);
+    let again = of(without.special_tokens().to_json());
+    assert_eq!(again.encode("Call me Ishmael.", true).unwrap(), ids);
+}
+
+#[test]
 fn a_tokenizer_without_bos_is_refused() {
     let mut value: Value = serde_json::from_slice(TOKENIZER).unwrap();
     let named = json!({"bos_token": {"content": "<s>"}}).to_string();

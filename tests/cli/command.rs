@@ -55,7 +55,10 @@ impl Outcome {
 pub(crate) fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lapidary"));
     // Neither this machine's calibration nor what a user's cache holds.
-    command.env("XDG_CACHE_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
+    command.env("XDG_CACHE_HOME", &cache).env("HF_HOME", cache.join("huggingface"));
+    // And nothing that the network has.
+    command.env("HF_HUB_OFFLINE", "1").env_remove("HF_HUB_CACHE").env_remove("HF_TOKEN");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

@@ -175,20 +175,21 @@ fn what_was_meant_for_something_else_is_hinted_at() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("prompt.txt");
     fs::write(&file, "x").unwrap();
-    for (prompt, hint) in [
-        ("gemma2:2b", "-m"),
-        ("google/gemma-2-2b-it", "nothing is downloaded"),
-        ("path/to/some/model", "-m MODEL"),
-        ("gemma.gguf", "-m MODEL"),
-        (name(&file), "-f FILE"),
-        (name(dir.path()), "-m FOLDER"),
-    ] {
+    for (prompt, hint) in
+        [("path/to/some/model", "-m MODEL"), (name(&file), "-f FILE"), (name(dir.path()), "-m FOLDER")]
+    {
         let (_, err) = greedy(&["-n", "1", prompt]);
         let line = err.lines().find(|l| l.starts_with("hint: ")).unwrap_or_else(|| panic!("{prompt}: {err}"));
         assert!(line.contains(hint) && line.contains(prompt), "{line}");
     }
     for prompt in ["hello", "and/or what?", "Note: this"] {
         assert!(!greedy(&["-n", "1", prompt]).1.contains("hint"), "{prompt}");
+    }
+    for model in ["gemma2:2b", "google/gemma-2-2b-it", "hf.co/a/b:Q4_0", "gemma.gguf"] {
+        let alone = lapidary(&["run", model]);
+        let told = alone.err.contains("-m MODEL PROMPT") && alone.err.contains(model);
+        assert!(alone.code == Some(2) && told && alone.err.lines().count() == 1, "{}", alone.err);
+        lapidary(&["run", "-n", "1", "-p", model]).ok();
     }
     let two = lapidary(&["run", "gemma2:2b", "Why is the sky blue?"]);
     assert!(

@@ -135,6 +135,15 @@ fn tokens_by_the_definition() {
     );
 }
 
+#[test]
+fn no_bos_where_the_file_says_so() {
+    for adds in [false, true] {
+        let t = tokenizer(&vocabulary().bool("tokenizer.ggml.add_bos_token", adds));
+        assert_eq!(t.encode("hello", true).unwrap()[0] == 2, adds);
+        assert_eq!(t.encode("<bos>hello", true).unwrap()[0], 2);
+    }
+}
+
 /// Without the key a text gets a space before it.
 #[test]
 fn a_space_comes_first_where_nothing_is_said() {

@@ -241,7 +241,7 @@ static CACHED: LazyLock<Cached> = LazyLock::new(|| {
 fn cached(model: &Arc<Model>, dir: Option<&Path>) -> QuantizedWeights {
     let cache = dir.map(|dir| Cache { dir: dir.into(), limit: Cache::LIMIT });
     let format = Some(QuantFormat::Q8.into());
-    let options = Quantization { body: format, head: format, threads: 1, cache };
+    let options = Quantization { body: format, head: format, adapters: vec![], threads: 1, cache };
     QuantizedWeights::open(model.clone(), &options, &|_, _| ControlFlow::Continue(())).unwrap()
 }
 

@@ -3,6 +3,7 @@
 pub mod emulator;
 pub mod fuzz;
 pub mod gguf;
+pub mod hub;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

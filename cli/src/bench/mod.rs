@@ -38,7 +38,7 @@ use row::{Measured, Row};
     lapidary bench -m gemma-2-2b --kernels --predicted --json\n  \
     lapidary bench --ablation")]
 pub(crate) struct Args {
-    /// Hugging Face folder, GGUF file, or artifact NAME.lap [default: the built-in tiny model]
+    /// Hugging Face folder, GGUF file, name OWNER/REPO[:TAG], or artifact NAME.lap [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Lengths of prompts to prefill

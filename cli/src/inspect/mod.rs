@@ -22,7 +22,7 @@ use crate::{model, options};
     lapidary inspect -m gemma-2-2b --context 4096 --json\n  \
     lapidary inspect -m model.lap --verbose")]
 pub(crate) struct Args {
-    /// Hugging Face folder, GGUF file, or artifact NAME.lap [default: the built-in tiny model]
+    /// Hugging Face folder, GGUF file, name OWNER/REPO[:TAG], or artifact NAME.lap [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL", conflicts_with = "preset")]
     model: Option<PathBuf>,
     /// Published size: 2b, 9b or 27b

@@ -32,7 +32,7 @@ use stages::{egraph, fused, kernels, listing, measured, times, to_json};
     lapidary opt --fn layer_local --rows 1 --emit kernels\n  \
     lapidary opt --fn head --emit ir | lapidary opt - --disable softcap")]
 pub(crate) struct Args {
-    /// Hugging Face folder or GGUF file [default: the built-in tiny model]
+    /// Hugging Face folder, GGUF file, or name OWNER/REPO[:TAG] [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL", conflicts_with_all = ["file", "preset"])]
     model: Option<PathBuf>,
     /// Published size: 2b, 9b or 27b

@@ -33,7 +33,7 @@ use crate::output::{self, Usage};
     lapidary report --preset 2b -o report.html\n  \
     lapidary report -m gemma-2-2b --measure -o report.html")]
 pub(crate) struct Args {
-    /// Hugging Face folder or GGUF file [default: the built-in tiny model]
+    /// Hugging Face folder, GGUF file, or name OWNER/REPO[:TAG] [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL", conflicts_with_all = ["file", "preset"])]
     model: Option<PathBuf>,
     /// Published size: 2b, 9b or 27b

@@ -57,7 +57,9 @@ impl Found {
         }
         let adapter = self.tensors.keys().find(|n| n.contains("lora_"));
         let found = match adapter {
-            Some(_) => "no such tensor, but those of a LoRA adapter (merge it into its base model)",
+            Some(_) => {
+                "no such tensor, but those of a LoRA adapter (its base model is the model, the adapter is given by `--lora`)"
+            }
             None => "no such tensor",
         };
         Error::tensor(place, &name, format!("shape {:?}", spec.shape), found)

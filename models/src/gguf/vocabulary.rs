@@ -23,6 +23,8 @@ const SCORES: &str = "tokenizer.ggml.scores";
 const KINDS: &str = "tokenizer.ggml.token_type";
 /// Whether a text gets a space before it.
 const SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
+/// Whether BOS is put before a text.
+const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 const BOS: &str = "tokenizer.ggml.bos_token_id";
 const EOS: &str = "tokenizer.ggml.eos_token_id";
 const UNKNOWN: &str = "tokenizer.ggml.unknown_token_id";
@@ -102,7 +104,7 @@ pub fn tokenizer(keys: Keys<'_>) -> Result<Option<Tokenizer>> {
         let text = id(keys, key, tokens.count)?.and_then(|id| vocabulary.token(id));
         named.extend(text.filter(|text| !text.is_empty()).map(|text| (name, text)));
     }
-    let special = SpecialTokens::of(&named);
+    let special = SpecialTokens::of(&named).with_bos(keys.truth(ADD_BOS)?.unwrap_or(true));
     Ok(Some(Tokenizer::scored(keys.path, &vocabulary, special)?))
 }
 

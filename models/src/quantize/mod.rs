@@ -51,6 +51,14 @@ impl QuantFormat {
         self.format().name
     }
 
+    /// What it is, in words.
+    pub const fn about(self) -> &'static str {
+        match self {
+            QuantFormat::Q8 => "8 bits in blocks of 32 with a scale",
+            QuantFormat::Q4 => "4 bits in blocks of 32 with a scale",
+        }
+    }
+
     /// Whether rows of `k` elements divide into blocks.
     pub const fn fits(self, k: usize) -> bool {
         self.format().fits(k)
@@ -133,6 +141,18 @@ pub fn dequantize_rows(format: impl Into<FormatId>, bytes: &[u8], n: usize, k: u
     values
 }
 
+/// The (n, k) values of rows of any format.
+pub(crate) fn values_of(from: TensorFormat, source: &[u8], n: usize, k: usize) -> Vec<f32> {
+    match from {
+        TensorFormat::Quant(format) => dequantize_rows(format, source, n, k),
+        TensorFormat::Float(dtype) => {
+            let mut values = vec![0.0; n * k];
+            decode(dtype, source, &mut values);
+            values
+        }
+    }
+}
+
 /// Converts `n` rows of `k` elements from one format to another: to the nearest value, ties to even, or into quants as
 /// [`quantize_rows`] does. `source` is (n, row_bytes) of `from`, `out` is (n, row_bytes) of `to`.
 ///
@@ -184,7 +204,7 @@ pub fn convert_rows(
 const CONVERTED: usize = 1024;
 
 /// Little-endian elements to f32, which is exact.
-fn decode(dtype: WeightDType, source: &[u8], values: &mut [f32]) {
+pub(crate) fn decode(dtype: WeightDType, source: &[u8], values: &mut [f32]) {
     match dtype {
         WeightDType::F32 => {
             values.iter_mut().zip(source.as_chunks().0).for_each(|(x, b)| *x = f32::from_le_bytes(*b));

@@ -9,9 +9,10 @@ use std::thread;
 
 use lapidary_runtime::threads;
 
-use super::convert_rows;
-use crate::dtype::TensorFormat;
+use super::{convert_rows, values_of};
+use crate::dtype::{TensorFormat, WeightDType};
 use crate::error::{Error, Result};
+use crate::lora::LowRank;
 
 /// Source bytes read at a time, if a row is no longer than that.
 const SOURCE: usize = 1 << 20;
@@ -34,6 +35,8 @@ pub(crate) struct Matrix<'a> {
     pub(crate) k: usize,
     /// What it becomes.
     pub(crate) to: TensorFormat,
+    /// What is added to its values first.
+    pub(crate) adapters: &'a [&'a LowRank],
 }
 
 /// Fills in a tensor's bytes from an element on: the tensor's number, the element, the bytes.
@@ -238,7 +241,17 @@ impl Matrix<'_> {
                 (path, &buffer[..])
             }
         };
-        convert_rows(self.from, self.to, source, rows, self.k, out).map_err(|bad| {
+        let merged: Vec<u8>;
+        let (from, source) = match self.adapters {
+            [] => (self.from, source),
+            adapters => {
+                let mut values = values_of(self.from, source, rows, self.k);
+                adapters.iter().for_each(|adapter| adapter.add_to(row, &mut values));
+                merged = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+                (WeightDType::F32.into(), &merged[..])
+            }
+        };
+        convert_rows(from, self.to, source, rows, self.k, out).map_err(|bad| {
             let found = format!("{} at row {}, column {}", bad.value, row + bad.row, bad.column);
             let expected = match bad.value.is_finite() {
                 true => format!("values that {} holds", self.to),

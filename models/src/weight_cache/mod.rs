@@ -27,8 +27,9 @@ use memmap2::{Mmap, MmapMut};
 use crate::dtype::TensorFormat;
 use crate::error::{Error, Result};
 use crate::layout::EMBEDDING;
+use crate::lora::{Adapter, LowRank};
 use crate::model::Model;
-use crate::quantize::{self, Matrix, Sink};
+use crate::quantize::{self, Matrix, QuantFormat, Sink};
 
 pub use directory::Cache;
 use entry::{Entry, Failure, Wanted};
@@ -45,6 +46,8 @@ pub struct Quantization {
     pub body: Option<TensorFormat>,
     /// The embedding table, which is the head's matrix too; none leaves it as the checkpoint has it.
     pub head: Option<TensorFormat>,
+    /// What is merged into matrices first, in this order.
+    pub adapters: Vec<Arc<Adapter>>,
     /// Threads that quantise; at least one is used.
     pub threads: usize,
     /// Where the result is kept; none keeps it in memory, for this process alone.
@@ -60,6 +63,17 @@ impl Quantization {
             [_, k] => format.filter(|f| f.fits(*k)),
             _ => None,
         }
+    }
+
+    /// The same of a tensor that is stored so, which adapters may change: quants of others are then not made again
+    /// ([`lora`](crate::lora)).
+    fn merged_format(&self, name: &str, shape: &[usize], stored: TensorFormat) -> Option<TensorFormat> {
+        let kept = match stored {
+            TensorFormat::Quant(_) => QuantFormat::Q8.into(),
+            float => float,
+        };
+        let changes = self.adapters.iter().any(|adapter| adapter.of(name).is_some());
+        self.format_of(name, shape).or(changes.then_some(kept))
     }
 }
 
@@ -170,12 +184,14 @@ fn make(
     let files = Files::read(model)?;
     let specs = model.config.tensors();
     let mut matrices = Vec::new();
-    for spec in &specs {
-        let Some(to) = options.format_of(&spec.name, &spec.shape) else { continue };
+    let of = |name: &str| options.adapters.iter().filter_map(|a| a.of(name)).collect::<Vec<_>>();
+    let added: Vec<Vec<&LowRank>> = specs.iter().map(|spec| of(&spec.name)).collect();
+    for (spec, adapters) in specs.iter().zip(&added) {
         let (view, source) = files.tensor(model, &spec.name)?;
+        let Some(to) = options.merged_format(&spec.name, &spec.shape, view.format) else { continue };
         let (n, k) = (spec.shape[0], spec.shape[1]);
-        if view.format != to {
-            matrices.push(Matrix { name: &spec.name, source, from: view.format, n, k, to });
+        if view.format != to || !adapters.is_empty() {
+            matrices.push(Matrix { name: &spec.name, source, from: view.format, n, k, to, adapters });
         }
     }
     // The widest elements first: all are then aligned.

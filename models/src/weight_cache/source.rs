@@ -91,6 +91,9 @@ impl<'a> Files<'a> {
         for format in [options.body, options.head] {
             hash.field(format.map_or("", TensorFormat::name).as_bytes());
         }
+        for adapter in &options.adapters {
+            hash.field(&adapter.identity().to_le_bytes());
+        }
         for file in self.files.iter().flatten() {
             let modified = file.found.modified().map_err(|e| Error::read(file.path, e))?;
             let modified = modified.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());

@@ -15,6 +15,8 @@ use crate::file::fields::Fields;
 pub const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 /// The field by which a folder says that its model is a base model although it has a chat template.
 const INSTRUCTION_TUNED: &str = "instruction_tuned";
+/// The field by which it says that texts begin without BOS.
+const ADD_BOS: &str = "add_bos_token";
 /// The list of special tokens without names of their own.
 const ADDITIONAL: &str = "additional_special_tokens";
 /// The same in newer folders, or an object of names and tokens.
@@ -31,6 +33,8 @@ pub struct SpecialTokens {
     additional: Vec<String>,
     /// Whether the folder says that its model is not instruction-tuned.
     base: bool,
+    /// Whether it says that BOS is not put before a text.
+    without_bos: bool,
 }
 
 impl SpecialTokens {
@@ -42,7 +46,8 @@ impl SpecialTokens {
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<SpecialTokens> {
         let mut fields = Fields::parse(path, bytes)?;
         let base = fields.take(INSTRUCTION_TUNED) == Some(Value::Bool(false));
-        let mut tokens = SpecialTokens { base, ..SpecialTokens::default() };
+        let without_bos = fields.take(ADD_BOS) == Some(Value::Bool(false));
+        let mut tokens = SpecialTokens { base, without_bos, ..SpecialTokens::default() };
         for name in fields.names() {
             let value = fields.take(&name).unwrap_or(Value::Null);
             match (name.as_str(), &value) {
@@ -107,6 +112,16 @@ impl SpecialTokens {
         self.base
     }
 
+    /// Whether BOS is put before a text, as it is unless the folder says otherwise.
+    pub fn adds_bos(&self) -> bool {
+        !self.without_bos
+    }
+
+    /// The same, BOS put before a text or not.
+    pub fn with_bos(self, adds: bool) -> SpecialTokens {
+        SpecialTokens { without_bos: !adds, ..self }
+    }
+
     /// The same as the JSON of a `tokenizer_config.json`.
     pub fn to_json(&self) -> Value {
         let mut map: Map<String, Value> = self.named().map(|(n, t)| (n.to_string(), json!(t))).collect();
@@ -115,6 +130,9 @@ impl SpecialTokens {
         }
         if self.base {
             map.insert(INSTRUCTION_TUNED.into(), json!(false));
+        }
+        if self.without_bos {
+            map.insert(ADD_BOS.into(), json!(false));
         }
         Value::Object(map)
     }

@@ -225,7 +225,8 @@ impl Tokenizer {
     }
 
     /// The ids of `text`. With `add_bos`, the first is BOS and the second is not, whether or not the text (say, a
-    /// rendered template) starts with BOS itself; without, the text alone decides.
+    /// rendered template) starts with BOS itself; without, or if the model's files say `add_bos_token: false`, the text
+    /// alone decides.
     ///
     /// # Errors
     /// [`Error::Encode`] for a character that the vocabulary cannot express.
@@ -236,7 +237,7 @@ impl Tokenizer {
             Inner::Mapped(inner) => whole(inner.encode_fast(text, false)).map_err(|e| self.failed(e)),
             Inner::Scored(scores) => scores.encode(text).map_err(|e| self.failed(e)),
         }?;
-        if !add_bos {
+        if !add_bos || !self.special.adds_bos() {
             return Ok(all);
         }
         let mut ids = &all[..];
