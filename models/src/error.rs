@@ -40,7 +40,7 @@ pub enum Error {
         found: String,
     },
     /// The path of a model does not lead to a folder.
-    #[error("{path} is not a model folder: expected a folder, found {found}", path = path.display())]
+    #[error("{path} is not a model: expected a folder or a GGUF file, found {found}", path = path.display())]
     NotAFolder {
         /// The path.
         path: PathBuf,

@@ -22,7 +22,7 @@ const ENTRIES: usize = 10_000;
 
 /// Ends of the names of files that hold weights in forms that are not read here.
 const OTHER_WEIGHTS: &[(&str, &str)] = &[
-    (".gguf", "a GGUF file, a model by itself: give that"),
+    (".gguf", "a GGUF file, a model by itself: give that file"),
     (".ggml", "a GGML file, which only llama.cpp and its kin read"),
     (".bin", "a PyTorch checkpoint"),
     (".pt", "a PyTorch checkpoint"),
@@ -181,7 +181,8 @@ fn cause_of(dir: &Path) -> Option<String> {
     if weights.is_empty()
         && let Some((name, what)) = names.iter().find_map(|n| Some((n, other_weights(n)?)))
     {
-        return Some(format!("its {} is {what}; {NEEDED}", quote(name)));
+        let needed = if name.ends_with(".gguf") { String::new() } else { format!("; {NEEDED}") };
+        return Some(format!("its {} is {what}{needed}", quote(name)));
     }
     if !has(CONFIG) {
         let inside = names.iter().rev().find(|n| dir.join(n).join(CONFIG).is_file());

@@ -513,12 +513,12 @@ fn folders() {
     let refused = |path: &Path| Model::open(path).err().unwrap().to_string();
     assert!(
         refused(&dir.path().join("nowhere"))
-            .ends_with("is not a model folder: expected a folder, found nothing")
+            .ends_with("is not a model: expected a folder or a GGUF file, found nothing")
     );
     assert!(refused(dir.path()).ends_with("has no config.json"));
     let config = dir.path().join("config.json");
     fs::write(&config, small().to_json().to_string()).unwrap();
-    assert!(refused(&config).contains("expected a folder, found a file (give "));
+    assert!(refused(&config).contains("expected a folder or a GGUF file, found a file (give "));
     assert!(refused(dir.path()).ends_with("has no model.safetensors and no model.safetensors.index.json"));
 }
 

@@ -211,7 +211,7 @@ fn files_given_for_folders() {
         &[".lap"],
     );
     let plain = refused(&write("notes", b"x"), &[]);
-    assert!(plain.ends_with("expected a folder, found a file"), "{plain}");
+    assert!(plain.ends_with("expected a folder or a GGUF file, found a file"), "{plain}");
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn names_that_are_no_paths() {
         ("gemma2:27b-instruct-q4_K_M", "ollama"),
         ("~/models/gemma", "the shell"),
     ] {
-        refused(Path::new(name), &["is not a model folder: expected a folder, found nothing", hint]);
+        refused(Path::new(name), &["is not a model: expected a folder or a GGUF file, found nothing", hint]);
     }
     for name in ["/no/such/folder", "a/b/c", "-x", "../y z", "no\nsuch"] {
         let message = Model::open(Path::new(name)).err().unwrap().to_string();

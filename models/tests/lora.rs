@@ -249,7 +249,7 @@ fn what_is_no_plain_adapter_of_the_model_is_refused() {
         refused(&with(field, value), &tensors(1), &["adapter_config.json", field]);
     }
     // Another rank than the file's, for all or for some.
-    refused(&with("r", json!(4)), &tensors(1), &["lora_A.weight", "shape [4, 896]", "[3, 896]"]);
+    refused(&with("r", json!(4)), &tensors(1), &["lora_A.weight", "shape [4, 288]", "[3, 288]"]);
     refused(
         &with("rank_pattern", json!({"layers.1.mlp.down_proj": 5})),
         &tensors(1),

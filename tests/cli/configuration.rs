@@ -144,20 +144,3 @@ fn usual_causes_are_named() {
     fs::write(&file, "version https://git-lfs.github.com/spec/v1\noid sha256:0\n").expect("written");
     fails(name(&file), &["model.lap", "Git LFS pointer"]);
 }
-
-/// A hub name that the user's Hugging Face cache holds is answered with its place.
-#[test]
-fn a_cached_hub_name_is_found() {
-    let cache = tempfile::tempdir().expect("a folder");
-    let snapshot = cache.path().join("hub/models--google--gemma-2-2b/snapshots/0123abcd");
-    fs::create_dir_all(&snapshot).expect("made");
-    let mut command = super::command::binary();
-    command.env("HF_HOME", cache.path()).env_remove("HF_HUB_CACHE").args([
-        "run",
-        "-m",
-        "google/gemma-2-2b",
-        "hi",
-    ]);
-    let error = String::from_utf8(command.output().expect("it runs").stderr).expect("UTF-8");
-    assert!(error.contains(name(&snapshot)) && error.lines().count() == 1, "{error}");
-}

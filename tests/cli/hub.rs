@@ -81,7 +81,7 @@ fn what_is_pulled_is_where_it_says() {
     let place = Place { hub: hub(), home: tempfile::tempdir().unwrap() };
     let path = place.run(&["pull", "hf.co/owner/quants:q8_0"], false).ok();
     assert_eq!(fs::read(path.trim()).unwrap(), b"GGUF, cut short");
-    place.run(&["run", "-m", "owner/quants:Q8_0", "x"], true).fails(&["x-Q8_0.gguf", "cut short"]);
+    place.run(&["run", "-m", "owner/quants:Q8_0", "x"], true).fails(&["x-Q8_0.gguf", "expected a GGUF"]);
     place
         .run(&["pull", "owner/quants"], false)
         .fails(&["owner/quants has no Q4_K_M", "expected a tag of Q8_0"]);

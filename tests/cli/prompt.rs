@@ -230,7 +230,7 @@ fn others_flags_work() {
         (&["run", "-cnv"], "lapidary chat"),
         (&["run", "-fa", "on", "x"], "fused"),
         (&["chat", "--mlock"], "mapped"),
-        (&["compile", "-hf", "google/gemma", "-o", "/nowhere/x"], "-m"),
+        (&["compile", "-mu", "https://x", "-o", "/nowhere/x"], "OWNER/REPO"),
         (&["run", "--format", "json", "x"], "--json"),
     ] {
         let outcome = lapidary(args);

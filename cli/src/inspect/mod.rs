@@ -143,8 +143,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     writeln!(text, "embedding parameters      {}", count(counts.embedding))?;
     writeln!(text, "non-embedding parameters  {}", count(counts.non_embedding))?;
     writeln!(text, "total parameters          {}", count(counts.total()))?;
-    writeln!(text, "weight bytes, {:<12}{}", weights.dtype, bytes(weights.bytes))?;
-    if weights.roles.values().flat_map(BTreeMap::keys).collect::<BTreeSet<_>>().len() > 1 {
+    let several = weights.roles.values().flat_map(BTreeMap::keys).collect::<BTreeSet<_>>().len() > 1;
+    let format = if several { "mixed" } else { &weights.dtype };
+    writeln!(text, "weight bytes, {format:<12}{}", bytes(weights.bytes))?;
+    if several {
         for (role, formats) in &weights.roles {
             let formats = formats.iter().map(|(format, tensors)| format!("{format} x{tensors}"));
             writeln!(text, "  {role:<36}{}", formats.collect::<Vec<_>>().join(", "))?;
