@@ -2,14 +2,17 @@
 //!
 //! In: kernels and the arena's offsets. Out: a [`CodeImage`]: bytes that run wherever they lie at a multiple of
 //! [`CODE_ALIGN`], the offset of each kernel, and what lies where. Each kernel is compiled once, for any CPU of the
-//! table, this machine's or not; the in-memory backend, artifacts and objects hold the same bytes. Invariants:
+//! table, this machine's or not, and equal ones (of functions that differ by a format elsewhere) share code; the
+//! in-memory backend, artifacts and objects hold the same bytes. Invariants:
 //! functions start at multiples of [`CODE_ALIGN`]; calls (of kernels to raw code) are relative to the caller and
 //! resolved here; nothing refers to anything outside; the order is that of definition, raw code before its first
 //! caller.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use cranelift_codegen::binemit::Reloc;
+use cranelift_codegen::ir::function::FunctionStencil;
 use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{self, AbiParam, ExtFuncData, ExternalName, Signature, UserExternalName};
 use cranelift_codegen::isa::CallConv;
@@ -52,6 +55,16 @@ pub struct Compiled {
     pub asm: Option<String>,
 }
 
+/// A function that was compiled, as it was before.
+struct Made {
+    function: FunctionStencil,
+    /// Offsets of what it calls.
+    callees: Vec<u32>,
+    at: u32,
+    code_bytes: usize,
+    asm: Option<String>,
+}
+
 /// An image being made.
 pub struct ImageBuilder {
     target: Target,
@@ -60,6 +73,8 @@ pub struct ImageBuilder {
     image: CodeImage,
     /// Offset of raw code, by what it does.
     raw: HashMap<Raw, u32>,
+    /// What was compiled, by a hash of its function.
+    made: HashMap<u64, Vec<Made>>,
     /// Whether [`Compiled`] carries CLIF and disassembly.
     pub listings: bool,
 }
@@ -73,6 +88,7 @@ impl ImageBuilder {
             builder: FunctionBuilderContext::new(),
             image: CodeImage::default(),
             raw: HashMap::new(),
+            made: HashMap::new(),
             listings: false,
         }
     }
@@ -163,9 +179,20 @@ impl ImageBuilder {
         Ok(at)
     }
 
-    /// Compiles the context's function into the image as its next entry: its length in bytes, and its disassembly if
-    /// there are to be listings.
+    /// Compiles the context's function into the image as its next entry, or finds an equal one there: its length in
+    /// bytes, and its disassembly if there are to be listings.
     fn place_clif(&mut self, name: String) -> Result<(usize, Option<String>), String> {
+        let ir::Function { stencil, params, .. } = &self.context.func;
+        let callees: Vec<u32> = params.user_named_funcs().values().map(|name| name.index).collect();
+        let mut hasher = DefaultHasher::new();
+        stencil.hash(&mut hasher);
+        let key = hasher.finish();
+        let mut same = self.made.get(&key).into_iter().flatten();
+        if let Some(same) = same.find(|made| made.callees == callees && made.function == *stencil) {
+            self.image.entries.push(same.at.into());
+            return Ok((same.code_bytes, same.asm.clone()));
+        }
+        let function = stencil.clone();
         self.context.set_disasm(self.listings);
         let result = self.context.compile(&*self.target.isa, &mut ControlPlane::default());
         result.map_err(|e| format!("{:?}", e.inner))?;
@@ -184,7 +211,9 @@ impl ImageBuilder {
         let asm = code.vcode.clone();
         let at = self.place(name, &bytes)?;
         self.image.entries.push(at.into());
-        Ok((bytes.len(), asm))
+        let code_bytes = bytes.len();
+        self.made.entry(key).or_default().push(Made { function, callees, at, code_bytes, asm: asm.clone() });
+        Ok((code_bytes, asm))
     }
 
     /// Appends a function: its offset.
