@@ -181,8 +181,7 @@ fn cause_of(dir: &Path) -> Option<String> {
     if weights.is_empty()
         && let Some((name, what)) = names.iter().find_map(|n| Some((n, other_weights(n)?)))
     {
-        let needed = if name.ends_with(".gguf") { String::new() } else { format!("; {NEEDED}") };
-        return Some(format!("its {} is {what}{needed}", quote(name)));
+        return Some(format!("its {} is {what}; {NEEDED}", quote(name)));
     }
     if !has(CONFIG) {
         let inside = names.iter().rev().find(|n| dir.join(n).join(CONFIG).is_file());
