@@ -18,7 +18,8 @@ use crate::options::{self, ModelArgs};
 use crate::output;
 use crate::speculation::SpeculationArgs;
 
-/// The files of a folder, of a GGUF, of a model of the hub, or of the built-in one. What is strange about a folder is said.
+/// The files of a folder, of a GGUF, of a model of the hub, or of the built-in one. What is strange about a folder is
+/// said.
 pub(crate) fn files(path: Option<&Path>) -> Result<Files> {
     let Some(path) = path else { return Ok(Files::built_in()?) };
     let path = hub::locate(path)?;
@@ -79,10 +80,11 @@ impl Engine {
         Ok(Engine { format: model.format()?, model, session, compile, load })
     }
 
-    /// Guesses tokens as is asked for; a smaller model runs as this one does.
+    /// Guesses tokens as is asked for; a smaller model runs as this one does, but for adapters, which are this one's.
     pub(crate) fn speculate(&mut self, how: &SpeculationArgs, args: &ModelArgs) -> Result<()> {
         let model = self.model.clone();
         how.begin(&mut self.session, |path| {
+            let args = ModelArgs { weights: args.weights.without_adapters(), ..args.clone() };
             let draft = open(Some(path), args.options()?)?;
             draft.check_same_tokens(&model)?;
             draft.session().map_err(options::error)

@@ -39,6 +39,11 @@ impl WeightArgs {
         WeightArgs { weights: Some(format), head_weights: None, ..self.clone() }
     }
 
+    /// The same without adapters.
+    pub(crate) fn without_adapters(&self) -> WeightArgs {
+        WeightArgs { lora: vec![], ..self.clone() }
+    }
+
     /// As the library takes them.
     pub(crate) fn apply(&self, options: Options) -> Result<Options> {
         let options = options.weights(self.weights).head_weights(self.head_weights).cache(!self.no_cache);
