@@ -120,7 +120,7 @@ pub(crate) fn shards_of(index: &Path) -> Result<Vec<String>> {
     let map = value["weight_map"].as_object();
     let shards: Option<BTreeSet<&str>> = map.and_then(|map| map.values().map(Value::as_str).collect());
     let plain = |shard: &&str| !shard.contains(['/', '\\']) && shard.ends_with(".safetensors");
-    match shards.filter(|shards| !shards.is_empty() && shards.iter().all(|s| plain(&s))) {
+    match shards.filter(|shards| !shards.is_empty() && shards.iter().all(plain)) {
         Some(shards) => Ok(shards.into_iter().map(Into::into).collect()),
         None => Err(Error::Answer {
             url: index.display().to_string(),
@@ -227,7 +227,7 @@ fn tag_of(stem: &str) -> &str {
     };
     let after = |separators: &'static [char]| name.match_indices(separators).map(|(at, s)| at + s.len());
     let known = std::iter::once(0).chain(after(&['-', '.', '_'])).find(starts);
-    &name[known.or_else(|| after(&['-', '.']).last()).unwrap_or(0)..]
+    &name[known.or_else(|| after(&['-', '.']).next_back()).unwrap_or(0)..]
 }
 
 #[cfg(test)]
