@@ -180,6 +180,7 @@ fn rows_touched(cache: &Cache, high: usize) -> usize {
     pages.sum()
 }
 
-fn touched(layout: &Layout, high: usize) -> usize {
+/// Bytes of pages that rows below `high` take, at most.
+pub(crate) fn touched(layout: &Layout, high: usize) -> usize {
     layout.caches.iter().map(|cache| rows_touched(cache, high)).sum()
 }

@@ -103,16 +103,32 @@ impl Sequence {
     /// # Errors
     /// [`Error::Memory`], or [`Error::KvLimit`] where its engine's sequences may not take as much.
     pub fn fork(&self) -> Result<Sequence, Error> {
-        let mut kv = Kv::new(self.kv.layout().clone(), self.kv.ledger().clone())?;
-        kv.charge(self.high)?;
-        kv.copy(&self.kv, self.high);
+        self.fork_at(self.position())
+    }
+
+    /// A copy that is truncated to position `to`, as [`Sequence::truncate`] does it: no more is copied than it needs.
+    ///
+    /// # Errors
+    /// As [`Sequence::fork`].
+    pub fn fork_at(&self, to: usize) -> Result<Sequence, Error> {
+        let to = to.min(self.position());
+        let layout = self.kv.layout();
+        let wrapped = layout.caches.iter().any(|c| c.window.is_some() && self.high > c.rows);
+        let high = if wrapped || to == self.position() { self.high } else { to };
+        let mut kv = Kv::new(layout.clone(), self.kv.ledger().clone())?;
+        kv.charge(high)?;
+        kv.copy(&self.kv, high);
         let mut tokens = room("the tokens of a sequence", self.context)?;
-        tokens.extend_from_slice(&self.tokens);
+        let held = if wrapped { self.position() } else { to };
+        tokens.extend_from_slice(&self.tokens[..held]);
         let bytes = self.last.len();
         let none = || Error::Memory { what: "a row of the residual stream".into(), bytes };
         let last = Aligned::try_from_bytes(self.last.as_slice()).ok_or_else(none)?;
-        let (context, high, floor, predicts) = (self.context, self.high, self.floor, self.predicts);
-        Ok(Sequence { kv, tokens, context, high, floor, last, predicts, done: 0 })
+        let (context, floor) = (self.context, self.floor);
+        let predicts = self.predicts.filter(|_| held == self.position());
+        let mut copy = Sequence { kv, tokens, context, high, floor, last, predicts, done: 0 };
+        copy.truncate(to);
+        Ok(copy)
     }
 
     /// Puts memory for so many tokens aside.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, room};
-use crate::kv::{Kv, Ledger};
+use crate::kv::{Kv, Ledger, touched};
 use crate::layout::{Area, Call, HEAD_ROWS, Layout, Weight, Word};
 use crate::pool::Pool;
 use crate::program::{Aligned, Phase, Plan, Program, Segment, WeightSource};
@@ -318,6 +318,17 @@ impl Engine {
     /// Bytes that the caches of its sequences take together, in whole pages.
     pub fn kv_bytes(&self) -> usize {
         self.ledger.used()
+    }
+
+    /// Bytes that the caches of a sequence of so many tokens take, in whole pages.
+    pub fn kv_bytes_of(&self, tokens: usize) -> usize {
+        touched(&self.layout, tokens.min(self.plan().context))
+    }
+
+    /// Tokens that any sequence may be truncated by, whatever its windows: none where no cache holds a window.
+    pub fn reach(&self) -> Option<usize> {
+        let rings = self.layout.caches.iter().filter_map(|cache| Some((cache.rows, cache.window?)));
+        rings.map(|(rows, window)| (rows + 1).saturating_sub(window)).min()
     }
 
     /// The most bytes that they may take: steps beyond are refused.

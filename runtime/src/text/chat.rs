@@ -37,6 +37,9 @@ const MESSAGE_FUEL: u64 = 300;
 /// Bytes of messages for a further one: each may be copied some thirty times.
 const BYTES: u64 = 2;
 
+/// Levels of lists and objects within each other that tools may have.
+pub const MAX_TOOLS: usize = jinja::MAX_NESTED / 2;
+
 /// What a message says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
@@ -242,6 +245,20 @@ impl ChatTemplate {
     /// [`Error::File`] if it does not compile, [`Error::Template`] with the template's own words if it refuses the
     /// messages.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_with(messages, None, add_generation_prompt)
+    }
+
+    /// The same with `tools`, a list as the API of OpenAI has it, for a template that knows them; nested no deeper than
+    /// [`MAX_TOOLS`].
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_with(
+        &self,
+        messages: &[Message],
+        tools: Option<&Json>,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         let mut environment = self.environment()?.clone();
         if messages.is_empty() {
             // transformers' words.
@@ -249,7 +266,17 @@ impl ChatTemplate {
                 "Cannot apply chat template to an empty conversation. Provide at least one message.".into();
             return Err(Error::Template { message });
         }
-        let bytes: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
+        let listed = tools.map_or(0, |tools| tools.to_string().len());
+        let tools = match tools.map(|tools| (tools, depth(tools))) {
+            None => Value::from(()),
+            Some((tools, ..=MAX_TOOLS)) => plain(tools),
+            Some((_, depth)) => {
+                let message = format!("`tools` is nested {depth} levels deep, expected at most {MAX_TOOLS}");
+                return Err(Error::Template { message });
+            }
+        };
+        let said: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
+        let bytes = said + listed;
         let fuel = FUEL + MESSAGE_FUEL * messages.len() as u64 + bytes as u64 / BYTES;
         environment.set_fuel(Some(fuel));
         let failed = |e: minijinja::Error| {
@@ -269,11 +296,37 @@ impl ChatTemplate {
         }
         all.extend([
             ("messages", messages.iter().map(|m| m.value(loops)).collect()),
-            ("tools", Value::from(())),
+            ("tools", tools),
             ("documents", Value::from(())),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
         ]);
         template.render(Value::from_pairs(all)).map_err(failed)
+    }
+}
+
+/// A value of JSON as templates see it.
+fn plain(value: &Json) -> Value {
+    match value {
+        Json::Null => Value::from(()),
+        Json::Bool(b) => Value::from(*b),
+        Json::Number(number) => match (number.as_i64(), number.as_f64()) {
+            (Some(whole), _) => Value::from(whole),
+            (None, float) => Value::from(float.unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(list) => list.iter().map(plain).collect(),
+        Json::Object(fields) => {
+            Value::from_pairs(fields.iter().map(|(name, value)| (name.as_str(), plain(value))))
+        }
+    }
+}
+
+/// Levels of lists and objects within each other.
+fn depth(value: &Json) -> usize {
+    match value {
+        Json::Array(list) => 1 + list.iter().map(depth).max().unwrap_or(0),
+        Json::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => 0,
     }
 }
 

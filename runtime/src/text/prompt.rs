@@ -4,6 +4,8 @@
 //! some templates drop it silently: then they come before the first user message, a blank line between, as Google's
 //! documentation of Gemma asks for and Gemma 3's own template does.
 
+use serde_json::Value as Json;
+
 use super::chat::{ChatTemplate, Content, Message};
 use crate::file::Result;
 
@@ -28,14 +30,28 @@ impl PromptForm {
 /// # Errors
 /// [`file::Error::Template`](crate::file::Error::Template) if the template refuses the messages.
 pub fn render(template: &ChatTemplate, system: Option<&str>, messages: &[Message]) -> Result<String> {
+    render_with(template, system, messages, None)
+}
+
+/// The same with tools: see [`ChatTemplate::render_with`].
+///
+/// # Errors
+/// As [`render`].
+pub fn render_with(
+    template: &ChatTemplate,
+    system: Option<&str>,
+    messages: &[Message],
+    tools: Option<&Json>,
+) -> Result<String> {
+    let render = |messages: &[Message]| template.render_with(messages, tools, true);
     let Some(system) = system.map(str::trim).filter(|s| !s.is_empty()) else {
-        return template.render(messages, true);
+        return render(messages);
     };
     let mut with = Vec::with_capacity(messages.len() + 1);
     with.push(Message::new("system", system));
     with.extend_from_slice(messages);
-    if let Ok(prompt) = template.render(&with, true)
-        && template.render(messages, true).ok().as_ref() != Some(&prompt)
+    if let Ok(prompt) = render(&with)
+        && render(messages).ok().as_ref() != Some(&prompt)
     {
         return Ok(prompt);
     }
@@ -52,7 +68,7 @@ pub fn render(template: &ChatTemplate, system: Option<&str>, messages: &[Message
         }
         None => with.insert(0, Message::new("user", system)),
     }
-    template.render(&with, true)
+    render(&with)
 }
 
 #[cfg(test)]
