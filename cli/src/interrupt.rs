@@ -67,6 +67,14 @@ pub(crate) fn install() {
     }
 }
 
+/// Leaves Ctrl-C and SIGTERM to whoever asks for them next, and ends at them until then.
+pub(crate) fn leave_to_others() {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: the system's own disposition.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// Makes a file that grows past the limit (`ulimit -f`) fail to be written, as on a full disk, where a signal would end
 /// the program at once and leave the half of it.
 fn fail_at_the_limit_of_files() {

@@ -36,6 +36,8 @@ mod report;
 mod rules;
 mod run;
 mod sampling;
+mod serve;
+mod serving;
 mod speculation;
 mod state;
 mod stats;
@@ -75,6 +77,7 @@ struct Cli {
 enum Command {
     Run(run::Args),
     Chat(chat::Args),
+    Serve(serve::Args),
     Pull(hub::pull::Args),
     List(hub::list::Args),
     Rm(hub::rm::Args),
@@ -119,6 +122,7 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Pull(args) => hub::pull::run(&args),
         Command::List(args) => hub::list::run(&args),
         Command::Rm(args) => hub::rm::run(&args),

@@ -16,6 +16,11 @@ mod model;
 mod output;
 #[path = "../../../cli/src/sampling.rs"]
 mod sampling;
+#[cfg(feature = "serve")]
+mod serve;
+#[cfg(feature = "serve")]
+#[path = "../../../cli/src/serving.rs"]
+mod serving;
 #[path = "../../../cli/src/speculation.rs"]
 mod speculation;
 #[path = "../../../cli/src/state.rs"]
@@ -49,6 +54,9 @@ static ALLOCATOR: Allocator = Allocator;
 fn main() -> ExitCode {
     fault::install();
     let mut args: Vec<OsString> = std::env::args_os().collect();
+    if args.get(1).is_some_and(|word| word == "serve") {
+        return ended(serve(args));
+    }
     // As `lapidary chat` and `lapidary run`.
     match args.get(1).and_then(|word| word.to_str()) {
         Some("chat") => args[1] = "--chat".into(),
@@ -63,6 +71,11 @@ fn main() -> ExitCode {
         }
         Err(line) => Err(Usage(line).into()),
     };
+    ended(result)
+}
+
+/// What a result ends with.
+fn ended(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -71,6 +84,18 @@ fn main() -> ExitCode {
             if error.is::<Usage>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// `lapidary-run serve FILE`: see `lapidary serve`.
+#[cfg(feature = "serve")]
+fn serve(mut args: Vec<OsString>) -> Result<()> {
+    args.remove(1);
+    serve::run(args)
+}
+
+#[cfg(not(feature = "serve"))]
+fn serve(_: Vec<OsString>) -> Result<()> {
+    Err(Usage("this lapidary-run holds no server: build it with --features serve".into()).into())
 }
 
 fn run(args: &Args) -> Result<()> {

@@ -1,0 +1,128 @@
+//! Kept prefixes: what is prefilled, and that it changes nothing; slots in files.
+
+use serde_json::{Value, json};
+
+use super::answers::{chat, completion, text};
+use super::process::Server;
+
+fn cached(answer: &Value) -> u64 {
+    answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+}
+
+fn prompt_tokens(answer: &Value) -> u64 {
+    answer["usage"]["prompt_tokens"].as_u64().unwrap()
+}
+
+/// A chat of so many turns; of each: tokens of the prompt, those that were kept, and the text.
+fn talk(server: &Server, turns: usize, system: &str) -> Vec<(u64, u64, String)> {
+    let mut messages = vec![json!({ "role": "system", "content": system })];
+    let mut all = vec![];
+    for turn in 0..turns {
+        messages.push(json!({ "role": "user", "content": format!("Tell me more, {turn}.") }));
+        let body = json!({ "messages": messages, "seed": turn, "max_tokens": 24, "logprobs": true });
+        let answer = server.ok("/v1/chat/completions", &body);
+        messages.push(json!({ "role": "assistant", "content": text(&answer) }));
+        let told = answer["choices"][0]["logprobs"].to_string();
+        all.push((prompt_tokens(&answer), cached(&answer), text(&answer).to_string() + &told));
+    }
+    all
+}
+
+#[test]
+fn a_turn_prefills_what_is_new() {
+    let system = "Speak as they did in Hertfordshire. ".repeat(12);
+    let server = Server::start(&[]);
+    let turns = talk(&server, 8, &system);
+    assert_eq!(turns[0].1, 0);
+    for pair in turns.windows(2) {
+        let (before, now) = (&pair[0], &pair[1]);
+        // What was there before the answer, at least; what is new is short.
+        assert!(now.1 >= before.0 - 1 && now.0 - now.1 < 60, "{} {} {}", before.0, now.0, now.1);
+    }
+}
+
+#[test]
+fn strict_prefixes_change_no_bit_where_windows_wrap() {
+    // Windows of 128 and chunks of 16: rings of 144 rows wrap in the first prompt.
+    let system = "Speak as they did in Hertfordshire. ".repeat(16);
+    let limits = ["--chunk", "16", "--context", "1024"];
+    let strict = Server::start(&[&limits[..], &["--strict-replay"]].concat());
+    let kept = talk(&strict, 6, &system);
+    assert!(kept[0].0 > 144 && kept.iter().skip(1).all(|turn| turn.1 > 100), "{kept:?}");
+    // A server that keeps nothing.
+    let cold = Server::start(
+        &[&limits[..], &["--strict-replay", "--cache-memory", "1", "--kv-memory", "64"]].concat(),
+    );
+    let mut messages = vec![json!({ "role": "system", "content": system })];
+    for (turn, known) in kept.iter().enumerate() {
+        messages.push(json!({ "role": "user", "content": format!("Tell me more, {turn}.") }));
+        // Forgets whatever there is.
+        for slot in 0..16 {
+            cold.ok(&format!("/slots/{slot}?action=erase"), &json!({}));
+        }
+        let body = json!({ "messages": messages, "seed": turn, "max_tokens": 24, "logprobs": true });
+        let answer = cold.ok("/v1/chat/completions", &body);
+        assert_eq!(
+            text(&answer).to_string() + &answer["choices"][0]["logprobs"].to_string(),
+            known.2,
+            "{turn}"
+        );
+        messages.push(json!({ "role": "assistant", "content": text(&answer) }));
+    }
+}
+
+#[test]
+fn prompts_that_part_share_what_they_have_in_common() {
+    let server = Server::start(&["--chunk", "16", "--context", "1024"]);
+    let system = "Speak as they did in Hertfordshire. ".repeat(16);
+    let ask = |question: &str| {
+        let body = completion(&format!("{system}{question}"), json!({ "max_tokens": 40, "seed": 1 }));
+        server.ok("/v1/completions", &body)
+    };
+    let first = ask("Who was Mr. Darcy, and what did he say to her then?");
+    assert_eq!(cached(&first), 0);
+    // Windows have wrapped: the place where they part is known from now on.
+    ask("What is a ball?");
+    let third = ask("Why should one marry?");
+    assert!(cached(&third) > 100, "{}", cached(&third));
+    assert_eq!(cached(&ask("How far is London from there?")), cached(&third));
+}
+
+#[test]
+fn slots_are_restored_after_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let args = ["--strict-replay", "--slot-save-path", path, "--parallel", "2"];
+    let body =
+        chat(&"It was a long walk. ".repeat(12), json!({ "seed": 4, "max_tokens": 30, "logprobs": true }));
+    let mut server = Server::start(&args);
+    server.post("/slots/0?action=save", &json!({ "filename": "walk" })).refuses(404, &["slot 0"]);
+    let cold = server.ok("/v1/chat/completions", &body);
+    let saved = server.ok("/slots/0?action=save", &json!({ "filename": "walk" }));
+    assert_eq!(saved["n_saved"], cold["usage"]["prompt_tokens"]);
+    server.child.kill().unwrap();
+    drop(server);
+
+    let server = Server::start(&args);
+    let restored = server.ok("/slots/1?action=restore", &json!({ "filename": "walk" }));
+    assert_eq!(restored["n_restored"], saved["n_saved"]);
+    let warm = server.ok("/v1/chat/completions", &body);
+    assert_eq!(cached(&warm), prompt_tokens(&warm) - 1);
+    assert_eq!(warm["choices"], cold["choices"]);
+    let erased = server.ok("/slots/1?action=erase", &json!({}));
+    assert!(erased["n_erased"].is_number());
+
+    for name in ["../walk", "/etc/passwd", ".walk", "", "a/b", "a b"] {
+        let answer = server.post("/slots/0?action=save", &json!({ "filename": name }));
+        answer.refuses(400, &["filename"]);
+    }
+    server.post("/slots/0?action=restore", &json!({ "filename": "none" })).refuses(404, &["none"]);
+    server.post("/slots/7?action=erase", &json!({})).refuses(404, &["slot 7"]);
+    server.post("/slots/0?action=walk", &json!({})).refuses(400, &["action"]);
+    std::fs::write(folder.path().join("walk"), b"something else").unwrap();
+    server.post("/slots/0?action=restore", &json!({ "filename": "walk" })).refuses(400, &["walk"]);
+    drop(server);
+    Server::start(&[])
+        .post("/slots/0?action=save", &json!({ "filename": "a" }))
+        .refuses(501, &["--slot-save-path"]);
+}
