@@ -74,16 +74,14 @@ impl Vocabulary {
     /// What a token stands for in a text: nothing of a special one.
     pub(crate) fn bytes(&self, id: u32) -> Vec<u8> {
         let Some(tokenizer) = self.text.tokenizer() else { return vec![] };
-        let mut detokenizer = tokenizer.detokenizer();
-        let text = detokenizer.push(id);
-        if !text.is_empty() {
-            return text.into_bytes();
-        }
-        // A byte of a character, or a special token.
+        // One of a character's bytes, which alone is no text.
         let piece = tokenizer.piece(id).unwrap_or_default();
         let digits = piece.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
         let byte = digits.filter(|d| d.len() == 2).and_then(|d| u8::from_str_radix(d, 16).ok());
-        byte.filter(|_| !detokenizer.finish().is_empty()).map(|b| vec![b]).unwrap_or_default()
+        match byte {
+            Some(byte) => vec![byte],
+            None => tokenizer.detokenizer().push(id).into_bytes(),
+        }
     }
 
     /// How a token is shown: special ones by their own texts.

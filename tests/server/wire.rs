@@ -274,6 +274,11 @@ fn texts_and_state_are_told() {
     assert_eq!(server.ok("/detokenize", &json!({ "tokens": tokens }))["content"], PROMPT);
     let pieces = server.ok("/tokenize", &json!({ "content": "é<bos>", "with_pieces": true }));
     assert!(pieces["tokens"][0]["id"].is_number(), "{pieces}");
+    // Bytes of a character that is no token of its own.
+    let pieces = server.ok("/tokenize", &json!({ "content": "€", "with_pieces": true }));
+    let bytes: Vec<u64> =
+        pieces["tokens"].as_array().unwrap().iter().filter_map(|token| token["piece"][0].as_u64()).collect();
+    assert_eq!(bytes, "€".bytes().map(u64::from).collect::<Vec<_>>(), "{pieces}");
     let models = server.get("/v1/models").json();
     assert_eq!(models["data"][0]["id"], "lapidary-tiny");
     assert_eq!(server.get("/v1/models/lapidary-tiny").json(), models["data"][0]);
