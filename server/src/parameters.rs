@@ -5,7 +5,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 
 use lapidary_runtime::SamplerOptions;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::guide::Grammar;
@@ -161,7 +161,7 @@ fn grammar(common: &Common) -> Result<Option<Grammar>, ApiError> {
     let Some(format) = format else { return Ok(None) };
     match format["type"].as_str() {
         Some("text") => Ok(None),
-        Some("json_object") => Ok(Some(Grammar::Json(Value::from(serde_json::json!({ "type": "object" }))))),
+        Some("json_object") => Ok(Some(Grammar::Json(json!({ "type": "object" })))),
         Some("json_schema") => {
             let schema = [&format["json_schema"]["schema"], &format["schema"]];
             match schema.into_iter().find(|schema| schema.is_object() || schema.is_boolean()) {
