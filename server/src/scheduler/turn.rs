@@ -90,12 +90,12 @@ impl Scheduler {
             let tokens = Tokens::Part(&prompt[position..position + count]);
             works.push((sequence, tokens, Phase::Prefill, want));
             let voices = &mut running.voices[..];
-            targets.push(match want {
-                Want::Nothing => Target::Nobody,
-                Want::AllLogits => {
-                    Target::Scores { scores: &mut running.scores, prompt, from: position, voices }
-                }
-                Want::Logits | Want::Argmax => Target::Prompt(voices),
+            targets.push(if running.job.scores_prompt {
+                Target::Scores { scores: &mut running.scores, prompt, from: position, voices }
+            } else if ends {
+                Target::Prompt(voices)
+            } else {
+                Target::Nobody
             });
         }
         let start = Instant::now();
