@@ -29,10 +29,11 @@ impl Dice {
 
     fn body(&mut self) -> Value {
         let words: Vec<&str> = (0..1 + self.below(60)).map(|_| WORDS[self.below(WORDS.len())]).collect();
+        let temperature = [0.0, 0.7, 1.3][self.below(3)];
         let more = json!({
             "seed": self.below(1 << 30),
             "max_tokens": 1 + self.below(40),
-            "temperature": [0.0, 0.7, 1.3][self.below(3)],
+            "temperature": temperature,
             "ignore_eos": true,
         });
         completion(&words.join(" "), more)
