@@ -7,6 +7,8 @@
 mod artifact;
 #[path = "cli/bad_input.rs"]
 mod bad_input;
+#[path = "cli/call.rs"]
+mod call;
 #[path = "cli/chat.rs"]
 mod chat;
 #[path = "cli/command.rs"]

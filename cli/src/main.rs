@@ -6,6 +6,7 @@
 
 mod bench;
 mod bisect;
+mod call;
 mod chat;
 mod check_rules;
 mod choices;
@@ -83,6 +84,7 @@ enum Command {
     Rm(hub::rm::Args),
     Logits(logits::Args),
     Tokenize(tokenize::Args),
+    Call(call::Args),
     Compile(compile::Args),
     Verify(verify::Args),
     Bench(bench::Args),
@@ -128,6 +130,7 @@ fn main() -> ExitCode {
         Command::Rm(args) => hub::rm::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
+        Command::Call(args) => call::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),

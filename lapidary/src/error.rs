@@ -55,6 +55,9 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
+    /// A function of the tensor language, or operands that it cannot be called on.
+    #[error("{0}")]
+    Graph(String),
     /// A model's files.
     #[error(transparent)]
     Model(#[from] lapidary_models::Error),

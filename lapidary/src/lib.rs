@@ -24,6 +24,7 @@
 //! | a conversation by the model's chat template | [`Conversation`], [`Model::partner`] |
 //! | saving, forking, rolling back | [`Engine::save`], [`Sequence::fork`], [`Sequence::truncate`] |
 //! | a file that runs without a compiler, a C object | [`Model::compile`] |
+//! | a function of the tensor language, on tensors of files | [`call`] |
 //! | what the compiler did | [`Model::compilation`], [`Graph`], and the crates below |
 //!
 //! Many sequences, of which each has its own sampler and may be at another place:
@@ -54,6 +55,7 @@
 //! and extraction, [`codegen`] kernels, [`models`] checkpoints, [`hub`] models by name, [`runtime`] engines and text, which
 //! knows no compiler.
 
+pub mod call;
 pub mod choice;
 mod compile;
 mod error;
