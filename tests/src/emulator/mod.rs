@@ -33,7 +33,7 @@ const MOST_CODE: usize = 15;
 /// More instructions than any test's function takes.
 const MOST_STEPS: u64 = 50_000_000;
 /// Bytes of the stack that a function is called with.
-const STACK_BYTES: usize = 8 << 10;
+const STACK_BYTES: usize = 64 << 10;
 /// What registers that no caller has set hold: a NaN in every lane.
 const UNSET: u32 = 0x7fc0_dead;
 

@@ -265,6 +265,23 @@ impl Cpu {
                 let (into, from, first) = (vector(1)?, vector(2)?, 4 * (count as usize % quarters));
                 lanes(|lane| if (first..first + 4).contains(&lane) { from[lane - first] } else { into[lane] })
             }
+            M::Vperm2i128 => {
+                let (a, b, count) = (vector(1)?, vector(2)?, count as usize);
+                let quarter = |lane: usize| count >> (lane / 4 * 4) & 15;
+                lanes(|lane| match quarter(lane) {
+                    from @ 0..2 if lane < 8 => a[from * 4 + lane % 4],
+                    from @ 2..4 if lane < 8 => b[(from - 2) * 4 + lane % 4],
+                    _ => 0,
+                })
+            }
+            M::Vphaddd => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                lanes(|lane| {
+                    let (group, at) = (lane / 4 * 4, lane % 4);
+                    let from = if at < 2 { &a } else { &b };
+                    from[group + at % 2 * 2].wrapping_add(from[group + at % 2 * 2 + 1])
+                })
+            }
             M::Vcvtdq2ps => {
                 let from = vector(1)?;
                 float_lanes(|lane| from[lane] as i32 as f32)

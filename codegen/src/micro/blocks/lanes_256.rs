@@ -10,6 +10,8 @@
 //! Without VNNI products are summed in 16 bits as long as they fit, by how large quants may be; quants of 8 bits keep
 //! their sign, which x takes over.
 //!
+//! Of one row of x alone a weight row's sums are made before (`row_256.rs`).
+//!
 //! What a block has to be unpacked but once is kept in the stack's frame: scales, and bytes that hold fields of more
 //! than 32 elements. The rows after these are fetched meanwhile in the order of their bytes.
 
@@ -33,7 +35,7 @@ pub(super) const STEPS: usize = BLOCK / STEP;
 const AHEAD: usize = 32 << 10;
 
 pub(super) const X: AsmRegister64 = gpr64::rdi;
-const W: AsmRegister64 = gpr64::rsi;
+pub(super) const W: AsmRegister64 = gpr64::rsi;
 pub(super) const C: AsmRegister64 = gpr64::rdx;
 pub(super) const ROWS: AsmRegister64 = gpr64::rcx;
 pub(super) const COUNT: AsmRegister64 = gpr64::rax;
@@ -85,6 +87,8 @@ pub(super) struct Frame {
     pub(super) scales: [i32; 2],
     /// Signed quants.
     pub(super) signed: i32,
+    /// Sums of one row of x: see `row_256.rs`.
+    pub(super) sums: i32,
     /// Sixteen bytes of each row, transposed, by their place in a block; and whether the code has stored them.
     windows: BTreeMap<usize, (i32, bool)>,
     bytes: i32,
@@ -93,7 +97,7 @@ pub(super) struct Frame {
 pub(super) const VECTOR: i32 = 4 * LANES as i32;
 
 impl Frame {
-    fn new(format: &Format, quants: Quants) -> Frame {
+    fn new(format: &Format, quants: Quants, lanes: Lanes) -> Frame {
         let groups = (format.block / format.group) as i32;
         let mut bytes = VECTOR;
         let mut take = |some: bool, vectors: i32| {
@@ -103,6 +107,8 @@ impl Frame {
         };
         let scales = [take(true, groups), take(offset(format).is_some(), groups)];
         let signed = take(matches!(quants, Quants::Signed), STEPS as i32);
+        let units = if lanes.rows == 1 { Rows::units(lanes.k, format.group) } else { 0 };
+        let sums = take(true, (units * LANES) as i32);
         let mut uses = BTreeMap::<usize, usize>::new();
         for first in (0..format.block).step_by(BLOCK) {
             for bits in format.quants.bits.iter().filter(|b| b.run > 1) {
@@ -115,7 +121,7 @@ impl Frame {
         }
         let again = uses.into_iter().filter(|(_, n)| *n > 1);
         let windows = again.map(|(byte, _)| (byte, (take(true, 4), false))).collect();
-        Frame { before: 0, left: 8, scales, signed, windows, bytes }
+        Frame { before: 0, left: 8, scales, signed, sums, windows, bytes }
     }
 }
 
@@ -142,7 +148,7 @@ fn lanes_256(lanes: Lanes, vnni: bool) -> Code {
         Reading::Signed | Reading::Table(_) if vnni => Quants::Unsigned { zero: 128, most: 255 },
         Reading::Signed | Reading::Table(_) => Quants::Signed,
     };
-    let frame = Frame::new(format, quants);
+    let frame = Frame::new(format, quants, lanes);
     let mut rows = Rows { lanes, format, vnni, quants, frame, constants: Constants::default() };
     rows.all()
 }
@@ -156,18 +162,16 @@ impl Rows<'_> {
         a.sub(STACK, self.frame.bytes + VECTOR)?;
         a.and(STACK, -VECTOR)?;
         a.mov(qword_ptr(STACK + self.frame.before), COUNT)?;
-        a.mov(COUNT, (k / format.block) as i64)?;
-        a.mov(qword_ptr(STACK + self.frame.left), COUNT)?;
-        let call = LANES * format.row_bytes(k);
-        a.lea(FETCH, ptr(W + (call * AHEAD.div_ceil(call)) as i32))?;
-        if format.planes.len() > 1 {
-            a.lea(SECOND, ptr(W + format.plane_at(1, k) as i32))?;
-        }
-        a.vxorps(SUM, SUM, SUM)?;
         a.vpcmpeqd(ONES, ONES, ONES)?;
         a.vpsrlw(ONES, ONES, 15)?;
-        if !self.is_alone() {
+        if self.is_alone() {
+            self.sums(a)?;
+            a.vxorps(SUM, SUM, SUM)?;
+        } else {
+            let call = LANES * format.row_bytes(k);
+            a.lea(FETCH, ptr(W + (call * AHEAD.div_ceil(call)) as i32))?;
             let mut again = a.create_label();
+            a.vxorps(SUM, SUM, SUM)?;
             a.mov(RESULTS, C)?;
             a.mov(COUNT, ROWS)?;
             a.set_label(&mut again)?;
@@ -176,13 +180,25 @@ impl Rows<'_> {
             a.dec(COUNT)?;
             a.jnz(again)?;
         }
+        if format.planes.len() > 1 {
+            a.lea(SECOND, ptr(W + format.plane_at(1, k) as i32))?;
+        }
+        a.mov(COUNT, (k / format.block) as i64)?;
+        a.mov(qword_ptr(STACK + self.frame.left), COUNT)?;
         let mut again = a.create_label();
         a.set_label(&mut again)?;
         self.scales(a)?;
         for first in (0..format.block).step_by(BLOCK) {
+            if self.is_alone() {
+                self.meet(a, first, None)?;
+                continue;
+            }
             self.fetch(a, first)?;
             let quants = self.unpack(a, first)?;
-            self.meet_all(a, first, &quants)?;
+            self.meet(a, first, Some(quants))?;
+        }
+        if self.is_alone() {
+            a.add(RESULTS, self.sum_bytes())?;
         }
         a.add(X, (format.block / BLOCK * LANE_BLOCK) as i32)?;
         for (plane, bytes) in [W, SECOND].into_iter().zip(format.planes) {

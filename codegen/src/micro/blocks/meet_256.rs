@@ -14,8 +14,8 @@ use crate::micro::{LANE_BLOCK, lane_row_bytes};
 const ROOM: i32 = i16::MAX as i32 / (2 * 127);
 
 impl Rows<'_> {
-    /// Every row of x.
-    pub(super) fn meet_all(&mut self, a: &mut CodeAssembler, first: usize, quants: &[usize; STEPS]) -> Done {
+    /// Every row of x, with these quants; of one alone its sums of products are there.
+    pub(super) fn meet(&self, a: &mut CodeAssembler, first: usize, quants: Option<[usize; STEPS]>) -> Done {
         let group = self.format.group.min(BLOCK);
         let groups = BLOCK / group;
         let place = |kind: usize, g: usize| {
@@ -42,9 +42,14 @@ impl Rows<'_> {
         let row = if alone { X } else { ROW };
         let word = |i: usize| dword_ptr(row + (x + 4 * i) as i32);
         for g in 0..groups {
-            let steps = g * STEPS / groups..(g + 1) * STEPS / groups;
-            let part: Vec<(usize, usize)> = steps.map(|step| (step, quants[step])).collect();
-            self.products(a, &part, (g, groups), &word)?;
+            if let Some(quants) = quants {
+                let steps = g * STEPS / groups..(g + 1) * STEPS / groups;
+                let part: Vec<(usize, usize)> = steps.map(|step| (step, quants[step])).collect();
+                self.products(a, &part, (g, groups), &word)?;
+            } else {
+                a.vmovdqu(TOTAL, self.sum_at(first, (g, groups)))?;
+                self.shift(a, (g, groups), &word)?;
+            }
             a.vcvtdq2ps(TOTAL, TOTAL)?;
             a.vbroadcastss(T, word(0))?;
             a.vmulps(TOTAL, TOTAL, T)?;
@@ -97,18 +102,10 @@ impl Rows<'_> {
             }
             Quants::Unsigned { zero, most } => (zero, most),
         };
-        let shift = |a: &mut CodeAssembler, to: AsmRegisterYmm| match zero {
-            8.. => match zero.trailing_zeros() as i32 - 3 {
-                0 => Ok(()),
-                up => a.vpslld(to, to, up),
-            },
-            // Sums come times -8.
-            _ => a.vpsrad(to, to, 3 - zero.trailing_zeros() as i32),
-        };
         if self.vnni {
             if zero > 0 {
                 sum_of(a, group, word, TOTAL, T)?;
-                shift(a, TOTAL)?;
+                times(a, zero, TOTAL)?;
             } else {
                 a.vpxor(TOTAL, TOTAL, TOTAL)?;
             }
@@ -134,12 +131,29 @@ impl Rows<'_> {
                 a.vpaddd(TOTAL, TOTAL, PART)?;
             }
         }
-        if zero > 0 {
-            sum_of(a, group, word, T, PART)?;
-            shift(a, T)?;
-            a.vpaddd(TOTAL, TOTAL, T)?;
-        }
-        Ok(())
+        self.shift(a, group, word)
+    }
+
+    /// Takes what quants are shifted by off [`TOTAL`]. Clobbers [`T`] and [`PART`].
+    fn shift(
+        &self,
+        a: &mut CodeAssembler,
+        group: (usize, usize),
+        word: &dyn Fn(usize) -> AsmMemoryOperand,
+    ) -> Done {
+        let Quants::Unsigned { zero: zero @ 1.., .. } = self.quants else { return Ok(()) };
+        sum_of(a, group, word, T, PART)?;
+        times(a, zero, T)?;
+        a.vpaddd(TOTAL, TOTAL, T)
+    }
+}
+
+/// Brings -8 times a sum to what quants shifted by `zero`, a power of two, come to with it.
+fn times(a: &mut CodeAssembler, zero: i32, to: AsmRegisterYmm) -> Done {
+    match zero.trailing_zeros() as i32 - 3 {
+        0 => Ok(()),
+        up @ 1.. => a.vpslld(to, to, up),
+        down => a.vpsrad(to, to, -down),
     }
 }
 

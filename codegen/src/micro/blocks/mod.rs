@@ -7,6 +7,7 @@
 mod dot_512;
 mod lanes_256;
 mod meet_256;
+mod row_256;
 mod unpack_256;
 mod widen_256;
 mod widen_512;

@@ -199,6 +199,13 @@ impl Rows<'_> {
         Ok(())
     }
 
+    /// The label of a table of quants, twice, as they are multiplied.
+    pub(super) fn table(&mut self, a: &mut CodeAssembler, table: &[i8; 16]) -> CodeLabel {
+        let zero = if matches!(self.quants, Quants::Signed) { 0 } else { 128 };
+        let bytes: Vec<u8> = table.iter().map(|&v| (i32::from(v) + zero) as u8).collect();
+        self.constants.bytes(a, &bytes.repeat(2))
+    }
+
     /// Brings bits to the numbers that are multiplied.
     fn read(&mut self, a: &mut CodeAssembler, quants: [usize; STEPS]) -> Done {
         let signed = matches!(self.quants, Quants::Signed);
@@ -211,9 +218,7 @@ impl Rows<'_> {
                 }
             }
             Reading::Table(table) => {
-                let zero = if signed { 0 } else { 128 };
-                let bytes: Vec<u8> = table.iter().map(|&v| (i32::from(v) + zero) as u8).collect();
-                let table = self.constants.bytes(a, &bytes.repeat(2));
+                let table = self.table(a, table);
                 a.vmovdqu(T, ymmword_ptr(table))?;
                 for quant in quants {
                     a.vpshufb(YMM[quant], T, YMM[quant])?;
