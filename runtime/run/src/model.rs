@@ -99,7 +99,7 @@ pub(crate) fn stats_line(
 pub(crate) fn stats_json(model: &Model, generation: &Generation) -> Value {
     let rate =
         |tokens: usize, time: Duration| if tokens == 0 { 0.0 } else { tokens as f64 / time.as_secs_f64() };
-    json!({
+    let mut object = json!({
         "load_ms": ms(model.load),
         "threads": model.session.threads(),
         "prompt_tokens": generation.prompt_tokens,
@@ -108,8 +108,11 @@ pub(crate) fn stats_json(model: &Model, generation: &Generation) -> Value {
         "generated_tokens": generation.tokens.len(),
         "decode_ms": ms(generation.decode),
         "decode_tokens_per_second": rate(generation.tokens.len(), generation.decode),
-        "speculation": model.session.speculated().as_ref().map(speculation::json),
-    })
+    });
+    if let Some(told) = model.session.speculated() {
+        object["speculation"] = speculation::json(&told);
+    }
+    object
 }
 
 /// Milliseconds.
