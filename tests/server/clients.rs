@@ -68,6 +68,6 @@ fn schemathesis_finds_no_failure_of_the_server() {
         "--exclude-path",
         "/slots/{id}",
     ]);
-    command.current_dir(tempfile::tempdir().unwrap().path());
-    run(&mut command);
+    let here = tempfile::tempdir().unwrap();
+    run(command.current_dir(here.path()));
 }
