@@ -140,6 +140,13 @@ impl Builder {
         id
     }
 
+    /// Forgets all nodes but the first `keep`; no output may be one of them, and no input's node.
+    pub fn truncate(&mut self, keep: usize) {
+        let kept = self.function.body.as_ref()[..keep].to_vec();
+        self.function.body = kept.into();
+        self.shared.retain(|_, id| usize::from(*id) < keep);
+    }
+
     /// A number.
     pub fn num(&mut self, value: f32) -> Id {
         self.add(Op::Num(Num::new(value)))

@@ -48,7 +48,7 @@ impl Generate {
 ///
 /// Afterwards the session holds the prompt and the tokens emitted, except possibly the last one.
 pub struct Generation<'a> {
-    session: &'a mut Session,
+    session: Held<'a>,
     sampler: Sampler,
     stop_tokens: Vec<u32>,
     decoding: Decoding,
@@ -57,6 +57,21 @@ pub struct Generation<'a> {
     end: Option<AnswerEnd>,
     /// Whether what was held back is given out.
     finished: bool,
+}
+
+/// A session that is lent, or that ends with the text.
+enum Held<'a> {
+    Lent(&'a mut Session),
+    Own(Box<Session>),
+}
+
+impl Held<'_> {
+    fn session(&mut self) -> &mut Session {
+        match self {
+            Held::Lent(session) => session,
+            Held::Own(session) => session,
+        }
+    }
 }
 
 impl Model {
@@ -87,10 +102,27 @@ impl Model {
         prompt: &[u32],
         how: &Generate,
     ) -> Result<Generation<'a>> {
+        self.begin(Held::Lent(session), prompt, how)
+    }
+
+    /// The same with a session of its own, which lives as long as the text is under way.
+    ///
+    /// # Errors
+    /// As [`Model::generate`].
+    pub fn generate_with(
+        &self,
+        session: Session,
+        prompt: &[u32],
+        how: &Generate,
+    ) -> Result<Generation<'static>> {
+        self.begin(Held::Own(Box::new(session)), prompt, how)
+    }
+
+    fn begin<'a>(&self, mut session: Held<'a>, prompt: &[u32], how: &Generate) -> Result<Generation<'a>> {
         let sampler = Sampler::new(how.sampler, self.config().vocab_size)?;
         let answer = AnswerText::new(self.tokenizer()?.detokenizer(), &how.stop);
-        session.prefill(prompt)?;
-        let decoding = Decoding::new(session, how.max_tokens)?;
+        session.session().prefill(prompt)?;
+        let decoding = Decoding::new(session.session(), how.max_tokens)?;
         let stop_tokens = how.stop_tokens(self);
         Ok(Generation { session, sampler, stop_tokens, decoding, answer, end: None, finished: false })
     }
@@ -115,14 +147,14 @@ impl Generation<'_> {
     /// Ends it here; the text that was still held back.
     pub fn finish(&mut self) -> String {
         self.end.get_or_insert(AnswerEnd::Interrupted);
-        self.decoding.settle(self.session);
+        self.decoding.settle(self.session.session());
         if std::mem::replace(&mut self.finished, true) { String::new() } else { self.answer.finish().into() }
     }
 }
 
 impl Drop for Generation<'_> {
     fn drop(&mut self) {
-        self.decoding.settle(self.session);
+        self.decoding.settle(self.session.session());
     }
 }
 
@@ -133,7 +165,7 @@ impl Iterator for Generation<'_> {
     /// is none.
     fn next(&mut self) -> Option<Result<String>> {
         if self.end.is_none() {
-            match self.decoding.next(self.session, &mut self.sampler, &self.stop_tokens) {
+            match self.decoding.next(self.session.session(), &mut self.sampler, &self.stop_tokens) {
                 Ok(Some(token)) => {
                     let piece = self.answer.push(token).to_string();
                     if self.answer.stopped() {

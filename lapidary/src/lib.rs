@@ -25,7 +25,7 @@
 //! | saving, forking, rolling back | [`Engine::save`], [`Sequence::fork`], [`Sequence::truncate`] |
 //! | a file that runs without a compiler, a C object | [`Model::compile`] |
 //! | a function of the tensor language, on tensors of files | [`call`] |
-//! | what the compiler did | [`Model::compilation`], [`Graph`], and the crates below |
+//! | what the compiler did | [`Model::compilation`], [`Graph`], [`mod@explain`], [`why_not`], and the crates below |
 //!
 //! Many sequences, of which each has its own sampler and may be at another place:
 //!
@@ -59,11 +59,13 @@ pub mod call;
 pub mod choice;
 mod compile;
 mod error;
+pub mod explain;
 mod generate;
 mod graph;
 mod model;
 mod options;
 mod weights;
+pub mod why_not;
 
 pub use choice::{Activations, Choice, Format, KvCache};
 pub use compile::{Compile, Written};

@@ -37,6 +37,11 @@ fn sigmoid(b: &mut Builder, x: Id) -> Id {
     b.add(Op::Recip(x))
 }
 
+/// The derived operators: the name of each, and how many operands it takes.
+pub fn derived_operators() -> impl Iterator<Item = (&'static str, usize)> {
+    DERIVED.iter().map(|d| (d.0, d.1))
+}
+
 /// The derived operator of this name.
 pub(super) fn derived(name: &str) -> Option<(usize, Spell)> {
     DERIVED.iter().find(|d| d.0 == name).map(|d| (d.1, d.2))

@@ -24,7 +24,8 @@ mod print;
 #[cfg(test)]
 mod tests;
 
-pub use self::parse::{arity, nearest, parse_module, shown, words};
+pub use self::derived::derived_operators;
+pub use self::parse::{apply, arity, nearest, parse_module, shown, words};
 pub use self::print::{node, print, statement};
 
 /// How deep terms may be nested in text.

@@ -224,8 +224,7 @@ impl<'a> Parser<'a> {
             return Err(token.error(format!("terms nested deeper than {MAX_NESTING}")));
         }
         let name = self.next();
-        let derived = derived(name.text);
-        if derived.is_none() && !OPERATORS.contains(&name.text) {
+        if derived(name.text).is_none() && !OPERATORS.contains(&name.text) {
             return Err(unknown_operator(name));
         }
         let mut operands = Vec::new();
@@ -235,23 +234,32 @@ impl<'a> Parser<'a> {
             }
             operands.push(self.term(scope, depth + 1)?);
         }
-        let found = operands.len();
-        let takes = |n: usize| format!("{n} operand{}", if n == 1 { "" } else { "s" });
-        if let Some((n, spell)) = derived {
-            if n == found {
-                return Ok(spell(&mut scope.builder, &operands));
-            }
-            return Err(name.error(format!("`{}` takes {}, found {found}", name.text, takes(n))));
+        apply(&mut scope.builder, name.text, &operands).map_err(|reason| name.error(reason))
+    }
+}
+
+/// Adds an operator of this name, or what a derived one is spelled as, over operands that are there.
+///
+/// # Errors
+/// How many operands it takes, or that there is no such operator, in words.
+pub fn apply(builder: &mut Builder, name: &str, operands: &[Id]) -> Result<Id, String> {
+    let found = operands.len();
+    let takes = |n: usize| format!("{n} operand{}", if n == 1 { "" } else { "s" });
+    if let Some((n, spell)) = derived(name) {
+        if n == found {
+            return Ok(spell(builder, operands));
         }
-        if let Some(reduced) = over_axes(&mut scope.builder, name.text, &operands) {
-            return Ok(reduced);
-        }
-        match Op::from_op(name.text, operands) {
-            Ok(op) if found > 0 => Ok(scope.builder.add(op)),
-            _ => {
-                let takes = arity(name.text).map_or("1 operand or more".into(), takes);
-                Err(name.error(format!("`{}` takes {takes}, found {found}", name.text)))
-            }
+        return Err(format!("`{name}` takes {}, found {found}", takes(n)));
+    }
+    if let Some(reduced) = over_axes(builder, name, operands) {
+        return Ok(reduced);
+    }
+    match Op::from_op(name, operands.to_vec()) {
+        Ok(op) if found > 0 => Ok(builder.add(op)),
+        _ if !OPERATORS.contains(&name) => Err(unknown(name)),
+        _ => {
+            let takes = arity(name).map_or("1 operand or more".into(), takes);
+            Err(format!("`{name}` takes {takes}, found {found}"))
         }
     }
 }
@@ -292,9 +300,13 @@ fn unknown_operator(name: Token<'_>) -> Error {
     if !valid_name(name.text) {
         return name.expected("an operator");
     }
+    name.error(unknown(name.text))
+}
+
+fn unknown(name: &str) -> String {
     let known = OPERATORS.iter().copied().chain(DERIVED.iter().map(|d| d.0));
-    let near = nearest(name.text, known).map(String::from);
-    name.error(format!("unknown operator `{}`{}", shown(name.text), suggestion(near)))
+    let near = nearest(name, known).map(String::from);
+    format!("unknown operator `{}`{}", shown(name), suggestion(near))
 }
 
 /// How many operands an operator takes, when that is fixed.

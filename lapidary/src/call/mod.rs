@@ -5,21 +5,22 @@
 //! operand is dense and weights are read where they are mapped. Ids are looked at before machine code, which does not
 //! look, reads by them.
 
+mod code;
+mod indices;
+mod placed;
 mod tensors;
 
-use lapidary_codegen::compile::{Loose, compile_functions};
 use lapidary_ir::interp::{Precision, Tensor, evaluate};
-use lapidary_ir::{Dim, Extent, Function, Id, InputKind, Module, Op, Type, text, verify};
-use lapidary_runtime::Pool;
-use lapidary_runtime::program::{
-    Aligned, FRAME_ARENA, FRAME_CONSTANTS, FRAME_ROWS, FRAME_SEGMENTS, FRAME_SLOTS, Segment,
-};
+use lapidary_ir::{Dim, Extent, Function, InputKind, Type, verify};
+use lapidary_runtime::program::Aligned;
 
 use crate::error::{Error, Result};
-use crate::graph::Graph;
-use crate::options::{MAX_CHUNK, MAX_CONTEXT, Options};
+use crate::options::Options;
+use indices::indices;
 use tensors::{Bytes, Named};
 
+pub use code::Compiled;
+pub use placed::{Place, Placed};
 pub use tensors::{Returned, TensorFile, write_tensors};
 
 /// A function with its operands.
@@ -64,26 +65,12 @@ impl<'a> Call<'a> {
             };
             operands.push(file.operand(&input.name, &input.ty, &mut named)?);
         }
-        let rows = named.rows.as_ref().map_or(1, |(n, _)| *n);
-        let keys = named.keys.as_ref().map_or(rows, |(n, _)| *n);
-        let refuse = |reason: String| Err(Error::Graph(format!("function `{}`: {reason}", function.name)));
-        if rows > MAX_CHUNK || keys > MAX_CONTEXT {
-            return refuse(format!(
-                "T is {rows} and S {keys}: expected {MAX_CHUNK} and {MAX_CONTEXT} at most"
-            ));
-        }
-        if keys < rows {
-            return refuse(format!("S is {keys}, T is {rows}: the keys include those of the call's rows"));
-        }
-        let mut function = function.clone();
-        // Of a call's own length, no cache is a ring.
-        for input in &mut function.inputs {
-            if let InputKind::Cache { window } = &mut input.kind {
-                *window = None;
-            }
-        }
-        let call = Call { function, extent: Extent { rows, keys }, operands };
-        call.check_indices()?;
+        let extent = named.extent(function)?;
+        let function = without_rings(function);
+        let call = Call { function, extent, operands };
+        indices(&call.function, extent)?
+            .iter()
+            .try_for_each(|i| i.check(call.operands[i.input].as_slice()))?;
         Ok(call)
     }
 
@@ -92,67 +79,12 @@ impl<'a> Call<'a> {
         self.extent
     }
 
-    /// Fails for ids that machine code would read out of bounds by.
-    fn check_indices(&self) -> Result<()> {
-        let function = &self.function;
-        let types = function.types().map_err(|e| Error::Graph(e.to_string()))?;
-        let length = |id: Id, axis: usize| match &types[usize::from(id)] {
-            Type::Tensor(t) => t.shape[axis].at(self.extent),
-            _ => 0,
-        };
-        for (at, op) in function.body.as_ref().iter().enumerate() {
-            let (ids, most) = match *op {
-                Op::Gather([table, ids]) | Op::Embedding([table, ids, _]) => (ids, length(table, 0)),
-                Op::Take([x, ids, axis]) => match function.body[axis] {
-                    Op::Int(axis) => (ids, length(x, axis as usize)),
-                    _ => continue,
-                },
-                _ => continue,
-            };
-            let node = || text::statement(function, at.into());
-            match function.body[ids] {
-                Op::Input(input) => {
-                    let input = input.0 as usize;
-                    let out = self.operands[input].as_slice().as_chunks::<4>().0.iter().find_map(|b| {
-                        let id = i32::from_le_bytes(*b);
-                        (id < 0 || id as usize >= most).then_some(id)
-                    });
-                    if let Some(id) = out {
-                        let name = &function.inputs[input].name;
-                        return Err(Error::Graph(format!(
-                            "tensor `{name}`: expected ids of 0 to {}, found {id}, by {}",
-                            most - 1,
-                            node()
-                        )));
-                    }
-                }
-                Op::Iota(_) if length(ids, 0) <= most => {}
-                _ => {
-                    return Err(Error::Graph(format!(
-                        "function `{}`: {}: expected ids that are an input, which can be checked, found computed ones",
-                        function.name,
-                        node()
-                    )));
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Compiles the function for operands of these lengths, to run here.
     ///
     /// # Errors
     /// [`Error::Compiler`] for a node that has no kernel; as [`Options::check`].
     pub fn compile(&self, options: &Options) -> Result<Compiled> {
-        let Extent { rows, keys } = self.extent;
-        let graph = Graph::loose(Module { functions: vec![self.function.clone()] }, keys);
-        let options = options.clone().chunk(rows);
-        options.runs_here()?;
-        let compiler = graph.compiler(&options)?;
-        let loose = compile_functions(&graph.module.functions, &compiler)?;
-        let scratch = loose.functions[0].variant(rows).scratch_bytes;
-        let pool = Pool::new(options.threads, scratch)?;
-        Ok(Compiled { loose, pool })
+        Compiled::new(&self.function, self.extent, options)
     }
 
     /// Runs code that was compiled for this call.
@@ -160,17 +92,15 @@ impl<'a> Call<'a> {
     /// # Errors
     /// [`Error::Run`] for memory that cannot be had.
     pub fn run(&self, compiled: &mut Compiled) -> Result<Vec<Returned>> {
-        let Compiled { loose, pool } = compiled;
         let (function, extent) = (&self.function, self.extent);
         let types = function.types().map_err(|e| Error::Graph(e.to_string()))?;
-        let code = &loose.functions[0];
-        let variant = code.variant(extent.rows);
         let memory = |bytes: usize| {
             Aligned::try_zeroed(bytes)
                 .ok_or(lapidary_runtime::Error::Memory { what: "a call's operands".into(), bytes })
         };
         // Rows and caches are written to, or read a little at a time: copies. Weights stay where they are.
-        let mut held: Vec<Option<Aligned>> = Vec::with_capacity(code.slots.len());
+        let mut held: Vec<Option<Aligned>> =
+            Vec::with_capacity(function.inputs.len() + function.outputs.len());
         for (input, bytes) in function.inputs.iter().zip(&self.operands) {
             held.push(match input.kind {
                 InputKind::Weight => None,
@@ -195,24 +125,16 @@ impl<'a> Call<'a> {
             }
             outputs.push((name, ty, slot, bytes));
         }
-        let mut arena = memory(variant.arena_bytes)?;
-        let segments = [Segment { first: 0, rows: extent.rows as u64, keys: extent.keys as u64, kv: 0 }];
-        let mut frame = vec![0; FRAME_SLOTS];
-        frame[FRAME_ROWS] = extent.rows as u64;
-        frame[FRAME_SEGMENTS] = segments.as_ptr().expose_provenance() as u64;
-        frame[FRAME_ARENA] = arena.as_mut_ptr().expose_provenance() as u64;
-        frame[FRAME_CONSTANTS] = loose.constants.as_ptr().expose_provenance() as u64;
-        for (slot, own) in held.iter_mut().enumerate() {
-            frame.push(match own {
+        let slots: Vec<u64> = held
+            .iter_mut()
+            .enumerate()
+            .map(|(slot, own)| match own {
                 Some(memory) => memory.as_mut_ptr().expose_provenance() as u64,
                 None => self.operands[slot].as_slice().as_ptr().expose_provenance() as u64,
-            });
-        }
-        for steps in variant.launches() {
-            // SAFETY: each slot is as long as its type in this call's lengths, for which the variant was compiled;
-            // arena and scratch are as long as it says, and ids lie in what they count.
-            unsafe { pool.launch(steps, frame.as_ptr(), extent.rows, &segments) };
-        }
+            })
+            .collect();
+        // SAFETY: each slot is as long as its type in this call's lengths, and ids lie in what they count.
+        unsafe { compiled.launch(&slots) };
         let read = |(name, ty, slot, bytes): (&String, _, usize, usize)| {
             let memory = held[slot].as_ref().map_or(&[][..], |m| &m.as_slice()[..bytes]);
             Returned::new(name, ty, extent, memory.to_vec())
@@ -250,8 +172,13 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Code for a call.
-pub struct Compiled {
-    loose: Loose,
-    pool: Pool,
+/// The function with every cache whole: of a call's own length, none is a ring.
+fn without_rings(function: &Function) -> Function {
+    let mut function = function.clone();
+    for input in &mut function.inputs {
+        if let InputKind::Cache { window } = &mut input.kind {
+            *window = None;
+        }
+    }
+    function
 }

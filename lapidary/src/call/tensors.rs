@@ -3,17 +3,19 @@
 //! An element type is stored under its own name (`F32`, `F16`, `BF16`, `I32`, `BOOL`); whole numbers may be `I64` where
 //! they fit 32 bits; rows of blocks are `U8`, the last axis their bytes.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use lapidary_ir::interp::Tensor;
-use lapidary_ir::{DType, Dim, Extent, TensorType};
+use lapidary_ir::{DType, Dim, Extent, Function, TensorType};
 use lapidary_runtime::file::whole::Output;
 use lapidary_runtime::file::{Map, open, safetensors};
 use serde_json::{Map as Json, json};
 
 use crate::error::{Error, Result};
+use crate::options::{MAX_CHUNK, MAX_CONTEXT};
 
 /// A safetensors file, mapped.
 pub struct TensorFile {
@@ -55,6 +57,55 @@ pub(super) struct Named {
     pub(super) keys: Option<(usize, String)>,
 }
 
+impl Named {
+    /// Holds a tensor's stored shape against its type, and learns the named dims from it; the error is what to say
+    /// behind what was found, if there is more to say.
+    pub(super) fn learn(&mut self, name: &str, ty: &TensorType, stored: &[usize]) -> Result<(), String> {
+        if stored.len() != ty.rank() {
+            return Err(String::new());
+        }
+        for (axis, (&n, &dim)) in stored.iter().zip(ty.shape.iter()).enumerate() {
+            let seen = match dim {
+                Dim::Fixed(m) if axis + 1 == ty.rank() && ty.dtype.is_quantised() => {
+                    if n != ty.dtype.row_bytes(m) {
+                        return Err(format!(": rows have {} bytes", ty.dtype.row_bytes(m)));
+                    }
+                    continue;
+                }
+                Dim::Fixed(m) if m == n => continue,
+                Dim::Fixed(_) => return Err(String::new()),
+                Dim::Rows => &mut self.rows,
+                Dim::Keys => &mut self.keys,
+            };
+            match seen {
+                Some((known, by)) if *known != n => {
+                    return Err(format!(", though {dim} is {known} by `{by}`"));
+                }
+                Some(_) => {}
+                None if n == 0 => return Err(format!(": {dim} is at least 1")),
+                None => *seen = Some((n, name.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// `T` and `S`; what no shape has said, `T` is 1 and `S` is `T`.
+    pub(super) fn extent(&self, function: &Function) -> Result<Extent> {
+        let rows = self.rows.as_ref().map_or(1, |(n, _)| *n);
+        let keys = self.keys.as_ref().map_or(rows, |(n, _)| *n);
+        let refuse = |reason: String| Err(Error::Graph(format!("function `{}`: {reason}", function.name)));
+        if rows > MAX_CHUNK || keys > MAX_CONTEXT {
+            return refuse(format!(
+                "T is {rows} and S {keys}: expected {MAX_CHUNK} and {MAX_CONTEXT} at most"
+            ));
+        }
+        if keys < rows {
+            return refuse(format!("S is {keys}, T is {rows}: the keys include those of the call's rows"));
+        }
+        Ok(Extent { rows, keys })
+    }
+}
+
 /// An operand as kernels hold it.
 pub(super) enum Bytes<'a> {
     /// In place.
@@ -73,7 +124,7 @@ impl Bytes<'_> {
 }
 
 /// An element type's name in a file.
-fn stored_name(dtype: DType) -> &'static str {
+pub(super) fn stored_name(dtype: DType) -> &'static str {
     match dtype {
         DType::F32 => "F32",
         DType::F16 => "F16",
@@ -94,6 +145,17 @@ fn stored_shape(dtype: DType, shape: &[usize]) -> Vec<usize> {
 }
 
 impl TensorFile {
+    /// A weight of this type, as kernels hold it: where the file is mapped, or made of what it has.
+    ///
+    /// # Errors
+    /// [`Error::Lacks`] for a tensor that is not there or of another type.
+    pub fn weight(&self, name: &str, ty: &TensorType) -> Result<Cow<'_, [u8]>> {
+        Ok(match self.operand(name, ty, &mut Named::default())? {
+            Bytes::Mapped(bytes) => Cow::Borrowed(bytes),
+            Bytes::Own(bytes) => Cow::Owned(bytes),
+        })
+    }
+
     /// A tensor of this type; learns the named dims from it.
     pub(super) fn operand(&self, name: &str, ty: &TensorType, named: &mut Named) -> Result<Bytes<'_>> {
         let wrong = |found: String| Error::Lacks {
@@ -112,31 +174,9 @@ impl TensorFile {
         if entry.dtype != stored && !is_long {
             return Err(wrong(format!("{} (stored as {stored})", found())));
         }
-        if entry.shape.len() != ty.rank() {
-            return Err(wrong(found()));
-        }
-        for (axis, (&n, &dim)) in entry.shape.iter().zip(ty.shape.iter()).enumerate() {
-            let seen = match dim {
-                Dim::Fixed(m) if axis + 1 == ty.rank() && ty.dtype.is_quantised() => {
-                    if n != ty.dtype.row_bytes(m) {
-                        return Err(wrong(format!("{}: rows have {} bytes", found(), ty.dtype.row_bytes(m))));
-                    }
-                    continue;
-                }
-                Dim::Fixed(m) if m == n => continue,
-                Dim::Fixed(_) => return Err(wrong(found())),
-                Dim::Rows => &mut named.rows,
-                Dim::Keys => &mut named.keys,
-            };
-            match seen {
-                Some((known, by)) if *known != n => {
-                    return Err(wrong(format!("{}, though {dim} is {known} by `{by}`", found())));
-                }
-                Some(_) => {}
-                None if n == 0 => return Err(wrong(format!("{}: {dim} is at least 1", found()))),
-                None => *seen = Some((n, name.into())),
-            }
-        }
+        named.learn(name, ty, &entry.shape).map_err(|reason| {
+            wrong(if reason.is_empty() { found() } else { format!("{}{reason}", found()) })
+        })?;
         Ok(match ty.dtype {
             DType::Bool => {
                 Bytes::Own(bytes.iter().flat_map(|&b| (-i32::from(b != 0)).to_le_bytes()).collect())
