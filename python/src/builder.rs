@@ -167,10 +167,10 @@ impl Building {
     fn infer(&mut self, id: Id) -> PyResult<Node> {
         let function = self.builder.function();
         let body = function.body.as_ref();
-        for at in self.types.len()..body.len() {
+        for (at, op) in body.iter().enumerate().skip(self.types.len()) {
             let types = &self.types;
             let ty = infer::infer(
-                &body[at],
+                op,
                 &function.inputs,
                 |c| types[usize::from(c)].clone(),
                 |c| function.body[c].clone(),

@@ -123,15 +123,11 @@ impl Model {
         }
         let mut session = self.session(py)?;
         let place = array.place();
+        // SAFETY: an array of floats that can be written to, held until the end.
+        let rows =
+            unsafe { std::slice::from_raw_parts_mut(place.address.cast::<f32>(), tokens.len() * width) };
         py.detach(|| {
-            session.score(&tokens, &mut |row, logits| {
-                let place = place;
-                // SAFETY: the array is held and has a row for each token.
-                unsafe {
-                    let to = place.address.cast::<f32>().add(row * width);
-                    std::ptr::copy_nonoverlapping(logits.as_ptr(), to, width);
-                }
-            })
+            session.score(&tokens, &mut |row, logits| rows[row * width..][..width].copy_from_slice(logits))
         })
         .map_err(failure)
     }

@@ -57,6 +57,31 @@ def test_any_rule_may_be_left_out(name):
         np.testing.assert_allclose(first, outputs["0"], atol=1e-4, rtol=0, err_msg=rule)
 
 
+@pytest.mark.parametrize("rows", [5, 64])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_few_rows_and_of_many(rows, masked):
+    random = np.random.default_rng(rows)
+    batch, heads, groups, head = 2, 4, 2, 8
+    q = random.standard_normal((batch, heads, rows, head), np.float32)
+    k, v = (random.standard_normal((batch, groups, rows, head), np.float32) for _ in range(2))
+    mask = random.standard_normal((batch, 1, rows, rows), np.float32)
+    arrays = {"q": q, "k": k, "v": v, **({"mask": mask} if masked else {})}
+    node = {
+        "name": "y", "target": "aten.scaled_dot_product_attention.default",
+        "args": [{"node": "q"}, {"node": "k"}, {"node": "v"}, {"node": "mask"} if masked else None, 0.0, not masked],
+        "kwargs": {"enable_gqa": True}, "dtype": "float32", "shape": list(q.shape), "place": None,
+    }
+    inputs = [{"name": n, "node": n, "dtype": "float32", "shape": list(x.shape)} for n, x in arrays.items()]
+    graph = {"name": "attention", "inputs": inputs, "weights": [], "nodes": [node], "outputs": ["y"]}
+    k, v = (np.repeat(x, heads // groups, axis=1).astype(np.float64) for x in (k, v))
+    scores = q.astype(np.float64) @ k.swapaxes(2, 3) / np.sqrt(head)
+    scores = scores + mask if masked else np.where(np.tri(rows, dtype=bool), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = weights / weights.sum(-1, keepdims=True) @ v
+    result = aten.translate(graph).compile(threads=2)(*arrays.values())
+    np.testing.assert_allclose(result, expected, atol=1e-5, rtol=0)
+
+
 def test_what_does_not_map_is_named():
     graph, *_ = stored("mlp")
     graph["nodes"][1]["target"] = "aten.fft_fft.default"

@@ -17,7 +17,7 @@ def close(found, expected):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize("rows", [1, 16, 64])
 @pytest.mark.parametrize("name", MODULES)
 def test_exported(name, rows):
     module, inputs = make(name, 32, rows)
