@@ -94,18 +94,36 @@ fn compare(what: &str, found: &Tensor, expected: &Tensor, absolute: f64, relativ
     }
 }
 
-fn check_random(choices: &[primitives::Choice]) {
+/// Some of the rules, by the bits of a number.
+fn some_rules(bits: u64) -> Selection {
+    let all = Selection::all();
+    let chosen = all.enabled().enumerate().filter(|(at, _)| bits.rotate_left(*at as u32) & 1 == 1);
+    let names: Vec<String> = chosen.map(|(_, name)| name.into()).collect();
+    all.with_only(names)
+}
+
+fn check_random(choices: &[primitives::Choice], rules: u64) {
     let generated = primitives::function(choices);
     let function = &generated.function;
     lapidary_ir::verify::verify(function).unwrap_or_else(|e| panic!("{e}\n{function}"));
+    let fused_alone = Compiled::new(function, Selection::new("fuse", &[]).unwrap(), "native");
     let forms = [
         ("as written", Compiled::new(function, Selection::none(), "native")),
+        ("by some rules", Compiled::new(function, some_rules(rules), "native")),
         ("fused", Compiled::new(function, Selection::all(), "native")),
         ("as written, an older CPU", Compiled::new(function, Selection::none(), "x86-64-v2")),
     ];
     for (seed, extent) in (1..).zip(EXTENTS) {
         let inputs = values::inputs(function, extent, seed);
         let expected = evaluate(function, &inputs, extent, Precision::F32).unwrap();
+        // What fusion makes one kernel has the bits of its operators' own.
+        let (written, fused) = (forms[0].1.call(&inputs, extent), fused_alone.call(&inputs, extent));
+        for (written, fused) in written.iter().zip(&fused) {
+            assert!(
+                same_bits(written, fused),
+                "a call of {extent:?} has other bits, fused alone, of\n{function}"
+            );
+        }
         for (what, compiled) in &forms {
             let found = compiled.call(&inputs, extent);
             for (at, (name, _)) in function.outputs.iter().enumerate() {
@@ -117,11 +135,47 @@ fn check_random(choices: &[primitives::Choice]) {
 }
 
 proptest! {
-    #![proptest_config(config(200))]
+    #![proptest_config(config(500))]
 
     #[test]
-    fn random_functions(choices in prop::collection::vec((0u8..primitives::KINDS, 0usize..64, 0usize..64, 0usize..64), 1..16)) {
-        check_random(&choices);
+    fn random_functions(
+        choices in prop::collection::vec(
+            (0u8..primitives::KINDS, 0usize..64, 0usize..64, 0usize..64), 1..16),
+        rules in any::<u64>(),
+    ) {
+        check_random(&choices, rules);
+    }
+}
+
+fn same_bits(a: &Tensor, b: &Tensor) -> bool {
+    let same = |(a, b): (&f64, &f64)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+    a.shape == b.shape && a.data.iter().zip(&b.data).all(same)
+}
+
+/// A linear's epilogue has the bits of the operators that it stands for, whatever the rows of a call.
+#[test]
+fn epilogues_change_no_bit() {
+    let source = "function f(
+        %x: f32[T,40] rows, %r: f32[T,50] rows, %u: bf16[50,40] weight, %w: f32[50,40] weight, %b: f32[50] weight,
+        %d: f16[70,64] weight, %e: f32[T,64] rows,
+    ) {
+        u = (linear %x (weights %u) store)
+        return bias=(add %r (relu (add (linear %x (weights %w) store) %b))), gate=(mul (silu u) (add 1.0 u)),
+            half=(mul 0.5 (tanh (linear %e (weights %d) store)))
+    }";
+    let function = text::parse_module(source).unwrap().functions.remove(0);
+    for cpu in ["native", "x86-64-v2"] {
+        let written = Compiled::new(&function, Selection::none(), cpu);
+        let fused = Compiled::new(&function, Selection::new("fuse", &[]).unwrap(), cpu);
+        for form in fused.forms() {
+            assert_eq!(form.body.as_ref().iter().filter(|op| op.name() == "then").count(), 3, "{form}");
+        }
+        for (seed, extent) in (1..).zip(EXTENTS) {
+            let inputs = values::inputs(&function, extent, seed);
+            for (a, b) in written.call(&inputs, extent).iter().zip(&fused.call(&inputs, extent)) {
+                assert!(same_bits(a, b), "{cpu}, {extent:?}");
+            }
+        }
     }
 }
 

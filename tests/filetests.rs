@@ -1,7 +1,8 @@
 //! Stages of the compiler as text: `filetests/<stage>/*.ir` in, a snapshot beside each out.
 //!
 //! `ir` is parsed and printed; `fused` is what extraction chose, a row regime each; `kernels` is one line a kernel:
-//! what it reads and writes, and how it is cut into tiles. Nothing here depends on the machine that runs it. To accept
+//! what it reads and writes, and how it is cut into tiles; `blocks` is the same of whole blocks of models, with the
+//! number of kernels and launches as written and fused. Nothing here depends on the machine that runs it. To accept
 //! what changed: `INSTA_UPDATE=always cargo test -p lapidary-tests --test filetests`, then read the difference.
 
 #![allow(clippy::unwrap_used)]
@@ -28,8 +29,13 @@ fn parse(path: &Path) -> Module {
 
 /// As `lapidary opt` compiles, for a named CPU.
 fn compile(functions: &[Function]) -> Vec<FunctionReport> {
+    compile_with(functions, Selection::all())
+}
+
+/// The same by some of the rules.
+fn compile_with(functions: &[Function], selection: Selection) -> Vec<FunctionReport> {
     let options = Options {
-        selection: Selection::all(),
+        selection,
         cpu: "x86-64-v3".into(),
         context: 4096,
         chunk: 512,
@@ -100,6 +106,28 @@ fn kernels(report: &FunctionReport) -> String {
     })
 }
 
+/// The kernels of a function, and how many they and their launches are, as written and fused.
+fn block(function: &Function) -> String {
+    let counts = |report: &FunctionReport| {
+        let count = |lowered: &lapidary_codegen::compile::Lowered| {
+            let joins = &lowered.schedule.joins;
+            let launches = joins.iter().filter(|joins| !**joins).count();
+            format!("{} kernels in {launches} launches of {} rows", joins.len(), lowered.rows)
+        };
+        report.variants.iter().map(count).collect::<Vec<_>>().join(", ")
+    };
+    let of = |selection| compile_with(std::slice::from_ref(function), selection).remove(0);
+    let (written, report) = (of(Selection::none()), of(Selection::all()));
+    let rules: Vec<&str> = report.saturation.fired.iter().map(|(rule, _)| rule.as_str()).collect();
+    format!(
+        "; as written: {}\n; fused: {}\n; rules: {}\n{}",
+        counts(&written),
+        counts(&report),
+        rules.join(", "),
+        kernels(&report)
+    )
+}
+
 /// Compares with the snapshot in the stage's folder.
 macro_rules! snapshot {
     ($stage:literal, $name:expr, $text:expr) => {
@@ -137,6 +165,14 @@ fn kernel_lists() {
     insta::glob!("filetests/kernels/*.ir", |path| {
         let reports = compile(&parse(path).functions);
         snapshot!("kernels", "kernels", reports.iter().map(kernels).collect::<Vec<_>>().join("\n"));
+    });
+}
+
+#[test]
+fn blocks() {
+    insta::glob!("filetests/blocks/*.ir", |path| {
+        let functions = parse(path).functions;
+        snapshot!("blocks", "blocks", functions.iter().map(block).collect::<Vec<_>>().join("\n"));
     });
 }
 

@@ -3,7 +3,7 @@
 //! The schedule makes kernels, `lower` turns each into one function of the program's kernel ABI. Tile axes are the axes
 //! that [`Kernel::tile_axes`] gives, in order, row-major; a kernel loops over the others itself.
 
-use lapidary_ir::{DType, Dim, Id};
+use lapidary_ir::{DType, Dim, Id, Op, Program};
 use lapidary_runtime::program::Tiles;
 
 use crate::micro::Microkernel;
@@ -74,6 +74,45 @@ pub enum Elementwise {
     Iota,
 }
 
+impl Elementwise {
+    /// The operator of a node, if it is elementwise; `number` gives a constant operand. Its tensor operands are the
+    /// node's last ones, but for a cast, whose only one is its first.
+    pub fn of(op: &Op, number: impl Fn(Id) -> f32) -> Option<Elementwise> {
+        Some(match op {
+            Op::Cast(_) => Elementwise::Copy,
+            Op::Neg(_) => Elementwise::Neg,
+            Op::Recip(_) => Elementwise::Recip,
+            Op::Sqrt(_) => Elementwise::Sqrt,
+            Op::Rsqrt(_) => Elementwise::Rsqrt,
+            Op::Exp(_) => Elementwise::Exp,
+            Op::Tanh(_) => Elementwise::Tanh,
+            Op::Cos(_) => Elementwise::Cos,
+            Op::Sin(_) => Elementwise::Sin,
+            Op::Abs(_) => Elementwise::Abs,
+            Op::Floor(_) => Elementwise::Floor,
+            Op::Log(_) => Elementwise::Log,
+            Op::Add(_) => Elementwise::Add,
+            Op::Sub(_) => Elementwise::Sub,
+            Op::Mul(_) => Elementwise::Mul,
+            Op::Div(_) => Elementwise::Div,
+            Op::Pow(_) => Elementwise::Pow,
+            Op::Maximum(_) => Elementwise::Maximum,
+            Op::Minimum(_) => Elementwise::Minimum,
+            Op::Lt(_) => Elementwise::Lt,
+            Op::Le(_) => Elementwise::Le,
+            Op::Eq(_) => Elementwise::Eq,
+            Op::And(_) => Elementwise::And,
+            Op::Or(_) => Elementwise::Or,
+            Op::Not(_) => Elementwise::Not,
+            Op::Select(_) => Elementwise::Select,
+            Op::Softcap([cap, _]) => Elementwise::Softcap(number(*cap)),
+            Op::GeluTanh(_) => Elementwise::GeluTanh,
+            Op::GatedGelu(_) => Elementwise::GatedGelu,
+            _ => return None,
+        })
+    }
+}
+
 /// What a reduction does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduction {
@@ -92,7 +131,7 @@ pub enum Reduction {
 }
 
 /// What a linear kernel does to its accumulators.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Epilogue {
     /// Stores them; one output a weight.
     Store,
@@ -100,10 +139,12 @@ pub enum Epilogue {
     Softcap(f32),
     /// Two weights, one output: gelu_tanh(first) * second.
     Gate,
+    /// So many weights, one output: the program over their sums, then over the kernel's last inputs, which broadcast.
+    Then(usize, Program),
 }
 
 /// A linear kernel: everything that was chosen for it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Linear {
     /// eps of an RMSNorm applied to x as it is read.
     pub prologue: Option<f32>,
@@ -144,6 +185,8 @@ pub enum Maximum {
 pub enum Body {
     /// Inputs, stretched to the output's axes; one output.
     Elementwise(Elementwise),
+    /// Inputs of the program, stretched to the output's axes but, under a reduction, the last; one output.
+    Map(Program),
     /// Input with the reduced axis moved last; output (.., 1), its axes in the same order.
     Reduce(Reduction),
     /// a (.., M, K), b (.., K, N); output (.., M, N).
@@ -165,8 +208,8 @@ pub enum Body {
         /// Added to the mean square.
         eps: f32,
     },
-    /// x (T, K), f32 unless there is a prologue, \[norm weight (K) if there is one\], weights (N, K) ..; outputs
-    /// (T, N) .. . If x is ready, as [`Body::Pack`] or a rounding wrote it.
+    /// x (T, K), f32 unless there is a prologue, \[norm weight (K) if there is one\], weights (N, K) .., \[what the
+    /// epilogue's program takes in\]; outputs (T, N) .. . If x is ready, as [`Body::Pack`] or a rounding wrote it.
     Linear(Linear),
     /// x (T, K), \[norm weight (K) if there is a prologue\]; output x as [`Pack`] says.
     Pack(Pack),
@@ -254,6 +297,7 @@ impl Body {
             Body::Elementwise(Elementwise::Softcap(_)) => "softcap",
             Body::Elementwise(Elementwise::GatedGelu) => "gated_gelu",
             Body::Elementwise(_) => "elementwise",
+            Body::Map(_) => "map",
             Body::Reduce(_) => "reduce",
             Body::Matmul => "matmul",
             Body::Gather { .. } => "gather",
@@ -269,6 +313,22 @@ impl Body {
             Body::Attention { .. } => "attention",
             Body::MergeAttention { .. } => "merge_attention",
         }
+    }
+}
+
+impl Linear {
+    /// The weights among the inputs of its kernel.
+    pub fn weights<'a>(&self, inputs: &'a [View]) -> &'a [View] {
+        let weights = &inputs[1 + usize::from(self.prologue.is_some())..];
+        match self.epilogue {
+            Epilogue::Then(count, _) => &weights[..count],
+            Epilogue::Store | Epilogue::Softcap(_) | Epilogue::Gate => weights,
+        }
+    }
+
+    /// Whether all weights make one output together.
+    pub fn is_joint(&self) -> bool {
+        matches!(self.epilogue, Epilogue::Gate | Epilogue::Then(..))
     }
 }
 
@@ -293,7 +353,7 @@ impl Kernel {
 
     /// Whether calls leave in scratch what later calls of the same launch take up: x normed, or rounded to 8 bits.
     pub fn resumes(&self) -> bool {
-        match self.body {
+        match &self.body {
             Body::Linear(linear) => {
                 !linear.ready && (linear.prologue.is_some() || linear.micro.operands == DType::Q8)
             }

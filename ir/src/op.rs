@@ -12,6 +12,7 @@ use std::fmt;
 
 use egg::Id;
 
+use crate::program::Program;
 use crate::signature::{Kinds, OpClass, Operands, Origin, Signature};
 use crate::types::{DType, Dims};
 
@@ -139,6 +140,7 @@ const D: Kinds = Kinds::DIMS;
 const M: Kinds = Kinds::MODE;
 const E: Kinds = Kinds::EPILOGUE;
 const TYPE: Kinds = Kinds::DTYPE;
+const P: Kinds = Kinds::PROGRAM;
 const fn optional(kinds: Kinds) -> Kinds {
     kinds.or(Kinds::NONE)
 }
@@ -235,8 +237,12 @@ language! {
         "output"        = Output([Id; 2]):          Fused, [I, Kinds::TUPLE] -> C,      Rational;
         // epilogues: as is (store); softcap (cap); gelu_tanh(first) * second (gate)
         "cap"           = Cap(Id):                  Fused, [N] -> E,                    Irrational;
+        // (program, a, ..): the program over the sums of each weight, then over a, ..
+        "then"          = Then(Box<[Id]>):          Fused, { many X.or(P) } -> E,       Irrational;
 
         // ---- elementwise ----
+        // (program, a, ..): the program over a, .., which broadcast
+        "map"           = Map(Box<[Id]>):           Fused, { many X.or(P) } -> C,       Irrational;
         // (cap, x) -> cap tanh(x / cap)
         "softcap"       = Softcap([Id; 2]):         Fused, [N, X] -> C,                 Irrational;
         // 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
@@ -275,6 +281,7 @@ language! {
         DType(DType):                               Primitive -> TYPE;
         Dims(Dims):                                 Primitive -> D;
         Input(InputId):                             Primitive -> C;
+        Program(Program):                           Fused -> P;
     }
 }
 

@@ -41,6 +41,8 @@ fn treats_rows_alike(op: &Op, result: &Type, types: &[Type]) -> bool {
         | Op::Softmax(_)
         | Op::Rope(_)
         | Op::Linear(_) => !last_is_rows(operands[0]),
+        // So may a program.
+        Op::Map(_) => !operands.iter().any(|t| last_is_rows(t)),
         // Any row of the table may be asked for.
         Op::Take([table, ..]) | Op::Gather([table, _]) | Op::Embedding([table, ..]) => {
             !has_rows(&types[usize::from(*table)])
@@ -64,6 +66,7 @@ fn treats_rows_alike(op: &Op, result: &Type, types: &[Type]) -> bool {
         | Op::Concat(_)
         | Op::Weights(_)
         | Op::Cap(_)
+        | Op::Then(_)
         | Op::Output(_)
         | Op::Softcap(_)
         | Op::GatedGelu(_) => true,

@@ -34,8 +34,10 @@ impl Kinds {
     pub const TUPLE: Kinds = Kinds(1 << 10);
     /// A cache.
     pub const CACHE: Kinds = Kinds(1 << 11);
+    /// A program.
+    pub const PROGRAM: Kinds = Kinds(1 << 12);
     /// Anything: a variable that nothing is known of.
-    pub const ALL: Kinds = Kinds((1 << 12) - 1);
+    pub const ALL: Kinds = Kinds((1 << 13) - 1);
     /// What has elements.
     pub const TENSOR: Kinds = Kinds(1 | 1 << 1 | 1 << 2);
 
@@ -58,7 +60,7 @@ impl Kinds {
 
     /// In words.
     pub fn describe(self) -> String {
-        const NAMES: [&str; 12] = [
+        const NAMES: [&str; 13] = [
             "a tensor",
             "a number",
             "an integer",
@@ -71,8 +73,9 @@ impl Kinds {
             "a prologue",
             "a tuple",
             "a cache",
+            "a program",
         ];
-        let all: Vec<&str> = (0..12).filter(|i| self.0 & (1 << i) != 0).map(|i| NAMES[i]).collect();
+        let all: Vec<&str> = (0..13).filter(|i| self.0 & (1 << i) != 0).map(|i| NAMES[i]).collect();
         all.join(" or ")
     }
 }

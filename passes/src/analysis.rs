@@ -78,7 +78,7 @@ impl Analysis<Op> for Facts {
         };
         let range = Range::of(node, |id| graph[id].data.range, |id| graph[id].data.leaf.clone());
         let leaf = (node.is_leaf() && !matches!(node, Op::Input(_))).then(|| node.clone());
-        let leaf = leaf.or_else(|| matches!(node, Op::Cap(_)).then(|| node.clone()));
+        let leaf = leaf.or_else(|| matches!(node, Op::Cap(_) | Op::Then(_)).then(|| node.clone()));
         let stored = match (node, &ty) {
             (Op::Cast([x, _]), Type::Tensor(to)) if widens(&graph[*x].data.ty, to.dtype) => {
                 graph[*x].data.stored

@@ -144,6 +144,9 @@ impl Range {
             | Op::Gate
             | Op::GeluTanh(_)
             | Op::GatedGelu(_)
+            | Op::Map(_)
+            | Op::Then(_)
+            | Op::Program(_)
             | Op::Embedding(_)
             | Op::Rope(_)
             | Op::Attention(_)

@@ -137,6 +137,10 @@ pub fn saturate(
         let changed = prepared.iter().zip(counts).filter(|(_, n)| **n > 0);
         changed.map(|(p, n)| (p.rule.name.clone(), *n)).collect()
     };
+    let is_late = |rule: &Rule| matches!(rule.search, Search::Native(native) if native.late);
+    let mut order: Vec<usize> = (0..prepared.len()).collect();
+    order.sort_by_key(|&at| is_late(&prepared[at].rule));
+    let mut late = false;
     let mut rounds = Vec::new();
     let mut iterations = 0;
     let stop = loop {
@@ -150,7 +154,13 @@ pub fn saturate(
             .collect();
         let before_round = fired.clone();
         let mut met_limit = false;
-        for (at, (rule, found)) in prepared.iter().zip(found).enumerate() {
+        for &at in &order {
+            let (rule, found) = (prepared[at], &found[at]);
+            // Late rules have their first turn once the others are through.
+            late |= is_late(&rule.rule) && fired == before_round;
+            if is_late(&rule.rule) && !late {
+                break;
+            }
             for (by, matches) in rule.alternatives.iter().zip(found) {
                 for m in matches {
                     for subst in &m.substs {

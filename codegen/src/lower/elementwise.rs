@@ -21,6 +21,14 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, op: Elementwise) {
     let last = dims.len().checked_sub(1);
     let inner: Vec<usize> = (0..last.unwrap_or(0)).filter(|a| !tile_axes.contains(a)).collect();
     let views: Vec<View> = kernel.inputs.iter().map(|v| v.stretched(&dims)).collect();
+    let of = Operands {
+        integer: kernel.inputs.last().is_some_and(|v| v.dtype == DType::I32),
+        to: output.dtype,
+        power: match (op, kernel.inputs.get(1).map(|v| v.base)) {
+            (Elementwise::Pow, Some(Base::Number(n))) => Some(n),
+            _ => None,
+        },
+    };
     e.for_tiles(|e, tile| {
         let tile_dims: Vec<Dim> = tile_axes.iter().map(|&a| dims[a]).collect();
         let indices = e.unravel(tile, &tile_dims);
@@ -45,7 +53,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, op: Elementwise) {
                         None => load_along_row(e, view, *address, i, lanes),
                     })
                     .collect();
-                let result = apply(e, op, kernel, &operands, i);
+                let result = apply(e, op, of, &operands, i);
                 store_along_row(e, output, result, out, i, lanes);
                 vec![]
             });
@@ -75,7 +83,11 @@ pub(super) fn over_axes(
 }
 
 /// The address of each operand's row, if it is in memory.
-fn row_addresses(e: &mut Emitter<'_>, views: &[View], at: &[(usize, Value)]) -> Vec<Option<Value>> {
+pub(super) fn row_addresses(
+    e: &mut Emitter<'_>,
+    views: &[View],
+    at: &[(usize, Value)],
+) -> Vec<Option<Value>> {
     views
         .iter()
         .map(|view| {
@@ -88,7 +100,7 @@ fn row_addresses(e: &mut Emitter<'_>, views: &[View], at: &[(usize, Value)]) -> 
 }
 
 /// An operand that is the same all along the row, in every lane.
-fn constant_along_row(e: &mut Emitter<'_>, view: &View, address: Option<Value>) -> Option<Value> {
+pub(super) fn constant_along_row(e: &mut Emitter<'_>, view: &View, address: Option<Value>) -> Option<Value> {
     match (view.base, address) {
         (Base::Number(x), _) => Some(e.splat(x)),
         (Base::Integer(x), _) => Some(e.splat_int(x)),
@@ -173,11 +185,23 @@ pub(super) fn store_along_row(
     }
 }
 
-fn apply(e: &mut Emitter<'_>, op: Elementwise, kernel: &Kernel, x: &[Value], i: Value) -> Value {
-    let integer = kernel.inputs.last().is_some_and(|v| v.dtype == DType::I32);
+/// What is known of an operator's operands and result.
+#[derive(Clone, Copy)]
+pub(super) struct Operands {
+    /// Whether the last operand is i32.
+    pub(super) integer: bool,
+    /// The result's element type.
+    pub(super) to: DType,
+    /// The second operand of a power, if it is a number.
+    pub(super) power: Option<f32>,
+}
+
+/// One operator on four elements, `i..` of a row.
+pub(super) fn apply(e: &mut Emitter<'_>, op: Elementwise, of: Operands, x: &[Value], i: Value) -> Value {
+    let Operands { integer, to, power } = of;
     match op {
         Elementwise::Copy => {
-            let to_float = integer && !is_integer(kernel.outputs[0].dtype);
+            let to_float = integer && !is_integer(to);
             if to_float { e.b.ins().fcvt_from_sint(F32X4, x[0]) } else { x[0] }
         }
         Elementwise::Neg => e.b.ins().fneg(x[0]),
@@ -205,8 +229,8 @@ fn apply(e: &mut Emitter<'_>, op: Elementwise, kernel: &Kernel, x: &[Value], i: 
         Elementwise::Mul if integer => e.b.ins().imul(x[0], x[1]),
         Elementwise::Mul => e.b.ins().fmul(x[0], x[1]),
         Elementwise::Div => e.b.ins().fdiv(x[0], x[1]),
-        Elementwise::Pow => match kernel.inputs[1].base {
-            Base::Number(n) if n.fract() == 0.0 && n.abs() <= 16.0 => whole_power(e, x[0], n as i32),
+        Elementwise::Pow => match power {
+            Some(n) if n.fract() == 0.0 && n.abs() <= 16.0 => whole_power(e, x[0], n as i32),
             _ => math::pow(e, x[0], x[1]),
         },
         Elementwise::Maximum if integer => e.b.ins().smax(x[0], x[1]),
@@ -236,7 +260,7 @@ fn apply(e: &mut Emitter<'_>, op: Elementwise, kernel: &Kernel, x: &[Value], i: 
             let lanes = math::lane_numbers(e);
             let index = e.b.ins().iadd(start, lanes);
             debug_assert_eq!(e.b.func.dfg.value_type(i), I64);
-            if is_integer(kernel.outputs[0].dtype) { index } else { e.b.ins().fcvt_from_sint(F32X4, index) }
+            if is_integer(to) { index } else { e.b.ins().fcvt_from_sint(F32X4, index) }
         }
     }
 }

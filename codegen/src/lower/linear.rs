@@ -15,7 +15,8 @@ use lapidary_runtime::program::{RESUMED, Tiles};
 use super::hold::{weight_row, widened_row, widening};
 use super::linear_dots::{dot_rows, raw_dot, raw_dots_of, read_as, row_dots};
 use super::linear_lanes::{self, raw_lanes};
-use super::linear_tiles::{block_bytes, tiling, whole};
+use super::linear_tiles::{block_bytes, tiling, turned_bytes, whole};
+use super::map::Then;
 use super::norm::norm_row;
 use super::pack;
 use super::round::{Rounding, round_lane_rows, round_rows};
@@ -72,14 +73,11 @@ pub fn preparation(linear: &Linear, x: &View, capacity: Capacity) -> Option<Prep
     None
 }
 
-/// The tile space of a linear kernel: blocks of each weight in turn; for the gate, of both at once.
-pub fn tiles(weights: &[View], epilogue: Epilogue, micro: &Microkernel) -> Tiles {
-    let nr = micro.block_rows();
+/// The tile space of a linear kernel: blocks of each weight in turn; of all at once, where they make one output.
+pub fn tiles(weights: &[View], linear: &Linear) -> Tiles {
+    let nr = linear.micro.block_rows();
     let blocks = |w: &View| fixed(w, 0).div_ceil(nr) as u32;
-    let fixed = match epilogue {
-        Epilogue::Gate => blocks(&weights[0]),
-        Epilogue::Store | Epilogue::Softcap(_) => weights.iter().map(blocks).sum(),
-    };
+    let fixed = if linear.is_joint() { blocks(&weights[0]) } else { weights.iter().map(blocks).sum() };
     Tiles { fixed, rows: 0 }
 }
 
@@ -89,7 +87,7 @@ pub(super) fn raw_code(
     linear: &Linear,
     features: &Features,
 ) -> Vec<(&'static Microkernel, Raw)> {
-    let weights = &kernel.inputs[1 + usize::from(linear.prologue.is_some())..];
+    let weights = linear.weights(&kernel.inputs);
     let micro = linear.micro;
     let lanes = |few: &'static Microkernel| {
         weights.iter().map(move |w| (few, raw_lanes(w, few, micro, most_rows(kernel))))
@@ -151,7 +149,7 @@ pub(super) fn fixed(view: &View, axis: usize) -> usize {
 
 /// Emits the kernel.
 pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
-    let weights = &kernel.inputs[1 + usize::from(linear.prologue.is_some())..];
+    let weights = linear.weights(&kernel.inputs);
     let micro = linear.micro;
     let k = fixed(&weights[0], 1);
     let rows = most_rows(kernel);
@@ -189,10 +187,14 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
             (Operand::Rows { normed, int8, widened }, rows * micro.block_rows() * 4)
         }
     };
-    let results = if linear.epilogue == Epilogue::Gate { 2 } else { 1 };
-    let results = (0..results).map(|_| e.take_scratch(bytes)).collect();
+    let joint = linear.is_joint();
+    let results: Vec<Value> =
+        (0..if joint { weights.len() } else { 1 }).map(|_| e.take_scratch(bytes)).collect();
+    let then = Then::new(&linear, kernel, weights);
+    let turned = (then.is_some() && micro.is_packed())
+        .then(|| results.iter().map(|_| e.take_scratch(turned_bytes(micro))).collect());
     let gathered = linear_lanes::gathered_bytes(&linear, weights).map(|bytes| e.take_scratch(bytes));
-    let mut job = Job { linear, k, x, results, gathered, kernel, output: 0 };
+    let mut job = Job { linear, k, x, results, gathered, then, turned, kernel, output: 0 };
 
     // What is made of x stays in scratch between a launch's calls on one thread.
     let (mut begin, end) = (e.tile_begin, e.tile_end);
@@ -212,10 +214,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
             e.when(fresh, |e| job.ready_rows(e, weights[0].dtype));
         }
         let mut first = 0i64;
-        let groups: Vec<&[View]> = match linear.epilogue {
-            Epilogue::Gate => vec![weights],
-            Epilogue::Store | Epilogue::Softcap(_) => weights.chunks(1).collect(),
-        };
+        let groups: Vec<&[View]> = if joint { vec![weights] } else { weights.chunks(1).collect() };
         for (output, group) in groups.into_iter().enumerate() {
             let blocks = fixed(&group[0], 0).div_ceil(micro.block_rows()) as i64;
             let (low, high) = (e.i64(first), e.i64(first + blocks));
@@ -285,6 +284,10 @@ pub(super) struct Job<'a> {
     pub(super) results: Vec<Value>,
     /// Where weight rows are gathered that are fewer than lanes.
     pub(super) gathered: Option<Value>,
+    /// The epilogue's program, if it is one.
+    pub(super) then: Option<Then>,
+    /// Where a panel's results lie by rows for it, one place a weight of a tile.
+    pub(super) turned: Option<Vec<Value>>,
     pub(super) kernel: &'a Kernel,
     /// Which output the block belongs to.
     pub(super) output: usize,
@@ -344,10 +347,10 @@ impl Job<'_> {
         }
     }
 
-    /// The epilogue on four (or one) of each weight's sums.
+    /// The epilogue on four (or one) of each weight's sums, if it is no program.
     pub(super) fn finish(&self, e: &mut Emitter<'_>, sums: &[Value]) -> Value {
         match self.linear.epilogue {
-            Epilogue::Store => sums[0],
+            Epilogue::Store | Epilogue::Then(..) => sums[0],
             Epilogue::Softcap(cap) => math::softcap(e, cap, sums[0]),
             Epilogue::Gate => {
                 let gate = math::gelu_tanh(e, sums[0]);

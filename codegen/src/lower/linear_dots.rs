@@ -113,19 +113,39 @@ impl Job<'_> {
             let at = e.scale(t, stride);
             let at = e.offset(at, from);
             let c: Vec<Value> = self.results.iter().map(|&c| e.b.ins().iadd(c, at)).collect();
-            e.for_lanes(width, &[], |e, i, lanes, _| {
-                let at = e.scale(i, 4);
-                let values: Vec<Value> = c
-                    .iter()
-                    .map(|&c| {
-                        let at = e.b.ins().iadd(c, at);
-                        e.load(DType::F32, at, 0, lanes)
-                    })
-                    .collect();
-                let value = self.finish(e, &values);
-                store_along_row(e, output, value, out, i, lanes);
-                vec![]
-            });
+            self.finish_row(e, (t, first), width, &c, out);
+            vec![]
+        });
+    }
+
+    /// The epilogue on a row of each weight's sums, `width` of them from column `first`, and to the output at `out`.
+    pub(super) fn finish_row(
+        &self,
+        e: &mut Emitter<'_>,
+        (t, first): (Value, Value),
+        width: Value,
+        sums: &[Value],
+        out: Value,
+    ) {
+        let output = &self.kernel.outputs[self.output];
+        let row = self.then.as_ref().map(|then| (then, then.row(e, &[(0, t)])));
+        e.for_lanes(width, &[], |e, i, lanes, _| {
+            let at = e.scale(i, 4);
+            let values: Vec<Value> = sums
+                .iter()
+                .map(|&c| {
+                    let at = e.b.ins().iadd(c, at);
+                    e.load(DType::F32, at, 0, lanes)
+                })
+                .collect();
+            let value = match &row {
+                Some((then, row)) => {
+                    let column = e.b.ins().iadd(first, i);
+                    then.value(e, row, &values, column, lanes)
+                }
+                None => self.finish(e, &values),
+            };
+            store_along_row(e, output, value, out, i, lanes);
             vec![]
         });
     }

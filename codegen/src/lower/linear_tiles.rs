@@ -45,6 +45,16 @@ pub(super) fn block_bytes(micro: &Microkernel) -> usize {
     micro.block_rows() * micro.mr * 4
 }
 
+/// Bytes of a row of a panel's results by rows.
+fn turned_row(micro: &Microkernel) -> usize {
+    micro.block_rows().next_multiple_of(4) * 4
+}
+
+/// Bytes of a panel's results by rows, whole fours of rows.
+pub(super) fn turned_bytes(micro: &Microkernel) -> usize {
+    micro.mr.next_multiple_of(4) * turned_row(micro)
+}
+
 impl Job<'_> {
     /// Outer products of `width` weight rows from `first` with every panel of x, for each of the tile's weights; then
     /// the epilogue.
@@ -164,6 +174,9 @@ impl Job<'_> {
 
     /// Results, a block (nr, mr) a panel, finished where they lie, then to the output (rows, nr), four by four.
     fn tile_epilogue(&self, e: &mut Emitter<'_>, rows: Value, first: Value, width: Value) {
+        if let Some(turned) = &self.turned {
+            return self.program_epilogue(e, rows, first, width, turned);
+        }
         let output = &self.kernel.outputs[self.output];
         let mr = self.linear.micro.mr as i64;
         let stride = mr * 4;
@@ -197,6 +210,58 @@ impl Job<'_> {
                     }
                     vec![]
                 });
+                vec![]
+            });
+            vec![]
+        });
+    }
+
+    /// Results, a block (nr, mr) a panel, brought to rows in `turned`, finished there and to the output.
+    fn program_epilogue(
+        &self,
+        e: &mut Emitter<'_>,
+        rows: Value,
+        first: Value,
+        width: Value,
+        turned: &[Value],
+    ) {
+        let output = &self.kernel.outputs[self.output];
+        let micro = self.linear.micro;
+        let (mr, stride, row_bytes) = (micro.mr as i64, micro.mr as i64 * 4, turned_row(micro) as i64);
+        let zero = e.i64(0);
+        e.for_range(zero, rows, mr, &[], |e, panel, _| {
+            let block = e.scale(panel, micro.block_rows() as i64 * 4);
+            let left = e.b.ins().isub(rows, panel);
+            let columns = e.i64(mr);
+            let columns = e.min(left, columns);
+            e.for_range(zero, columns, 4, &[], |e, column, _| {
+                let lane = e.scale(column, 4);
+                let at = e.b.ins().iadd(block, lane);
+                let row = e.scale(column, row_bytes);
+                e.for_range(zero, width, 4, &[], |e, n, _| {
+                    let lane = e.scale(n, stride);
+                    let at = e.b.ins().iadd(at, lane);
+                    let lane = e.scale(n, 4);
+                    let to = e.b.ins().iadd(row, lane);
+                    for (&c, &turned) in self.results.iter().zip(turned) {
+                        let c = e.b.ins().iadd(c, at);
+                        let four = std::array::from_fn(|i| e.load(DType::F32, c, i as i64 * stride, 4));
+                        let to = e.b.ins().iadd(turned, to);
+                        for (i, value) in transpose(e, four).into_iter().enumerate() {
+                            e.store(DType::F32, value, to, i as i64 * row_bytes, 4);
+                        }
+                    }
+                    vec![]
+                });
+                vec![]
+            });
+            e.for_range(zero, columns, 1, &[], |e, column, _| {
+                let t = e.b.ins().iadd(panel, column);
+                let out = e.base(output);
+                let out = e.at(output, out, &[(0, t), (1, first)]);
+                let row = e.scale(column, row_bytes);
+                let sums: Vec<Value> = turned.iter().map(|&at| e.b.ins().iadd(at, row)).collect();
+                self.finish_row(e, (t, first), width, &sums, out);
                 vec![]
             });
             vec![]

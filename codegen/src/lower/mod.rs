@@ -12,6 +12,7 @@ pub mod linear;
 mod linear_dots;
 mod linear_lanes;
 mod linear_tiles;
+mod map;
 mod matmul;
 mod norm;
 pub mod pack;
@@ -42,6 +43,7 @@ pub fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkern
 pub fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
     match &kernel.body {
         Body::Elementwise(op) => elementwise::lower(e, kernel, *op),
+        Body::Map(program) => map::lower(e, kernel, program),
         Body::Reduce(reduction) => reduce::lower(e, kernel, *reduction),
         Body::Matmul => matmul::lower(e, kernel),
         Body::Scores { scale, cap } => matmul::lower_scores(e, kernel, *scale, *cap),
@@ -49,7 +51,7 @@ pub fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
         Body::Append => append::lower(e, kernel),
         Body::RmsNorm { eps } => norm::lower(e, kernel, *eps, false),
         Body::AddRmsNorm { eps } => norm::lower(e, kernel, *eps, true),
-        Body::Linear(body) => linear::lower(e, kernel, *body),
+        Body::Linear(body) => linear::lower(e, kernel, body.clone()),
         Body::Pack(body) => pack::lower(e, kernel, *body),
         Body::Rope => rope::lower(e, kernel),
         Body::WindowMask { window } => softmax::lower_mask(e, kernel, *window),

@@ -26,32 +26,42 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, reduction: Reduction) 
             let n = e.length(input.axes[input.axes.len() - 1].dim);
             let mut element =
                 |e: &mut Emitter<'_>, i: Value, lanes: usize| load_along_row(e, input, Some(row), i, lanes);
-            let result = match reduction {
-                Reduction::Sum => sum(e, n, &mut element),
-                Reduction::Mean => {
-                    let total = sum(e, n, &mut element);
-                    let n = e.b.ins().ireduce(I32, n);
-                    let n = e.b.ins().splat(I32X4, n);
-                    let n = e.b.ins().fcvt_from_sint(F32X4, n);
-                    e.b.ins().fdiv(total, n)
-                }
-                Reduction::Max => max(e, n, &mut element),
-                Reduction::Min => {
-                    let negated = max(e, n, &mut |e, i, lanes| {
-                        let x = element(e, i, lanes);
-                        e.b.ins().fneg(x)
-                    });
-                    e.b.ins().fneg(negated)
-                }
-                Reduction::Prod => product(e, n, &mut element),
-                Reduction::Argmax => argmax(e, n, &mut element),
-            };
+            let result = reduce(e, reduction, n, &mut element);
             let out = e.base(output);
             let out = e.at(output, out, at);
             let zero = e.i64(0);
             store_along_row(e, output, result, out, zero, 1);
         });
     });
+}
+
+/// A reduction of `n` elements, in every lane.
+pub(super) fn reduce(
+    e: &mut Emitter<'_>,
+    reduction: Reduction,
+    n: Value,
+    element: &mut Element<'_>,
+) -> Value {
+    match reduction {
+        Reduction::Sum => sum(e, n, element),
+        Reduction::Mean => {
+            let total = sum(e, n, element);
+            let n = e.b.ins().ireduce(I32, n);
+            let n = e.b.ins().splat(I32X4, n);
+            let n = e.b.ins().fcvt_from_sint(F32X4, n);
+            e.b.ins().fdiv(total, n)
+        }
+        Reduction::Max => max(e, n, element),
+        Reduction::Min => {
+            let negated = max(e, n, &mut |e, i, lanes| {
+                let x = element(e, i, lanes);
+                e.b.ins().fneg(x)
+            });
+            e.b.ins().fneg(negated)
+        }
+        Reduction::Prod => product(e, n, element),
+        Reduction::Argmax => argmax(e, n, element),
+    }
 }
 
 /// Loads elements `i..i + lanes` (4, or 1 into every lane).

@@ -28,14 +28,16 @@ pub fn work(kernel: &Kernel, extent: Capacity) -> Work {
     let everything = cache(&kernel.inputs) + cache(&kernel.outputs);
     match &kernel.body {
         Body::Linear(linear) => {
-            let (x, weights) = kernel.inputs.split_at(1 + usize::from(linear.prologue.is_some()));
+            let (x, _) = kernel.inputs.split_at(1 + usize::from(linear.prologue.is_some()));
+            let weights = linear.weights(&kernel.inputs);
+            let taken = &kernel.inputs[x.len() + weights.len()..];
             let rows = rows(&kernel.outputs[0]) as f64;
             let products: f64 = weights.iter().map(|w| count(w, extent)).sum();
             let x_bytes = rows * last(&weights[0]) as f64 * 4.0;
             let norm = cache(&x[1..]);
             Work {
                 memory_bytes: cache(weights),
-                cache_bytes: x_bytes + norm + cache(&kernel.outputs),
+                cache_bytes: x_bytes + norm + cache(taken) + cache(&kernel.outputs),
                 flops: 2.0 * rows * products,
             }
         }

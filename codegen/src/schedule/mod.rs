@@ -389,13 +389,22 @@ impl Scheduler<'_> {
     }
 }
 
+/// The same of an operator of a program, of one element.
+fn map_nanoseconds(op: &Op) -> f64 {
+    match op {
+        Op::Exp(_) | Op::Log(_) | Op::Tanh(_) | Op::Cos(_) | Op::Sin(_) | Op::Pow(_) | Op::GeluTanh(_) => 1.5,
+        Op::Input(_) => 0.5,
+        _ => 0.25,
+    }
+}
+
 /// Predicted nanoseconds of one tile on one thread: enough to tell a launch worth sharing from one that is not.
 pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
     let rows = kernel.capacity.rows as f64;
     let inner = |v: &View| v.axes.last().map_or(1, |a| kernel.capacity.of(a.dim)) as f64;
     let ns = match &kernel.body {
         Body::Linear(linear) => {
-            let weights = &kernel.inputs[1 + usize::from(linear.prologue.is_some())..];
+            let weights = linear.weights(&kernel.inputs);
             let w = &weights[0];
             let all: usize = weights.iter().map(|w| kernel.capacity.of(w.axes[0].dim)).sum();
             let products = inner(w) * all as f64 / f64::from(kernel.tiles.fixed.max(1));
@@ -413,6 +422,10 @@ pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
             pack.micro.mr as f64 * inner(&kernel.inputs[0]) * element
         }
         Body::Matmul | Body::Scores { .. } => inner(&kernel.outputs[0]) * inner(&kernel.inputs[0]) * 0.3,
+        Body::Map(program) => {
+            let row = kernel.inputs.iter().map(inner).fold(inner(&kernel.outputs[0]), f64::max);
+            row * program.nodes().iter().map(map_nanoseconds).sum::<f64>()
+        }
         _ => {
             let keys: f64 =
                 kernel.outputs[0].axes.iter().filter(|a| a.dim == Dim::Keys).map(|_| 256.0).product();

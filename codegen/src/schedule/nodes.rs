@@ -1,5 +1,6 @@
 //! Nodes to kernels: what each operator becomes. An operator that is new goes into [`Scheduler::node`].
 
+use egg::Language;
 use lapidary_ir::{DType, Dim, Id, Op, Type};
 use lapidary_runtime::program::Tiles;
 
@@ -25,23 +26,14 @@ impl Scheduler<'_> {
             | Op::Store
             | Op::Gate
             | Op::Cap(_)
+            | Op::Then(_)
+            | Op::Program(_)
             | Op::Weights(_) => Ok(()),
             Op::Input(input) => {
                 self.set(id, self.input_view(input.0 as usize));
                 Ok(())
             }
 
-            Op::Neg(x) => self.elementwise(id, E::Neg, &[x]),
-            Op::Recip(x) => self.elementwise(id, E::Recip, &[x]),
-            Op::Sqrt(x) => self.elementwise(id, E::Sqrt, &[x]),
-            Op::Rsqrt(x) => self.elementwise(id, E::Rsqrt, &[x]),
-            Op::Exp(x) => self.elementwise(id, E::Exp, &[x]),
-            Op::Tanh(x) => self.elementwise(id, E::Tanh, &[x]),
-            Op::Cos(x) => self.elementwise(id, E::Cos, &[x]),
-            Op::Sin(x) => self.elementwise(id, E::Sin, &[x]),
-            Op::Abs(x) => self.elementwise(id, E::Abs, &[x]),
-            Op::Floor(x) => self.elementwise(id, E::Floor, &[x]),
-            Op::Log(x) => self.elementwise(id, E::Log, &[x]),
             Op::Cast([x, _]) => {
                 let (to, _) = self.tensor_type(id);
                 let (from, _) = self.tensor_type(x);
@@ -52,23 +44,39 @@ impl Scheduler<'_> {
                 }
                 self.elementwise(id, E::Copy, &[x])
             }
-            Op::Add([a, b]) => self.elementwise(id, E::Add, &[a, b]),
-            Op::Sub([a, b]) => self.elementwise(id, E::Sub, &[a, b]),
-            Op::Mul([a, b]) => self.elementwise(id, E::Mul, &[a, b]),
-            Op::Div([a, b]) => self.elementwise(id, E::Div, &[a, b]),
-            Op::Pow([a, b]) => self.elementwise(id, E::Pow, &[a, b]),
-            Op::Maximum([a, b]) => self.elementwise(id, E::Maximum, &[a, b]),
-            Op::Minimum([a, b]) => self.elementwise(id, E::Minimum, &[a, b]),
-            Op::Eq([a, b]) => self.elementwise(id, E::Eq, &[a, b]),
-            Op::Lt([a, b]) => self.elementwise(id, E::Lt, &[a, b]),
-            Op::Le([a, b]) => self.elementwise(id, E::Le, &[a, b]),
-            Op::And([a, b]) => self.elementwise(id, E::And, &[a, b]),
-            Op::Or([a, b]) => self.elementwise(id, E::Or, &[a, b]),
-            Op::Not(x) => self.elementwise(id, E::Not, &[x]),
-            Op::Select([c, a, b]) => self.elementwise(id, E::Select, &[c, a, b]),
-            Op::Softcap([cap, x]) => self.elementwise(id, E::Softcap(self.number(cap)), &[x]),
-            Op::GeluTanh(x) => self.elementwise(id, E::GeluTanh, &[x]),
-            Op::GatedGelu([gate, up]) => self.elementwise(id, E::GatedGelu, &[gate, up]),
+            Op::Neg(_)
+            | Op::Recip(_)
+            | Op::Sqrt(_)
+            | Op::Rsqrt(_)
+            | Op::Exp(_)
+            | Op::Tanh(_)
+            | Op::Cos(_)
+            | Op::Sin(_)
+            | Op::Abs(_)
+            | Op::Floor(_)
+            | Op::Log(_)
+            | Op::Add(_)
+            | Op::Sub(_)
+            | Op::Mul(_)
+            | Op::Div(_)
+            | Op::Pow(_)
+            | Op::Maximum(_)
+            | Op::Minimum(_)
+            | Op::Eq(_)
+            | Op::Lt(_)
+            | Op::Le(_)
+            | Op::And(_)
+            | Op::Or(_)
+            | Op::Not(_)
+            | Op::Select(_)
+            | Op::GeluTanh(_)
+            | Op::GatedGelu(_) => self.operator(id, op.children()),
+            Op::Softcap([_, x]) => self.operator(id, &[x]),
+            Op::Map(operands) => {
+                let program = self.program(operands[0]);
+                let inputs = operands[1..].iter().map(|&o| self.operand(o)).collect::<Result<Vec<_>, _>>()?;
+                self.row_kernel(id, Body::Map(program), inputs)
+            }
             Op::Iota(_) => self.elementwise(id, E::Iota, &[]),
 
             Op::Sum([x, axis]) => self.reduce(id, x, axis, Reduction::Sum),
@@ -236,6 +244,14 @@ impl Scheduler<'_> {
         }
     }
 
+    /// An elementwise operator over these operands.
+    fn operator(&mut self, id: Id, operands: &[Id]) -> Done {
+        match Elementwise::of(self.op(id), |number| self.number(number)) {
+            Some(op) => self.elementwise(id, op, operands),
+            None => unreachable!("{} is elementwise", self.op(id)),
+        }
+    }
+
     fn elementwise(&mut self, id: Id, op: Elementwise, operands: &[Id]) -> Done {
         let (dtype, dims) = self.tensor_type(id);
         let inputs = operands.iter().map(|&o| self.operand(o)).collect::<Result<Vec<_>, _>>()?;
@@ -309,16 +325,26 @@ impl Scheduler<'_> {
         for &w in &list {
             views.push(self.weight(w)?);
         }
-        let epilogue = match *self.op(epilogue) {
+        let mut taken = vec![];
+        let epilogue = match self.op(epilogue).clone() {
             Op::Cap(cap) => Epilogue::Softcap(self.number(cap)),
             Op::Gate => Epilogue::Gate,
+            Op::Then(operands) => {
+                for &operand in &operands[1..] {
+                    taken.push(self.operand(operand)?);
+                }
+                if taken.iter().any(|v| v.ring.is_some()) {
+                    return Err(self.unsupported(id, "only attention may read a cache that wraps"));
+                }
+                Epilogue::Then(list.len(), self.program(operands[0]))
+            }
             _ => Epilogue::Store,
         };
         let Setting { capacity, regime, features, rounded, .. } = self.setting;
         let row_dim = inputs[0].axes[0].dim;
         let regime = if row_dim == Dim::Rows { *regime } else { capacity.of(row_dim) };
         let mut kernel = linear::choose(prologue, epilogue, &views, regime, *rounded, features);
-        let tiles = linear::tiles(&views, epilogue, kernel.micro);
+        let tiles = linear::tiles(&views, &kernel);
         if let Some(before) = linear::preparation(&kernel, &inputs[0], *capacity) {
             let dims = before.output.dims();
             let order: Vec<usize> = (0..dims.len()).collect();
@@ -330,6 +356,7 @@ impl Scheduler<'_> {
         }
         let body = Body::Linear(kernel);
         inputs.extend(views);
+        inputs.extend(taken);
         match self.types[usize::from(id)].clone() {
             Type::Tuple(types) => {
                 let outputs: Vec<View> = types

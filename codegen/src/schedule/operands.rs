@@ -1,6 +1,6 @@
 //! Operands as views: immediates, folded tables, tensors as they lie, and copies of what no kernel reads so.
 
-use lapidary_ir::{DType, Dim, Id, Num, Op, interp};
+use lapidary_ir::{DType, Dim, Id, Num, Op, Program, interp};
 
 use super::{Scheduler, Value};
 use crate::Error;
@@ -100,6 +100,13 @@ impl Scheduler<'_> {
         let view = View::contiguous(Base::Constant(at), dtype, &dims, self.setting.capacity);
         self.folded.insert(id, view.clone());
         Ok(view)
+    }
+
+    pub(super) fn program(&self, id: Id) -> Program {
+        match self.op(id) {
+            Op::Program(program) => program.clone(),
+            other => unreachable!("a program was inferred, not {other}"),
+        }
     }
 
     pub(super) fn number(&self, id: Id) -> f32 {

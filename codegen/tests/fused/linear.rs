@@ -23,7 +23,7 @@ pub(crate) fn whole_blocks(dtype: DType, k: usize) -> usize {
 
 /// What the schedule makes of a linear kernel: itself, or what makes x ready and itself.
 pub(crate) fn steps(linear: &Kernel, slots: &mut Vec<Slot>) -> Vec<Kernel> {
-    let Body::Linear(body) = linear.body else { unreachable!("a linear kernel") };
+    let Body::Linear(body) = linear.body.clone() else { unreachable!("a linear kernel") };
     let (x, weights) = linear.inputs.split_at(1 + usize::from(body.prologue.is_some()));
     let Some(before) = linear::preparation(&body, &x[0], linear.capacity) else {
         return vec![linear.clone()];
@@ -44,6 +44,11 @@ fn run_whole(linear: &Kernel, cpu: &str, rows: usize, slots: &mut Vec<Slot>) {
         machine.run(rows, 1, slots, &[(0, machine.tiles(rows))]);
     }
 }
+
+/// A bias, an activation and a residual.
+const BIAS: &str = "fn[add[maximum[add[$0,$1],0.0],$2]]";
+/// A gate of two sums, less a residual.
+const GATE: &str = "fn[sub[mul[tanh[add[$0,$2]],$1],$3]]";
 
 /// A linear kernel and how it is called.
 #[derive(Clone, Debug)]
@@ -69,11 +74,19 @@ impl Case {
         let capacity = random.one_of(&[1, 1, 2, 3, 4, 5, 7, 8, 9, 16, 19, 40]);
         let ks: Vec<usize> = (1..71).chain([288, 288, 288]).collect();
         let n = random.one_of(&[1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 48, 50, 515]);
-        let epilogue = random.one_of(&[Epilogue::Store, Epilogue::Softcap(3.0), Epilogue::Gate]);
+        let program = |text: &str| text.parse().expect("a program");
+        let epilogue = match random.below(5) {
+            0 => Epilogue::Store,
+            1 => Epilogue::Softcap(3.0),
+            2 => Epilogue::Gate,
+            3 => Epilogue::Then(1, program(BIAS)),
+            _ => Epilogue::Then(2, program(GATE)),
+        };
         let all = weights();
         let dtype = random.one_of(&all);
         let weights = match epilogue {
-            Epilogue::Gate => vec![(n, dtype), (n, random.one_of(&all))],
+            Epilogue::Gate | Epilogue::Then(2, _) => vec![(n, dtype), (n, random.one_of(&all))],
+            Epilogue::Then(..) => vec![(n, dtype)],
             Epilogue::Store | Epilogue::Softcap(_) => (0..1 + random.below(3))
                 .map(|i| if i == 0 { (n, dtype) } else { (1 + random.below(40), random.one_of(&all)) })
                 .collect(),
@@ -124,7 +137,8 @@ impl Case {
                 Slot::of(dtype, &random.floats(n * k))
             });
         }
-        let outputs = if self.epilogue == Epilogue::Gate { 1 } else { self.weights.len() };
+        let joint = matches!(self.epilogue, Epilogue::Gate | Epilogue::Then(..));
+        let outputs = if joint { 1 } else { self.weights.len() };
         let outputs: Vec<View> = self.weights[..outputs]
             .iter()
             .map(|&(n, _)| {
@@ -134,9 +148,18 @@ impl Case {
             })
             .collect();
         let called = if self.last_row { 1 } else { capacity };
-        let body = linear::choose(self.prologue, self.epilogue, &weights, called, self.rounded, &features);
-        let tiles = linear::tiles(&weights, self.epilogue, body.micro);
+        let epilogue = self.epilogue.clone();
+        let body = linear::choose(self.prologue, epilogue, &weights, called, self.rounded, &features);
+        let tiles = linear::tiles(&weights, &body);
         inputs.extend(weights);
+        if let Epilogue::Then(..) = self.epilogue {
+            // A bias, and rows of the output's shape.
+            let n = self.weights[0].0;
+            inputs.push(view(slots.len(), self.x, &[(Fixed(n), 1)]));
+            slots.push(Slot::of(self.x, &random.floats(n)));
+            inputs.push(view(slots.len(), F32, &[(rows, n + pad), (Fixed(n), 1)]));
+            slots.push(Slot::of(F32, &random.floats(capacity * (n + pad))));
+        }
         (kernel(Body::Linear(body), inputs, outputs, tiles, Capacity { rows: capacity, keys: 1 }), slots)
     }
 
@@ -161,6 +184,8 @@ impl Case {
         }
         // (value, sum of magnitudes) of every element of every weight's product
         let products: Vec<Vec<(f64, f64)>> = inputs
+            .by_ref()
+            .take(self.weights.len())
             .map(|w| {
                 let dot = |a: &[f64], b: &[f64]| {
                     let terms = a.iter().zip(b).map(|(a, b)| a * b);
@@ -169,17 +194,28 @@ impl Case {
                 x.chunks(k).flat_map(|x| w.chunks(k).map(move |w| dot(x, w))).collect()
             })
             .collect();
+        let taken: Vec<Vec<f64>> = inputs.collect();
         for (i, output) in kernel.outputs.iter().enumerate() {
             let want: Vec<f64> = (0..products[i].len())
-                .map(|at| match self.epilogue {
+                .map(|at| match &self.epilogue {
                     Epilogue::Store => products[i][at].0,
-                    Epilogue::Softcap(cap) => f64::from(cap) * (products[i][at].0 / f64::from(cap)).tanh(),
+                    Epilogue::Then(1, _) => {
+                        (products[0][at].0 + taken[0][at % taken[0].len()]).max(0.0) + taken[1][at]
+                    }
+                    Epilogue::Then(..) => {
+                        let gate = products[0][at].0 + taken[0][at % taken[0].len()];
+                        gate.tanh() * products[1][at].0 - taken[1][at]
+                    }
+                    Epilogue::Softcap(cap) => {
+                        let cap = f64::from(*cap);
+                        cap * (products[i][at].0 / cap).tanh()
+                    }
                     Epilogue::Gate => gelu(products[0][at].0) * products[1][at].0,
                 })
                 .collect();
             let got = read(output, slots, self.rows, 1);
             // Of each product: bf16 rounds both factors by 2^-8, 8 bits a block's x by 1/254 of its largest.
-            let Body::Linear(body) = kernel.body else { unreachable!("a linear kernel") };
+            let Body::Linear(body) = &kernel.body else { unreachable!("a linear kernel") };
             let rounding = match body.micro.operands {
                 DType::BF16 => 2.0 / 256.0,
                 DType::Q8 => 16.0 / 254.0,
@@ -188,6 +224,8 @@ impl Case {
             assert_close(&format!("{self:?} output {i}"), self.output, &got, &want, |at| {
                 let size = match self.epilogue {
                     Epilogue::Store => products[i][at].1,
+                    Epilogue::Then(1, _) => products[0][at].1 + 2.0,
+                    Epilogue::Then(..) => (1.0 + products[0][at].1) * (1.0 + products[1][at].1) + 2.0,
                     Epilogue::Softcap(_) => products[i][at].1 + 3.0,
                     Epilogue::Gate => (1.0 + products[0][at].1) * (1.0 + products[1][at].1),
                 };
@@ -328,7 +366,7 @@ fn a_prologue_is_the_norm() {
         machine.run(capacity, 1, &mut slots, &[(0, machine.tiles(capacity))]);
         case.prologue = None;
         let mut plain = fused.clone();
-        let Body::Linear(body) = fused.body else { unreachable!("a linear kernel") };
+        let Body::Linear(body) = fused.body.clone() else { unreachable!("a linear kernel") };
         plain.body = Body::Linear(Linear { prologue: None, ..body });
         plain.inputs = vec![normed, fused.inputs[2].clone()];
         run_whole(&plain, cpu, capacity, &mut slots);

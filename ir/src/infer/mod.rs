@@ -11,7 +11,7 @@ use crate::function::{Input, InputKind};
 use crate::op::Op;
 use crate::signature::OpClass;
 use crate::types::{DType, Dim, Dims, TensorType, Type};
-use operands::{broadcast, expect_dtype, expect_numbers, product, whole_blocks};
+use operands::{broadcast, expect_dtype, expect_numbers, made, product, whole_blocks};
 
 /// The type of `op`. `ty` gives an operand's type; `leaf` the leaf node of an attribute operand.
 ///
@@ -93,7 +93,9 @@ impl Operands<'_> {
         match op {
             Op::Num(_) => tensor(DType::F32, vec![]),
             Op::Int(_) => tensor(DType::I32, vec![]),
-            Op::None | Op::DType(_) | Op::Dims(_) | Op::Online | Op::Bounded => Ok(Type::Attribute),
+            Op::None | Op::DType(_) | Op::Dims(_) | Op::Online | Op::Bounded | Op::Program(_) => {
+                Ok(Type::Attribute)
+            }
             Op::Input(id) => match inputs.get(id.0 as usize) {
                 Some(Input { ty, kind, .. }) if ty.dtype.is_quantised() && !whole_blocks(ty, *kind) => {
                     Err(match kind {
@@ -322,6 +324,11 @@ impl Operands<'_> {
                 }
             }
             Op::Store | Op::Gate => Ok(Type::Epilogue),
+            Op::Then(operands) => self.program(operands, None).map(|_| Type::Epilogue),
+            Op::Map(operands) => {
+                let (program, types) = self.program(operands, Some(&[]))?;
+                made(&program, &types)
+            }
             Op::Cap(cap) => {
                 self.number("cap", *cap)?;
                 Ok(Type::Epilogue)

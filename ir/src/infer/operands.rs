@@ -3,6 +3,7 @@
 use egg::Id;
 
 use super::{Inferred, Operands};
+use crate::Program;
 use crate::function::InputKind;
 use crate::op::Op;
 use crate::types::{DType, Dim, Dims, TensorType, Type};
@@ -85,12 +86,42 @@ impl Operands<'_> {
             return Err(format!("expected an epilogue, found {}", (self.ty)(epilogue)));
         }
         let out = |w: &TensorType| TensorType::new(DType::F32, vec![x.shape[0], w.shape[0]]);
+        if let Op::Then(operands) = (self.leaf)(epilogue) {
+            let sums: Vec<TensorType> = weights.iter().map(out).collect();
+            let (program, types) = self.program(&operands, Some(&sums))?;
+            let whole = made(&program, &types)?;
+            let reduces = program.nodes().iter().any(Program::reduces);
+            return if whole == Type::Tensor(sums[0].clone()) && !reduces {
+                Ok(whole)
+            } else {
+                Err(format!("expected a program that makes {} of each sum, found {program}", sums[0]))
+            };
+        }
         match ((self.leaf)(epilogue), &weights[..]) {
             (Op::Gate, [gate, up]) if gate.shape == up.shape => Ok(Type::Tensor(out(gate))),
             (Op::Gate, _) => Err(format!("gate takes two equal weights, found {}", Type::Weights(weights))),
             (_, [one]) => Ok(Type::Tensor(out(one))),
             (_, many) => Ok(Type::Tuple(many.iter().map(out).collect())),
         }
+    }
+
+    /// A program and the tensors that stand behind it; with operands that come before these, the types of its nodes.
+    pub(super) fn program(
+        &self,
+        operands: &[Id],
+        before: Option<&[TensorType]>,
+    ) -> Result<(Program, Vec<Type>), String> {
+        let Some((&program, rest)) = operands.split_first() else { return Err("expected a program".into()) };
+        let program = match (self.leaf)(program) {
+            Op::Program(program) => program,
+            other => return Err(format!("expected a program, found {other}")),
+        };
+        let rest = rest.iter().map(|&id| self.tensor("operand", id)).collect::<Result<Vec<_>, _>>()?;
+        let types = match before {
+            Some(before) => program.types(&[before, &rest[..]].concat())?,
+            None => vec![],
+        };
+        Ok((program, types))
     }
 
     /// q (H, T, D) and k (G, S, D), G a divisor of H.
@@ -121,6 +152,14 @@ impl Operands<'_> {
             Op::Int(w) if w > 0 => Ok(()),
             other => Err(format!("window: expected a positive integer or none, found {other}")),
         }
+    }
+}
+
+/// What a program with these types makes.
+pub(super) fn made(program: &Program, types: &[Type]) -> Inferred {
+    match types.last() {
+        Some(made @ Type::Tensor(_)) => Ok(made.clone()),
+        _ => Err(format!("{program} makes no tensor")),
     }
 }
 

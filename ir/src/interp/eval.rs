@@ -33,6 +33,8 @@ impl Call<'_> {
             | Op::Store
             | Op::Gate
             | Op::Cap(_)
+            | Op::Then(_)
+            | Op::Program(_)
             | Op::Weights(_) => return Ok(Value::None),
 
             Op::Neg(x) => map(x, &|x| -x),
@@ -175,6 +177,7 @@ impl Call<'_> {
                 map(x, &|x| self.softcap(cap, x))
             }
             Op::GeluTanh(x) => map(x, &gelu_tanh),
+            Op::Map(operands) => self.program(operands, vec![])?,
             Op::GatedGelu([gate, up]) => zip(gate, up, &|g, u| self.round(gelu_tanh(g)) * u),
 
             Op::Rope([x, pos, frequencies]) => self.rope(*x, *pos, *frequencies),

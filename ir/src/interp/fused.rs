@@ -2,10 +2,10 @@
 
 use egg::Id;
 
-use super::{Call, Tensor, Value};
+use super::{Call, Tensor, Value, evaluate};
 use crate::Error;
 use crate::op::Op;
-use crate::types::DType;
+use crate::types::{DType, Dim, TensorType};
 
 impl Call<'_> {
     pub(super) fn norm(&self, x: Id, w: Id, eps: Id) -> Tensor {
@@ -20,6 +20,18 @@ impl Call<'_> {
             );
         }
         Tensor { data, ..x.clone() }
+    }
+
+    /// A program over some tensors, and those of a node behind them.
+    pub(super) fn program(&self, operands: &[Id], before: Vec<Tensor>) -> Result<Tensor, Error> {
+        let Op::Program(program) = self.op(operands[0]) else { unreachable!("a program was inferred") };
+        let rest = operands[1..].iter().map(|&id| self.tensor(id).clone());
+        let tensors: Vec<Tensor> = before.into_iter().chain(rest).collect();
+        let fixed =
+            |t: &Tensor| TensorType::new(t.dtype, t.shape.iter().map(|&n| Dim::Fixed(n)).collect::<Vec<_>>());
+        let types: Vec<TensorType> = tensors.iter().map(fixed).collect();
+        let made = evaluate(&program.function(&types), &tensors, self.extent, self.precision)?;
+        Ok(made.into_iter().next().unwrap_or_else(|| unreachable!("a program has a result")))
     }
 
     /// A linear of one output or several.
@@ -49,6 +61,10 @@ impl Call<'_> {
                 for (g, u) in parts[0].data.iter_mut().zip(&up.data) {
                     *g = self.round(self.round(gelu_tanh(*g)) * u);
                 }
+            }
+            Op::Then(operands) => {
+                let done = self.program(operands, parts)?;
+                return Ok(Value::Tensor(done));
             }
             Op::Cap(cap) => {
                 let cap = self.num(*cap);

@@ -87,13 +87,13 @@ fn tokens(source: &str) -> Vec<Token<'_>> {
         } else if !c.is_whitespace() {
             let mut end = start + c.len_utf8();
             // Inside of brackets commas are part of the word.
-            let mut bracket = c == '[';
+            let mut brackets = i32::from(c == '[');
             while !PUNCTUATION.contains(&c)
                 && let Some((at, c)) = chars.next_if(|&(_, c)| {
-                    !c.is_whitespace() && c != ';' && (!PUNCTUATION.contains(&c) || bracket && c == ',')
+                    !c.is_whitespace() && c != ';' && (!PUNCTUATION.contains(&c) || brackets > 0 && c == ',')
                 })
             {
-                bracket = c == '[' || bracket && c != ']';
+                brackets += i32::from(c == '[') - i32::from(c == ']');
                 end = at + c.len_utf8();
                 column += 1;
             }

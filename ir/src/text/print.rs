@@ -54,7 +54,7 @@ struct Printer<'a> {
 impl<'a> Printer<'a> {
     fn new(function: &'a Function) -> Printer<'a> {
         let nodes = function.body.as_ref();
-        let nests = |op: &Op| matches!(op, Op::Weights(_) | Op::Cap(_));
+        let nests = |op: &Op| matches!(op, Op::Weights(_) | Op::Cap(_) | Op::Then(_));
         let mut count = 0;
         let numbers = nodes
             .iter()
@@ -88,7 +88,7 @@ impl<'a> Printer<'a> {
                 Some(declared) => format!("%{}", declared.name),
                 None => input.to_string(),
             },
-            _ if op.is_leaf() && !matches!(op, Op::Weights(_)) => op.to_string(),
+            _ if op.is_leaf() && !matches!(op, Op::Weights(_) | Op::Then(_) | Op::Map(_)) => op.to_string(),
             _ => {
                 let mut text = format!("({op}");
                 for &child in op.children() {

@@ -41,7 +41,7 @@ impl CostModel {
             Op::RmsNorm(_) | Op::AddRmsNorm(_) => t * size * m.norm,
             Op::Rope(_) => t * size * m.rope,
             Op::Linear([x, weights, epilogue]) => {
-                return self.linear(graph, (*x, *weights, *epilogue), size, work);
+                return self.linear(graph, id, (*x, *weights, *epilogue), size, work);
             }
             Op::Attention(operands) => return self.attention(graph, operands, work),
             Op::Matmul(_) | Op::Scores(_) => {
@@ -65,11 +65,22 @@ impl CostModel {
                 t * self.elements(data(*new)) * m.element
             }
             Op::Slice(_) => 0.0,
+            Op::Map(operands) => {
+                let steps = self.map_steps(graph, operands, vec![]);
+                t * (size * m.element + self.steps_time(steps))
+            }
             _ => t * (size * m.element + work.transcendentals * m.transcendental),
         };
     }
 
-    fn linear(&self, graph: &Graph, (x, weights, epilogue): (Id, Id, Id), size: f64, work: &mut Work) {
+    fn linear(
+        &self,
+        graph: &Graph,
+        id: Id,
+        (x, weights, epilogue): (Id, Id, Id),
+        size: f64,
+        work: &mut Work,
+    ) {
         let m = &self.machine;
         let t = m.threads;
         let data = |id: Id| &graph[id].data;
@@ -89,11 +100,17 @@ impl CostModel {
         }
         let gated = data(epilogue).leaf == Some(Op::Gate);
         let stored = data(epilogue).leaf == Some(Op::Store);
+        let count = weights_of(graph, weights).len();
+        let then = match &data(epilogue).leaf {
+            Some(Op::Then(operands)) => Some(self.steps_time(self.epilogue(graph, id, count, operands))),
+            _ => None,
+        };
         // Of the gate's two weights one result.
-        let results = if gated { weight_rows / 2.0 } else { weight_rows };
-        let epilogue = |gelu: f64| match (gated, stored) {
-            (true, _) => size * gelu,
-            (_, true) => 0.0,
+        let results = if gated || then.is_some() { weight_rows / count.max(1) as f64 } else { weight_rows };
+        let epilogue = |gelu: f64| match (then, gated, stored) {
+            (Some(time), ..) => time,
+            (_, true, _) => size * gelu,
+            (_, _, true) => 0.0,
             _ => size * m.transcendental,
         };
         if rows <= m.dot_rows {

@@ -188,6 +188,8 @@ impl CostModel {
             | Op::Store
             | Op::Gate
             | Op::Cap(_)
+            | Op::Then(_)
+            | Op::Program(_)
             | Op::Weights(_)
             | Op::Output(_) => return None,
             // Keys or values repeated for each head of a group are no view of their cache: a copy of it is made.
@@ -287,6 +289,12 @@ impl CostModel {
                 work.cache_bytes = 2.0 * self.bytes(data(*rows));
             }
 
+            Op::Map(operands) => {
+                operands[1..].iter().for_each(|&operand| read(&mut work, operand));
+                let steps = self.map_steps(graph, operands, vec![]);
+                work.flops = steps.flops + steps.reduced;
+                work.transcendentals = steps.transcendentals;
+            }
             Op::RmsNorm([x, w, _]) => {
                 read(&mut work, *x);
                 read(&mut work, *w);
@@ -317,8 +325,15 @@ impl CostModel {
                     _ => 1,
                 };
                 work.flops = 2.0 * rows as f64 * products;
-                if data(*epilogue).leaf != Some(Op::Store) {
-                    work.transcendentals = size;
+                match &data(*epilogue).leaf {
+                    Some(Op::Store) => {}
+                    Some(Op::Then(operands)) => {
+                        operands[1..].iter().for_each(|&operand| read(&mut work, operand));
+                        let steps = self.epilogue(graph, id, weights_of(graph, *weights).len(), operands);
+                        work.flops += steps.flops;
+                        work.transcendentals = steps.transcendentals;
+                    }
+                    _ => work.transcendentals = size,
                 }
             }
             Op::Rope([x, ..]) => {

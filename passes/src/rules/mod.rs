@@ -6,6 +6,7 @@
 //! associativity. The built-in rules are the `.rules` files of this folder; a user's are read by the same parser
 //! ([`text`]) and join the group `user`.
 
+mod fuse;
 mod judge;
 mod native;
 pub mod predicate;
@@ -91,6 +92,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("linear", include_str!("linear.rules")),
     ("attention", include_str!("attention.rules")),
     ("head", include_str!("head.rules")),
+    ("fuse", include_str!("fuse.rules")),
 ];
 
 /// The group of rules that a user loads.
@@ -316,6 +318,6 @@ mod tests {
             assert_eq!(&parsed[..], std::slice::from_ref(rule), "{printed}");
             assert_eq!(parsed[0].to_string(), printed);
         }
-        assert_eq!(names.len(), 38);
+        assert_eq!(names.len(), 41);
     }
 }

@@ -6,6 +6,7 @@ use egg::{Id, Subst, Var};
 use lapidary_ir::{Op, Type};
 
 use super::Term;
+use super::fuse::{self, Mode};
 use crate::analysis::Graph;
 
 /// A search written in Rust.
@@ -17,6 +18,8 @@ pub struct Native {
     pub search: fn(&mut Graph) -> Vec<(Id, Id)>,
     /// Functions to check it on, each by the terms of its outputs.
     pub examples: &'static [&'static [&'static str]],
+    /// Whether it waits until no other rule has anything to add.
+    pub late: bool,
     /// What it did to a graph, as pattern rules: what `explain` shows and replays.
     pub instances: fn(&Graph) -> Vec<Instance>,
 }
@@ -39,8 +42,36 @@ impl PartialEq for Native {
 }
 
 /// Every search.
-pub const NATIVE: &[Native] =
-    &[Native { name: "merge-linears", search: merge_linears, examples: LINEARS, instances: merged_linears }];
+pub const NATIVE: &[Native] = &[
+    Native {
+        name: "merge-linears",
+        search: merge_linears,
+        examples: LINEARS,
+        late: false,
+        instances: merged_linears,
+    },
+    Native {
+        name: "fuse-elements",
+        search: |graph| fuse::search(graph, Mode::Elements),
+        examples: fuse::ELEMENTS,
+        late: true,
+        instances: |graph| fuse::instances(graph, Mode::Elements),
+    },
+    Native {
+        name: "fuse-rows",
+        search: |graph| fuse::search(graph, Mode::Rows),
+        examples: fuse::ROWS,
+        late: true,
+        instances: |graph| fuse::instances(graph, Mode::Rows),
+    },
+    Native {
+        name: "fuse-epilogues",
+        search: |graph| fuse::search(graph, Mode::Epilogues),
+        examples: fuse::EPILOGUES,
+        late: true,
+        instances: |graph| fuse::instances(graph, Mode::Epilogues),
+    },
+];
 
 /// Two linears of one x; three; two beside one of another x and one that ends in a cap.
 const LINEARS: &[&[&str]] = &[

@@ -285,6 +285,9 @@ impl<'a> Call<'a> {
             | Op::Output(_)
             | Op::Store
             | Op::Cap(_)
+            | Op::Then(_)
+            | Op::Map(_)
+            | Op::Program(_)
             | Op::Gate
             | Op::GeluTanh(_)
             | Op::GatedGelu(_)
