@@ -51,7 +51,10 @@ fn mistakes_in_rule_files_are_shown() {
         ("{head}(tanh ?x) => ?x if ?x: f33[] }", "line 2, column 24: expected `any`, `float`, a dtype"),
         ("{head}(sum ?x [T]) => ?x }", "line 2, column 9: `sum` takes an integer here, found dims"),
         ("{head}?x => (tanh ?x) }", "line 2, column 1: expected a left side"),
-        ("{head}native nothing }", "line 2, column 8: expected a native search (merge-linears)"),
+        (
+            "{head}native nothing }",
+            "line 2, column 8: expected a native search (merge-linears, fuse-elements,",
+        ),
         (
             "{head}(neg ?x) => ?x }\nrule r exact \"a\" { (neg ?x) => ?x }",
             "line 3, column 6: duplicate rule `r`",
