@@ -17,6 +17,8 @@ mod client;
 mod clients;
 #[path = "server/constrained.rs"]
 mod constrained;
+#[path = "server/guesses.rs"]
+mod guesses;
 #[path = "server/hostile.rs"]
 mod hostile;
 #[path = "server/operations.rs"]

@@ -68,6 +68,14 @@ pub(crate) struct Engine {
     pub(crate) load: Duration,
 }
 
+/// A session of a smaller model, to guess the tokens of `model` by; `args` are that one's.
+pub(crate) fn draft(path: &Path, model: &Model, args: &ModelArgs) -> Result<Session> {
+    let args = ModelArgs { weights: args.weights.without_adapters(), ..args.clone() };
+    let draft = open(Some(path), args.options()?)?;
+    draft.check_same_tokens(model)?;
+    draft.session().map_err(options::error)
+}
+
 impl Engine {
     /// Loads and compiles.
     pub(crate) fn new(args: &ModelArgs) -> Result<Engine> {
@@ -83,12 +91,7 @@ impl Engine {
     /// Guesses tokens as is asked for; a smaller model runs as this one does, but for adapters, which are this one's.
     pub(crate) fn speculate(&mut self, how: &SpeculationArgs, args: &ModelArgs) -> Result<()> {
         let model = self.model.clone();
-        how.begin(&mut self.session, |path| {
-            let args = ModelArgs { weights: args.weights.without_adapters(), ..args.clone() };
-            let draft = open(Some(path), args.options()?)?;
-            draft.check_same_tokens(&model)?;
-            draft.session().map_err(options::error)
-        })
+        how.begin(&mut self.session, |path| draft(path, &model, args))
     }
 
     /// What became of each function, by the program's index; nothing of an artifact, which holds code.

@@ -30,11 +30,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // The server ends by itself when it is told to.
     interrupt::leave_to_others();
     let options = args.model.options()?;
-    let (path, name) = (args.model.model.clone(), args.serving.name(args.model.model.as_deref()));
+    let (serving, of_model) = (args.serving.clone(), args.model.clone());
     let load = move || {
-        let model = Arc::new(open(path.as_deref(), options)?);
+        let path = of_model.model.as_deref();
+        let model = Arc::new(open(path, options)?);
         let engine = model.engine().map_err(crate::options::error)?;
-        Ok(Served { name, engine, text: Box::new(Of(model)) })
+        let speculation = serving.speculation(|draft| crate::model::draft(draft, &model, &of_model))?;
+        Ok(Served { name: serving.name(path), engine, speculation, text: Box::new(Of(model)) })
     };
     Ok(lapidary_server::serve(args.serving.options(), Box::new(move || load().map_err(anyhow::Error::into)))?)
 }

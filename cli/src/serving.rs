@@ -1,9 +1,11 @@
 //! The options of a server, shared by `lapidary serve` and `lapidary-run serve`.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Result;
+use lapidary_runtime::{Session, Speculation};
 use lapidary_server::Options;
 
 /// The most that a number of slots, places or connections may be.
@@ -26,8 +28,12 @@ fn seconds() -> clap::builder::RangedU64ValueParser<u64> {
     clap::builder::RangedU64ValueParser::new().range(1..=MOST_SECONDS)
 }
 
+fn guesses(least: u64) -> clap::builder::RangedU64ValueParser<usize> {
+    clap::builder::RangedU64ValueParser::new().range(least..=31)
+}
+
 /// Where a server listens, and within what limits.
-#[derive(clap::Args)]
+#[derive(clap::Args, Clone)]
 pub(crate) struct ServingArgs {
     /// Address to listen at; 0.0.0.0 is every network's
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
@@ -47,6 +53,16 @@ pub(crate) struct ServingArgs {
     /// Most tokens of prompts in a step while answers are made [default: as many as make it twice as long]
     #[arg(long, value_name = "TOKENS", value_parser = count())]
     prefill_budget: Option<usize>,
+    /// Most tokens of an answer that is made alone to guess at a time, by what followed the latest ones earlier in the
+    /// text, while it pays: the same answer, faster; 0 is none
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = guesses(0))]
+    lookup: usize,
+    /// Guess them by a smaller model with the same tokens
+    #[arg(long, value_name = "MODEL", conflicts_with = "lookup")]
+    draft: Option<PathBuf>,
+    /// Most tokens that --draft guesses at a time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = guesses(1), requires = "draft")]
+    draft_max: usize,
     /// Memory of KV caches, kept prefixes too, in MiB [default: three quarters of what is free]
     #[arg(long, value_name = "MIB", value_parser = mib())]
     kv_memory: Option<usize>,
@@ -112,8 +128,20 @@ impl ServingArgs {
         }
     }
 
+    /// Who guesses how an answer goes on; `draft` makes a session of a smaller model.
+    pub(crate) fn speculation(
+        &self,
+        draft: impl FnOnce(&Path) -> Result<Session>,
+    ) -> Result<Option<Speculation>> {
+        Ok(match (&self.draft, self.lookup) {
+            (Some(path), _) => Some(Speculation::draft(draft(path)?, self.draft_max)),
+            (None, 0) => None,
+            (None, most) => Some(Speculation::lookup(most)),
+        })
+    }
+
     /// What a model is called: what was said, or what its path says.
-    pub(crate) fn name(&self, path: Option<&std::path::Path>) -> String {
+    pub(crate) fn name(&self, path: Option<&Path>) -> String {
         let stem = path.and_then(|path| {
             let file = if path.is_dir() {
                 path.canonicalize().ok()?.file_name()?.into()

@@ -32,7 +32,7 @@ pub mod text;
 pub mod threads;
 
 pub use artifact::Artifact;
-pub use engine::{Engine, Memory, Outputs, Profile, Want, Work};
+pub use engine::{Engine, Memory, Outputs, Prediction, Profile, Want, Work};
 pub use error::{Error, one_line};
 pub use generate::{Continue, Decoding, Generation, StopReason, generate};
 pub use pool::Pool;

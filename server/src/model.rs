@@ -2,8 +2,8 @@
 
 use std::sync::OnceLock;
 
-use lapidary_runtime::Engine;
 use lapidary_runtime::text::{ChatTemplate, Tokenizer};
+use lapidary_runtime::{Engine, Speculation};
 
 use crate::error::ApiError;
 
@@ -37,6 +37,8 @@ pub struct Served {
     pub name: String,
     /// Steps its sequences.
     pub engine: Engine,
+    /// Guesses how an answer goes on while it is made alone.
+    pub speculation: Option<Speculation>,
     /// Its text.
     pub text: Box<dyn Text>,
 }

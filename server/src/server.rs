@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lapidary_runtime::Speculation;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -128,12 +129,17 @@ async fn run(options: Options, keys: Keys, load: Load) -> Result<(), Error> {
 /// The engine's thread.
 fn work(shared: &Arc<Shared>, load: Load, told: mpsc::Receiver<Command>) -> Result<(), Error> {
     let start = Instant::now();
-    let Served { name, engine, text } = load().map_err(Error::Model)?;
+    let Served { name, engine, speculation, text } = load().map_err(Error::Model)?;
     if text.tokenizer().is_none() {
         let what = "it has no tokenizer, which a server needs".into();
         return Err(Error::Lacks { name, what });
     }
     let plan = &engine.program().plan;
+    let draft = speculation.as_ref().and_then(Speculation::vocab);
+    if let Some(draft) = draft.filter(|&draft| draft != plan.vocab) {
+        let error = lapidary_runtime::Error::DraftVocab { draft, vocab: plan.vocab };
+        return Err(Error::Model(error.to_string().into()));
+    }
     let options = &shared.options;
     let kv_bytes = options.kv_bytes.unwrap_or_else(|| memory::for_caches(engine.memory().weights));
     shared.metrics.kv_most.set(kv_bytes);
@@ -154,7 +160,7 @@ fn work(shared: &Arc<Shared>, load: Load, told: mpsc::Receiver<Command>) -> Resu
         ("load_ms", (start.elapsed().as_secs_f64() * 1e3).into()),
     ];
     shared.log.line("ready", fields);
-    scheduler.run();
+    scheduler.speculate(speculation).run();
     Ok(())
 }
 

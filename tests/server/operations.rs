@@ -142,6 +142,7 @@ fn a_request_that_no_memory_holds_is_refused() {
 fn a_line_tells_of_each_request_and_not_of_its_text() {
     let server = Server::start(&[]);
     server.ok(COMPLETIONS, &completion(PROMPT, json!({ "max_tokens": 3, "temperature": 0 })));
+    assert_eq!(client::open(&server.address, "HEAD", "/health", &[], b"").unwrap().status, 200);
     server.get("/nothing");
     let deadline = Instant::now() + Duration::from_secs(10);
     while !(server.log().contains("\"completion_tokens\"") && server.log().contains("\"status\":404")) {
@@ -149,6 +150,8 @@ fn a_line_tells_of_each_request_and_not_of_its_text() {
         thread::sleep(Duration::from_millis(10));
     }
     let log = server.log();
+    let head = log.lines().find(|line| line.contains("\"HEAD\"")).unwrap();
+    assert!(!head.contains("client_gone"), "{head}");
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let line = lines.iter().find(|line| line["path"] == COMPLETIONS).unwrap();
     assert!(line["completion_tokens"] == 3 && line["prompt_tokens"] == 13 && line["status"] == 200, "{line}");

@@ -9,7 +9,7 @@ use super::client;
 use super::process::Server;
 
 /// What clients ask: prompts and parameters of every kind.
-fn asked() -> Vec<Value> {
+pub(crate) fn asked() -> Vec<Value> {
     let prompts = ["It is a truth", "She was", "My dear Mr. Bennet", "The evening altogether passed off"];
     let how = |index: usize| match index % 4 {
         0 => json!({ "temperature": 0 }),

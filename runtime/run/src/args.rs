@@ -8,11 +8,11 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use lapidary_runtime::{file, one_line};
 
+use crate::artifact::ArtifactArgs;
 use crate::generation::{GenerationArgs, parse_ids};
 use crate::sampling::SamplingArgs;
 use crate::speculation::SpeculationArgs;
 use crate::state::StateArgs;
-use crate::trust::TrustArgs;
 
 /// Continue a text, or hold a conversation, by a compiled model: an artifact that `lapidary compile` wrote.
 #[derive(Parser)]
@@ -46,20 +46,8 @@ pub(crate) struct Args {
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) speculation: SpeculationArgs,
-    /// CPU whose code is run [default: the best that the file has for this machine]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) cpu: Option<String>,
-    /// Threads [default: one a fast core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
-    pub(crate) threads: Option<u64>,
-    /// Most positions, in tokens, fewer than the file is compiled for
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
-    pub(crate) context: Option<u64>,
-    /// Hold every section of the file against its hash first
-    #[arg(long)]
-    pub(crate) verify: bool,
     #[command(flatten)]
-    pub(crate) trust: TrustArgs,
+    pub(crate) artifact: ArtifactArgs,
     #[command(flatten)]
     pub(crate) state: StateArgs,
     /// Give the prompt to the model as it is, without the chat template of an instruction-tuned one

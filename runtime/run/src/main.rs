@@ -5,6 +5,7 @@
 //! ends it quietly.
 
 mod args;
+mod artifact;
 mod chat;
 #[path = "../../../cli/src/dialog.rs"]
 mod dialog;
@@ -103,7 +104,7 @@ fn run(args: &Args) -> Result<()> {
     options.validate()?;
     let (path, source) = args.source()?;
     let mut model = Model::load(args, &path)?;
-    args.speculation.begin(&mut model.session, |path| model::draft(args, path))?;
+    args.speculation.begin(&mut model.session, |path| Ok(args.artifact.session(path)?.1))?;
     let options = args.state.load(&mut model.session, options)?;
     let mut sampler = Sampler::new(options, model.vocab)?;
     let (ids, form) = match source {
@@ -172,7 +173,7 @@ fn run(args: &Args) -> Result<()> {
     match end {
         AnswerEnd::Length => note("note", &format!("ended after {most} tokens (-n takes more, -n -1 all)")),
         AnswerEnd::Context => {
-            let more = if args.context.is_some() { " (--context takes more)" } else { "" };
+            let more = if args.artifact.context.is_some() { " (--context takes more)" } else { "" };
             note("note", &format!("ended: the context of {context} tokens is full{more}"));
         }
         AnswerEnd::EndOfText | AnswerEnd::StopText | AnswerEnd::Interrupted => {}

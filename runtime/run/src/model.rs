@@ -30,7 +30,7 @@ pub(crate) struct Model {
 impl Model {
     pub(crate) fn load(args: &Args, path: &Path) -> Result<Model> {
         let start = Instant::now();
-        let (artifact, session) = open(args, path)?;
+        let (artifact, session) = args.artifact.session(path)?;
         let code = session.program().made_for.to_string();
         let vocab = session.program().plan.vocab;
         let text = Text::of(&artifact, vocab)?;
@@ -48,30 +48,6 @@ impl Model {
         ensure!(!broken, "{}: the logits are NaN: its weights hold NaN or infinity", self.path);
         Ok(())
     }
-}
-
-/// A session of a smaller model, to guess tokens by.
-pub(crate) fn draft(args: &Args, path: &Path) -> Result<Session> {
-    open(args, path).map(|(_, session)| session)
-}
-
-/// An artifact, and a session of it.
-fn open(args: &Args, path: &Path) -> Result<(Arc<Artifact>, Session)> {
-    let artifact = Arc::new(Artifact::open_trusted(path, &args.trust.trust)?.0);
-    if args.verify {
-        artifact.verify()?;
-    }
-    let name = || path.display().to_string();
-    let mut program = artifact.program(args.cpu.as_deref())?;
-    if let Some(context) = args.context {
-        program.limit_context(context as usize).with_context(name)?;
-    }
-    let threads = args.threads.map_or_else(|| Cores::here().threads(), |n| n as usize);
-    let session = Session::new(Arc::new(program), artifact.clone(), threads).with_context(name)?;
-    if session.threads() < threads {
-        note("warning", &format!("the system gives {} of {threads} threads", session.threads()));
-    }
-    Ok((artifact, session))
 }
 
 /// Times and memory on a line.

@@ -2,18 +2,17 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches, Parser};
+use lapidary_runtime::Engine;
 use lapidary_runtime::text::Text;
-use lapidary_runtime::{Artifact, Engine, threads};
 use lapidary_server::Served;
 
 use crate::args::Usage;
+use crate::artifact::ArtifactArgs;
 use crate::flags;
 use crate::serving::ServingArgs;
-use crate::trust::TrustArgs;
 
 /// Serve an artifact that `lapidary compile` wrote to clients of OpenAI's API, and a page to chat at.
 #[derive(Parser)]
@@ -25,20 +24,8 @@ struct Args {
     /// Artifact
     #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
     model: Option<PathBuf>,
-    /// CPU whose code is run [default: the best that the file has for this machine]
-    #[arg(long, value_name = "NAME")]
-    cpu: Option<String>,
-    /// Threads [default: one a CPU]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
-    threads: Option<u64>,
-    /// Most positions, in tokens, fewer than the file is compiled for
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
-    context: Option<u64>,
-    /// Hold every section of the file against its hash first
-    #[arg(long)]
-    verify: bool,
     #[command(flatten)]
-    trust: TrustArgs,
+    artifact: ArtifactArgs,
     #[command(flatten)]
     serving: ServingArgs,
 }
@@ -51,21 +38,13 @@ pub(crate) fn run(words: Vec<OsString>) -> Result<()> {
     let Some(path) = args.file.clone().or(args.model.clone()) else {
         return Err(Usage("expected FILE, an artifact of `lapidary compile`".into()).into());
     };
-    let (name, options) = (args.serving.name(Some(&path)), args.serving.options());
+    let (serving, options) = (args.serving.clone(), args.serving.options());
     let load = move || -> Result<Served> {
-        let artifact = Arc::new(Artifact::open_trusted(&path, &args.trust.trust)?.0);
-        if args.verify {
-            artifact.verify()?;
-        }
-        let mut program = artifact.program(args.cpu.as_deref())?;
-        let of = |error: lapidary_runtime::Error| anyhow!("{}: {error}", path.display());
-        if let Some(context) = args.context {
-            program.limit_context(context as usize).map_err(of)?;
-        }
-        let text = Text::of(&artifact, program.plan.vocab)?;
-        let threads = args.threads.map_or_else(threads::of_machine, |n| n as usize);
-        let engine = Engine::new(Arc::new(program), artifact, threads).map_err(of)?;
-        Ok(Served { name, engine, text: Box::new(text) })
+        let (artifact, engine) =
+            args.artifact.open(&path, |p, w, threads| Engine::new(p, w, threads), Engine::threads)?;
+        let speculation = serving.speculation(|draft| Ok(args.artifact.session(draft)?.1))?;
+        let text = Text::of(&artifact, engine.program().plan.vocab)?;
+        Ok(Served { name: serving.name(Some(&path)), engine, speculation, text: Box::new(text) })
     };
     let load = Box::new(move || load().map_err(|error| format!("{error:#}").into()));
     Ok(lapidary_server::serve(options, load)?)

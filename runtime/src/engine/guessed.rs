@@ -11,6 +11,15 @@ use crate::sequence::Sequence;
 
 use super::{Engine, Want, Work};
 
+/// What is known after a token.
+#[derive(Clone, Copy, Debug)]
+pub enum Prediction<'a> {
+    /// The most likely next token, the lowest id among equals.
+    Token(u32),
+    /// The logits, one a token of the vocabulary.
+    Logits(&'a [f32]),
+}
+
 impl Engine {
     /// The most tokens that [`Engine::decode_guessed`] takes.
     pub fn most_guessed(&self) -> usize {
@@ -32,34 +41,53 @@ impl Engine {
         sampler: &mut Sampler,
         chosen: &mut Vec<u32>,
     ) -> Result<(), Error> {
+        let (greedy, mut failed) = (sampler.is_plain_greedy(), None);
+        self.decode_guessed_by(sequence, tokens, greedy, &mut |held, prediction| {
+            let choice = match prediction {
+                Prediction::Token(token) => Ok(token),
+                Prediction::Logits(logits) => sampler.sample(logits, held, held.len()),
+            };
+            let token = choice.map_err(|error| failed = Some(error)).ok()?;
+            chosen.push(token);
+            Some(token)
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// The same by any choice: `choose` is given the tokens held and what is predicted after them, the most likely token
+    /// if `greedy`, and gives the token that comes next, or none where the text ends. How many tokens were appended.
+    ///
+    /// # Errors
+    /// As [`Engine::step`], and then nothing changes.
+    ///
+    /// # Panics
+    /// As [`Engine::decode_guessed`].
+    pub fn decode_guessed_by(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        greedy: bool,
+        choose: &mut dyn FnMut(&[u32], Prediction<'_>) -> Option<u32>,
+    ) -> Result<usize, Error> {
         assert!((1..=self.most_guessed()).contains(&tokens.len()), "{} tokens with guesses", tokens.len());
         let (before, vocab) = (sequence.position(), self.plan().vocab);
-        let greedy = sampler.is_plain_greedy();
         let want = if greedy { Want::AllArgmax } else { Want::AllLogits };
         let work = Work { sequence: &mut *sequence, tokens, phase: Phase::Decode, want };
         let outputs = self.step(&mut [work])?;
-        let mut choose = |row: usize| {
-            if greedy {
-                return Ok(outputs.tokens(0)[row]);
-            }
-            let end = before + row + 1;
-            sampler.sample(&outputs.logits(0)[row * vocab..][..vocab], &sequence.tokens()[..end], end)
-        };
-        let (mut kept, mut failed) = (0, None);
-        while failed.is_none() && kept < tokens.len() {
-            match choose(kept) {
-                Ok(token) if tokens.get(kept + 1) == Some(&token) => chosen.push(token),
-                Ok(token) => {
-                    chosen.push(token);
-                    kept += 1;
-                    break;
-                }
-                Err(error) => failed = Some(error),
-            }
+        let mut kept = 0;
+        loop {
+            let prediction = match greedy {
+                true => Prediction::Token(outputs.tokens(0)[kept]),
+                false => Prediction::Logits(&outputs.logits(0)[kept * vocab..][..vocab]),
+            };
             kept += 1;
+            let choice = choose(&sequence.tokens()[..before + kept], prediction);
+            if choice.is_none() || choice.as_ref() != tokens.get(kept) {
+                break;
+            }
         }
         self.keep(sequence, tokens.len(), kept);
-        failed.map_or(Ok(()), Err)
+        Ok(kept)
     }
 
     /// Of the `appended` tokens of the last step, which was of this sequence's alone and took one call, keeps the first

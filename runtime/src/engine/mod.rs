@@ -24,6 +24,7 @@ use crate::program::{Aligned, Phase, Plan, Program, Segment, WeightSource};
 use crate::sequence::Sequence;
 
 pub use call::Profile;
+pub use guessed::Prediction;
 
 use call::{Caller, Frame};
 use step::{Head, Part};

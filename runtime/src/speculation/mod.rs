@@ -73,6 +73,19 @@ pub struct Speculation {
     told: Speculated,
     /// The token chosen last, and guesses.
     ids: Vec<u32>,
+    /// What was guessed last, until it is known what came of it.
+    step: Option<Step>,
+}
+
+/// A step that is under way.
+struct Step {
+    offered: Guesses,
+    /// How many guesses are stepped.
+    count: usize,
+    /// When guessing began.
+    start: Instant,
+    /// When the step began.
+    stepping: Instant,
 }
 
 impl Speculation {
@@ -90,7 +103,7 @@ impl Speculation {
 
     fn of(guesser: Guesser, most: usize) -> Speculation {
         let (told, ids) = (Speculated::default(), Vec::new());
-        Speculation { guesser, most, always: false, pace: Pace::default(), told, ids }
+        Speculation { guesser, most, always: false, pace: Pace::default(), told, ids, step: None }
     }
 
     /// Guesses as many as it may in each step, whether it pays or not: for tests and for measuring.
@@ -105,7 +118,7 @@ impl Speculation {
     }
 
     /// Tokens that its model has, if it guesses by one.
-    pub(crate) fn vocab(&self) -> Option<usize> {
+    pub fn vocab(&self) -> Option<usize> {
         match &self.guesser {
             Guesser::Lookup(_) => None,
             Guesser::Draft(draft) => Some(draft.vocab()),
@@ -122,17 +135,30 @@ impl Speculation {
         most: usize,
         chosen: &mut Vec<u32>,
     ) -> Result<(), Error> {
-        let start = Instant::now();
         // A guess takes room in the context, and a choice after it.
         let room = (session.context() - session.position()).min(most).min(session.most_guessed()) - 1;
+        let before = chosen.len();
+        let tokens = self.guess(session.tokens(), last, room)?;
+        session.decode_guessed(tokens, sampler, chosen)?;
+        self.learn(&chosen[before..]);
+        Ok(())
+    }
+
+    /// What to step after the text `held`: `last`, the token that was chosen last, and at most `room` guesses.
+    /// [`Speculation::learn`] is to be told what came of it.
+    ///
+    /// # Errors
+    /// Those of the step of a model that guesses.
+    pub fn guess(&mut self, held: &[u32], last: u32, room: usize) -> Result<&[u32], Error> {
+        let start = Instant::now();
         let room = room.min(self.most);
         self.ids.clear();
         self.ids.push(last);
         let offered = match &mut self.guesser {
-            Guesser::Lookup(lookup) => lookup.guess(session.tokens(), room, &mut self.ids),
+            Guesser::Lookup(lookup) => lookup.guess(held, room, &mut self.ids),
             Guesser::Draft(draft) => {
                 let count = if self.always { room } else { self.pace.worth_making(room, 0, draft.seconds()) };
-                draft.guess(session.tokens(), count, &mut self.ids)?
+                draft.guess(held, count, &mut self.ids)?
             }
         };
         let count = match &self.guesser {
@@ -140,15 +166,19 @@ impl Speculation {
             Guesser::Lookup(_) => self.pace.worth(offered.count, offered.class),
             Guesser::Draft(_) => offered.count,
         };
-        let stepping = Instant::now();
-        let before = chosen.len();
-        session.decode_guessed(&self.ids[..=count], sampler, chosen)?;
-        let end = Instant::now();
-        let made = chosen.len() - before;
+        self.step = Some(Step { offered, count, start, stepping: Instant::now() });
+        Ok(&self.ids[..=count])
+    }
+
+    /// What was chosen after the tokens of the last [`Speculation::guess`], one after each that was right.
+    pub fn learn(&mut self, chosen: &[u32]) {
+        let Some(Step { offered, count, start, stepping }) = self.step.take() else { return };
+        let Some(&first) = chosen.first() else { return };
+        let (made, end) = (chosen.len(), Instant::now());
         self.pace.stepped(count + 1, (end - stepping).as_secs_f64());
         // A guess that was not stepped tells as much, if it is the first.
         let (tried, right) = match count {
-            0 => (offered.count.min(1), usize::from(self.ids.get(1) == chosen.get(before))),
+            0 => (offered.count.min(1), usize::from(self.ids.get(1) == Some(&first))),
             _ => (made.min(count), made - 1),
         };
         if tried > 0 {
@@ -161,6 +191,5 @@ impl Speculation {
         told.right += made - 1;
         told.seconds += (end - start).as_secs_f64();
         told.plain_seconds += made as f64 * self.pace.plain_seconds();
-        Ok(())
     }
 }

@@ -112,7 +112,9 @@ impl Tokenizer {
         }
         let parts = Components::parse(path, tokenizer, true)?;
         let refuse = |e: serde_json::Error| Error::file(path, "a tokenizer", error::line(e));
-        let File { model } = serde_json::from_slice(tokenizer).map_err(refuse)?;
+        let File { mut model } = serde_json::from_slice(tokenizer).map_err(refuse)?;
+        // A word of Gemma's is a whole text, which seldom comes again; each thread would keep thousands of them.
+        model.resize_cache(0);
         let texts = check_ids(path, &model, &parts)?;
         let inner = assemble(path, model, parts)?;
         let added = pieces_of(&inner);

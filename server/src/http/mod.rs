@@ -164,6 +164,7 @@ pub(crate) async fn call(router: Router, request: Request<Body>) -> Response {
 /// What holds of every request: its key, its line in the log.
 async fn around(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
+    let bodiless = request.method() == Method::HEAD;
     let open = ["/", "/health"].contains(&path);
     let record = Record::new(shared.log, shared.options.log_text, request.method().as_str(), path);
     let record = Arc::new(record);
@@ -174,6 +175,10 @@ async fn around(State(shared): State<Arc<Shared>>, mut request: Request, next: N
         ApiError::unauthorized().into_response()
     };
     record.status(response.status().as_u16());
+    if bodiless {
+        // Its body is not asked for.
+        record.sent();
+    }
     let (parts, body) = response.into_parts();
     let mut response = Response::from_parts(parts, Body::new(Recorded { body, record }));
     response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));

@@ -1,11 +1,12 @@
 //! The scheduler: one thread with the engine, which steps everything that runs.
 //!
 //! In: [`Job`]s, from a bounded queue. Out: [`Event`]s, a channel a request. Each turn is one step of the engine: a
-//! token of every answer, and a bounded chunk of prompts. Invariants: jobs begin in the order that they came in; one
+//! token of every answer, and a bounded chunk of prompts; an answer that is made alone has some guessed. Invariants: jobs begin in the order that they came in; one
 //! begins only when the memory that it may come to need is there; one whose client is gone, or whose time is up, is
 //! dropped before the next step, and nobody else's with it. What a step holds changes no bit of an answer: prompts are
 //! prefilled and answers are decoded, whoever else is there.
 
+mod guessed;
 mod logprobs;
 mod pace;
 mod prefixes;
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use lapidary_runtime::Engine;
+use lapidary_runtime::{Engine, Speculation};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::error::ApiError;
@@ -130,6 +131,8 @@ pub(crate) struct Scheduler {
     prefixes: Prefixes,
     slots: Slots,
     pace: Pace,
+    /// Guesses how an answer goes on that is made alone.
+    speculation: Option<Speculation>,
     /// Bytes that KV caches may take.
     kv_bytes: usize,
     /// When what runs is cut, once the end was asked for.
@@ -150,6 +153,7 @@ impl Scheduler {
         Scheduler {
             pace: Pace::new(engine.program().plan.chunk, options.prefill_budget),
             engine,
+            speculation: None,
             vocabulary,
             guides,
             metrics,
@@ -161,6 +165,11 @@ impl Scheduler {
             kv_bytes,
             end: None,
         }
+    }
+
+    /// Guesses how an answer goes on, while it is made alone.
+    pub(crate) fn speculate(self, speculation: Option<Speculation>) -> Scheduler {
+        Scheduler { speculation, ..self }
     }
 
     /// Works until the end is asked for, or nobody can ask any more.

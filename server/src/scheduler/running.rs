@@ -24,8 +24,8 @@ pub(super) struct Running {
     pub(super) parting: Option<usize>,
     /// Of the prompt's tokens, if they are wanted.
     pub(super) scores: Vec<Logprobs>,
-    /// When the last tokens came.
-    pub(super) last: Instant,
+    /// When the last tokens came, if any did.
+    pub(super) last: Option<Instant>,
 }
 
 impl Running {
@@ -87,7 +87,7 @@ impl Scheduler {
             speaks: false,
             parting,
             scores: vec![],
-            last: Instant::now(),
+            last: None,
         })
     }
 

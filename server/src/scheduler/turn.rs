@@ -52,7 +52,7 @@ impl Target<'_> {
 impl Scheduler {
     /// One step, if anything runs.
     pub(super) fn turn(&mut self) {
-        if self.running.is_empty() {
+        if self.running.is_empty() || self.turn_alone() {
             return;
         }
         let speaking: usize = self.running.iter().filter(|r| r.speaks).map(Running::speaking).sum();
@@ -158,8 +158,6 @@ impl Scheduler {
         if !running.speaks && !self.settle_prompt(running)? {
             return Ok(true);
         }
-        let now = Instant::now();
-        let first = running.voices.iter().all(|voice| voice.tokens() == 0);
         let mut spoke = 0;
         for index in 0..running.voices.len() {
             let voice = &mut running.voices[index];
@@ -180,17 +178,25 @@ impl Scheduler {
                 self.end_of(running, index);
             }
         }
-        let time = now.duration_since(if first { running.job.arrived } else { running.last });
-        let histogram = if first { &self.metrics.first_token } else { &self.metrics.inter_token };
-        (0..spoke).for_each(|_| histogram.observe(time));
-        running.last = now;
-        self.metrics.generated_tokens.add(spoke);
+        Ok(self.spoke(running, spoke, spoke))
+    }
+
+    /// So many answers came to so many tokens in a step: whether the job goes on.
+    pub(super) fn spoke(&self, running: &mut Running, answers: usize, tokens: usize) -> bool {
+        let now = Instant::now();
+        let last = running.last.replace(now);
+        let time = now.duration_since(last.unwrap_or(running.job.arrived));
+        let histogram = if last.is_some() { &self.metrics.inter_token } else { &self.metrics.first_token };
+        // Tokens that come together share their time.
+        let each = time.mul_f64(answers as f64 / tokens.max(1) as f64);
+        (0..tokens).for_each(|_| histogram.observe(each));
+        self.metrics.generated_tokens.add(tokens);
         let goes_on = running.speaking() > 0;
         if !goes_on {
             self.metrics.request.observe(running.job.arrived.elapsed());
             self.metrics.finished.add(1);
         }
-        Ok(goes_on)
+        goes_on
     }
 
     /// Whether the prompt is done; then its answers have sequences.
@@ -228,7 +234,7 @@ impl Scheduler {
     }
 
     /// An answer is done: its text is kept, its slot is free.
-    fn end_of(&mut self, running: &mut Running, index: usize) {
+    pub(super) fn end_of(&mut self, running: &mut Running, index: usize) {
         let Some(sequence) = running.sequences.get_mut(index).and_then(Option::take) else { return };
         let need = self.engine.kv_bytes_of(running.job.prompt.len() + running.job.most);
         running.reserved = running.reserved.saturating_sub(need);

@@ -86,6 +86,16 @@ impl Voice {
         self.history.len() - self.prompt
     }
 
+    /// The most tokens that it may still come to.
+    pub(super) fn most_more(&self) -> usize {
+        self.most - self.tokens()
+    }
+
+    /// The token that was chosen, until it goes on with it.
+    pub(super) fn chosen_token(&self) -> Option<u32> {
+        self.chosen.as_ref()?.as_ref().ok().map(|(token, _)| *token)
+    }
+
     /// Of how many likely tokens log-probabilities are told.
     pub(super) fn top(&self) -> usize {
         self.parameters.logprobs.unwrap_or(0)

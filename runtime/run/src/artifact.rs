@@ -1,0 +1,64 @@
+//! How an artifact is opened: shared by all that is done with one.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use lapidary_runtime::cpu::Cores;
+use lapidary_runtime::program::Program;
+use lapidary_runtime::{Artifact, Session};
+
+use crate::output::note;
+use crate::trust::TrustArgs;
+
+/// What is run of an artifact, and on what.
+#[derive(clap::Args, Clone)]
+pub(crate) struct ArtifactArgs {
+    /// CPU whose code is run [default: the best that the file has for this machine]
+    #[arg(long, value_name = "NAME")]
+    cpu: Option<String>,
+    /// Threads [default: one a fast core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    threads: Option<u64>,
+    /// Most positions, in tokens, fewer than the file is compiled for
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    pub(crate) context: Option<u64>,
+    /// Hold every section of the file against its hash first
+    #[arg(long)]
+    verify: bool,
+    #[command(flatten)]
+    trust: TrustArgs,
+}
+
+impl ArtifactArgs {
+    /// An artifact, and what `start` makes of its program, itself and a number of threads: an engine or a session,
+    /// which tells `threads` how many it has.
+    pub(crate) fn open<T>(
+        &self,
+        path: &Path,
+        start: impl FnOnce(Arc<Program>, Arc<Artifact>, usize) -> Result<T, lapidary_runtime::Error>,
+        threads: impl FnOnce(&T) -> usize,
+    ) -> Result<(Arc<Artifact>, T)> {
+        let artifact = Arc::new(Artifact::open_trusted(path, &self.trust.trust)?.0);
+        if self.verify {
+            artifact.verify()?;
+        }
+        let name = || path.display().to_string();
+        let mut program = artifact.program(self.cpu.as_deref())?;
+        if let Some(context) = self.context {
+            program.limit_context(context as usize).with_context(name)?;
+        }
+        let wanted = self.threads.map_or_else(|| Cores::here().threads(), |n| n as usize);
+        let started = start(Arc::new(program), artifact.clone(), wanted).with_context(name)?;
+        let given = threads(&started);
+        if given < wanted {
+            note("warning", &format!("the system gives {given} of {wanted} threads"));
+        }
+        Ok((artifact, started))
+    }
+
+    /// A session of an artifact.
+    pub(crate) fn session(&self, path: &Path) -> Result<(Arc<Artifact>, Session)> {
+        self.open(path, |program, weights, threads| Session::new(program, weights, threads), Session::threads)
+    }
+}
