@@ -1,17 +1,14 @@
 //! A model ready to run, and what is told of its times.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
-use lapidary_runtime::cpu::Cores;
+use anyhow::{Result, anyhow, ensure};
 use lapidary_runtime::text::{Text, Tokenizer};
-use lapidary_runtime::{Artifact, Generation, Session};
+use lapidary_runtime::{Generation, Session};
 use serde_json::{Value, json};
 
 use crate::args::Args;
-use crate::output::note;
 use crate::speculation;
 
 /// An artifact ready to run.
