@@ -52,7 +52,8 @@ fn build(path: &Path, files: &Files) {
     let stop = format!(r#"{{"eos_token_id":{:?}}}"#, files.stop_tokens);
     parts.push(Part::text(GENERATION_CONFIG, stop.into_bytes()));
     let cpus = ["native".to_string()];
-    let about = About { target: &triple(), cpus: &cpus, weights: "f32", compiler: "test", key: None };
+    let about =
+        About { target: &triple(), cpus: &cpus, weights: "f32", function: None, compiler: "test", key: None };
     write(path, &about, &parts, &mut |_, _| {}).unwrap();
 }
 

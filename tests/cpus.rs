@@ -74,7 +74,8 @@ fn build(path: &PathBuf, targets: &[Target], weights: DType) -> Artifact {
     let parts = Part::images(&variants.collect::<Vec<_>>());
     let cpus: Vec<String> = targets.iter().map(|t| t.name.clone()).collect();
     let target = triple(targets[0].set.architecture());
-    let about = About { target, cpus: &cpus, weights: weights.name(), compiler: "test", key: None };
+    let about =
+        About { target, cpus: &cpus, weights: weights.name(), function: None, compiler: "test", key: None };
     write(path, &about, &parts, &mut |_, _| {}).unwrap();
     let artifact = Artifact::open(path).unwrap();
     artifact.verify().unwrap();

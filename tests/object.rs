@@ -5,6 +5,8 @@
 mod guard;
 #[path = "object/microkernels.rs"]
 mod microkernels;
+#[path = "object/own.rs"]
+mod own;
 #[path = "object/sample.rs"]
 mod sample;
 #[path = "object/toolchain.rs"]

@@ -6,8 +6,8 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
+use lapidary::Options;
 use lapidary::call::{Call, TensorFile, write_tensors};
-use lapidary::{CHUNK, Options};
 
 use crate::functions;
 use crate::options::{self, CompileArgs};
@@ -52,8 +52,8 @@ fn share(text: &str) -> Result<f64, String> {
 
 /// Binds, compiles, runs, compares, writes.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if args.compile.context.is_some() || args.compile.chunk != CHUNK {
-        let reason = "--context, --chunk: T and S are what the shapes of the tensors say";
+    if args.compile.context.is_some() {
+        let reason = "--context: S is what the shapes of the tensors say";
         bail!(Usage::new(anyhow!(reason)));
     }
     let mut options: Options = args.compile.options()?;
@@ -61,14 +61,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         options = options.threads(threads);
     }
     let source = functions::source(Some(&args.file), None, None, &args.compile)?;
-    let functions = source.functions(args.function.as_deref())?;
-    let [function] = &functions[..] else {
-        let names: Vec<&str> = functions.iter().map(|f| f.name.as_str()).collect();
-        bail!(Usage::new(anyhow!("{}: expected --fn, one of {}", source.name, names.join(", "))));
-    };
+    let function = source.one(args.function.as_deref())?;
     let open = |path: &Option<PathBuf>| path.as_ref().map(TensorFile::open).transpose();
     let (weights, inputs) = (open(&args.weights)?, open(&args.inputs)?);
-    let call = Call::bind(function, weights.as_ref(), inputs.as_ref()).map_err(options::error)?;
+    let call = Call::bind(&function, weights.as_ref(), inputs.as_ref()).map_err(options::error)?;
     let mut compiled = call.compile(&options).map_err(options::error)?;
     let results = call.run(&mut compiled)?;
     if let Some(most) = args.tolerance {
@@ -88,8 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if let Some(path) = &args.output {
         write_tensors(path, &results)?;
-        let all: Vec<String> =
-            results.iter().map(|r| format!("{} {}{:?}", r.name, r.dtype, r.shape)).collect();
+        let all: Vec<String> = results.iter().map(ToString::to_string).collect();
         output::say(&format!("{}: {}", path.display(), all.join(", ")));
     }
     Ok(())

@@ -11,6 +11,7 @@ use lapidary_ir::{DType, Function, text};
 
 use crate::model::{self, read_stdin, read_text};
 use crate::options::{self, CompileArgs};
+use crate::output::Usage;
 
 /// Which functions, compiled how.
 #[derive(Clone, clap::Args)]
@@ -81,6 +82,18 @@ impl Source {
         let known: Vec<&str> = module.functions.iter().map(|f| f.name.as_str()).collect();
         let found = module.function(name).cloned();
         Ok(vec![found.ok_or_else(|| anyhow!("no function `{name}`: expected one of {}", known.join(", ")))?])
+    }
+}
+
+impl Source {
+    /// The function of this name, or the only one.
+    pub(crate) fn one(&self, name: Option<&str>) -> Result<Function> {
+        let functions = self.functions(name)?;
+        if let [function] = &functions[..] {
+            return Ok(function.clone());
+        }
+        let names: Vec<&str> = functions.iter().map(|f| f.name.as_str()).collect();
+        Err(Usage::new(anyhow!("{}: expected --fn, one of {}", self.name, names.join(", "))).into())
     }
 }
 

@@ -27,7 +27,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (artifact, signer) = Artifact::open_trusted(&args.file, &args.trust.trust)?;
     artifact.verify()?;
     for cpu in artifact.cpus() {
-        artifact.listing(cpu)?;
+        match artifact.function_name() {
+            Some(_) => drop(artifact.function_listing(cpu)?),
+            None => drop(artifact.listing(cpu)?),
+        }
     }
     let signed = match (signer, artifact.signed_by()) {
         (Some(file), Some(key)) => format!(", signed by {key} ({})", file.display()),

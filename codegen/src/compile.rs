@@ -219,7 +219,7 @@ pub fn compile_functions(functions: &[Function], options: &Options) -> Result<Lo
 }
 
 /// Functions with their entry points in place.
-fn link(functions: Vec<program::Function<u64>>, code: &jit::Code) -> Vec<program::Function> {
+pub(crate) fn link(functions: Vec<program::Function<u64>>, code: &jit::Code) -> Vec<program::Function> {
     // SAFETY: the offsets are entries of the image that was mapped; whoever holds the functions holds the code.
     functions.into_iter().map(|f| unsafe { f.link(code.base()) }).collect()
 }
@@ -236,7 +236,7 @@ pub struct Loose {
     pub code: Box<dyn std::any::Any + Send + Sync>,
 }
 
-struct Compiler<'a> {
+pub(crate) struct Compiler<'a> {
     options: &'a Options,
     target: Target,
     image: ImageBuilder,
@@ -244,21 +244,21 @@ struct Compiler<'a> {
     functions: Vec<FunctionReport>,
 }
 
-struct Finished {
-    reports: Vec<FunctionReport>,
-    functions: Vec<program::Function<u64>>,
-    constants: Vec<u8>,
-    code: CodeImage,
+pub(crate) struct Finished {
+    pub(crate) reports: Vec<FunctionReport>,
+    pub(crate) functions: Vec<program::Function<u64>>,
+    pub(crate) constants: Vec<u8>,
+    pub(crate) code: CodeImage,
 }
 
 impl<'a> Compiler<'a> {
-    fn new(options: &'a Options, target: Target) -> Compiler<'a> {
+    pub(crate) fn new(options: &'a Options, target: Target) -> Compiler<'a> {
         let mut image = ImageBuilder::new(target.clone());
         image.listings = options.listings;
         Compiler { options, target, image, constants: vec![], functions: vec![] }
     }
 
-    fn add(&mut self, function: &Function) -> Result<(), Error> {
+    pub(crate) fn add(&mut self, function: &Function) -> Result<(), Error> {
         let options = self.options;
         let mut times = Times::default();
         let start = Instant::now();
@@ -352,7 +352,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn finish(self) -> Finished {
+    pub(crate) fn finish(self) -> Finished {
         let code = self.image.finish();
         let features = self.target.features;
         let mut entries = code.entries.iter().copied();

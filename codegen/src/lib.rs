@@ -19,8 +19,10 @@
 //! | [`object`] | a relocatable file with a C ABI |
 //! | [`price`] | what kernels are priced by and held against, measured |
 //! | [`call`] | a compiled function called on tensors |
+//! | [`callable`] | a function that is no model's, to be called by itself |
 
 pub mod call;
+pub mod callable;
 pub mod compile;
 pub mod emit;
 mod error;

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lapidary::Options;
-use lapidary::call::{Place, Placed, TensorFile};
+use lapidary::call::{self, Place, Placed, TensorFile};
 use lapidary::ir::{self, DType, Extent, InputKind, TensorType};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -28,7 +28,7 @@ pub(crate) enum Weight {
 impl Weight {
     /// A file's tensor of this type.
     pub(crate) fn of_file(file: &Arc<TensorFile>, name: &str, ty: &TensorType) -> lapidary::Result<Weight> {
-        Ok(match file.weight(name, ty)? {
+        Ok(match call::weight(file, name, ty)? {
             Cow::Borrowed(bytes) => {
                 let place = Place { address: bytes.as_ptr().cast_mut(), bytes: bytes.len() };
                 Weight::Mapped(Arc::clone(file), place)

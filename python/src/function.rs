@@ -145,7 +145,8 @@ impl Function {
                 bound.push((index, Weight::Array(array)));
             }
         } else {
-            let file = Arc::new(TensorFile::open(weights.extract::<PathBuf>()?).map_err(of)?);
+            let file = TensorFile::open(weights.extract::<PathBuf>()?).map_err(|e| of(e.into()))?;
+            let file = Arc::new(file);
             for (index, input) in inputs {
                 bound.push((index, Weight::of_file(&file, &input.name, &input.ty).map_err(of)?));
             }

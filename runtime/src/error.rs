@@ -49,6 +49,22 @@ pub enum Error {
     /// The program's parts do not fit together: a broken artifact, or a bug of the compiler.
     #[error("the program is malformed: {0}")]
     Program(String),
+    /// A file without a tensor that a function takes, or with another.
+    #[error("{}: {what}", path.display())]
+    Operand {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The tensor, what was expected, and found.
+        what: String,
+    },
+    /// Operands that a function cannot be called on.
+    #[error("function `{function}`: {what}")]
+    Call {
+        /// The function's name.
+        function: String,
+        /// The tensor, what was expected, and found.
+        what: String,
+    },
     /// Memory could not be had.
     #[error("cannot allocate {bytes} bytes for {what}")]
     Memory {

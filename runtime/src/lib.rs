@@ -7,6 +7,7 @@ compile_error!(
 );
 
 pub mod artifact;
+pub mod callable;
 pub mod cpu;
 pub mod demand;
 pub mod engine;
@@ -42,3 +43,5 @@ pub use sampler::{Sampler, SamplerOptions};
 pub use sequence::Sequence;
 pub use session::Session;
 pub use speculation::{Speculated, Speculation};
+
+pub use callable::Callable;

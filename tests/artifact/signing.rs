@@ -24,6 +24,7 @@ fn signed(path: &Path, sign: bool) -> PublicKey {
         target: "x86_64-unknown-linux-gnu",
         cpus: &["none".into()],
         weights: "f32",
+        function: None,
         compiler: "test",
         key: sign.then_some(&key),
     };

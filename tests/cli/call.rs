@@ -1,10 +1,12 @@
 //! `lapidary call`: own graphs on tensors from files.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use lapidary_runtime::file::safetensors;
 
-use crate::command::{lapidary, name};
+use crate::artifact::lapidary_run;
+use crate::command::{lapidary, name, run_with};
 
 const MLP: &str = "; LayerNorm, a hidden layer with ReLU, a residual
 function mlp(%x: f32[T,6] rows, %g: f32[6] weight, %b: f32[6] weight, %up: bf16[8,6] weight, %down: f32[6,8] weight) {
@@ -152,4 +154,124 @@ fn ids_are_looked_at_before_code_reads_by_them() {
     let both = lapidary(&["call", name(&ir), "--inputs", name(&x), "-o", name(&y)]);
     assert_eq!(both.code, Some(2), "{}", both.err);
     assert!(both.err.contains("take, computed"), "{}", both.err);
+}
+
+#[test]
+fn a_graph_compiled_ahead_is_called_without_a_compiler() {
+    let dir = tempfile::tempdir().unwrap();
+    let [ir, w, x, y] = files(dir.path(), 40);
+    let [lap, again] = ["mlp.lap", "again.safetensors"].map(|n| dir.path().join(n));
+    let program = lapidary_run();
+    let runner = |args: &[&str]| run_with(Command::new(&program), args, b"");
+    let of = ["--weights", name(&w), "--chunk", "64"];
+    lapidary(&[&["compile", name(&ir), "-o", name(&lap)], &of[..]].concat()).ok();
+    lapidary(&["verify", name(&lap)]).ok();
+    lapidary(&[&["call", name(&ir), "--inputs", name(&x), "-o", name(&y)], &of[..]].concat()).ok();
+    let out = runner(&["call", name(&lap), "--inputs", name(&x), "-o", name(&again)]);
+    assert!(
+        out.code == Some(0) && out.err.contains("y f32[40, 6], most i32[40, 1], up bool[40, 6]"),
+        "{}",
+        out.err
+    );
+    assert_eq!(std::fs::read(&again).unwrap(), std::fs::read(&y).unwrap());
+
+    let refused = runner(&["call", name(&lap), "-o", name(&again)]);
+    assert_eq!(refused.code, Some(2), "{}", refused.err);
+    assert!(refused.err.contains("`x`, f32[T,6]"), "{}", refused.err);
+    let [_, _, many, _] = files(dir.path(), 65);
+    runner(&["call", name(&lap), "--inputs", name(&many), "-o", name(&again)])
+        .fails(&["mlp.lap", "65", "1 to 64"]);
+    runner(&["call", name(&lap), "--inputs", name(&w), "-o", name(&again)]).fails(&["w.safetensors", "`x`"]);
+    // What runs models says what it is.
+    lapidary(&["run", "-m", name(&lap), "hello"]).fails(&[
+        "mlp.lap",
+        "function \"mlp\"",
+        "lapidary-run call",
+    ]);
+    runner(&[name(&lap), "hello"]).fails(&["mlp.lap", "function \"mlp\"", "lapidary-run call"]);
+}
+
+#[test]
+fn what_cannot_be_compiled_ahead_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let [ir, w, x, _] = files(dir.path(), 3);
+    let [lap, object] = ["mlp.lap", "mlp.o"].map(|n| dir.path().join(n));
+    let compile = |args: &[&str]| lapidary(&[&["compile", name(&ir), "-o", name(&lap)], args].concat());
+    compile(&[]).fails(&["--weights", "`g`, f32[6]"]);
+    compile(&["--weights", name(&x)]).fails(&["x.safetensors", "`g`", "f32[6]"]);
+    let bad = dir.path().join("bad.safetensors");
+    write(&bad, &[("g", "F32", &[7], floats(7, 0.1))]);
+    compile(&["--weights", name(&bad)]).fails(&["bad.safetensors", "`g`", "expected f32[6]", "F32 [7]"]);
+    write(&bad, &[("g", "BF16", &[6], halves(6, 0.1))]);
+    compile(&["--weights", name(&bad)]).fails(&["`g`", "expected f32[6]", "BF16 [6]"]);
+    let usage = |args: &[&str], named: &[&str]| {
+        let refused = compile(args);
+        assert_eq!(refused.code, Some(2), "{args:?}: {}", refused.err);
+        named.iter().for_each(|n| assert!(refused.err.contains(n), "{args:?}, {n}: {}", refused.err));
+    };
+    usage(&["--weights", "q4"], &["--weights q4", "safetensors"]);
+    usage(&["--weights", "w.bin"], &["w.bin", "q4", "NAME.safetensors"]);
+    usage(&["--weights", name(&w), "--target", "sparc-sun"], &["sparc-sun"]);
+    usage(&["--weights", name(&w), "--cpu", "z80"], &["z80"]);
+    usage(&["--weights", name(&w), "-m", "model"], &["FILE.ir"]);
+    usage(&["--weights", name(&w), "--context", "9"], &["--context"]);
+    usage(&["--weights", name(&w), "--head-weights", "q8"], &["--head-weights"]);
+    let model = lapidary(&["compile", "--weights", name(&w), "-o", name(&lap)]);
+    assert!(model.code == Some(2) && model.err.contains("w.safetensors"), "{}", model.err);
+
+    std::fs::write(
+        &ir,
+        "function a(%x: f32[T,4] rows) { return y=(neg %x) }
+         function keep(%k: f32[2,T,8] rows, %k_cache: f32[2,S,8] cache) { return k_cache=(append %k_cache %k) }
+         function computed(%x: f32[3,4] rows) { return y=(gather %x (reshape (argmax %x 1) [3])) }
+         function wrong(%x: f32[T,4] rows) { return y=(add %x (reshape %x [T,2,2])) }",
+    )
+    .unwrap();
+    usage(&[], &["mlp.ir", "a, keep, computed, wrong"]);
+    for emit in ["artifact", "object"] {
+        let output = if emit == "object" { &object } else { &lap };
+        let of = |f: &str| lapidary(&["compile", name(&ir), "--emit", emit, "-o", name(output), "--fn", f]);
+        of("keep").fails(&["mlp.ir", "`keep`", "`k_cache` is a cache"]);
+        of("computed").fails(&["mlp.ir", "`computed`", "gather", "computed ones"]);
+        of("wrong").fails(&["mlp.ir", "wrong", "add"]);
+        of("none").fails(&["none", "a, keep"]);
+        assert!(!output.exists());
+        of("a").ok();
+        assert!(output.exists());
+    }
+}
+
+#[test]
+fn a_graph_is_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let [ir, w, ..] = files(dir.path(), 1);
+    let of = ["bench", name(&ir), "--repeat", "1", "--threads", "1"];
+    let text = lapidary(&[&of[..], &["--rows", "2,3"]].concat()).ok();
+    assert!(text.contains("function mlp") && text.contains("GFLOP/s"), "{text}");
+    let given = ["--weights", name(&w), "--kernels", "--json"];
+    let shown = lapidary(&[&of[..], &given[..]].concat()).json();
+    let results = shown["results"].as_array().unwrap();
+    assert_eq!(
+        results.iter().map(|r| r["rows"].as_u64()).collect::<Vec<_>>(),
+        [Some(1), Some(16), Some(512)]
+    );
+    for result in results {
+        let sum = |field: &str| {
+            let kernels = result["kernels"].as_array().unwrap().iter();
+            kernels.map(|k| k[field].as_f64().unwrap() * k["ns"].as_f64().unwrap()).sum::<f64>()
+        };
+        // What the kernels do is what the call does.
+        let whole = result["gflops"].as_f64().unwrap() * result["ms"].as_f64().unwrap() * 1e6;
+        assert!(whole > 0.0 && (sum("gflops") / whole - 1.0).abs() < 1e-6, "{result}");
+        assert_eq!(
+            result["kernels"].as_array().unwrap().len() as u64,
+            result["kernels_launched"].as_u64().unwrap()
+        );
+    }
+    for (args, named) in
+        [(&["--depth", "3"][..], "--depth"), (&["--weights", "q4"], "q4"), (&["--rows", "0"], "0")]
+    {
+        let refused = lapidary(&[&of[..], args].concat());
+        assert!(refused.code == Some(2) && refused.err.contains(named), "{args:?}: {}", refused.err);
+    }
 }

@@ -12,7 +12,7 @@ use super::{Args, cpu_name, median};
 use crate::model::Engine;
 use crate::options::{CompileArgs, ModelArgs};
 use crate::output::{self, Usage};
-use crate::weights::WeightArgs;
+use crate::weights::{FormatOrFile, WeightArgs};
 
 /// A row of the table.
 struct Row {
@@ -60,7 +60,7 @@ pub(super) fn run(args: &Args, phases: &[Phase], needed: usize, threads: usize) 
             Usage::new(anyhow!("--ablation: expected --prompt-tokens and --gen-tokens above 0")).into()
         );
     };
-    let format = args.weights.first().copied();
+    let format = args.weights.first().map(FormatOrFile::format).transpose()?;
     let compile = args.compile.at_least(needed);
     let model = |compile: CompileArgs| ModelArgs {
         model: args.model.clone(),

@@ -8,7 +8,6 @@ use anyhow::Result;
 use lapidary_codegen::view::Capacity;
 use lapidary_ir::DType;
 use lapidary_runtime::Profile;
-use lapidary_runtime::demand::Unit;
 use serde_json::{Value, json};
 
 use super::phase::Phase;
@@ -45,7 +44,7 @@ pub(super) fn launches(engine: &Engine, phase: Phase) -> Vec<Launches> {
             let variant = code.variant_for(phase.of_program(), extent.rows);
             for (step, kernel) in code.variants[variant].steps.iter().enumerate() {
                 let place = (function, variant, step);
-                let unit = index(dtype(kernel.demand.unit));
+                let unit = super::dtype_index(kernel.demand.unit);
                 let new = || Launches { place, bytes: 0.0, flops: 0.0, unit, extents: BTreeMap::new() };
                 let launches = all.entry(place).or_insert_with(new);
                 launches.bytes += kernel.demand.bytes(extent.rows, extent.keys);
@@ -55,15 +54,6 @@ pub(super) fn launches(engine: &Engine, phase: Phase) -> Vec<Launches> {
         }
     }
     all.into_values().collect()
-}
-
-/// The type of a unit's operands.
-fn dtype(unit: Unit) -> DType {
-    match unit {
-        Unit::F32 => DType::F32,
-        Unit::Bf16 => DType::BF16,
-        Unit::Int8 => DType::Q8,
-    }
 }
 
 /// What the machine does at most.
@@ -78,9 +68,9 @@ pub(super) struct Ceilings {
 pub(super) struct Line {
     name: String,
     launches: u64,
-    seconds: f64,
-    bytes: f64,
-    flops: f64,
+    pub(super) seconds: f64,
+    pub(super) bytes: f64,
+    pub(super) flops: f64,
     share: f64,
     roofline: f64,
     unit: DType,
@@ -92,6 +82,22 @@ pub(super) struct Line {
 const AGREES: std::ops::RangeInclusive<f64> = 0.67..=1.5;
 
 impl Line {
+    /// One launch in which so much is moved and computed, not timed yet; `unit` is its place among [`UNITS`].
+    pub(super) fn new(name: &str, bytes: f64, flops: f64, unit: usize) -> Line {
+        let (name, unit) = (name.to_string(), UNITS[unit]);
+        Line {
+            name,
+            launches: 1,
+            seconds: 0.0,
+            bytes,
+            flops,
+            share: 0.0,
+            roofline: 0.0,
+            unit,
+            predicted: None,
+        }
+    }
+
     fn ratio(&self) -> Option<f64> {
         Some(self.predicted? / self.seconds)
     }
@@ -132,29 +138,28 @@ pub(super) fn table(
         let code = &engine.session.program().functions[function];
         let kernel = &code.variants[variant].steps[step];
         let (bytes, flops) = (launch.bytes, launch.flops);
-        // Nothing is multiplied in a unit that the CPU lacks; a peak that was not measured is no limit.
-        let least = (bytes / ceilings.read).max(flops / ceilings.peaks[launch.unit]);
         let mut predicted = predictor.map(|_| 0.0);
         for (&(rows, keys), &count) in &launch.extents {
             let ns = predictor.and_then(|p| p.nanoseconds(launch.place, rows, keys));
             predicted = predicted.zip(ns).map(|(sum, ns)| sum + ns * 1e-9 * count as f64);
         }
-        lines.push(Line {
-            name: format!("{}.{}", code.name, kernel.name),
-            launches: launch.extents.values().sum(),
-            seconds,
-            bytes,
-            flops,
-            share: 0.0,
-            roofline: least / seconds,
-            unit: UNITS[launch.unit],
-            predicted,
-        });
+        let line = Line::new(&format!("{}.{}", code.name, kernel.name), bytes, flops, launch.unit);
+        lines.push(Line { launches: launch.extents.values().sum(), seconds, predicted, ..line });
     }
-    let all: f64 = lines.iter().map(|l| l.seconds).sum();
-    lines.iter_mut().for_each(|l| l.share = l.seconds / all);
-    lines.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    finish(&mut lines, ceilings);
     Ok(lines)
+}
+
+/// What lines that are timed come to beside each other and the ceilings; the longest first.
+pub(super) fn finish(lines: &mut [Line], ceilings: &Ceilings) {
+    let all: f64 = lines.iter().map(|l| l.seconds).sum();
+    for line in &mut *lines {
+        line.share = line.seconds / all;
+        // Nothing is multiplied in a unit that the CPU lacks; a peak that was not measured is no limit.
+        let least = (line.bytes / ceilings.read).max(line.flops / ceilings.peaks[index(line.unit)]);
+        line.roofline = least / line.seconds;
+    }
+    lines.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
 }
 
 /// How well a phase was predicted.
@@ -173,19 +178,10 @@ pub(super) fn agreement(lines: &[Line]) -> Value {
 }
 
 /// The table.
-pub(super) fn text(phase: Phase, lines: &[Line], predicted: bool) -> String {
+pub(super) fn text(title: &str, lines: &[Line], predicted: bool) -> String {
     let mut text = format!(
-        "\n{} of {} tokens at depth {}\n{:<34}{:>9}{:>10}{:>8}{:>9}{:>8}{:>10}",
-        phase.name(),
-        phase.tokens(),
-        phase.depth(),
-        "kernel",
-        "launches",
-        "ms",
-        "GB/s",
-        "GFLOP/s",
-        "share",
-        "roofline"
+        "\n{title}\n{:<34}{:>9}{:>10}{:>8}{:>9}{:>8}{:>10}",
+        "kernel", "launches", "ms", "GB/s", "GFLOP/s", "share", "roofline"
     );
     text.push_str(if predicted { "   predicted   ratio\n" } else { "\n" });
     for l in lines {

@@ -5,6 +5,7 @@
 //! with `--predicted` beside what the cost model says of each; with `--ablation` a table of what each rule buys.
 
 mod ablation;
+mod function;
 pub(crate) mod kernels;
 mod phase;
 mod row;
@@ -18,6 +19,7 @@ use lapidary_codegen::price::ceilings::{Ceilings, READ_BYTES};
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_ir::DType;
 use lapidary_runtime::cpu::Cores;
+use lapidary_runtime::demand::Unit;
 use serde_json::{Value, json};
 
 use crate::choices::choices;
@@ -27,7 +29,7 @@ use crate::output::{self, Usage};
 use crate::price::calibration::cpu_name;
 use crate::price::predict::Predictor;
 use crate::trust::TrustArgs;
-use crate::weights::WeightArgs;
+use crate::weights::{FormatOrFile, WeightArgs};
 use phase::{Phase, time};
 use row::{Measured, Row};
 
@@ -36,8 +38,19 @@ use row::{Measured, Row};
 #[command(after_help = "Examples:\n  lapidary bench\n  \
     lapidary bench -m gemma-2-2b --prompt-tokens 128,512 --gen-tokens 32 --depth 128 --threads 1,2\n  \
     lapidary bench -m gemma-2-2b --kernels --predicted --json\n  \
-    lapidary bench --ablation")]
+    lapidary bench --ablation\n  \
+    lapidary bench mlp.ir --rows 1,16,512 --kernels")]
 pub(crate) struct Args {
+    /// File of the tensor language with a function to measure instead of a model; `-` reads stdin
+    #[arg(value_name = "FILE.ir", conflicts_with_all = ["model", "prompt_tokens", "gen_tokens", "depth", "predicted",
+        "ablation", "head_weights", "no_cache", "trust", "kv_cache", "sliding_window"])]
+    file: Option<PathBuf>,
+    /// Of several functions, the one to measure
+    #[arg(long = "fn", value_name = "NAME", requires = "file")]
+    function: Option<String>,
+    /// Rows of a function's calls [default: 1,16,512]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = options::rows(), requires = "file")]
+    rows: Vec<usize>,
     /// Hugging Face folder, GGUF file, name OWNER/REPO[:TAG], or artifact NAME.lap [default: the built-in tiny model]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
@@ -50,9 +63,10 @@ pub(crate) struct Args {
     /// Tokens in the cache before generation starts
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "128")]
     depth: Vec<usize>,
-    /// Formats of the weights to measure [default: as the checkpoint stores them]
-    #[arg(long, value_parser = choices::<Format>(), value_name = "FORMAT,..", value_delimiter = ',')]
-    weights: Vec<Format>,
+    /// Formats of the weights to measure [default: as the checkpoint stores them]; of FILE.ir, the safetensors file that
+    /// holds them [default: numbers that mean nothing]
+    #[arg(long, value_parser = FormatOrFile::parse, value_name = "FORMAT,..|FILE", value_delimiter = ',')]
+    weights: Vec<FormatOrFile>,
     /// Format of the embedding table, which is the head's matrix too [default: that of --weights]
     #[arg(long, value_parser = choices::<Format>(), value_name = "FORMAT")]
     head_weights: Option<Format>,
@@ -88,6 +102,10 @@ const UNITS: [DType; 3] = [DType::F32, DType::BF16, DType::Q8];
 
 /// Measures.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(file) = &args.file {
+        return function::run(args, file);
+    }
+    let given = args.weights.iter().map(FormatOrFile::format).collect::<Result<Vec<_>>>()?;
     let mut phases: Vec<Phase> = args.prompt_tokens.iter().map(|&n| Phase::Prefill(n)).collect();
     if args.gen_tokens > 0 {
         phases.extend(args.depth.iter().map(|&depth| Phase::Decode { tokens: args.gen_tokens, depth }));
@@ -120,7 +138,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut machines = vec![];
     let mut text = String::new();
     let mut times = (0.0, 0.0);
-    let formats: Vec<WeightArgs> = match &args.weights[..] {
+    let formats: Vec<WeightArgs> = match &given[..] {
         [] => vec![WeightArgs::of(None, args.head_weights, args.no_cache)],
         given => given.iter().map(|&f| WeightArgs::of(Some(f), args.head_weights, args.no_cache)).collect(),
     };
@@ -221,7 +239,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 let profiles = profiles.collect::<Result<Vec<_>>>()?;
                 let ceilings = kernels::Ceilings { read, peaks };
                 let table = kernels::table(&engine, phase, &profiles, &ceilings, predictor.as_ref())?;
-                text.push_str(&kernels::text(phase, &table, args.predicted));
+                let (name, tokens, depth) = (phase.name(), phase.tokens(), phase.depth());
+                let title = format!("{name} of {tokens} tokens at depth {depth}");
+                text.push_str(&kernels::text(&title, &table, args.predicted));
                 if let Some(Value::Object(result)) = results.iter_mut().rev().find(|r| phase.is(r, count)) {
                     if args.predicted {
                         result.insert("predicted".into(), kernels::agreement(&table));
@@ -248,6 +268,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// A unit's place among [`UNITS`].
 fn index(unit: DType) -> usize {
     UNITS.iter().position(|u| *u == unit).unwrap_or(0)
+}
+
+/// The place of what a kernel multiplies in among [`UNITS`].
+fn dtype_index(unit: Unit) -> usize {
+    index(match unit {
+        Unit::F32 => DType::F32,
+        Unit::Bf16 => DType::BF16,
+        Unit::Int8 => DType::Q8,
+    })
 }
 
 /// A unit's name in results.

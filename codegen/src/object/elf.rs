@@ -22,7 +22,7 @@ use crate::target::Target;
 ///
 /// # Errors
 /// [`Error::Object`] for an architecture or a relocation that is not served.
-pub fn write(target: &Target, prefix: &str, image: &Image, driver: &Driver) -> Result<Vec<u8>, Error> {
+pub fn write<P>(target: &Target, prefix: &str, image: &Image<P>, driver: &Driver) -> Result<Vec<u8>, Error> {
     let architecture = match target.isa.triple().architecture.to_string().as_str() {
         "x86_64" => Architecture::X86_64,
         "aarch64" => Architecture::Aarch64,

@@ -37,7 +37,7 @@ pub fn text(target: &Target, parts: &Parts<'_>, places: &Places, weights: &Weigh
         ("LAYERS", plan.layers.len(), "Layers."),
         ("CONTEXT", plan.context, "The most tokens that a state holds."),
         ("CHUNK", plan.chunk, "The most tokens of one pass, of all its states; longer prompts take several."),
-        ("ENGINE_BYTES", places.engine_bytes, "Bytes of an engine: temporaries, scratch, tables."),
+        ("ENGINE_BYTES", places.engine.bytes, "Bytes of an engine: temporaries, scratch, tables."),
         ("STATE_BYTES", places.state_bytes, "Bytes of a state: caches and logits."),
         ("STATE_ALIGN", STATE_ALIGN, "Alignment of an engine and of a state in bytes."),
         (
@@ -45,8 +45,8 @@ pub fn text(target: &Target, parts: &Parts<'_>, places: &Places, weights: &Weigh
             places.kv_bytes,
             "Bytes of the state that are the KV cache; touched as the text grows.",
         ),
-        ("ARENA_BYTES", places.arena_bytes, "Bytes of the engine that are temporaries of one pass."),
-        ("SCRATCH_BYTES", places.scratch_bytes, "Bytes of scratch of each thread of a parallel_for."),
+        ("ARENA_BYTES", places.engine.arena_bytes, "Bytes of the engine that are temporaries of one pass."),
+        ("SCRATCH_BYTES", places.engine.scratch_bytes, "Bytes of scratch of each thread of a parallel_for."),
         ("SCRATCH_ALIGN", STATE_ALIGN, "Alignment of a thread's scratch in bytes."),
         ("WEIGHTS_BYTES", weights.bytes, "Length of the weights file in bytes."),
         (
@@ -78,6 +78,7 @@ pub fn text(target: &Target, parts: &Parts<'_>, places: &Places, weights: &Weigh
         let _ = writeln!(out, "    {upper}_{name} = {}{comma} /* {about} */", status.code());
     }
     out.push_str("};\n");
+    out.push_str(&named(BEGINNING));
     out.push_str(&named(FUNCTIONS));
     out.push_str(&named(include_str!("sample.h")));
     out.push_str(END);
@@ -85,7 +86,7 @@ pub fn text(target: &Target, parts: &Parts<'_>, places: &Places, weights: &Weigh
 }
 
 /// A list that is broken into lines of a comment.
-fn lines(list: &str) -> String {
+pub(super) fn lines(list: &str) -> String {
     const WIDTH: usize = 110;
     let mut out = String::new();
     let mut width = 0;
@@ -135,7 +136,7 @@ const ABOUT: &str = " *
  * however they are split.
 ";
 
-const CPU: &str = "\
+pub(super) const CPU: &str = "\
  *
  * CPU: the code needs
  * @needs.
@@ -145,14 +146,15 @@ const CPU: &str = "\
 ";
 
 /// Linux' `Documentation/arch/x86/xstate.rst`.
-const AMX: &str = "\
+pub(super) const AMX: &str = "\
  *
  * AMX: this code may use tile registers, which Linux gives a process on request only. @lower_supported and
  * @lower_init ask for them (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`); where Linux refuses, a machine
  * counts as without. Alternate signal stacks must then be longer: getauxval(AT_MINSIGSTKSZ) says how long.
 ";
 
-const FUNCTIONS: &str = "
+/// Threads, `supported` and `init`.
+pub(super) const BEGINNING: &str = "
 /* A part of the work: does items begin .. end - 1 of a job. `scratch` is @UPPER_SCRATCH_BYTES bytes, aligned to
  * @UPPER_SCRATCH_ALIGN, that no other call uses at the same time; its contents do not matter. */
 typedef void (*@lower_task)(const void *job, uint64_t begin, uint64_t end, void *scratch);
@@ -168,7 +170,9 @@ int32_t @lower_supported(void);
  * passed on to it. */
 int32_t @lower_init(void *engine, size_t engine_bytes, const void *weights, size_t weights_bytes,
                     @lower_parallel_for parallel_for, void *context);
+";
 
+const FUNCTIONS: &str = "
 /* Makes a state of an engine ready, at position 0. */
 int32_t @lower_open(void *state, size_t state_bytes, void *engine);
 
@@ -197,7 +201,7 @@ uint64_t @lower_position(const void *state);
 int32_t @lower_rollback(void *state, uint64_t position);
 ";
 
-const END: &str = "
+pub(super) const END: &str = "
 #ifdef __cplusplus
 }
 #endif

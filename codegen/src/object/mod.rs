@@ -14,7 +14,9 @@
 //! | [`guard`] | what is asked of the CPU before anything else runs |
 //! | [`elf`] | sections, symbols, relocations |
 //! | [`header`] | the C header |
+//! | [`callable`] | all of this of a function that is no model's |
 
+pub mod callable;
 pub mod driver;
 pub mod elf;
 pub mod guard;

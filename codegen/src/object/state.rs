@@ -73,6 +73,13 @@ pub enum From {
 /// Bits of a template's word that say what it is an offset from.
 pub const FROM_BITS: u32 = 2;
 
+impl From {
+    /// A template's word.
+    pub fn word(self, offset: usize) -> u64 {
+        (offset as u64) << FROM_BITS | self as u64
+    }
+}
+
 /// A function to call, with its frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
@@ -110,9 +117,32 @@ pub struct Ring {
     pub window: usize,
 }
 
+/// What an engine has whatever its program: offsets in it in bytes, and lengths.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    /// Segments of a call.
+    pub segments: usize,
+    /// The calling thread's scratch.
+    pub scratch: usize,
+    /// Bytes of scratch a thread.
+    pub scratch_bytes: usize,
+    /// Temporaries.
+    pub arena: usize,
+    /// Their bytes.
+    pub arena_bytes: usize,
+    /// First frame; the others follow.
+    pub frames: usize,
+    /// One word a frame word: `offset << FROM_BITS | from`.
+    pub template: Vec<u64>,
+    /// Bytes of an engine.
+    pub bytes: usize,
+}
+
 /// Offsets in bytes, and lengths.
 #[derive(Clone, Debug)]
 pub struct Places {
+    /// What any engine has.
+    pub engine: Engine,
     /// Engine: i32 (chunk).
     pub ids: usize,
     /// Engine: i32 (chunk).
@@ -121,26 +151,12 @@ pub struct Places {
     pub residual: [usize; 2],
     /// Engine: the one that the last layer writes.
     pub residual_out: usize,
-    /// Engine: segments of a call (chunk).
-    pub segments: usize,
-    /// Engine: the calling thread's scratch.
-    pub scratch: usize,
-    /// Bytes of scratch a thread.
-    pub scratch_bytes: usize,
-    /// Bytes of temporaries.
-    pub arena_bytes: usize,
-    /// Engine: first frame; the others follow.
-    pub frames: usize,
     /// Embedding, then the layers.
     pub body: Vec<Call>,
     /// Logits.
     pub head: HeadCall,
     /// Most likely token.
     pub head_argmax: HeadCall,
-    /// One word a frame word: `offset << FROM_BITS | from`.
-    pub template: Vec<u64>,
-    /// Bytes of an engine.
-    pub engine_bytes: usize,
     /// State: the last row of the residual stream, f32 (hidden).
     pub last: usize,
     /// State: f32 (vocab).
@@ -158,12 +174,22 @@ pub struct Places {
 }
 
 /// Offsets handed out one after the other.
-struct Areas {
+pub(super) struct Areas {
     end: usize,
 }
 
 impl Areas {
-    fn take(&mut self, bytes: usize) -> Result<usize, Error> {
+    /// Behind the words at the start.
+    pub(super) fn new() -> Areas {
+        Areas { end: word::BYTES }
+    }
+
+    /// Bytes so far.
+    pub(super) fn end(&self) -> usize {
+        self.end
+    }
+
+    pub(super) fn take(&mut self, bytes: usize) -> Result<usize, Error> {
         let at = self.end;
         let bytes = bytes.checked_next_multiple_of(STATE_ALIGN);
         let end = bytes.and_then(|b| at.checked_add(b)).filter(|&end| end < 1 << 46);
@@ -180,7 +206,7 @@ impl Places {
     pub fn new(layout: &Layout, plan: &Plan, weights: &WeightsFile) -> Result<Places, Error> {
         let calls: Vec<&layout::Call> =
             layout.body.iter().chain([&layout.head, &layout.head_argmax]).collect();
-        let mut engine = Areas { end: word::BYTES };
+        let mut engine = Areas::new();
         let mut area = |area: Area| engine.take(Layout::area_bytes(area, plan, 1));
         let (ids, positions) = (area(Area::Ids)?, area(Area::Positions)?);
         let residual = [area(Area::Even)?, area(Area::Odd)?];
@@ -213,7 +239,7 @@ impl Places {
                     Word::Weight(index) => (From::Weights, weights.tensors[index].offset),
                     Word::Cache(index) => (From::Nothing, layout.caches[index].offset),
                 };
-                template.push((offset as u64) << FROM_BITS | from as u64);
+                template.push(from.word(offset));
             }
         }
         let head = |call: Call, words: &[Word], to: Area| {
@@ -228,7 +254,7 @@ impl Places {
         let head_argmax = head(argmax, &layout.head_argmax.words, Area::Tokens);
         let head = head(logits, &layout.head.words, Area::Logits);
 
-        let mut state = Areas { end: word::BYTES };
+        let mut state = Areas::new();
         let last = state.take(Area::Picked.row_bytes(plan))?;
         let logits = state.take(Area::Logits.row_bytes(plan))?;
         let kv = state.take(layout.kv_bytes)?;
@@ -241,16 +267,19 @@ impl Places {
             positions,
             residual,
             residual_out: of_area(layout.last),
-            segments,
-            scratch,
-            scratch_bytes,
-            arena_bytes: layout.arena_bytes,
-            frames,
+            engine: Engine {
+                segments,
+                scratch,
+                scratch_bytes,
+                arena,
+                arena_bytes: layout.arena_bytes,
+                frames,
+                template,
+                bytes: engine.end,
+            },
             body: placed,
             head,
             head_argmax,
-            template,
-            engine_bytes: engine.end,
             last,
             logits,
             kv,

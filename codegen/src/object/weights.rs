@@ -9,7 +9,7 @@
 use std::io::{self, Write};
 
 use lapidary_runtime::layout::Weight;
-use lapidary_runtime::program::WeightSource;
+use lapidary_runtime::program::{Counts, Element, Operand, WeightSource};
 use serde_json::{Map, json};
 
 use super::refuse;
@@ -17,6 +17,8 @@ use crate::Error;
 
 /// Alignment of tensors in the file and of the file in memory, in bytes: a cache line and the widest vector.
 pub const WEIGHT_ALIGN: usize = 64;
+/// First part of the names of tensors that only fill.
+const PADDING: &str = "_padding.";
 /// Multiplier of the header's hash: 2^64 over the golden ratio, odd (Knuth, TAOCP 3, 6.4).
 pub const HASH_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Right shift of the header's hash, near half of the word so that high bits reach low ones.
@@ -29,6 +31,21 @@ pub struct TensorType {
     pub dtype: &'static str,
     /// Elements along each axis; of quantised rows `(N, row bytes)`.
     pub shape: Vec<usize>,
+}
+
+impl TensorType {
+    /// Of a weight as kernels hold it: truth values are I32, rows of blocks their bytes.
+    pub fn held(operand: &Operand) -> TensorType {
+        let mut shape = operand.shape_at(Counts { rows: 1, keys: 1 });
+        let dtype = match operand.element {
+            Element::Bool => Element::I32.stored(),
+            element => element.stored(),
+        };
+        if let (true, Some(last)) = (operand.element.is_block(), shape.last_mut()) {
+            *last = operand.element.bytes(*last);
+        }
+        TensorType { dtype, shape }
+    }
 }
 
 /// A tensor's place in the file.
@@ -66,6 +83,9 @@ impl WeightsFile {
         let mut entries = Map::new();
         let mut end = 0;
         for Weight { tensor: name, bytes } in weights {
+            if name.starts_with(PADDING) {
+                return Err(refuse(format!("weight `{name}`: names that start with {PADDING} are taken")));
+            }
             let TensorType { dtype, shape } =
                 tensor(name).ok_or_else(|| refuse(format!("there is no weight `{name}`")))?;
             let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [end, end + bytes] });
@@ -78,7 +98,7 @@ impl WeightsFile {
             if padding > 0 {
                 let entry =
                     json!({ "dtype": "U8", "shape": [padding], "data_offsets": [end, end + padding] });
-                entries.insert(format!("_padding.{}", tensors.len()), entry);
+                entries.insert(format!("{PADDING}{}", tensors.len()), entry);
                 end += padding;
             }
         }

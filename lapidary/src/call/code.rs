@@ -11,8 +11,8 @@ use crate::error::Result;
 use crate::graph::Graph;
 use crate::options::Options;
 
-/// Code for calls of one length.
-pub struct Compiled {
+/// Code for calls of one length, in which every operand is dense.
+pub(super) struct OneLength {
     extent: Extent,
     loose: Loose,
     pool: Pool,
@@ -20,8 +20,8 @@ pub struct Compiled {
     frame: Vec<u64>,
 }
 
-impl Compiled {
-    pub(super) fn new(function: &Function, extent: Extent, options: &Options) -> Result<Compiled> {
+impl OneLength {
+    pub(super) fn new(function: &Function, extent: Extent, options: &Options) -> Result<OneLength> {
         let graph = Graph::loose(Module { functions: vec![function.clone()] }, extent.keys);
         let options = options.clone().chunk(extent.rows);
         options.runs_here()?;
@@ -32,11 +32,11 @@ impl Compiled {
         let bytes = variant.arena_bytes;
         let arena = Aligned::try_zeroed(bytes)
             .ok_or(lapidary_runtime::Error::Memory { what: "a call's temporaries".into(), bytes })?;
-        Ok(Compiled { extent, loose, pool, arena, frame: Vec::new() })
+        Ok(OneLength { extent, loose, pool, arena, frame: Vec::new() })
     }
 
     /// How the code came about.
-    pub fn report(&self) -> &FunctionReport {
+    pub(super) fn report(&self) -> &FunctionReport {
         &self.loose.reports[0]
     }
 
@@ -46,7 +46,7 @@ impl Compiled {
     /// Each slot is as long as its type in the code's lengths, those that are written to are nobody else's meanwhile,
     /// and ids lie in what they count.
     pub(super) unsafe fn launch(&mut self, slots: &[u64]) {
-        let Compiled { extent, loose, pool, arena, frame } = self;
+        let OneLength { extent, loose, pool, arena, frame } = self;
         let variant = loose.functions[0].variant(extent.rows);
         let segments = [Segment { first: 0, rows: extent.rows as u64, keys: extent.keys as u64, kv: 0 }];
         frame.clear();

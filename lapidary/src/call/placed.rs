@@ -3,13 +3,14 @@
 //! In: a function, the stored shapes of a call's inputs. Out: code for calls of these shapes, which takes addresses.
 //! What is checked of bytes (ids) is checked in each call.
 
+use lapidary_codegen::callable::{operand, without_rings};
 use lapidary_codegen::compile::FunctionReport;
-use lapidary_ir::{Extent, Function, InputKind, TensorType, Type, verify};
+use lapidary_ir::{Extent, Function, InputKind, TensorType, Type};
+use lapidary_runtime::callable::tensors::Named;
+use lapidary_runtime::program::{Counts, Role, Signature};
 
-use super::code::Compiled;
-use super::indices::{Indices, indices};
-use super::tensors::{Named, stored_name};
-use super::without_rings;
+use super::code::OneLength;
+use super::{extent, signed};
 use crate::error::{Error, Result};
 use crate::options::Options;
 
@@ -29,8 +30,8 @@ unsafe impl Sync for Place {}
 
 /// Code for calls of some shapes, on operands in the caller's memory.
 pub struct Placed {
-    compiled: Compiled,
-    indices: Vec<Indices>,
+    compiled: OneLength,
+    signature: Signature,
     /// Bytes of each input, then of each output that is no cache.
     lengths: Vec<(String, usize)>,
     slots: Vec<u64>,
@@ -46,13 +47,14 @@ impl Placed {
         let mut named = Named::default();
         for &(index, shape) in shapes {
             let input = &function.inputs[index];
+            let operand = operand(&input.name, &input.ty, Role::Input);
             let found = |reason| {
-                let (name, ty, stored) = (&input.name, &input.ty, stored_name(input.ty.dtype));
+                let (name, ty, stored) = (&input.name, &input.ty, operand.element.stored());
                 Error::Graph(format!("tensor `{name}`: expected {ty}, found {stored} {shape:?}{reason}"))
             };
-            named.learn(&input.name, &input.ty, shape).map_err(found)?;
+            named.learn(&operand, shape).map_err(found)?;
         }
-        named.extent(function)
+        extent(function, named.counts())
     }
 
     /// The extent of calls of so many rows and keys.
@@ -60,8 +62,7 @@ impl Placed {
     /// # Errors
     /// [`Error::Graph`] for numbers out of their range.
     pub fn checked(function: &Function, rows: usize, keys: usize) -> Result<Extent> {
-        let by = || String::from("the caller");
-        Named { rows: Some((rows, by())), keys: Some((keys, by())) }.extent(function)
+        extent(function, Counts { rows, keys })
     }
 
     /// The outputs of a function in order: each has its type, or is the cache of this index among the inputs.
@@ -87,14 +88,13 @@ impl Placed {
     /// [`Error::Graph`] for a function that is ill-typed or reads by ids that cannot be checked, [`Error::Compiler`]
     /// for a node that has no kernel; as [`Options::check`].
     pub fn new(function: &Function, extent: Extent, options: &Options) -> Result<Placed> {
-        verify::verify(function).map_err(|e| Error::Graph(e.to_string()))?;
+        let signature = signed(function, Counts { rows: extent.rows, keys: extent.keys })?;
         let function = without_rings(function);
-        let indices = indices(&function, extent)?;
-        let compiled = Compiled::new(&function, extent, options)?;
+        let compiled = OneLength::new(&function, extent, options)?;
         let inputs = function.inputs.iter().map(|i| (i.name.clone(), i.ty.bytes(extent)));
         let outputs = Placed::outputs(&function)?.into_iter().filter(|(.., cache)| cache.is_none());
         let lengths = inputs.chain(outputs.map(|(name, ty, _)| (name, ty.bytes(extent)))).collect();
-        Ok(Placed { compiled, indices, lengths, slots: Vec::new() })
+        Ok(Placed { compiled, signature, lengths, slots: Vec::new() })
     }
 
     /// How the code came about.
@@ -121,10 +121,13 @@ impl Placed {
                 return Err(Error::Graph(format!("tensor `{name}`: expected {bytes} bytes, found {found}")));
             }
         }
-        for ids in &self.indices {
-            let Place { address, bytes } = places[ids.input];
+        let stray = self.signature.stray_id(self.signature.most, |at| {
+            let Place { address, bytes } = places[at];
             // SAFETY: the caller's promise.
-            ids.check(unsafe { std::slice::from_raw_parts(address, bytes) })?;
+            unsafe { std::slice::from_raw_parts(address, bytes) }
+        });
+        if let Some(stray) = stray {
+            return Err(Error::Graph(stray.to_string()));
         }
         self.slots.clear();
         self.slots.extend(places.iter().map(|p| p.address.expose_provenance() as u64));

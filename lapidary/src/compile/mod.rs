@@ -4,6 +4,7 @@
 //! options give the same bytes; a file has its name only once it is whole.
 
 mod artifact;
+mod function;
 mod object;
 
 use std::path::{Path, PathBuf};

@@ -3,12 +3,13 @@
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lapidary_codegen::object::weights::TensorType;
 use lapidary_codegen::object::{Object, Parts, build};
 use lapidary_codegen::target::Target;
 use lapidary_runtime::file::whole::Output;
+use lapidary_runtime::program::WeightSource;
 
 use super::{Written, refused};
 use crate::error::{Error, Result};
@@ -74,28 +75,58 @@ impl Paths {
 
 /// Compiles and writes.
 pub(super) fn write(model: &Model, target: &Target, output: &Path) -> Result<Written> {
-    let paths = Paths::new(output)?;
-    let files = paths.create()?;
+    let begun = Begun::new(output)?;
     let weights = model.converted()?;
     let start = Instant::now();
     let image = model.image(&model.graph()?, target)?;
     let stop: Vec<i32> = model.stop_tokens().iter().map(|&id| id as i32).collect();
     let tensor = |name: &str| tensor_type(model, weights, name);
     let bos = model.config.bos_token_id as i32;
-    let parts =
-        Parts { image: &image, cpu: &target.name, prefix: &paths.prefix, bos, stop: &stop, tensor: &tensor };
-    let object = build(&parts)?;
-    let compile = start.elapsed();
-    let start = Instant::now();
-    files.write(&paths, &object, weights)?;
-    Ok(Written {
-        path: paths.object,
-        cpus: vec![target.name.clone()],
-        bytes: object.weights.bytes as u64,
-        code_bytes: image.code.len() as u64,
-        compile,
-        write: start.elapsed(),
-    })
+    let prefix = begun.prefix();
+    let object =
+        build(&Parts { image: &image, cpu: &target.name, prefix, bos, stop: &stop, tensor: &tensor })?;
+    begun.finish(&object, &**weights, target, image.code.len(), start.elapsed())
+}
+
+/// The files of an object that is being made.
+pub(super) struct Begun {
+    paths: Paths,
+    files: Files,
+}
+
+impl Begun {
+    /// Begins the files.
+    pub(super) fn new(output: &Path) -> Result<Begun> {
+        let paths = Paths::new(output)?;
+        let files = paths.create()?;
+        Ok(Begun { paths, files })
+    }
+
+    /// What the names of C functions start with.
+    pub(super) fn prefix(&self) -> &str {
+        &self.paths.prefix
+    }
+
+    /// Writes an object that took so long to compile.
+    pub(super) fn finish(
+        self,
+        object: &Object,
+        weights: &dyn WeightSource,
+        target: &Target,
+        code_bytes: usize,
+        compile: Duration,
+    ) -> Result<Written> {
+        let start = Instant::now();
+        self.files.write(&self.paths, object, weights)?;
+        Ok(Written {
+            path: self.paths.object,
+            cpus: vec![target.name.clone()],
+            bytes: object.weights.bytes as u64,
+            code_bytes: code_bytes as u64,
+            compile,
+            write: start.elapsed(),
+        })
+    }
 }
 
 /// A weight's type as safetensors files state it: blocks are bytes.
@@ -107,7 +138,7 @@ fn tensor_type(model: &Model, weights: &Weights, name: &str) -> Option<TensorTyp
 
 impl Files {
     /// Writes all, then gives each its name.
-    fn write(self, paths: &Paths, object: &Object, weights: &Weights) -> Result<()> {
+    fn write(self, paths: &Paths, object: &Object, weights: &dyn WeightSource) -> Result<()> {
         let Files { object: mut elf, mut header, weights: mut tensors } = self;
         let failed = |path: &Path, bytes: usize| {
             let (path, needed) = (path.to_path_buf(), bytes as u64);
@@ -115,6 +146,10 @@ impl Files {
         };
         elf.write_all(&object.elf).map_err(failed(&paths.object, object.elf.len()))?;
         header.write_all(object.header.as_bytes()).map_err(failed(&paths.header, object.header.len()))?;
+        if object.weights.tensors.is_empty() {
+            let whole = Output::finish_all(vec![header, elf]);
+            return whole.map_err(|(path, source)| Error::Write { path, source });
+        }
         let mut out = BufWriter::new(&mut tensors);
         let written = object.weights.write(weights, &mut out).and_then(|()| out.flush());
         drop(out);

@@ -66,11 +66,12 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let status = match &error {
-            Error::File(_) | Error::Write { .. } => Status::File,
+            Error::File(_) | Error::Write { .. } | Error::Operand { .. } => Status::File,
             Error::Machine { .. } => Status::Machine,
             Error::Memory { .. } | Error::KvLimit { .. } => Status::Memory,
             Error::ContextExceeded { .. } => Status::Context,
-            Error::TokenRange { .. }
+            Error::Call { .. }
+            | Error::TokenRange { .. }
             | Error::ContextCompiled { .. }
             | Error::RollbackAhead { .. }
             | Error::RollbackTooFar { .. }

@@ -1,4 +1,4 @@
-//! `lapidary-run`: continues a prompt, or holds a conversation, by an artifact. It holds no compiler.
+//! `lapidary-run`: continues a prompt, holds a conversation, or calls a function, by an artifact. It holds no compiler.
 //!
 //! In: an artifact, and a prompt or lines. Out: text on stdout; notes, and with `--stats` times, on stderr. Exit code 0
 //! is success, 1 a failure (one line, `error: ...`), 2 a mistake in the arguments. A reader that closes stdout early
@@ -29,6 +29,8 @@ mod state;
 #[path = "../../../cli/src/trust.rs"]
 mod trust;
 
+mod call;
+
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
@@ -57,6 +59,10 @@ fn main() -> ExitCode {
     let mut args: Vec<OsString> = std::env::args_os().collect();
     if args.get(1).is_some_and(|word| word == "serve") {
         return ended(serve(args));
+    }
+    if args.get(1).is_some_and(|word| word == "call") {
+        args.remove(1);
+        return ended(call::run(args));
     }
     // As `lapidary chat` and `lapidary run`.
     match args.get(1).and_then(|word| word.to_str()) {

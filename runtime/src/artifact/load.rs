@@ -2,9 +2,11 @@
 
 use crate::cpu::{self, Fit, Host};
 use crate::error::Error;
+use crate::file;
 use crate::file::error::quote;
-use crate::program::{Aligned, MadeFor, Program};
+use crate::program::{Aligned, MadeFor, Program, Signature};
 
+use super::program::Planned;
 use super::{Artifact, CODE, CONSTANTS, Listing, PROGRAM, code, refuse};
 
 impl Artifact {
@@ -13,6 +15,29 @@ impl Artifact {
     /// # Errors
     /// [`Error::File`] if it is damaged or malformed, [`Error::Machine`] for a CPU that the file has no code for.
     pub fn listing(&self, cpu: &str) -> Result<Listing, Error> {
+        self.described(cpu)
+    }
+
+    /// The same of a function that is no model's.
+    ///
+    /// # Errors
+    /// As [`listing`](Artifact::listing).
+    pub fn function_listing(&self, cpu: &str) -> Result<Listing<Signature>, Error> {
+        self.described(cpu)
+    }
+
+    fn described<P: Planned>(&self, cpu: &str) -> Result<Listing<P>, Error> {
+        let kind = |is_model| match (is_model, &self.function) {
+            (true, _) => "a model".to_string(),
+            (false, None) => "a function of the tensor language".into(),
+            (false, Some(name)) => format!(
+                "function {} of the tensor language (`lapidary call` and `lapidary-run call` take it)",
+                quote(name)
+            ),
+        };
+        if P::IS_MODEL == self.function.is_some() {
+            return Err(file::Error::file(&self.path, kind(P::IS_MODEL), kind(!P::IS_MODEL)).into());
+        }
         if !self.cpus.iter().any(|c| c == cpu) {
             let reason = format!("it has no code for CPU {}, only for {}", quote(cpu), self.cpus.join(", "));
             return Err(Error::Machine { path: self.path.clone(), reason });
@@ -36,11 +61,23 @@ impl Artifact {
         self.link(self.choose(cpu::host(), cpu)?)
     }
 
+    /// The same of a function that is no model's.
+    ///
+    /// # Errors
+    /// As [`program`](Artifact::program).
+    pub fn function(&self, cpu: Option<&str>) -> Result<Program<Signature>, Error> {
+        self.link(self.chosen(cpu::host(), cpu)?)
+    }
+
     /// The description of the code that a machine would run: the best one that it can, or that for `cpu`.
     ///
     /// # Errors
     /// As [`program`](Artifact::program).
     pub fn choose(&self, host: &Host, cpu: Option<&str>) -> Result<Listing, Error> {
+        self.chosen(host, cpu)
+    }
+
+    fn chosen<P: Planned>(&self, host: &Host, cpu: Option<&str>) -> Result<Listing<P>, Error> {
         let machine = |reason: String| Error::Machine { path: self.path.clone(), reason };
         let here = host.features.architecture().name();
         let architecture = self.target.split('-').next().unwrap_or_default();
@@ -49,7 +86,7 @@ impl Artifact {
             return Err(machine(format!("its code is for {}, this machine is {here}", quote(&self.target))));
         }
         if let Some(cpu) = cpu {
-            let listing = self.listing(cpu)?;
+            let listing = self.described::<P>(cpu)?;
             let lacks = host.lacking(&listing.features);
             if !lacks.is_empty() {
                 let (lacks, there) = (host.words(&lacks), host.description());
@@ -58,9 +95,9 @@ impl Artifact {
             }
             return Ok(listing);
         }
-        let (mut lowest, mut otherwise) = (None, None);
+        let (mut lowest, mut otherwise) = (None::<Listing<P>>, None);
         for cpu in self.cpus.iter().rev() {
-            let listing = self.listing(cpu)?;
+            let listing = self.described::<P>(cpu)?;
             match host.fit(&listing.features, listing.tuning.as_deref()) {
                 Fit::Pays => return Ok(listing),
                 Fit::Runs => otherwise = otherwise.or(Some(listing)),
@@ -80,7 +117,7 @@ impl Artifact {
     }
 
     /// Puts a CPU's code in place.
-    fn link(&self, listing: Listing) -> Result<Program, Error> {
+    fn link<P>(&self, listing: Listing<P>) -> Result<Program<P>, Error> {
         let name = format!("{CODE}{}", listing.code);
         let code = code::Executable::new(self.checked(&name)?).map_err(|e| Error::Machine {
             path: self.path.clone(),

@@ -10,6 +10,7 @@
 pub mod code;
 mod header;
 mod load;
+mod own;
 mod program;
 mod section;
 mod shared;
@@ -23,9 +24,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sha2::{Digest, Sha256};
 
-pub use program::Listing;
+pub use program::{Listing, Planned};
 pub use section::{
     CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, Section, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_TABLES,
+    can_name_weight,
 };
 pub use shared::Shared;
 pub use signature::{PrivateKey, PublicKey};
@@ -39,7 +41,7 @@ use crate::threads;
 pub(crate) use section::{CODE, CONSTANTS, PADDING, PROGRAM};
 
 use self::header::{check_format, cpus};
-use self::section::HASH;
+use self::section::{FUNCTION, HASH};
 use self::signature::{SIGNATURE, SIGNATURE_BYTES, SIGNED_BY};
 
 /// What the metadata's `format` says.
@@ -68,6 +70,8 @@ pub struct Artifact {
     target: String,
     cpus: Vec<String>,
     weights: String,
+    /// The function, if it holds no model.
+    function: Option<String>,
     /// The key that the file says signed it, if it is signed.
     signed_by: Option<String>,
 }
@@ -101,6 +105,7 @@ impl Artifact {
                 .copied()
                 .ok_or_else(|| missing(path, &format!("__metadata__.{name}"), "a text"))
         };
+        let function = metadata.get(FUNCTION).map(|name| name.to_string());
         let (target, weights) = (field("target")?.to_string(), field("weights")?.to_string());
         let cpus = cpus(path, field("cpus")?)?;
         let mut sections = Vec::with_capacity(header.entries.len());
@@ -143,8 +148,14 @@ impl Artifact {
             target,
             cpus,
             weights,
+            function,
             signed_by,
         })
+    }
+
+    /// The function of the tensor language that it holds, if it holds no model.
+    pub fn function_name(&self) -> Option<&str> {
+        self.function.as_deref()
     }
 
     /// The key that the file says signed it, if it is signed: base64. Nothing has checked it; see [`Artifact::signer`].

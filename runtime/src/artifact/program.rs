@@ -6,15 +6,18 @@
 
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::refuse;
 use crate::error::Error;
 use crate::file::error::line;
-use crate::program::{CODE_ALIGN, Function, Image, Plan, SlotKind, Symbol};
+use crate::program::{CODE_ALIGN, Function, Image, Plan, Signature, SlotKind, Symbol};
+
+use super::own;
 
 /// The most of anything that is counted in rows, columns, layers or heads.
-const MOST: usize = 1 << 28;
+pub(super) const MOST: usize = 1 << 28;
 /// The most layers: many times the largest model's 46.
 const MOST_LAYERS: usize = 1 << 10;
 /// The most slots of a function, many times a layer's 18: each layer has a word of each.
@@ -23,10 +26,63 @@ const MOST_SLOTS: usize = 1 << 8;
 /// address.
 const MOST_BYTES: usize = 1 << 46;
 
+/// What was expected, and what is there.
+pub(super) type Fault = Option<(String, String)>;
+
+/// What an artifact's functions make up: a model's [`Plan`], or the [`Signature`] of a function that is no model's.
+pub trait Planned: Clone + Serialize + DeserializeOwned {
+    /// Whether it is a model.
+    const IS_MODEL: bool;
+
+    /// The most rows of a call.
+    fn rows(&self) -> usize;
+
+    /// What is wrong with it by itself or with its functions, if anything: what was expected, what is there.
+    fn fault(&self, functions: &[Function<u64>]) -> Option<(String, String)>;
+}
+
+impl Planned for Plan {
+    const IS_MODEL: bool = true;
+
+    fn rows(&self) -> usize {
+        self.chunk
+    }
+
+    fn fault(&self, _: &[Function<u64>]) -> Fault {
+        let wrong = |expected: &str, found: String| Some((expected.to_string(), found));
+        for (name, n) in
+            [("hidden", self.hidden), ("vocab", self.vocab), ("context", self.context), ("chunk", self.chunk)]
+        {
+            if n == 0 || n > MOST {
+                return wrong(&format!("{name} from 1 to {MOST}"), n.to_string());
+            }
+        }
+        if self.layers.len() > MOST_LAYERS {
+            return wrong(&format!("at most {MOST_LAYERS} layers"), self.layers.len().to_string());
+        }
+        if product(&[self.chunk, self.hidden, 4]).is_none() {
+            return wrong("a residual stream that can be had", format!("{} x {}", self.chunk, self.hidden));
+        }
+        None
+    }
+}
+
+impl Planned for Signature {
+    const IS_MODEL: bool = false;
+
+    fn rows(&self) -> usize {
+        self.most.rows
+    }
+
+    fn fault(&self, functions: &[Function<u64>]) -> Fault {
+        own::fault(self, functions)
+    }
+}
+
 /// One CPU's code, described.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Listing {
+pub struct Listing<P = Plan> {
     /// The CPU, as `--cpu` names it.
     pub cpu: String,
     /// What the CPU must have, by the names of [`crate::cpu`].
@@ -38,7 +94,7 @@ pub struct Listing {
     /// The same of the folded tables.
     pub tables: String,
     /// How the functions make up the model.
-    pub plan: Plan,
+    pub plan: P,
     /// The functions; steps enter the code by offset.
     pub functions: Vec<Function<u64>>,
     /// What lies where in the code.
@@ -47,9 +103,9 @@ pub struct Listing {
     pub constants: usize,
 }
 
-impl Listing {
+impl<P: Planned> Listing<P> {
     /// The description of an image for a CPU, in sections of its own.
-    pub fn new(cpu: &str, features: &[String], image: &Image) -> Listing {
+    pub fn new(cpu: &str, features: &[String], image: &Image<P>) -> Listing<P> {
         Listing {
             cpu: cpu.into(),
             features: features.to_vec(),
@@ -70,7 +126,7 @@ impl Listing {
     }
 
     /// Reads the section.
-    pub(super) fn parse(path: &Path, section: &str, bytes: &[u8]) -> Result<Listing, Error> {
+    pub(super) fn parse(path: &Path, section: &str, bytes: &[u8]) -> Result<Listing<P>, Error> {
         serde_json::from_slice(bytes).map_err(|e| refuse(path, section, "a program", line(e)))
     }
 
@@ -86,21 +142,11 @@ impl Listing {
     }
 
     /// What is wrong, if anything: what was expected, what is there.
-    fn fault(&self, code: u64) -> Option<(String, String)> {
+    fn fault(&self, code: u64) -> Fault {
         let wrong = |expected: &str, found: String| Some((expected.to_string(), found));
-        let plan = &self.plan;
-        for (name, n) in
-            [("hidden", plan.hidden), ("vocab", plan.vocab), ("context", plan.context), ("chunk", plan.chunk)]
-        {
-            if n == 0 || n > MOST {
-                return wrong(&format!("{name} from 1 to {MOST}"), n.to_string());
-            }
-        }
-        if plan.layers.len() > MOST_LAYERS {
-            return wrong(&format!("at most {MOST_LAYERS} layers"), plan.layers.len().to_string());
-        }
-        if product(&[plan.chunk, plan.hidden, 4]).is_none() {
-            return wrong("a residual stream that can be had", format!("{} x {}", plan.chunk, plan.hidden));
+        let fault = self.plan.fault(&self.functions);
+        if fault.is_some() {
+            return fault;
         }
         let mut end = 0;
         for symbol in &self.symbols {
@@ -114,18 +160,20 @@ impl Listing {
         self.functions.iter().find_map(|f| self.function_fault(f))
     }
 
-    fn function_fault(&self, function: &Function<u64>) -> Option<(String, String)> {
+    fn function_fault(&self, function: &Function<u64>) -> Fault {
         let wrong = |expected: &str, found: String| {
             Some((format!("function `{}`: {expected}", line(&function.name)), found))
         };
         if function.slots.len() > MOST_SLOTS {
             return wrong(&format!("at most {MOST_SLOTS} slots"), function.slots.len().to_string());
         }
+        let most = self.plan.rows();
         for slot in &function.slots {
             let bytes = match slot.kind {
-                SlotKind::Input { bytes_per_row } => product(&[bytes_per_row, self.plan.chunk]),
-                SlotKind::Output { fixed_bytes, bytes_per_row } => product(&[bytes_per_row, self.plan.chunk])
-                    .and_then(|b| product(&[b + fixed_bytes.min(MOST_BYTES)])),
+                SlotKind::Input { bytes_per_row } => product(&[bytes_per_row, most]),
+                SlotKind::Output { fixed_bytes, bytes_per_row } => {
+                    product(&[bytes_per_row, most]).and_then(|b| product(&[b + fixed_bytes.min(MOST_BYTES)]))
+                }
                 SlotKind::Weight { bytes } => product(&[bytes]),
                 SlotKind::Cache { heads, rows, row_bytes, .. } => product(&[heads, rows, row_bytes]),
             };
@@ -159,6 +207,6 @@ impl Listing {
 }
 
 /// A product of sizes that is at most [`MOST_BYTES`].
-fn product(factors: &[usize]) -> Option<usize> {
+pub(super) fn product(factors: &[usize]) -> Option<usize> {
     factors.iter().try_fold(1usize, |n, &f| n.checked_mul(f)).filter(|&n| n <= MOST_BYTES)
 }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::file;
 
+use super::signature::SIGNATURE;
 use super::{MAX_PROGRAM, MAX_TEXT};
 
 /// Section: the model's configuration, as a folder's `config.json`.
@@ -28,6 +29,9 @@ pub(crate) const CODE: &str = "code.";
 pub(crate) const CONSTANTS: &str = "constants.";
 /// First part of the name of the metadata that hold a section's hash, before the section's name.
 pub(super) const HASH: &str = "sha256:";
+
+/// The name of the metadata that hold the name of a function that is no model's.
+pub(super) const FUNCTION: &str = "function";
 
 /// A section of an artifact.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,8 +61,13 @@ impl Section {
 
     /// Whether it is a tensor of the model.
     pub fn is_weight(&self) -> bool {
-        let texts = [CONFIG, TOKENIZER, TOKENIZER_TABLES, TOKENIZER_CONFIG, GENERATION_CONFIG, CHAT_TEMPLATE];
-        let parts = [PROGRAM, CODE, CONSTANTS];
-        !texts.contains(&self.name.as_str()) && !parts.iter().any(|p| self.name.starts_with(p))
+        can_name_weight(&self.name)
     }
+}
+
+/// Whether a tensor of this name is no other section.
+pub fn can_name_weight(name: &str) -> bool {
+    let texts = [CONFIG, TOKENIZER, TOKENIZER_TABLES, TOKENIZER_CONFIG, GENERATION_CONFIG, CHAT_TEMPLATE];
+    let parts = [PROGRAM, CODE, CONSTANTS, PADDING];
+    !texts.contains(&name) && name != SIGNATURE && !parts.iter().any(|p| name.starts_with(p))
 }

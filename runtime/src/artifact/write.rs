@@ -13,13 +13,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use memmap2::MmapOptions;
 use serde_json::{Map, Value, json};
 
+use super::program::Planned;
+use super::section::FUNCTION;
 use super::signature::{SIGNATURE, SIGNATURE_BYTES, SIGNED_BY};
 use super::{
     ALIGN, CODE, CONSTANTS, FORMAT, HASH, Listing, PADDING, PAGE, PROGRAM, PrivateKey, VERSION, hash,
 };
 use crate::error::Error;
 use crate::file::whole::Output;
-use crate::program::Image;
+use crate::program::{Image, Plan};
 use crate::threads;
 
 /// Bytes written at a time.
@@ -46,7 +48,7 @@ impl<'a> Part<'a> {
     }
 
     /// The sections of one CPU's image: its program, its tables, its code.
-    pub fn image(cpu: &str, features: &[String], image: &'a Image) -> [Part<'a>; 3] {
+    pub fn image<P: Planned>(cpu: &str, features: &[String], image: &'a Image<P>) -> [Part<'a>; 3] {
         let program = Listing::new(cpu, features, image).to_bytes();
         [
             Part::raw(format!("{PROGRAM}{cpu}"), program.into(), ALIGN),
@@ -57,11 +59,11 @@ impl<'a> Part<'a> {
 
     /// The sections of several CPUs' images: code and tables that are the same bytes are there once, as the first
     /// one's.
-    pub fn images(variants: &[Variant<'a>]) -> Vec<Part<'a>> {
+    pub fn images<P: Planned>(variants: &[Variant<'a, P>]) -> Vec<Part<'a>> {
         let mut parts = Vec::new();
         for (at, Variant { cpu, features, tuning, image }) in variants.iter().enumerate() {
             let [_, constants, code] = Part::image(cpu, features, image);
-            let first = |same: &dyn Fn(&Image) -> bool| {
+            let first = |same: &dyn Fn(&Image<P>) -> bool| {
                 variants[..at].iter().find(|v| same(v.image)).map_or(*cpu, |v| v.cpu)
             };
             let listing = Listing {
@@ -83,8 +85,7 @@ impl<'a> Part<'a> {
 }
 
 /// A CPU's image, to be written beside those of others.
-#[derive(Clone, Copy)]
-pub struct Variant<'a> {
+pub struct Variant<'a, P = Plan> {
     /// The CPU, as `--cpu` names it.
     pub cpu: &'a str,
     /// What it must have, by the names of [`crate::cpu`].
@@ -92,7 +93,7 @@ pub struct Variant<'a> {
     /// What it is tuned for, if that is not what most CPUs are.
     pub tuning: Option<&'a str>,
     /// Its code.
-    pub image: &'a Image,
+    pub image: &'a Image<P>,
 }
 
 /// What the metadata say besides hashes.
@@ -103,6 +104,8 @@ pub struct About<'a> {
     pub cpus: &'a [String],
     /// How the layers' matrices are held: `q4`.
     pub weights: &'a str,
+    /// The function's name, if it is no model that is written.
+    pub function: Option<&'a str>,
     /// The compiler's version.
     pub compiler: &'a str,
     /// What signs the file, if anything does.
@@ -200,6 +203,9 @@ impl Layout {
             ("weights", about.weights),
         ] {
             metadata.insert(name.into(), text.into());
+        }
+        if let Some(name) = about.function {
+            metadata.insert(FUNCTION.into(), name.into());
         }
         if let Some(key) = about.key {
             metadata.insert(SIGNED_BY.into(), key.public().to_string().into());

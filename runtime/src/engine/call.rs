@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::pool::Pool;
-use crate::program::{FRAME_ROWS, FRAME_SEGMENTS, Phase, Program, Segment};
+use crate::program::{FRAME_ROWS, FRAME_SEGMENTS, Phase, Plan, Program, Segment, Variant};
 
 /// Times of an engine's launches, by function, variant and step: see
 /// [`Engine::start_profile`](super::Engine::start_profile).
@@ -15,23 +15,31 @@ pub struct Profile {
 }
 
 /// A frame with its addresses.
-pub(super) struct Frame {
-    pub(super) function: usize,
-    pub(super) words: Vec<u64>,
+pub(crate) struct Frame {
+    pub(crate) function: usize,
+    pub(crate) words: Vec<u64>,
     /// Words of slots that hold rows, and bytes from one row to the next.
-    pub(super) rows: Vec<(usize, u64)>,
+    pub(crate) rows: Vec<(usize, u64)>,
 }
 
 /// What calls functions.
-pub(super) struct Caller {
-    pub(super) pool: Pool,
-    pub(super) profile: Option<Profile>,
-    pub(super) program: Arc<Program>,
+pub(crate) struct Caller<P = Plan> {
+    pub(crate) pool: Pool,
+    pub(crate) profile: Option<Profile>,
+    pub(crate) program: Arc<Program<P>>,
 }
 
-impl Caller {
+impl<P> Caller<P> {
+    /// Times every launch from here on; a launch more or less costs a clock's reading.
+    pub(crate) fn start_profile(&mut self) {
+        let steps = |v: &Variant| vec![(0, Duration::ZERO); v.steps.len()];
+        let functions = self.program.functions.iter();
+        let steps = functions.map(|f| f.variants.iter().map(steps).collect()).collect();
+        self.profile = Some(Profile { steps });
+    }
+
     /// Calls a function on a frame whose slots hold `rows` rows in `segments`.
-    pub(super) fn call(&mut self, frame: &mut Frame, phase: Phase, rows: usize, segments: &[Segment]) {
+    pub(crate) fn call(&mut self, frame: &mut Frame, phase: Phase, rows: usize, segments: &[Segment]) {
         if segments.len() <= 1 || self.program.functions[frame.function].batches {
             return self.launch(frame, phase, rows, segments);
         }

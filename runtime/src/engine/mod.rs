@@ -8,13 +8,12 @@
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
-mod call;
+pub(crate) mod call;
 mod guessed;
 mod step;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::error::{Error, room};
 use crate::kv::{Kv, Ledger, touched};
@@ -339,10 +338,7 @@ impl Engine {
 
     /// Times every launch from here on; a launch more or less costs a clock's reading.
     pub fn start_profile(&mut self) {
-        let steps = |v: &crate::program::Variant| vec![(0, Duration::ZERO); v.steps.len()];
-        let functions = self.program().functions.iter();
-        let steps = functions.map(|f| f.variants.iter().map(steps).collect()).collect();
-        self.caller.profile = Some(Profile { steps });
+        self.caller.start_profile();
     }
 
     /// The times since [`Engine::start_profile`]; launches are no longer timed.

@@ -9,13 +9,13 @@ use super::function::{Function, Step, Variant};
 /// A compiled model whose code is not in place: what the compiler makes and an artifact holds. Code is
 /// position-independent and refers to nothing outside of itself.
 #[derive(Clone, Debug)]
-pub struct Image {
+pub struct Image<P = Plan> {
     /// The functions; steps enter `code` by offset.
     pub functions: Vec<Function<u64>>,
     /// See [`Program::constants`](super::Program::constants).
     pub constants: Vec<u8>,
     /// How the functions make up the model.
-    pub plan: Plan,
+    pub plan: P,
     /// Machine code and the read-only data among it, aligned to [`CODE_ALIGN`] bytes.
     pub code: Vec<u8>,
     /// What lies where in the code, by rising offset.

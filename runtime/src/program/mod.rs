@@ -15,6 +15,7 @@ mod aligned;
 mod frame;
 mod function;
 mod image;
+mod signature;
 
 use std::any::Any;
 
@@ -26,15 +27,16 @@ pub use frame::{
 };
 pub use function::{Function, Phase, Slot, SlotKind, Step, Tiles, Variant};
 pub use image::{CODE_ALIGN, Image, Symbol};
+pub use signature::{Counts, Element, Length, Lookup, Operand, Role, Signature, StrayId};
 
-/// A compiled model.
-pub struct Program {
+/// A compiled model; with a [`Signature`] as its plan, a compiled function that is no model's.
+pub struct Program<P = Plan> {
     /// The functions; [`Plan`] says which is which by index.
     pub functions: Vec<Function>,
     /// Tables folded at compile time (inverse RoPE frequencies and such), 64-byte aligned parts.
     pub constants: Aligned,
     /// How the functions make up the model.
-    pub plan: Plan,
+    pub plan: P,
     /// The CPU that the code was made for.
     pub made_for: MadeFor,
     /// Owner of the machine code that the steps' pointers lead into; dropped with the program.

@@ -11,14 +11,14 @@ use lapidary_runtime::program::{FRAME_ROWS, Phase, Segment, Step, Variant};
 
 use super::writer::Writer;
 use super::{FIRST_RUN, GROUPS, LAUNCH};
-use crate::object::state::{Call, Places, engine_word, number};
+use crate::object::state::{Call, Engine, engine_word, number};
 
 /// Launches predicted to take less than this many nanoseconds stay on the calling thread; as the runtime's pool has it.
 const PARALLEL_NS: i64 = 5_000;
 
 /// `launch(engine, kernel, frame, tiles, tile_ns)`: one kernel over its tiles, on this thread or by the caller's
 /// callback.
-pub(super) fn launch(places: &Places) -> impl FnOnce(&mut Writer<'_>, &[Value]) {
+pub(super) fn launch(places: &Engine) -> impl FnOnce(&mut Writer<'_>, &[Value]) {
     let scratch = places.scratch as i64;
     move |w, p| {
         let [engine, kernel, frame, tiles, tile_ns] = p else { unreachable!("five parameters") };
@@ -52,7 +52,7 @@ pub(super) const SEGMENT: [i64; 4] = [
 ];
 
 /// `groups(engine, by)`: groups of `by` rows of the call's segments, each one's last as short as it is.
-pub(super) fn groups(w: &mut Writer<'_>, places: &Places, engine: Value, by: Value) {
+pub(super) fn groups(w: &mut Writer<'_>, places: &Engine, engine: Value, by: Value) {
     let table = w.offset(engine, places.segments as i64);
     let (zero, count) = (w.int(I64, 0), w.load(I64, engine, engine_word::SEGMENTS.into()));
     let sum: Variable = w.b.declare_var(I64);

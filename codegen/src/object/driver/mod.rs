@@ -12,7 +12,9 @@
 //! | `tokens` | tokens into calls, and what calls leave to states |
 //! | `heads` | logits and the most likely token |
 //! | `open` | engines and states made ready |
+//! | [`callable`] | the call of a function that is no model's |
 
+pub mod callable;
 mod heads;
 mod launch;
 mod open;
@@ -26,7 +28,7 @@ use cranelift_codegen::{Context, FinalizedRelocTarget, control::ControlPlane};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use lapidary_runtime::program::Image;
 
-use super::state::{Places, STATE_ALIGN, word};
+use super::state::{Engine, Places, STATE_ALIGN, word};
 use super::weights::WeightsFile;
 use super::{guard, refuse};
 use crate::Error;
@@ -111,15 +113,10 @@ const FIRST_RUN: u32 = 6;
 /// # Errors
 /// [`Error::Object`] if Cranelift refuses the code.
 pub fn emit(target: &Target, image: &Image, places: &Places, weights: &WeightsFile) -> Result<Driver, Error> {
-    let mut tables = image.constants.clone();
-    tables.resize(tables.len().next_multiple_of(STATE_ALIGN), 0);
-    let template = tables.len() as u32;
-    tables.extend(places.template.iter().flat_map(|w| w.to_le_bytes()));
-
-    let mut maker =
-        Maker { target, context: Context::new(), builder: FunctionBuilderContext::new(), functions: vec![] };
-    maker.define("launch", false, 5, None, launch::launch(places))?;
-    maker.define("groups", false, 2, Some(I64), |w, p| launch::groups(w, places, p[0], p[1]))?;
+    let (tables, template) = tables(&image.constants, &places.engine);
+    let mut maker = Maker::new(target);
+    maker.define("launch", false, 5, None, launch::launch(&places.engine))?;
+    maker.define("groups", false, 2, Some(I64), |w, p| launch::groups(w, &places.engine, p[0], p[1]))?;
     maker.define("place", false, 4, None, |w, p| tokens::place(w, places, p))?;
     maker.define("settle", false, 2, None, |w, p| tokens::settle(w, image, places, p[0], p[1]))?;
     maker.define("forward", false, 2, None, |w, p| tokens::forward(w, places, p[0], p[1]))?;
@@ -133,7 +130,7 @@ pub fn emit(target: &Target, image: &Image, places: &Places, weights: &WeightsFi
         let name = format!("run_{}", function.name);
         maker.define(&name, false, 2, None, |w, p| launch::run(w, steps, p[0], p[1]))?;
     }
-    maker.define("init", true, 6, Some(I32), |w, p| open::init(w, places, weights, template, p))?;
+    maker.define("init", true, 6, Some(I32), |w, p| open::init(w, &places.engine, weights, template, p))?;
     maker.functions.last_mut().map_or(Ok(()), |init| guard::put_before(target, init))?;
     maker.define("open", true, 3, Some(I32), |w, p| open::open(w, places, p))?;
     maker.define("prefill", true, 3, Some(I32), |w, p| tokens::prefill(w, p[0], p[1], p[2]))?;
@@ -163,6 +160,15 @@ pub fn emit(target: &Target, image: &Image, places: &Places, weights: &WeightsFi
     Ok(Driver { functions: maker.functions, tables })
 }
 
+/// The read-only tables, and where the frames' template starts in them.
+fn tables(constants: &[u8], engine: &Engine) -> (Vec<u8>, u32) {
+    let mut tables = constants.to_vec();
+    tables.resize(tables.len().next_multiple_of(STATE_ALIGN), 0);
+    let template = tables.len() as u32;
+    tables.extend(engine.template.iter().flat_map(|w| w.to_le_bytes()));
+    (tables, template)
+}
+
 /// Compiles functions.
 struct Maker<'a> {
     target: &'a Target,
@@ -171,7 +177,11 @@ struct Maker<'a> {
     functions: Vec<DriverFunction>,
 }
 
-impl Maker<'_> {
+impl<'a> Maker<'a> {
+    fn new(target: &'a Target) -> Maker<'a> {
+        Maker { target, context: Context::new(), builder: FunctionBuilderContext::new(), functions: vec![] }
+    }
+
     /// A function of `parameters` 64-bit words (an i32 is passed as one, its upper half ignored).
     fn define(
         &mut self,

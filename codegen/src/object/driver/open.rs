@@ -11,39 +11,19 @@ use cranelift_frontend::Variable;
 use super::tokens::set_predicts;
 use super::writer::Writer;
 use crate::object::Status;
-use crate::object::state::{FROM_BITS, From, OPEN, Places, READY, engine_word, word};
+use crate::object::state::{Engine, FROM_BITS, From, OPEN, Places, READY, engine_word, word};
 use crate::object::weights::{HASH_FACTOR, HASH_SHIFT, WEIGHT_ALIGN, WeightsFile};
 
 /// `init(engine, engine_bytes, weights, weights_bytes, parallel_for, context)`.
-pub(super) fn init(w: &mut Writer<'_>, places: &Places, file: &WeightsFile, template: u32, p: &[Value]) {
+pub(super) fn init(w: &mut Writer<'_>, places: &Engine, file: &WeightsFile, template: u32, p: &[Value]) {
     let [engine, engine_bytes, weights, weights_bytes, parallel_for, context] = p else {
         unreachable!("six parameters")
     };
-    w.check_place(*engine, *engine_bytes, places.engine_bytes, Status::State);
-    let bad = w.misplaced(*weights, WEIGHT_ALIGN);
-    let other = w.compare(IntCC::NotEqual, *weights_bytes, file.bytes as i64);
-    let bad = w.b.ins().bor(bad, other);
-    w.fail_if(bad, Status::Weights);
-
-    let hash: Variable = w.b.declare_var(I64);
+    w.check_place(*engine, *engine_bytes, places.bytes, Status::State);
+    if !file.tensors.is_empty() {
+        check_weights(w, file, *weights, *weights_bytes);
+    }
     let zero = w.int(I64, 0);
-    w.b.def_var(hash, zero);
-    let end = w.int(I64, file.header.len() as i64);
-    w.for_range(zero, end, 8, |w, at| {
-        let at = w.b.ins().iadd(*weights, at);
-        let next = w.load(I64, at, 0);
-        let held = w.b.use_var(hash);
-        let mixed = w.b.ins().bxor(held, next);
-        let factor = w.int(I64, HASH_FACTOR as i64);
-        let mixed = w.b.ins().imul(mixed, factor);
-        let high = w.b.ins().ushr_imm_u(mixed, i64::from(HASH_SHIFT));
-        let mixed = w.b.ins().bxor(mixed, high);
-        w.b.def_var(hash, mixed);
-    });
-    let found = w.b.use_var(hash);
-    let other = w.compare(IntCC::NotEqual, found, file.hash() as i64);
-    w.fail_if(other, Status::Weights);
-
     let constants = w.table(0);
     let words = w.table(template);
     let frames = w.offset(*engine, places.frames as i64);
@@ -70,6 +50,33 @@ pub(super) fn init(w: &mut Writer<'_>, places: &Places, file: &WeightsFile, temp
     w.store(ready, *engine, engine_word::READY.into());
     let done = w.int(I32, Status::Ok.code());
     w.finish(Some(done));
+}
+
+/// Returns an error for weights that are not the file's.
+fn check_weights(w: &mut Writer<'_>, file: &WeightsFile, weights: Value, weights_bytes: Value) {
+    let bad = w.misplaced(weights, WEIGHT_ALIGN);
+    let other = w.compare(IntCC::NotEqual, weights_bytes, file.bytes as i64);
+    let bad = w.b.ins().bor(bad, other);
+    w.fail_if(bad, Status::Weights);
+
+    let hash: Variable = w.b.declare_var(I64);
+    let zero = w.int(I64, 0);
+    w.b.def_var(hash, zero);
+    let end = w.int(I64, file.header.len() as i64);
+    w.for_range(zero, end, 8, |w, at| {
+        let at = w.b.ins().iadd(weights, at);
+        let next = w.load(I64, at, 0);
+        let held = w.b.use_var(hash);
+        let mixed = w.b.ins().bxor(held, next);
+        let factor = w.int(I64, HASH_FACTOR as i64);
+        let mixed = w.b.ins().imul(mixed, factor);
+        let high = w.b.ins().ushr_imm_u(mixed, i64::from(HASH_SHIFT));
+        let mixed = w.b.ins().bxor(mixed, high);
+        w.b.def_var(hash, mixed);
+    });
+    let found = w.b.use_var(hash);
+    let other = w.compare(IntCC::NotEqual, found, file.hash() as i64);
+    w.fail_if(other, Status::Weights);
 }
 
 /// `open(state, state_bytes, engine)`: a state at position 0.

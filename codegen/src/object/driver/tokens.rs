@@ -33,7 +33,7 @@ pub(super) fn place(w: &mut Writer<'_>, places: &Places, p: &[Value]) {
     });
     let index = w.load(I64, engine, engine_word::SEGMENTS.into());
     let segment = w.element(engine, index, Segment::BYTES);
-    let segment = w.offset(segment, places.segments as i64);
+    let segment = w.offset(segment, places.engine.segments as i64);
     let keys = w.b.ins().iadd(position, rows);
     let kv = w.offset(state, places.kv as i64);
     for (value, at) in [first, rows, keys, kv].into_iter().zip(SEGMENT) {
@@ -56,7 +56,7 @@ pub(super) fn forward(w: &mut Writer<'_>, places: &Places, engine: Value, rows: 
 pub(super) fn settle(w: &mut Writer<'_>, image: &Image, places: &Places, state: Value, index: Value) {
     let engine = w.load(I64, state, word::ENGINE.into());
     let segment = w.element(engine, index, Segment::BYTES);
-    let segment = w.offset(segment, places.segments as i64);
+    let segment = w.offset(segment, places.engine.segments as i64);
     let [first, rows, keys, _] = SEGMENT.map(|at| w.load(I64, segment, at));
     w.store(keys, state, word::POSITION.into());
     let high = w.load(I64, state, word::HIGH.into());
