@@ -2,8 +2,8 @@
 //! page shows.
 //!
 //! A `text` block after a line that names a file, as in "`my.rules`:", is that file. In output, times and what follows
-//! from them are masked: a number before a unit of time or rate, or before `x` or `%`, is any number. A line `...`
-//! stands for any lines.
+//! from them are masked: a number before a unit of time or rate, or before `x` or `%`, is any number, and so is each of a
+//! line of numbers alone, which is a table's. A line `...` stands for any lines.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -54,8 +54,8 @@ fn acts(page: &str) -> Vec<Act> {
 }
 
 /// Numbers before these are masked: units, and what differences, which are a CPU's roundings, are counted from.
-const UNITS: [&str; 12] =
-    ["ns", "µs", "us", "ms", "s", "GB/s", "GFLOP/s", "x", "%", "thread", "threads", "from"];
+const UNITS: [&str; 13] =
+    ["KiB", "ns", "µs", "us", "ms", "s", "GB/s", "GFLOP/s", "x", "%", "thread", "threads", "from"];
 
 /// A line with times and rates, and the blanks around them, made alike.
 fn mask(line: &str) -> String {
@@ -65,12 +65,13 @@ fn mask(line: &str) -> String {
         w.starts_with(|c: char| c.is_ascii_digit())
             && w.chars().all(|c| c.is_ascii_digit() || matches!(c, '.' | ',' | 'e' | '-'))
     };
+    let is_row = words.len() > 1 && words.iter().all(|w| number(w));
     let unit = |w: &str| UNITS.contains(&w.trim_end_matches([',', '.', ';', ')', ':']));
     let masked = words.iter().enumerate().map(|(i, w)| {
         let before_unit = words.get(i + 1).is_some_and(|next| unit(next));
         let digits = w.find(|c: char| c.is_ascii_digit()).unwrap_or(0);
         let end = w.rfind(|c: char| c.is_ascii_digit()).map_or(0, |e| e + 1);
-        if number(w) && before_unit {
+        if number(w) && (before_unit || is_row) {
             "#".to_string()
         } else if end > digits && number(&w[..end]) && unit(&w[end..]) {
             format!("#{}", &w[end..])
@@ -159,6 +160,7 @@ fn pages_are_read_and_lines_compared() {
     ];
     assert_eq!(acts(page), expected);
     assert_eq!(mask("  a 12.5 µs, 3.1x (45%) 7 nodes v3"), "a # µs, #x #%) 7 nodes v3");
+    assert_eq!(mask("  16  0.69  4"), "# # #");
     assert_eq!(mask("is 2.2e-3 from f, at most 5e-2"), "is # from f, at most 5e-2");
     let lines = |text: &str| text.lines().map(str::to_string).collect::<Vec<_>>();
     assert!(matches(&lines("a\n...\nc"), &lines("a\nb\nb\nc")) && matches(&lines("..."), &lines("")));
