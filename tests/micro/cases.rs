@@ -44,7 +44,7 @@ pub(crate) fn all(micro: &Microkernel, targets: &[Target], values: Values) -> Ve
         Emit::RawDot(_) | Emit::PairedDot(_) => dots(micro, source),
         Emit::BlockDot(_) => block_dots(micro, source),
         Emit::RawRows(_) => rows(micro, source),
-        Emit::RawLanes(_) | Emit::BlockLanes(_) => lanes(micro, source),
+        Emit::RawLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_) => lanes(micro, source),
         Emit::RawTile(_) | Emit::ConfiguredTile(_) => tiles(micro, source),
         Emit::IntegerTile(..) => integer_tiles(micro, source),
         Emit::RawScores(_) => scores(micro, source),
@@ -67,8 +67,8 @@ fn dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
             let pad = if xs == 1 { 0 } else { k % 3 };
             let (x, values) = match micro.operands {
                 DType::Q8 => {
-                    let (bytes, row) = rounded_x(dtype, k, source);
-                    (bytes, vec![row])
+                    let (bytes, rows): (Vec<_>, _) = (0..xs).map(|_| rounded_x(dtype, k, source)).unzip();
+                    (bytes.concat(), rows)
                 }
                 _ => source.rows(DType::F32, xs, k, 4 * pad),
             };
@@ -81,7 +81,8 @@ fn dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
                 }
             }
             let one = Dot::of_one_row(micro.operands, dtype, k, rows);
-            let (x_stride, c_stride) = ((k + pad) as i32 * 4, c_row as i32 * 4);
+            let x_row = if micro.operands == DType::Q8 { int8_row_bytes(k) } else { (k + pad) * 4 };
+            let (x_stride, c_stride) = (x_row as i32, c_row as i32 * 4);
             cases.push(Case {
                 raw: Raw::Dot(if xs == 1 { one } else { Dot { xs, x_stride, c_stride, ..one } }),
                 operands: vec![
@@ -97,7 +98,9 @@ fn dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
         [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 67, 131].into_iter().for_each(|k| add(dtype, k));
     }
     for dtype in [DType::Q8, DType::Q4] {
-        [1, 2, 3, 4, 5, 7, 8, 9, 16, 21, 36].into_iter().for_each(|blocks| add(dtype, blocks * BLOCK));
+        [1, 2, 3, 4, 5, 7, 8, 9, 16, 21, 36, 58, 67]
+            .into_iter()
+            .for_each(|blocks| add(dtype, blocks * BLOCK));
     }
     cases
 }
@@ -215,7 +218,7 @@ fn lane_case(
         }
     }
     Case {
-        raw: Raw::Lanes(Lanes { dtype, k, rows: most, c_stride: c_row as i32 * 4 }),
+        raw: Raw::Lanes(Lanes { dtype, k, rows: most, c_stride: c_row as i32 * 4, sums: micro.sums() }),
         operands: vec![
             Operand::In(x),
             Operand::In(weights),

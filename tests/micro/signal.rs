@@ -17,7 +17,8 @@ fn trapped_microkernels_come_to_the_same() {
     assert!(emulator::install());
     let targets = x86();
     for micro in MICROKERNELS.iter().filter(|m| targets.iter().any(|t| (m.runs_on)(&t.features))) {
-        if matches!(micro.emit, Emit::Dot(_) | Emit::Inline(_)) {
+        // The handler stands on the stack where the frame of sums would be.
+        if matches!(micro.emit, Emit::Dot(_) | Emit::Inline(_) | Emit::SplitLanes(_)) {
             continue;
         }
         for case in cases::all(micro, &targets, Values::Small).into_iter().step_by(7) {

@@ -13,7 +13,7 @@ use lapidary_ir::{BLOCK, DType, Dim};
 use lapidary_runtime::program::{RESUMED, Tiles};
 
 use super::hold::{weight_row, widened_row, widening};
-use super::linear_dots::{dot_rows, raw_dot, raw_dots_of, read_as, row_dots};
+use super::linear_dots::{dot_rows, raw_dot, raw_dots_of, row_dots, shapes};
 use super::linear_lanes::{self, raw_lanes};
 use super::linear_tiles::{block_bytes, tiling, turned_bytes, whole};
 use super::map::Then;
@@ -29,18 +29,21 @@ use crate::view::{Base, Capacity, View};
 /// The most rows of a call whose kernels norm and round x themselves, each thread for itself.
 const OWN_ROWS: usize = 4;
 
-/// What a linear kernel over these weights is made of, in calls that go by the kernels of `regime` rows; `rounded` says
-/// whether it may round activations.
+/// What a linear kernel over these weights is made of, in calls of up to `most` rows that go by the kernels of `regime`
+/// rows; `rounded` says whether it may round activations.
 pub fn choose(
     prologue: Option<f32>,
     epilogue: Epilogue,
     weights: &[View],
-    regime: usize,
+    (regime, most): (usize, usize),
     rounded: bool,
     features: &Features,
 ) -> Linear {
     let quantised = Quantised::of(weights.iter().map(|w| w.dtype));
     let micro = micro::choose(regime, fixed(&weights[0], 1), rounded, quantised, features);
+    let is_long = weights.iter().all(|w| micro::is_long(w.dtype, fixed(w, 1)));
+    let more = if most > OWN_ROWS && is_long { micro.of_more_rows(features) } else { None };
+    let micro = more.unwrap_or(micro);
     Linear { prologue, epilogue, micro, few: micro.of_few_rows(features), ready: false }
 }
 
@@ -100,7 +103,7 @@ pub(super) fn raw_code(
             let few = linear.few.into_iter().flat_map(lanes);
             widen.chain(tiles.map(|raw| (micro, raw))).chain(few).collect()
         }
-        Emit::RawLanes(_) | Emit::BlockLanes(_) => lanes(micro).collect(),
+        Emit::RawLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_) => lanes(micro).collect(),
         Emit::RawRows(_) => {
             let widen = weights.iter().filter_map(|w| widening(w, micro, features));
             let x = &kernel.inputs[0];
@@ -110,8 +113,10 @@ pub(super) fn raw_code(
             widen.chain(dots).collect()
         }
         Emit::RawDot(_) | Emit::PairedDot(_) | Emit::BlockDot(_) => {
+            let k = fixed(&weights[0], 1);
             let x_stride = match linear.prologue {
-                Some(_) => fixed(&weights[0], 1) as i64 * 4,
+                _ if micro.operands == DType::Q8 => micro::int8_row_bytes(k) as i64,
+                Some(_) => k as i64 * 4,
                 None => kernel.inputs[0].step_bytes(0),
             };
             let widens = |w: &&View| micro.operands == DType::F32 && !micro::raw_reads(w.dtype);
@@ -119,10 +124,7 @@ pub(super) fn raw_code(
             let mut raw: Vec<_> = unread.filter_map(|w| widening(w, micro, features)).collect();
             for w in weights {
                 for n in [dot_rows(w), 1] {
-                    let shapes = micro
-                        .dot_shapes(read_as(w, micro.operands))
-                        .iter()
-                        .filter(|shape| shape.0 <= most_rows(kernel));
+                    let shapes = shapes(micro, w).iter().filter(|shape| shape.0 <= most_rows(kernel));
                     let of_rows =
                         |&(xs, of): &(usize, usize)| raw_dots_of(w, micro, x_stride, (xs, of.min(n)));
                     raw.extend(shapes.map(|shape| (micro, of_rows(shape))));

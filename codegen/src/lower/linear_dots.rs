@@ -25,6 +25,14 @@ pub(super) fn dot_rows(weight: &View) -> usize {
     if micro::raw_reads(weight.dtype) { micro::dot_rows(weight.dtype, fixed(weight, 1)) } else { 1 }
 }
 
+/// Rows of x and weight rows that go together, besides one row of x: see [`Microkernel::dot_shapes`].
+pub(super) fn shapes(micro: &Microkernel, weight: &View) -> &'static [(usize, usize)] {
+    match micro.operands {
+        DType::Q8 if !micro::is_long(weight.dtype, fixed(weight, 1)) => &[],
+        operands => micro.dot_shapes(read_as(weight, operands)),
+    }
+}
+
 /// Dot products of some rows of x, `x_stride` bytes apart, with some weight rows.
 pub(super) fn raw_dots_of(
     weight: &View,
@@ -255,7 +263,7 @@ impl Job<'_> {
         let rows = self.rows(e);
         let most = self.kernel.capacity.of(self.kernel.outputs[0].axes[0].dim);
         let mut done = e.i64(0);
-        let shapes = micro.dot_shapes(read_as(weight, micro.operands)).iter().filter(|shape| shape.0 <= most);
+        let shapes = shapes(micro, weight).iter().filter(|shape| shape.0 <= most);
         for &(xs, of) in shapes.chain([&(1, count)]) {
             let at_a_time = of.min(count);
             let mask = e.i64(!(xs as i64 - 1));

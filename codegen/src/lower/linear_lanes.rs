@@ -23,8 +23,13 @@ const MARGIN: usize = 16;
 
 /// The code for a weight: `micro` multiplies, in blocks of `of`.
 pub(super) fn raw_lanes(weight: &View, micro: &Microkernel, of: &Microkernel, rows: usize) -> Raw {
-    let rows = rows.min(micro.mr);
-    Raw::Lanes(Lanes { dtype: weight.dtype, k: fixed(weight, 1), rows, c_stride: row_bytes(of) as i32 })
+    Raw::Lanes(Lanes {
+        dtype: weight.dtype,
+        k: fixed(weight, 1),
+        rows: rows.min(micro.mr),
+        c_stride: row_bytes(of) as i32,
+        sums: micro.sums(),
+    })
 }
 
 /// Weight rows in lanes.

@@ -215,11 +215,12 @@ pub(super) fn reduce(a: &mut CodeAssembler, i: usize) -> Done {
     a.vhaddps(XMM[i], XMM[i], XMM[i])
 }
 
-/// Stores the sums of the first `rows` registers' lanes.
-pub(super) fn store_sums(a: &mut CodeAssembler, rows: usize) -> Done {
-    for (r, &sum) in XMM.iter().enumerate().take(rows) {
-        reduce(a, r)?;
-        a.vmovss(dword_ptr(C + r as i32 * 4), sum)?;
+/// Stores the sums of registers' lanes, one register a weight row of each row of x.
+pub(super) fn store_sums(a: &mut CodeAssembler, dot: Dot) -> Done {
+    for (i, &sum) in XMM.iter().enumerate().take(dot.xs * dot.rows) {
+        let (t, r) = ((i / dot.rows) as i32, (i % dot.rows) as i32);
+        reduce(a, i)?;
+        a.vmovss(dword_ptr(C + (t * dot.c_stride + r * 4)), sum)?;
     }
     Ok(())
 }
@@ -369,5 +370,5 @@ fn quantised_256(a: &mut CodeAssembler, dot: Dot) -> Done {
         }
         Ok(())
     })?;
-    store_sums(a, rows)
+    store_sums(a, dot)
 }

@@ -1,4 +1,5 @@
-//! Dot products in integers, assembled: a row of x rounded to 8 bits in blocks, against quantised weight rows.
+//! Dot products in integers, assembled: a row of x rounded to 8 bits in blocks, against quantised weight rows; long
+//! ones go by `dot_groups.rs`.
 //!
 //! A block's products are summed exactly in i32; the sum is then scaled by both blocks' scales and added up in f32.
 //! `vpdpbusd` (or `vpmaddubsw`) multiplies unsigned by signed bytes, so weights are shifted to be unsigned, by 8 or by
@@ -12,7 +13,7 @@ use iced_x86::code_asm::*;
 use lapidary_ir::{BLOCK, DType};
 
 use super::dot::{Done, X, X_SCALES, X_SUMS, YMM, fill, store_sums};
-use super::{Code, DOT_ROWS, Dot};
+use super::{Code, DOT_ROWS, Dot, dot_groups};
 use crate::micro;
 
 /// With AVX-VNNI: the same instruction as AVX2 is encoded.
@@ -44,6 +45,9 @@ impl Products {
 }
 
 fn dot_of(dot: Dot, products: Products) -> Code {
+    if dot.xs > 1 || micro::is_long(dot.dtype, dot.k) {
+        return dot_groups::dot(dot, products == Products::AvxVnni);
+    }
     let a = &mut CodeAssembler::new(64)?;
     let quant_bytes = micro::int8_quant_bytes(dot.k);
     a.lea(X_SCALES, ptr(X + quant_bytes as i32))?;
@@ -59,8 +63,8 @@ fn dot_of(dot: Dot, products: Products) -> Code {
 }
 
 /// Stores the sums and returns.
-fn finish(a: &mut CodeAssembler, rows: usize) -> Done {
-    store_sums(a, rows)?;
+fn finish(a: &mut CodeAssembler, dot: Dot) -> Done {
+    store_sums(a, dot)?;
     a.vzeroupper()?;
     a.ret()
 }
@@ -178,7 +182,7 @@ fn four_bits(a: &mut CodeAssembler, dot: Dot, how: Products) -> Done {
     if alone {
         a.vaddps(ymm0, ymm0, ymm1)?;
     }
-    finish(a, dot.rows)?;
+    finish(a, dot)?;
     // Minus what weights are shifted by, and each pair's lanes.
     a.set_label(&mut shift_by)?;
     a.dd_f32(&[-8.0])?;
@@ -227,5 +231,5 @@ fn eight_bits(a: &mut CodeAssembler, dot: Dot, how: Products) -> Done {
     };
     // A line of memory at a time.
     dot.walk(a, 2 * BLOCK, &mut |a, n| (0..n / BLOCK).try_for_each(|b| block(a, b)))?;
-    finish(a, dot.rows)
+    finish(a, dot)
 }

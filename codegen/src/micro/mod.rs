@@ -15,6 +15,7 @@ mod blocks;
 mod cached;
 mod clif;
 mod dot;
+mod dot_groups;
 mod dot_int8;
 mod lanes;
 mod mix;
@@ -127,6 +128,8 @@ pub struct Lanes {
     pub rows: usize,
     /// Bytes from one row of results to the next.
     pub c_stride: i32,
+    /// Sums of a result that blocks go to in turn: one, or [`SUMS`].
+    pub sums: usize,
 }
 
 /// Scores: what the code of a [`Emit::RawScores`] is specialised to.
@@ -238,7 +241,8 @@ pub enum Emit {
     Dot(fn(&mut Emitter<'_>, &Block)),
     /// Dot products of one row of x, as machine code for the System V convention of its CPU: see [`Raw::Dot`].
     RawDot(fn(Dot) -> Code),
-    /// The same of x rounded to 8 bits; weights of 4 bits meet it in pairs of blocks: see [`int8_row_bytes`].
+    /// The same of x rounded to 8 bits, with long rows a result's blocks in turn to [`SUMS`] sums; weights of 4 bits meet
+    /// it in pairs of blocks: see [`int8_row_bytes`].
     PairedDot(fn(Dot) -> Code),
     /// The same with blocks of formats that no other row reads as they lie.
     BlockDot(fn(Dot) -> Code),
@@ -247,6 +251,8 @@ pub enum Emit {
     /// The same of a few rows of x rounded to 8 bits with weight rows in lanes, as machine code so too: see
     /// [`Raw::Lanes`].
     RawLanes(fn(Lanes) -> Code),
+    /// The same in the order of [`Emit::PairedDot`] with long rows, for more rows of x.
+    SplitLanes(fn(Lanes) -> Code),
     /// The same of blocks in any format; of many rows too, where no other row reads them as they lie.
     BlockLanes(fn(Lanes) -> Code),
     /// A tile, as instructions in the kernel itself.
@@ -268,14 +274,23 @@ pub enum Emit {
 /// Machine code, or why it could not be assembled.
 pub type Code = Result<Vec<u8>, IcedError>;
 
+/// Sums of a result by [`Emit::PairedDot`] with long rows.
+pub const SUMS: usize = 8;
+
 /// The most weight rows that [`Emit::RawDot`] takes at a time; those left over go one by one.
 pub const DOT_ROWS: usize = 4;
 
 /// Weight rows of length `k` that [`Emit::RawDot`] takes at a time. Of quantised rows of a KiB or more one: memory
 /// serves one stream better than four. Shorter ones end too soon to wait for each one's sum.
 pub fn dot_rows(dtype: DType, k: usize) -> usize {
+    if dtype.is_quantised() && is_long(dtype, k) { 1 } else { DOT_ROWS }
+}
+
+/// Whether weight rows of length `k` have a KiB or more. Of quantised ones [`Emit::PairedDot`] takes several rows of x
+/// with these alone: the last blocks of shorter ones, where they are no group, take too much of their time.
+pub fn is_long(dtype: DType, k: usize) -> bool {
     const LONG: usize = 1024;
-    if dtype.is_quantised() && dtype.row_bytes(k) >= LONG { 1 } else { DOT_ROWS }
+    dtype.row_bytes(k) >= LONG
 }
 
 /// A row of the table.
@@ -320,7 +335,7 @@ impl std::fmt::Debug for Microkernel {
 }
 
 impl Microkernel {
-    /// Rows of x and weight rows that [`Emit::RawDot`] takes together, the most rows of x first, besides one row of x.
+    /// Rows of x and weight rows that dot products take together, the most rows of x first, besides one row of x.
     pub fn dot_shapes(&self, dtype: DType) -> &'static [(usize, usize)] {
         match self.emit {
             Emit::RawDot(_) if self.operands == DType::F32 => match self.mr {
@@ -328,6 +343,7 @@ impl Microkernel {
                 _ if dtype.is_quantised() => &[],
                 _ => &[(4, 1), (2, 2)],
             },
+            Emit::PairedDot(_) => &[(4, 1), (2, 2)],
             _ => &[],
         }
     }
@@ -351,7 +367,9 @@ impl Microkernel {
             (Emit::ConfiguredTile(_), Raw::Configure) => amx::configure(),
             (Emit::ConfiguredTile(_), Raw::Release) => amx::release(),
             (Emit::RawRows(emit), Raw::Rows(rows)) => emit(rows),
-            (Emit::RawLanes(emit) | Emit::BlockLanes(emit), Raw::Lanes(lanes)) => emit(lanes),
+            (Emit::RawLanes(emit) | Emit::SplitLanes(emit) | Emit::BlockLanes(emit), Raw::Lanes(lanes)) => {
+                emit(lanes)
+            }
             (Emit::RawScores(emit), Raw::Scores(scores)) => emit(scores),
             (Emit::RawMix(emit), Raw::Mix(mix)) => emit(mix),
             (Emit::RawWiden(emit), Raw::Widen(widen)) => emit(widen),
@@ -401,17 +419,29 @@ impl Microkernel {
 
     /// Whether weight rows are its lanes, and x rows rounded as [`lane_row_bytes`] says.
     pub fn has_lanes(&self) -> bool {
-        matches!(self.emit, Emit::RawLanes(_) | Emit::BlockLanes(_))
+        matches!(self.emit, Emit::RawLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_))
+    }
+
+    /// Sums of a result that blocks go to in turn where weight rows are its lanes.
+    pub fn sums(&self) -> usize {
+        if let Emit::SplitLanes(_) = self.emit { SUMS } else { 1 }
     }
 
     /// The microkernel for calls of up to [`FEW_ROWS`] rows that adds up in this one's order, and so comes to the same
     /// bits, if the CPU has one.
     pub fn of_few_rows(&self, features: &Features) -> Option<&'static Microkernel> {
         let same = |m: &&Microkernel| match self.emit {
-            Emit::IntegerTile(..) => m.has_lanes(),
+            Emit::IntegerTile(..) => m.has_lanes() && m.sums() == 1,
             _ => false,
         };
         MICROKERNELS.iter().filter(same).find(|m| (m.runs_on)(features))
+    }
+
+    /// The microkernel for calls of more rows than dot products are good for that adds up in this one's order with long
+    /// weight rows, if the CPU has one.
+    pub fn of_more_rows(&self, features: &Features) -> Option<&'static Microkernel> {
+        let Emit::PairedDot(_) = self.emit else { return None };
+        MICROKERNELS.iter().find(|m| m.sums() == SUMS && (m.runs_on)(features))
     }
 
     /// Whether its code is called, not part of the kernel.

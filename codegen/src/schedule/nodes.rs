@@ -342,8 +342,9 @@ impl Scheduler<'_> {
         };
         let Setting { capacity, regime, features, rounded, .. } = self.setting;
         let row_dim = inputs[0].axes[0].dim;
-        let regime = if row_dim == Dim::Rows { *regime } else { capacity.of(row_dim) };
-        let mut kernel = linear::choose(prologue, epilogue, &views, regime, *rounded, features);
+        let most = capacity.of(row_dim);
+        let regime = if row_dim == Dim::Rows { *regime } else { most };
+        let mut kernel = linear::choose(prologue, epilogue, &views, (regime, most), *rounded, features);
         let tiles = linear::tiles(&views, &kernel);
         if let Some(before) = linear::preparation(&kernel, &inputs[0], *capacity) {
             let dims = before.output.dims();

@@ -7,6 +7,7 @@ use lapidary_codegen::view::{Base, Capacity, View};
 use lapidary_ir::BLOCK;
 use lapidary_ir::DType::{self, F32};
 use lapidary_ir::Dim::{Fixed, Rows};
+use lapidary_runtime::program::Tiles;
 
 use super::harness::*;
 use super::norm::norm;
@@ -67,6 +68,8 @@ pub(crate) struct Case {
     pub(crate) last_row: bool,
     /// Whether activations may be rounded.
     pub(crate) rounded: bool,
+    /// Whether rows are decoded: by kernels of one row's regime, however many they are.
+    pub(crate) decoded: bool,
 }
 
 impl Case {
@@ -110,13 +113,13 @@ impl Case {
             epilogue,
             last_row: random.below(4) == 0,
             rounded: random.below(3) == 0,
+            decoded: random.below(3) == 0,
         }
     }
 
     fn kernel(&self, random: &mut Random) -> (Kernel, Vec<Slot>) {
         let (capacity, k) = (self.capacity, self.k);
         let pad = random.below(3);
-        let features = Target::new(self.cpu, Placement::Jit).expect("a target").features;
         let mut slots = vec![Slot::of(self.x, &random.floats(capacity * (k + pad)))];
         let mut inputs = vec![view(0, self.x, &[(Rows, k + pad), (Fixed(k), 1)])];
         if self.last_row {
@@ -147,11 +150,9 @@ impl Case {
                 output
             })
             .collect();
-        let called = if self.last_row { 1 } else { capacity };
-        let epilogue = self.epilogue.clone();
-        let body = linear::choose(self.prologue, epilogue, &weights, called, self.rounded, &features);
-        let tiles = linear::tiles(&weights, &body);
         inputs.extend(weights);
+        let called = if self.last_row { 1 } else { capacity };
+        let (body, tiles) = self.body(&inputs, called);
         if let Epilogue::Then(..) = self.epilogue {
             // A bias, and rows of the output's shape.
             let n = self.weights[0].0;
@@ -160,7 +161,18 @@ impl Case {
             inputs.push(view(slots.len(), F32, &[(rows, n + pad), (Fixed(n), 1)]));
             slots.push(Slot::of(F32, &random.floats(capacity * (n + pad))));
         }
-        (kernel(Body::Linear(body), inputs, outputs, tiles, Capacity { rows: capacity, keys: 1 }), slots)
+        (kernel(body, inputs, outputs, tiles, Capacity { rows: capacity, keys: 1 }), slots)
+    }
+
+    /// The kernel for calls of up to so many rows.
+    fn body(&self, inputs: &[View], most: usize) -> (Body, Tiles) {
+        let features = Target::new(self.cpu, Placement::Jit).expect("a target").features;
+        let weights = &inputs[1 + usize::from(self.prologue.is_some())..][..self.weights.len()];
+        let rows = (if self.decoded { 1 } else { most }, most);
+        let epilogue = self.epilogue.clone();
+        let body = linear::choose(self.prologue, epilogue, weights, rows, self.rounded, &features);
+        let tiles = linear::tiles(weights, &body);
+        (Body::Linear(body), tiles)
     }
 
     pub(crate) fn check(&self, random: &mut Random) {
@@ -270,6 +282,7 @@ fn every_format() {
                     epilogue: Epilogue::Store,
                     last_row: false,
                     rounded,
+                    decoded: false,
                 };
                 case.check(&mut random);
             }
@@ -277,7 +290,8 @@ fn every_format() {
     }
 }
 
-/// A row's result has the same bits whatever rows are beside it, wherever it stands.
+/// A row's result has the same bits whatever rows are beside it, wherever it stands; if it is decoded, also by the
+/// kernels for fewer rows.
 #[test]
 fn rows_do_not_meet() {
     let mut random = Random(3);
@@ -293,8 +307,11 @@ fn rows_do_not_meet() {
             (40, DType::Q4, 320),
             (60, DType::Q8, 288),
             (70, DType::BF16, 64),
+            (9, DType::Q4, 1856),
+            (6, DType::Q8, 1024),
         ] {
-            for (prologue, rounded) in [(None, false), (Some(1e-6), true)] {
+            let ways = [(None, false, false), (Some(1e-6), true, false), (Some(1e-6), true, true)];
+            for (prologue, rounded, decoded) in ways {
                 let case = Case {
                     cpu,
                     capacity,
@@ -307,6 +324,7 @@ fn rows_do_not_meet() {
                     epilogue: Epilogue::Store,
                     last_row: false,
                     rounded,
+                    decoded,
                 };
                 let (kernel, mut slots) = case.kernel(&mut random);
                 run_whole(&kernel, case.cpu, capacity, &mut slots);
@@ -321,7 +339,12 @@ fn rows_do_not_meet() {
                             apart[0].set(to, x[(first + t) * k + i] as f32);
                         }
                     }
-                    run_whole(&kernel, case.cpu, count, &mut apart);
+                    let mut fewer = kernel.clone();
+                    if decoded {
+                        fewer.capacity.rows = [1, 4, capacity].into_iter().find(|&n| n >= count).unwrap();
+                        (fewer.body, fewer.tiles) = case.body(&kernel.inputs, fewer.capacity.rows);
+                    }
+                    run_whole(&fewer, case.cpu, count, &mut apart);
                     let apart = read(&kernel.outputs[0], &apart, count, 1);
                     assert_eq!(apart, all[first * 37..][..count * 37], "{case:?}: {count} rows from {first}");
                 }
@@ -348,6 +371,7 @@ fn a_prologue_is_the_norm() {
             epilogue: Epilogue::Store,
             last_row: false,
             rounded: false,
+            decoded: false,
         };
         let (fused, mut slots) = case.kernel(&mut random);
         run_whole(&fused, cpu, capacity, &mut slots);

@@ -88,6 +88,7 @@ fn every_microkernel() {
                         epilogue: Epilogue::Store,
                         last_row: false,
                         rounded: microkernel.operands != F32,
+                        decoded: false,
                     };
                     case.check(&mut random);
                 }

@@ -282,6 +282,28 @@ impl Cpu {
                     from[group + at % 2 * 2].wrapping_add(from[group + at % 2 * 2 + 1])
                 })
             }
+            M::Vphaddw => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                half_lanes(|at| {
+                    let (group, at) = (at / 8 * 8, at % 8);
+                    let from = if at < 4 { &a } else { &b };
+                    let pair = group + at % 4 * 2;
+                    half(from, pair).wrapping_add(half(from, pair + 1))
+                })
+            }
+            M::Vpsrldq => {
+                let (from, count) = (vector(1)?, count as usize);
+                byte_lanes(|at| if at % 16 + count < 16 { byte(&from, at + count) } else { 0 })
+            }
+            // What is left out is not read.
+            M::Vpmaskmovd if i.op_kind(2) == OpKind::Memory => {
+                let (mask, mut value) = (vector(1)?, [0; BYTES]);
+                let dwords = value.chunks_mut(4).take(width(i.op_register(0)) / 4);
+                for (lane, dword) in dwords.enumerate().filter(|(lane, _)| mask[*lane] >> 31 == 1) {
+                    self.read(i, self.address(i) + 4 * lane as u64, dword)?;
+                }
+                from_bytes(value)
+            }
             M::Vcvtdq2ps => {
                 let from = vector(1)?;
                 float_lanes(|lane| from[lane] as i32 as f32)

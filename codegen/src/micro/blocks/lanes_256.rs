@@ -10,7 +10,9 @@
 //! Without VNNI products are summed in 16 bits as long as they fit, by how large quants may be; quants of 8 bits keep
 //! their sign, which x takes over.
 //!
-//! Of one row of x alone a weight row's sums are made before (`row_256.rs`).
+//! Where a result's blocks go to several sums in turn, as those of `dot_groups.rs` do, these lie in the frame, and are
+//! added up in that code's order at the end. Else of one row of x alone a weight row's sums are made before
+//! (`row_256.rs`).
 //!
 //! What a block has to be unpacked but once is kept in the stack's frame: scales, and bytes that hold fields of more
 //! than 32 elements. The rows after these are fetched meanwhile in the order of their bytes.
@@ -24,7 +26,7 @@ use lapidary_ir::{BLOCK, Format};
 
 use super::{Constants, offset};
 use crate::micro::dot::{Done, XMM, YMM};
-use crate::micro::{Code, LANE_BLOCK, Lanes};
+use crate::micro::{Code, LANE_BLOCK, Lanes, SUMS};
 
 /// Weight rows, a lane each.
 pub(in crate::micro) const LANES: usize = 8;
@@ -83,11 +85,13 @@ pub(super) struct Frame {
     before: i32,
     /// Blocks that are left.
     left: i32,
+    /// Where among a row's sums the block's turn is, in bytes.
+    turn: i32,
     /// Scales of all groups of a block; their offsets.
     pub(super) scales: [i32; 2],
     /// Signed quants.
     pub(super) signed: i32,
-    /// Sums of one row of x: see `row_256.rs`.
+    /// Sums of one row of x: see `row_256.rs`; or of each row [`SUMS`], a vector each.
     pub(super) sums: i32,
     /// Sixteen bytes of each row, transposed, by their place in a block; and whether the code has stored them.
     windows: BTreeMap<usize, (i32, bool)>,
@@ -107,8 +111,12 @@ impl Frame {
         };
         let scales = [take(true, groups), take(offset(format).is_some(), groups)];
         let signed = take(matches!(quants, Quants::Signed), STEPS as i32);
-        let units = if lanes.rows == 1 { Rows::units(lanes.k, format.group) } else { 0 };
-        let sums = take(true, (units * LANES) as i32);
+        let sums = match lanes {
+            Lanes { sums: 1, rows: 1, k, .. } => Rows::units(k, format.group) * LANES,
+            Lanes { sums: 1, .. } => 0,
+            Lanes { sums, rows, .. } => sums * rows,
+        };
+        let sums = take(true, sums as i32);
         let mut uses = BTreeMap::<usize, usize>::new();
         for first in (0..format.block).step_by(BLOCK) {
             for bits in format.quants.bits.iter().filter(|b| b.run > 1) {
@@ -121,7 +129,7 @@ impl Frame {
         }
         let again = uses.into_iter().filter(|(_, n)| *n > 1);
         let windows = again.map(|(byte, _)| (byte, (take(true, 4), false))).collect();
-        Frame { before: 0, left: 8, scales, signed, sums, windows, bytes }
+        Frame { before: 0, left: 8, turn: 16, scales, signed, sums, windows, bytes }
     }
 }
 
@@ -156,12 +164,15 @@ fn lanes_256(lanes: Lanes, vnni: bool) -> Code {
 impl Rows<'_> {
     fn all(&mut self) -> Code {
         let a = &mut CodeAssembler::new(64)?;
-        let Lanes { k, c_stride, .. } = self.lanes;
+        let Lanes { k, sums, .. } = self.lanes;
         let format = self.format;
         a.mov(COUNT, STACK)?;
         a.sub(STACK, self.frame.bytes + VECTOR)?;
         a.and(STACK, -VECTOR)?;
         a.mov(qword_ptr(STACK + self.frame.before), COUNT)?;
+        if sums > 1 {
+            a.mov(qword_ptr(STACK + self.frame.turn), 0)?;
+        }
         a.vpcmpeqd(ONES, ONES, ONES)?;
         a.vpsrlw(ONES, ONES, 15)?;
         if self.is_alone() {
@@ -172,11 +183,11 @@ impl Rows<'_> {
             a.lea(FETCH, ptr(W + (call * AHEAD.div_ceil(call)) as i32))?;
             let mut again = a.create_label();
             a.vxorps(SUM, SUM, SUM)?;
-            a.mov(RESULTS, C)?;
+            self.results(a)?;
             a.mov(COUNT, ROWS)?;
             a.set_label(&mut again)?;
-            a.vmovups(ymmword_ptr(RESULTS), SUM)?;
-            a.add(RESULTS, c_stride)?;
+            (0..sums as i32).try_for_each(|i| a.vmovups(ymmword_ptr(RESULTS + i * VECTOR), SUM))?;
+            a.add(RESULTS, self.result_bytes())?;
             a.dec(COUNT)?;
             a.jnz(again)?;
         }
@@ -200,6 +211,12 @@ impl Rows<'_> {
         if self.is_alone() {
             a.add(RESULTS, self.sum_bytes())?;
         }
+        if sums > 1 {
+            a.mov(COUNT, qword_ptr(STACK + self.frame.turn))?;
+            a.add(COUNT, VECTOR)?;
+            a.and(COUNT, sums as i32 * VECTOR - 1)?;
+            a.mov(qword_ptr(STACK + self.frame.turn), COUNT)?;
+        }
         a.add(X, (format.block / BLOCK * LANE_BLOCK) as i32)?;
         for (plane, bytes) in [W, SECOND].into_iter().zip(format.planes) {
             a.add(plane, *bytes as i32)?;
@@ -208,12 +225,51 @@ impl Rows<'_> {
         a.jnz(again)?;
         if self.is_alone() {
             a.vmovups(ymmword_ptr(C), SUM)?;
+        } else if sums > 1 {
+            self.add_up(a)?;
         }
         a.mov(STACK, qword_ptr(STACK + self.frame.before))?;
         a.vzeroupper()?;
         a.ret()?;
         self.constants.emit(a)?;
         a.assemble(0)
+    }
+
+    /// Where the first row's results, or the sums that it is the block's turn to, lie: to [`RESULTS`].
+    pub(super) fn results(&self, a: &mut CodeAssembler) -> Done {
+        if self.lanes.sums == 1 {
+            return a.mov(RESULTS, C);
+        }
+        a.lea(RESULTS, ptr(STACK + self.frame.sums))?;
+        a.add(RESULTS, qword_ptr(STACK + self.frame.turn))
+    }
+
+    /// Bytes from one row's to the next's.
+    pub(super) fn result_bytes(&self) -> i32 {
+        match self.lanes.sums {
+            1 => self.lanes.c_stride,
+            sums => sums as i32 * VECTOR,
+        }
+    }
+
+    /// Adds up each row's sums, as `dot::reduce` adds up lanes.
+    fn add_up(&self, a: &mut CodeAssembler) -> Done {
+        let mut again = a.create_label();
+        a.lea(RESULTS, ptr(STACK + self.frame.sums))?;
+        a.set_label(&mut again)?;
+        let sum = |i: usize| ymmword_ptr(RESULTS + i as i32 * VECTOR);
+        for (i, &half) in YMM[..SUMS / 2].iter().enumerate() {
+            a.vmovups(half, sum(i))?;
+            a.vaddps(half, half, sum(i + SUMS / 2))?;
+        }
+        a.vaddps(ymm0, ymm0, ymm1)?;
+        a.vaddps(ymm2, ymm2, ymm3)?;
+        a.vaddps(ymm0, ymm0, ymm2)?;
+        a.vmovups(ymmword_ptr(C), ymm0)?;
+        a.add(C, self.lanes.c_stride)?;
+        a.add(RESULTS, self.result_bytes())?;
+        a.dec(ROWS)?;
+        a.jnz(again)
     }
 
     /// Fetches what is ahead of the 32 elements from `first`, each line once: asked for twice it would keep others back.
@@ -244,7 +300,7 @@ impl Rows<'_> {
 
     /// Whether there is one row of x alone, whose results stay in a register.
     pub(super) fn is_alone(&self) -> bool {
-        self.lanes.rows == 1
+        self.lanes.rows == 1 && self.lanes.sums == 1
     }
 
     /// Bytes into the block's first plane (or the second), of row `r`.

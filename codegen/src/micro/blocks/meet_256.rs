@@ -4,7 +4,7 @@ use iced_x86::code_asm::*;
 use lapidary_ir::BLOCK;
 
 use super::lanes_256::{
-    C, COUNT, ONES, PART, Quants, RESULTS, ROW, ROWS, Rows, SCALE, STACK, STEPS, SUM, T, TOTAL, VECTOR, X,
+    COUNT, ONES, PART, Quants, RESULTS, ROW, ROWS, Rows, SCALE, STACK, STEPS, SUM, T, TOTAL, VECTOR, X,
 };
 use super::offset;
 use crate::micro::dot::{Done, YMM};
@@ -34,7 +34,7 @@ impl Rows<'_> {
         let mut again = a.create_label();
         if !alone {
             a.mov(ROW, X)?;
-            a.mov(RESULTS, C)?;
+            self.results(a)?;
             a.mov(COUNT, ROWS)?;
             a.set_label(&mut again)?;
             a.vmovups(SUM, ymmword_ptr(RESULTS))?;
@@ -68,7 +68,7 @@ impl Rows<'_> {
         if !alone {
             a.vmovups(ymmword_ptr(RESULTS), SUM)?;
             a.add(ROW, lane_row_bytes(self.lanes.k) as i32)?;
-            a.add(RESULTS, self.lanes.c_stride)?;
+            a.add(RESULTS, self.result_bytes())?;
             a.dec(COUNT)?;
             a.jnz(again)?;
         }

@@ -33,13 +33,13 @@ const AHEAD: i32 = 1024;
 
 /// Data behind the code.
 #[derive(Default)]
-struct Constants {
+pub(super) struct Constants {
     rows: Vec<(CodeLabel, Vec<u32>)>,
 }
 
 impl Constants {
     /// The label of these dwords.
-    fn dwords(&mut self, a: &mut CodeAssembler, dwords: Vec<u32>) -> CodeLabel {
+    pub(super) fn dwords(&mut self, a: &mut CodeAssembler, dwords: Vec<u32>) -> CodeLabel {
         if let Some((label, _)) = self.rows.iter().find(|(_, held)| *held == dwords) {
             return *label;
         }
@@ -49,13 +49,13 @@ impl Constants {
     }
 
     /// The label of these bytes, a multiple of four.
-    fn bytes(&mut self, a: &mut CodeAssembler, bytes: &[u8]) -> CodeLabel {
+    pub(super) fn bytes(&mut self, a: &mut CodeAssembler, bytes: &[u8]) -> CodeLabel {
         let dwords = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
         self.dwords(a, dwords)
     }
 
     /// Puts them down.
-    fn emit(&mut self, a: &mut CodeAssembler) -> Done {
+    pub(super) fn emit(&mut self, a: &mut CodeAssembler) -> Done {
         for (label, dwords) in &mut self.rows {
             a.set_label(label)?;
             a.dd(dwords)?;
