@@ -266,8 +266,8 @@ class Compiled:
         self._takes = [i for i in function.inputs if i[3] != "weight"]
 
     def __call__(self, *arrays: Any, out: Any = None, **named: Any) -> Any:
-        """Calls it on arrays in the order of the inputs that are no weights, or by their names; ``T`` and ``S`` are what
-        the shapes say. Returns the result, or of several a tuple in their order.
+        """Calls it on arrays in the order of the inputs that are no weights, or by their names; ``T`` and ``S`` are
+        what the shapes say. Returns the result, or of several a tuple in their order.
 
         Arrays that are dense and of the input's type are not copied. ``out`` are arrays for the results, or one.
         Element types are numpy's of the same name; bf16 is held in uint16, blocks in uint8. A cache is written to in

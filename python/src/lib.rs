@@ -1,9 +1,9 @@
 //! Lapidary from Python: the extension module `lapidary._lapidary`.
 //!
 //! In: Python objects. Out: the library's, behind handles. Nothing is implemented here: models are [`lapidary::Model`],
-//! functions of the tensor language [`lapidary::ir::Function`]; what suits Python better (operators on values, defaults,
-//! documentation) is written in Python, in the package `lapidary` beside. Invariants: the GIL is released wherever
-//! something is computed, and whatever fails is an exception.
+//! functions of the tensor language [`lapidary::ir::Function`]; what suits Python better (operators on values,
+//! defaults, documentation) is written in Python, in the package `lapidary` beside. Invariants: the GIL is released
+//! wherever something is computed, and whatever fails is an exception.
 
 mod array;
 mod builder;

@@ -35,7 +35,9 @@ impl Model {
             Some(path) => lapidary::Model::open(path, options),
             None => lapidary::Model::built_in(options),
         };
-        Ok(Model { model: Arc::new(py.detach(open).map_err(of)?) })
+        let model = py.detach(open);
+        py.check_signals()?;
+        Ok(Model { model: Arc::new(model.map_err(of)?) })
     }
 
     #[getter]

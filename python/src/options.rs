@@ -40,7 +40,12 @@ pub(crate) fn options(given: &Bound<'_, PyDict>) -> PyResult<Options> {
         }
         match Python::attach(|py| py.check_signals()) {
             Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
+            Err(_) => {
+                // Whoever waits for what stops here raises it.
+                // SAFETY: it may be called from anywhere.
+                unsafe { pyo3::ffi::PyErr_SetInterrupt() };
+                ControlFlow::Break(())
+            }
         }
     });
     for (name, value) in given.iter().filter(|(_, value)| !value.is_none()) {

@@ -21,11 +21,21 @@ def model():
 def test_text_is_the_commands(model, command):
     for flags, options in [
         (["--temp", "0"], {}),
-        (["--temp", "0.8", "--seed", "7", "--top-k", "40"], {"temperature": 0.8, "seed": 7, "top_k": 40, "top_p": 0.95}),
+        (["--temp", "0.8", "--seed", "7"], {"temperature": 0.8, "seed": 7, "top_k": 40, "top_p": 0.95}),
     ]:
         run = [command, "run", "-n", "24", "--context", "512", "--threads", "1", *flags, PROMPT]
         expected = subprocess.run(run, capture_output=True, text=True, check=True).stdout
         assert model.generate(PROMPT, max_tokens=24, **options).rstrip("\n") == expected.rstrip("\n"), flags
+
+
+def test_answer_is_the_commands(model, command):
+    run = [command, "run", "--chat", "-n", "12", "--temp", "0", "--context", "512", "--threads", "1", "Who are you?"]
+    expected = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    messages = [{"role": "user", "content": "Who are you?"}]
+    assert model.chat(messages, max_tokens=12).rstrip("\n") == expected.rstrip("\n")
+    assert model.chat("Who are you?", max_tokens=12) == model.generate(model.encode_chat(messages), max_tokens=12)
+    with pytest.raises(lapidary.UsageError, match="message 0: no other fields"):
+        model.chat([{"role": "user", "text": "Hi"}])
 
 
 def test_pieces_are_the_text(model):

@@ -5,9 +5,10 @@ C++ compiler), and lapidary.from_torch, on the same threads, weights and inputs,
     pip install ./python torch
     python3 tests/peers/torch_modules.py --threads 2 --width 512 --rows 1,16,512
 
-A figure is the median time of a call; what is compared is called in turns, so that all meet the same noise. The last
-columns are the times of eager and of torch.compile over Lapidary's, their geometric mean at the end; above 1 Lapidary is
-faster. Before it is timed, each result is held to within 1e-4 of eager's.
+A figure is the median time of a call; what is compared is called in turns, so that all meet the same noise. `kernels` is
+how many Lapidary's function has, `unfused` without any rule. The last columns are the times of eager and of torch.compile
+over Lapidary's, their geometric mean at the end; above 1 Lapidary is faster. Before it is timed, each result is held to
+within 1e-4 of eager's.
 """
 import argparse
 import math
@@ -53,7 +54,8 @@ def main():
     names = args.only.split(",") if args.only else list(MODULES)
     ratios = {"eager": [], "inductor": []}
     print(f"torch {torch.__version__}, {args.threads} threads, width {args.width}, float32; milliseconds")
-    print(f"{'module':12} {'rows':>5} {'kernels':>7} {'lapidary':>9} {'eager':>9} {'inductor':>9} {'eager/l':>8} {'ind/l':>8}")
+    heads = ["lapidary", "eager", "inductor", "eager/l", "ind/l"]
+    print(f"{'module':12} {'rows':>5} {'unfused':>7} {'kernels':>7}" + "".join(f" {head:>9}" for head in heads))
     for name in names:
         for rows in [int(r) for r in args.rows.split(",")]:
             module, inputs = make(name, args.width, rows)
@@ -74,13 +76,15 @@ def main():
                     for who, run in runs.items():
                         times[who].append(calls(run, inputs, args.seconds))
             median = {who: 1e3 * statistics.median(t) for who, t in times.items()}
-            line = f"{name:12} {rows:5} {len(own.compiled.report()['kernels']):7} {median['lapidary']:9.3f} {median['eager']:9.3f}"
-            line += f" {median['inductor']:9.3f}" if "inductor" in median else f" {'-':>9}"
+            unfused = own.function.compile(own.weights, threads=1, passes="none")
+            counts = [len(c.report()["kernels"]) for c in (unfused, own.compiled)]
+            line = f"{name:12} {rows:5} {counts[0]:7} {counts[1]:7}"
+            line += "".join(f" {median[who]:9.3f}" if who in median else f" {'-':>9}" for who in heads[:3])
             for who in ("eager", "inductor"):
                 if who in times:
                     ratio = statistics.median(a / b for a, b in zip(times[who], times["lapidary"]))
                     ratios[who].append(ratio)
-                    line += f" {ratio:8.2f}"
+                    line += f" {ratio:9.2f}"
             print(line, flush=True)
     for who, all_of in ratios.items():
         if all_of:
