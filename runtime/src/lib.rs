@@ -33,6 +33,7 @@ pub mod text;
 pub mod threads;
 
 pub use artifact::Artifact;
+pub use callable::Callable;
 pub use engine::{Engine, Memory, Outputs, Prediction, Profile, Want, Work};
 pub use error::{Error, one_line};
 pub use generate::{Continue, Decoding, Generation, StopReason, generate};
@@ -43,5 +44,3 @@ pub use sampler::{Sampler, SamplerOptions};
 pub use sequence::Sequence;
 pub use session::Session;
 pub use speculation::{Speculated, Speculation};
-
-pub use callable::Callable;

@@ -15,7 +15,7 @@ const PROGRAMS: &[(&str, &[DType])] = &[
     ("fn[mul[$0,recip[add[1.0,exp[neg[$0]]]]]]", &[F32]),
     ("fn[select[lt[$0,$1],exp[$0],mul[$1,2.0]]]", &[F32, F32]),
     ("fn[select[or[$2,eq[$0,$1]],add[$0,3],minimum[$1,$0]]]", &[I32, I32, Bool]),
-    ("fn[add[pow[$0,3.0],softcap[2.0,gated_gelu[$0,$1]]]]", &[F32, F32]),
+    ("fn[add[pow[$0,3.0],softcap[2.0,gated_gelu[$0,mul[$0,$1]]]]]", &[F32, F32]),
     ("fn[mul[cast[$0,f32],$1]]", &[I32, F32]),
     ("fn[maximum[abs[sub[$0,$1]],0.5]]", &[F32, F32]),
 ];

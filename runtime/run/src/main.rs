@@ -6,6 +6,7 @@
 
 mod args;
 mod artifact;
+mod call;
 mod chat;
 #[path = "../../../cli/src/dialog.rs"]
 mod dialog;
@@ -28,8 +29,6 @@ mod speculation;
 mod state;
 #[path = "../../../cli/src/trust.rs"]
 mod trust;
-
-mod call;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
