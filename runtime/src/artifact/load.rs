@@ -30,10 +30,9 @@ impl Artifact {
         let kind = |is_model| match (is_model, &self.function) {
             (true, _) => "a model".to_string(),
             (false, None) => "a function of the tensor language".into(),
-            (false, Some(name)) => format!(
-                "function {} of the tensor language (`lapidary call` and `lapidary-run call` take it)",
-                quote(name)
-            ),
+            (false, Some(name)) => {
+                format!("function {} of the tensor language (`lapidary-run call` takes it)", quote(name))
+            }
         };
         if P::IS_MODEL == self.function.is_some() {
             return Err(file::Error::file(&self.path, kind(P::IS_MODEL), kind(!P::IS_MODEL)).into());
