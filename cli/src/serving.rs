@@ -8,6 +8,8 @@ use anyhow::Result;
 use lapidary_runtime::{Session, Speculation};
 use lapidary_server::Options;
 
+use crate::speculation::MOST_GUESSES;
+
 /// The most that a number of slots, places or connections may be.
 const MOST: u64 = 1 << 16;
 /// The most MiB of memory.
@@ -29,7 +31,7 @@ fn seconds() -> clap::builder::RangedU64ValueParser<u64> {
 }
 
 fn guesses(least: u64) -> clap::builder::RangedU64ValueParser<usize> {
-    clap::builder::RangedU64ValueParser::new().range(least..=31)
+    clap::builder::RangedU64ValueParser::new().range(least..=MOST_GUESSES)
 }
 
 /// Where a server listens, and within what limits.

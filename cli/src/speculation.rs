@@ -21,9 +21,12 @@ pub(crate) struct SpeculationArgs {
     draft_max: u64,
 }
 
-/// How many tokens: a step has no more rows.
+/// The most tokens: a step has no more rows.
+pub(crate) const MOST_GUESSES: u64 = 31;
+
+/// How many tokens.
 fn guesses() -> clap::builder::RangedU64ValueParser {
-    clap::value_parser!(u64).range(1..=31)
+    clap::value_parser!(u64).range(1..=MOST_GUESSES)
 }
 
 impl SpeculationArgs {

@@ -78,9 +78,8 @@ impl Session {
     /// # Errors
     /// [`Error::DraftVocab`] if the guesses' model has not as many tokens.
     pub fn speculate(&mut self, with: Option<Speculation>) -> Result<Option<Speculation>, Error> {
-        let vocab = self.program().plan.vocab;
-        if let Some(draft) = with.as_ref().and_then(Speculation::vocab).filter(|&draft| draft != vocab) {
-            return Err(Error::DraftVocab { draft, vocab });
+        if let Some(speculation) = &with {
+            speculation.check(self.program().plan.vocab)?;
         }
         let before = std::mem::replace(&mut self.speculation, with.map(Box::new));
         Ok(before.map(|speculation| *speculation))

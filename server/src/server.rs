@@ -7,7 +7,6 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lapidary_runtime::Speculation;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -135,10 +134,8 @@ fn work(shared: &Arc<Shared>, load: Load, told: mpsc::Receiver<Command>) -> Resu
         return Err(Error::Lacks { name, what });
     }
     let plan = &engine.program().plan;
-    let draft = speculation.as_ref().and_then(Speculation::vocab);
-    if let Some(draft) = draft.filter(|&draft| draft != plan.vocab) {
-        let error = lapidary_runtime::Error::DraftVocab { draft, vocab: plan.vocab };
-        return Err(Error::Model(error.to_string().into()));
+    if let Some(speculation) = &speculation {
+        speculation.check(plan.vocab).map_err(|error| Error::Model(error.into()))?;
     }
     let options = &shared.options;
     let kv_bytes = options.kv_bytes.unwrap_or_else(|| memory::for_caches(engine.memory().weights));

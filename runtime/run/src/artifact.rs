@@ -13,21 +13,44 @@ use crate::trust::TrustArgs;
 
 /// What is run of an artifact, and on what.
 #[derive(clap::Args, Clone)]
-pub(crate) struct ArtifactArgs {
+pub(crate) struct CodeArgs {
     /// CPU whose code is run [default: the best that the file has for this machine]
     #[arg(long, value_name = "NAME")]
-    cpu: Option<String>,
+    pub(crate) cpu: Option<String>,
     /// Threads [default: one a fast core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
     threads: Option<u64>,
-    /// Most positions, in tokens, fewer than the file is compiled for
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
-    pub(crate) context: Option<u64>,
     /// Hold every section of the file against its hash first
     #[arg(long)]
     verify: bool,
     #[command(flatten)]
     trust: TrustArgs,
+}
+
+impl CodeArgs {
+    /// An artifact, held against its signature and hashes as is asked for.
+    pub(crate) fn artifact(&self, path: &Path) -> Result<Artifact> {
+        let artifact = Artifact::open_trusted(path, &self.trust.trust)?.0;
+        if self.verify {
+            artifact.verify()?;
+        }
+        Ok(artifact)
+    }
+
+    /// How many threads are wanted.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads.map_or_else(|| Cores::here().threads(), |n| n as usize)
+    }
+}
+
+/// The same of a model.
+#[derive(clap::Args, Clone)]
+pub(crate) struct ArtifactArgs {
+    #[command(flatten)]
+    code: CodeArgs,
+    /// Most positions, in tokens, fewer than the file is compiled for
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    pub(crate) context: Option<u64>,
 }
 
 impl ArtifactArgs {
@@ -39,16 +62,13 @@ impl ArtifactArgs {
         start: impl FnOnce(Arc<Program>, Arc<Artifact>, usize) -> Result<T, lapidary_runtime::Error>,
         threads: impl FnOnce(&T) -> usize,
     ) -> Result<(Arc<Artifact>, T)> {
-        let artifact = Arc::new(Artifact::open_trusted(path, &self.trust.trust)?.0);
-        if self.verify {
-            artifact.verify()?;
-        }
+        let artifact = Arc::new(self.code.artifact(path)?);
         let name = || path.display().to_string();
-        let mut program = artifact.program(self.cpu.as_deref())?;
+        let mut program = artifact.program(self.code.cpu.as_deref())?;
         if let Some(context) = self.context {
             program.limit_context(context as usize).with_context(name)?;
         }
-        let wanted = self.threads.map_or_else(|| Cores::here().threads(), |n| n as usize);
+        let wanted = self.code.threads();
         let started = start(Arc::new(program), artifact.clone(), wanted).with_context(name)?;
         let given = threads(&started);
         if given < wanted {

@@ -6,15 +6,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, FromArgMatches, Parser};
+use lapidary_runtime::Callable;
 use lapidary_runtime::callable::tensors::{Bytes, Taken, TensorFile, write_tensors};
-use lapidary_runtime::cpu::Cores;
 use lapidary_runtime::program::{Role, WeightSource};
-use lapidary_runtime::{Artifact, Callable};
 
 use crate::args::Usage;
+use crate::artifact::CodeArgs;
 use crate::flags;
 use crate::output::say;
-use crate::trust::TrustArgs;
 
 /// Call a function that `lapidary compile FILE.ir` wrote on tensors from files.
 #[derive(Parser)]
@@ -34,17 +33,8 @@ struct Args {
     /// Safetensors file to write what it returns to
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// CPU whose code is run [default: the best that the file has for this machine]
-    #[arg(long, value_name = "NAME")]
-    cpu: Option<String>,
-    /// Threads [default: one a fast core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
-    threads: Option<u64>,
-    /// Hold every section of the file against its hash first
-    #[arg(long)]
-    verify: bool,
     #[command(flatten)]
-    trust: TrustArgs,
+    code: CodeArgs,
 }
 
 /// Binds, runs, writes.
@@ -52,14 +42,10 @@ pub(crate) fn run(words: Vec<OsString>) -> Result<()> {
     let command = flags::with_numbers_below_zero(Args::command());
     let words = flags::translate(&command, words).map_err(Usage)?;
     let args = Args::from_arg_matches(&command.get_matches_from(words)).unwrap_or_else(|e| e.exit());
-    let artifact = Artifact::open_trusted(&args.file, &args.trust.trust)?.0;
-    if args.verify {
-        artifact.verify()?;
-    }
+    let artifact = args.code.artifact(&args.file)?;
     let name = || args.file.display().to_string();
-    let program = Arc::new(artifact.function(args.cpu.as_deref())?);
-    let threads = args.threads.map_or_else(|| Cores::here().threads(), |n| n as usize);
-    let mut callable = Callable::new(program, threads).with_context(name)?;
+    let program = Arc::new(artifact.function(args.code.cpu.as_deref())?);
+    let mut callable = Callable::new(program, args.code.threads()).with_context(name)?;
     let signature = callable.signature().clone();
     let inputs = args.inputs.as_ref().map(TensorFile::open).transpose()?;
     let taken = Taken::new(&signature, |operand| match (operand.role, &inputs) {

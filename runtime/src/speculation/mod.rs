@@ -117,11 +117,16 @@ impl Speculation {
         self.told
     }
 
-    /// Tokens that its model has, if it guesses by one.
-    pub fn vocab(&self) -> Option<usize> {
+    /// Fails if it guesses by a model that has not as many tokens as the one whose text it guesses.
+    ///
+    /// # Errors
+    /// [`Error::DraftVocab`].
+    pub fn check(&self, vocab: usize) -> Result<(), Error> {
         match &self.guesser {
-            Guesser::Lookup(_) => None,
-            Guesser::Draft(draft) => Some(draft.vocab()),
+            Guesser::Draft(draft) if draft.vocab() != vocab => {
+                Err(Error::DraftVocab { draft: draft.vocab(), vocab })
+            }
+            Guesser::Draft(_) | Guesser::Lookup(_) => Ok(()),
         }
     }
 

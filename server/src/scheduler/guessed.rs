@@ -10,14 +10,14 @@ impl Scheduler {
     /// Steps the only answer that is made, if guesses may be made and nothing else is to be done: whether it was.
     pub(super) fn turn_alone(&mut self) -> bool {
         let Some(mut speculation) = self.speculation.take() else { return false };
-        let mut alone = match &mut self.running[..] {
+        let alone = match &self.running[..] {
             [running] if running.speaks && running.job.most > 0 && running.speaking() == 1 => {
                 self.running.pop()
             }
             _ => None,
         };
         let turned = alone.is_some();
-        if let Some(mut running) = alone.take() {
+        if let Some(mut running) = alone {
             let told = speculation.told();
             match self.speak(&mut running, &mut speculation) {
                 Ok(true) => self.running.push(running),
