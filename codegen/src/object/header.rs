@@ -21,16 +21,7 @@ pub fn text(target: &Target, parts: &Parts<'_>, places: &Places, weights: &Weigh
     );
     let named = |text: &str| text.replace("@lower", prefix).replace("@UPPER", &upper);
     out.push_str(&named(ABOUT));
-    out.push_str(&named(CPU).replace("@needs", &lines(&guard::needs(target))));
-    if target.features.amx {
-        out.push_str(&named(AMX));
-    }
-    out.push_str(" */\n");
-    let _ = write!(
-        out,
-        "#ifndef LAPIDARY_{upper}_H\n#define LAPIDARY_{upper}_H\n\n#include <stddef.h>\n#include <stdint.h>\n\n\
-         #ifdef __cplusplus\nextern \"C\" {{\n#endif\n\n"
-    );
+    begin(&mut out, target, prefix);
     let constants = [
         ("VOCAB", plan.vocab, "Entries of a row of logits; tokens are 0 .. VOCAB - 1."),
         ("HIDDEN", plan.hidden, "Width of the residual stream, in floats."),
@@ -85,8 +76,24 @@ pub fn text(target: &Target, parts: &Parts<'_>, places: &Places, weights: &Weigh
     out
 }
 
+/// The end of what is said first, with what the CPU needs, and the beginning of what a compiler reads.
+pub(super) fn begin(out: &mut String, target: &Target, prefix: &str) {
+    let upper = prefix.to_ascii_uppercase();
+    let named = |text: &str| text.replace("@lower", prefix).replace("@UPPER", &upper);
+    out.push_str(&named(CPU).replace("@needs", &lines(&guard::needs(target))));
+    if target.features.amx {
+        out.push_str(&named(AMX));
+    }
+    out.push_str(" */\n");
+    let _ = write!(
+        out,
+        "#ifndef LAPIDARY_{upper}_H\n#define LAPIDARY_{upper}_H\n\n#include <stddef.h>\n#include <stdint.h>\n\n\
+         #ifdef __cplusplus\nextern \"C\" {{\n#endif\n\n"
+    );
+}
+
 /// A list that is broken into lines of a comment.
-pub(super) fn lines(list: &str) -> String {
+fn lines(list: &str) -> String {
     const WIDTH: usize = 110;
     let mut out = String::new();
     let mut width = 0;
@@ -136,7 +143,7 @@ const ABOUT: &str = " *
  * however they are split.
 ";
 
-pub(super) const CPU: &str = "\
+const CPU: &str = "\
  *
  * CPU: the code needs
  * @needs.
@@ -146,7 +153,7 @@ pub(super) const CPU: &str = "\
 ";
 
 /// Linux' `Documentation/arch/x86/xstate.rst`.
-pub(super) const AMX: &str = "\
+const AMX: &str = "\
  *
  * AMX: this code may use tile registers, which Linux gives a process on request only. @lower_supported and
  * @lower_init ask for them (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`); where Linux refuses, a machine

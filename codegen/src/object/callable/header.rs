@@ -6,11 +6,11 @@ use std::fmt::Write;
 use lapidary_runtime::program::{Element, Length, Operand, Role, Signature};
 
 use super::{Parts, Places};
+use crate::object::Status;
 use crate::object::driver::callable::parameters;
-use crate::object::header::{AMX, BEGINNING, CPU, END, lines};
+use crate::object::header::{BEGINNING, END, begin};
 use crate::object::state::STATE_ALIGN;
 use crate::object::weights::{WEIGHT_ALIGN, WeightsFile};
-use crate::object::{Status, guard};
 use crate::target::Target;
 
 /// The most columns of a declaration.
@@ -31,16 +31,7 @@ pub(super) fn text(target: &Target, parts: &Parts<'_>, places: &Places, weights:
     out.push_str(&named(ABOUT));
     out.push_str(&named(if has_weights { WEIGHTS } else { NO_WEIGHTS }));
     out.push_str(THREADS);
-    out.push_str(&named(CPU).replace("@needs", &lines(&guard::needs(target))));
-    if target.features.amx {
-        out.push_str(&named(AMX));
-    }
-    out.push_str(" */\n");
-    let _ = write!(
-        out,
-        "#ifndef LAPIDARY_{upper}_H\n#define LAPIDARY_{upper}_H\n\n#include <stddef.h>\n#include <stdint.h>\n\n\
-         #ifdef __cplusplus\nextern \"C\" {{\n#endif\n\n"
-    );
+    begin(&mut out, target, prefix);
     let rows = signature.has_rows().then_some(("MAX_ROWS", signature.most.rows, "The most rows of a call."));
     let engine = &places.engine;
     let sizes = [
