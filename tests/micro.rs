@@ -1,5 +1,5 @@
-//! Every row of the table of microkernels on every machine: the code of x86-64 by the emulator of `src/emulator/`, the
-//! rest as instructions of kernels.
+//! Every row of the table of microkernels on every machine: the code of x86-64 by the emulator of `src/emulator/`,
+//! that of AArch64 under QEMU, the rest as instructions of kernels.
 //!
 //! Raw code runs whole, from entry to return, at the edges of tiles, of k and of dtypes, against a loop in f64; a read
 //! or write beside the operands fails. What this machine's CPU can run, it runs too, and the two agree to the bit: that
@@ -17,6 +17,8 @@ mod cases;
 mod inline;
 #[path = "micro/operands.rs"]
 mod operands;
+#[path = "micro/qemu.rs"]
+mod qemu;
 #[path = "micro/run.rs"]
 mod run;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -57,7 +59,7 @@ fn every_row_runs_on_every_machine() {
             continue;
         }
         if !of_x86 {
-            // `tests/object/microkernels.rs` runs those of AArch64.
+            // `micro/qemu.rs` runs those of AArch64.
             let others = TARGETS.iter().filter(|t| !t.triple.starts_with("x86_64"));
             let features = others.map(|t| Target::new(t.name, Placement::Object).unwrap().features);
             assert!(features.into_iter().any(|f| (micro.runs_on)(&f)), "{} runs on no CPU", micro.name);

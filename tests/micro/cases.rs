@@ -1,8 +1,8 @@
 //! Calls of raw microkernels at their edges, and what they must come to.
 
 use lapidary_codegen::micro::{
-    self, DOT_ROWS, Dot, Emit, Lanes, MICROKERNELS, Microkernel, Mix, Quantised, Raw, Rows, Scores, Tile,
-    Widen, int8_quant_bytes, int8_row_bytes,
+    self, DOT_ROWS, Dot, Emit, Held, Lanes, MICROKERNELS, Microkernel, Mix, Quantised, Raw, Rows, Scores,
+    Tile, Widen, int8_quant_bytes, int8_row_bytes,
 };
 use lapidary_codegen::target::Target;
 use lapidary_ir::{BLOCK, DType};
@@ -49,7 +49,7 @@ pub(crate) fn all(micro: &Microkernel, targets: &[Target], values: Values) -> Ve
         Emit::IntegerTile(..) => integer_tiles(micro, source),
         Emit::RawScores(_) => scores(micro, source),
         Emit::RawMix(_) => mixes(micro, source),
-        Emit::RawWiden(_) => widenings(micro, targets, source),
+        Emit::RawWiden(_) | Emit::RawHold(_) => widenings(micro, targets, source),
         Emit::Dot(_) | Emit::Inline(_) => unreachable!("no raw code"),
     }
 }
@@ -67,7 +67,8 @@ fn dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
             let pad = if xs == 1 { 0 } else { k % 3 };
             let (x, values) = match micro.operands {
                 DType::Q8 => {
-                    let (bytes, rows): (Vec<_>, _) = (0..xs).map(|_| rounded_x(dtype, k, source)).unzip();
+                    let (bytes, rows): (Vec<_>, _) =
+                        (0..xs).map(|_| rounded_x(is_paired(micro, dtype), k, source)).unzip();
                     (bytes.concat(), rows)
                 }
                 _ => source.rows(DType::F32, xs, k, 4 * pad),
@@ -115,7 +116,7 @@ fn block_dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
         }
         for blocks in (1..=9).chain([16, 21]) {
             let k = blocks * format.block;
-            let (x, values) = rounded_x(dtype, k, source);
+            let (x, values) = rounded_x(is_paired(micro, dtype), k, source);
             let row = source.row(dtype, k);
             let want = dot(0.0, row.values.iter().zip(values.iter().copied()));
             cases.push(Case {
@@ -128,15 +129,20 @@ fn block_dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
     cases
 }
 
-/// A row of x rounded to 8 bits: quants, for 4 bits both first halves of a pair of blocks, then both second halves;
+/// Whether quants of x lie in pairs of blocks.
+fn is_paired(micro: &Microkernel, weights: DType) -> bool {
+    matches!(micro.emit, Emit::PairedDot(_)) && weights == DType::Q4
+}
+
+/// A row of x rounded to 8 bits: quants, if asked both first halves of a pair of blocks, then both second halves;
 /// scales; sums.
-fn rounded_x(weights: DType, k: usize, source: &mut Source) -> (Vec<u8>, Vec<f64>) {
+fn rounded_x(paired: bool, k: usize, source: &mut Source) -> (Vec<u8>, Vec<f64>) {
     let quants: Vec<i64> = (0..k).map(|_| source.quant(-127, 127)).collect();
     let scales: Vec<f32> = (0..k / BLOCK).map(|_| source.scale()).collect();
     let mut bytes = vec![0; int8_quant_bytes(k)];
     for (i, &quant) in quants.iter().enumerate() {
         let (pair, block, half, rest) = (i / 64, i / 32 % 2, i / 16 % 2, i % 16);
-        let at = if weights == DType::Q4 { 64 * pair + 32 * half + 16 * block + rest } else { i };
+        let at = if paired { 64 * pair + 32 * half + 16 * block + rest } else { i };
         bytes[at] = quant as i8 as u8;
     }
     bytes.extend(float_bytes(&scales));
@@ -257,9 +263,10 @@ fn tiles(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
     let mut cases = vec![];
     // Elements of k in one step of x's panel.
     let step = if micro.operands == DType::BF16 { 2 } else { 1 };
+    let whole = step.max(micro.kr);
     let lengths: Vec<usize> = match micro.is_configured() {
         true => [1, 2, 3, 16].iter().map(|n| n * micro.kr).collect(),
-        false => [1, 2, 3, 4, 5, 7, 8, 33].iter().map(|n| n * step).collect(),
+        false => [1, 2, 3, 4, 5, 7, 8, 33].iter().map(|n| n * whole).collect(),
     };
     for &(columns, nr) in micro.shapes {
         for (at, &k) in lengths.iter().enumerate() {
@@ -333,7 +340,9 @@ fn integer_tile(
     source: &mut Source,
 ) -> Case {
     let panel = micro.mr;
-    // x, block by block: scales, -8 times the sums of quants, quants four of a row at a time.
+    let Some(layout) = micro.held() else { unreachable!("tiles of integers alone") };
+    let run = layout.run();
+    // x, block by block: scales, -8 times the sums of quants, quants four or eight of a row at a time.
     let quants: Vec<i64> = (0..blocks * BLOCK * panel).map(|_| source.quant(-127, 127)).collect();
     let quant = |k: usize, t: usize| quants[k * panel + t];
     let x_scales: Vec<f32> = (0..blocks * panel).map(|_| source.scale()).collect();
@@ -344,32 +353,26 @@ fn integer_tile(
             let sum: i64 = (0..BLOCK).map(|k| quant(b * BLOCK + k, t)).sum();
             x.extend((-8 * sum as i32).to_le_bytes());
         }
-        for step in 0..BLOCK / 4 {
+        for step in 0..BLOCK / run {
             for t in 0..panel {
-                x.extend((0..4).map(|j| quant(b * BLOCK + 4 * step + j, t) as i8 as u8));
+                x.extend((0..run).map(|j| quant(b * BLOCK + run * step + j, t) as i8 as u8));
             }
         }
     }
-    // Weights, unsigned by 8 or 128, whole or in halves of 4 bits, the upper ones first; then the scale.
-    let (low, high, shift) = if weights == DType::Q4 { (-8, 7, 8) } else { (-127, 127, 128) };
+    let (low, high) = if weights == DType::Q4 { (-8, 7) } else { (-127, 127) };
     let stride = micro.held_bytes(weights, blocks * BLOCK) + 64;
-    let is_halved = micro.held_bytes(weights, BLOCK) == 2 * BLOCK + 4;
     let ws: Vec<i64> = (0..nr * blocks * BLOCK).map(|_| source.quant(low, high)).collect();
     let w_scales: Vec<f32> = (0..nr * blocks).map(|_| source.scale()).collect();
-    let mut held = vec![];
-    for n in 0..nr {
-        for b in 0..blocks {
-            let block = ws[(n * blocks + b) * BLOCK..][..BLOCK].iter().map(|w| (w + shift) as u8);
-            match is_halved {
-                true => {
-                    held.extend(block.clone().map(|w| w >> 4));
-                    held.extend(block.map(|w| w & 15));
-                }
-                false => held.extend(block),
-            }
-            held.extend(w_scales[n * blocks + b].to_le_bytes());
-        }
-        held.resize((n + 1) * stride, 0xff);
+    let mut held = vec![0xff; nr * stride];
+    for (n, b) in (0..nr).flat_map(|n| (0..blocks).map(move |b| (n, b))) {
+        let block = &ws[(n * blocks + b) * BLOCK..][..BLOCK];
+        let row = if layout == Held::Pairs { n / 2 * 2 * stride + n % 2 * 8 } else { n * stride };
+        hold(
+            layout,
+            weights,
+            (block, w_scales[n * blocks + b]),
+            &mut held[row + b * pitch(layout, weights)..],
+        );
     }
     let c_row = panel + 4;
     let (c, old) = before(source, nr * c_row);
@@ -484,17 +487,23 @@ fn mixes(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
 
 fn widenings(micro: &Microkernel, targets: &[Target], source: &mut Source) -> Vec<Case> {
     // To what the tiles read that are chosen with this row.
-    let mut forms: Vec<(DType, bool)> = vec![(DType::F32, false)];
+    let holds = matches!(micro.emit, Emit::RawHold(_));
+    let mut forms: Vec<(DType, Option<Held>)> = if holds { vec![] } else { vec![(DType::F32, None)] };
+    let widen = Widen { from: DType::Q8, to: if holds { DType::Q8 } else { DType::F32 } };
     for target in
-        targets.iter().filter(|t| micro::widening(&t.features).is_some_and(|w| w.name == micro.name))
+        targets.iter().filter(|t| micro::widening(&t.features, widen).is_some_and(|w| w.name == micro.name))
     {
-        let tiles = MICROKERNELS.iter().filter(|m| m.is_packed() && (m.runs_on)(&target.features));
-        forms.extend(tiles.map(|m| (m.operands, m.held_bytes(DType::Q8, BLOCK) == 2 * BLOCK + 4)));
+        let tiles = || MICROKERNELS.iter().filter(|m| m.is_packed() && (m.runs_on)(&target.features));
+        if !holds {
+            let floats = tiles().filter(|m| m.operands != DType::Q8);
+            forms.extend(floats.map(|m| (m.operands, None)));
+        }
+        forms.extend(tiles().find(|m| m.operands == DType::Q8).map(|m| (m.operands, m.held())));
     }
     forms.sort_unstable();
     forms.dedup();
     let mut cases = vec![];
-    for (to, is_halved) in forms {
+    for (to, layout) in forms {
         for from in DType::ALL.into_iter().filter(|d| d.is_float()) {
             if to == DType::Q8 && Quantised::of([from].into_iter()) != Quantised::Own {
                 continue;
@@ -503,9 +512,9 @@ fn widenings(micro: &Microkernel, targets: &[Target], source: &mut Source) -> Ve
                 let k = blocks * from.format().map_or(BLOCK, |f| f.block);
                 let row = source.row(from, k);
                 let last = from.format().map_or(0, |f| f.plane_at(f.planes.len() - 1, k));
-                let want: Vec<u8> = match to {
-                    DType::Q8 => held(from, is_halved, &row.bytes, blocks),
-                    DType::BF16 => {
+                let want: Vec<u8> = match (to, layout) {
+                    (_, Some(layout)) => held(from, layout, &row.bytes, blocks),
+                    (DType::BF16, _) => {
                         row.values.iter().flat_map(|&v| nearest_bf16(v as f32).to_le_bytes()).collect()
                     }
                     _ => row.values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect(),
@@ -532,23 +541,43 @@ fn nearest_bf16(x: f32) -> u16 {
     below + u16::from(rest > 0x8000 || rest == 0x8000 && below & 1 == 1)
 }
 
+/// Bytes from a row's block to its next.
+fn pitch(layout: Held, weights: DType) -> usize {
+    layout.block_bytes(weights) * if layout == Held::Pairs { 2 } else { 1 }
+}
+
+/// Writes a block as integer tiles read it; what is another row's stays.
+fn hold(layout: Held, weights: DType, (quants, scale): (&[i64], f32), to: &mut [u8]) {
+    let quants = quants.iter().map(|q| (q + layout.shift(weights)) as u8);
+    let scale = scale.to_le_bytes();
+    if layout == Held::Pairs {
+        quants.enumerate().for_each(|(i, q)| to[i / 8 * 16 + i % 8] = q);
+        to[2 * BLOCK..2 * BLOCK + 8].copy_from_slice(&[scale, scale].concat());
+        return;
+    }
+    let mut block: Vec<u8> = match layout.halves(weights) {
+        2 => quants.clone().map(|q| q >> 4).chain(quants.map(|q| q & 15)).collect(),
+        _ => quants.collect(),
+    };
+    block.extend(scale);
+    to[..block.len()].copy_from_slice(&block);
+}
+
 /// A row's blocks as integer tiles read them.
-fn held(from: DType, is_halved: bool, row: &[u8], blocks: usize) -> Vec<u8> {
+fn held(from: DType, layout: Held, row: &[u8], blocks: usize) -> Vec<u8> {
     let (quants, scales) = row.split_at(row.len() - 2 * blocks);
-    let mut held = vec![];
-    for (block, scale) in quants.chunks(quants.len() / blocks).zip(scales.chunks(2)) {
-        match (from, is_halved) {
-            (DType::Q4, _) => {
-                held.extend(block.iter().map(|b| b & 15));
-                held.extend(block.iter().map(|b| b >> 4));
+    let pitch = pitch(layout, from);
+    let mut held = vec![0xa5; blocks * pitch];
+    for (b, block) in quants.chunks(quants.len() / blocks).enumerate() {
+        let quants: Vec<i64> = match from {
+            DType::Q4 => {
+                let half = |shift: u8| block.iter().map(move |q| i64::from(q >> shift & 15) - 8);
+                half(0).chain(half(4)).collect()
             }
-            (_, true) => {
-                held.extend(block.iter().map(|b| (b ^ 0x80) >> 4));
-                held.extend(block.iter().map(|b| b & 15));
-            }
-            (_, false) => held.extend(block.iter().map(|b| b ^ 0x80)),
-        }
-        held.extend([0, 0, scale[0], scale[1]]);
+            _ => block.iter().map(|&q| i64::from(q as i8)).collect(),
+        };
+        let scale = f32::from_le_bytes([0, 0, scales[2 * b], scales[2 * b + 1]]);
+        hold(layout, from, (&quants, scale), &mut held[b * pitch..]);
     }
     held
 }

@@ -19,8 +19,14 @@ pub struct Features {
     pub bf16: bool,
     /// x86-64: AMX tiles, with products of bf16.
     pub amx: bool,
+    /// AArch64: vectors of 128 bits.
+    pub neon: bool,
     /// AArch64: dot products of bytes (FEAT_DotProd).
     pub dotprod: bool,
+    /// AArch64: products of matrices of bytes (FEAT_I8MM), beside the former.
+    pub i8mm: bool,
+    /// AArch64: products of matrices of bf16 (FEAT_BF16).
+    pub bfmmla: bool,
 }
 
 impl Features {
@@ -36,7 +42,9 @@ impl Features {
         const BF16: Set = x86(&["avx512bf16"]);
         // What tiles multiply is rounded by AVX-512 BF16.
         const AMX: Set = x86(&["amx-tile", "amx-bf16", "avx512bf16"]);
-        const DOTPROD: Set = Set::of(Architecture::Aarch64, &["dotprod"]);
+        const fn arm(names: &[&str]) -> Set {
+            Set::of(Architecture::Aarch64, names)
+        }
         let avx512 = set.has(AVX512);
         Features {
             // Arm and RISC-V have it wherever they have floats.
@@ -47,7 +55,10 @@ impl Features {
             vnni: avx512 && set.has(VNNI),
             bf16: avx512 && set.has(BF16) && tuning.is_some_and(|t| t.features.has(BF16)),
             amx: avx512 && set.has(AMX),
-            dotprod: set.has(DOTPROD),
+            neon: set.has(arm(&["neon"])),
+            dotprod: set.has(arm(&["dotprod"])),
+            i8mm: set.has(arm(&["dotprod", "i8mm"])),
+            bfmmla: set.has(arm(&["bf16"])),
         }
     }
 }

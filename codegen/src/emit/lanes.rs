@@ -262,6 +262,16 @@ impl Emitter<'_> {
         }
     }
 
+    /// Stores the two halves of I8X16 `stride` bytes apart.
+    pub fn store_doubles(&mut self, value: Value, address: Value, byte_offset: i64, stride: i64) {
+        let doubles = self.bitcast(I64X2, value);
+        for lane in 0..2u8 {
+            let double = self.b.ins().extractlane(doubles, lane);
+            let at = byte_offset + i64::from(lane) * stride;
+            self.b.ins().store(MemFlagsData::new().with_notrap(), double, address, at as i32);
+        }
+    }
+
     /// F32X4 of small magnitude to the nearest I32X4. (A magic number: CLIF's own conversion saturates and is slow.)
     pub fn round_to_int(&mut self, value: Value) -> Value {
         let magic = self.splat(12_582_912.0);

@@ -27,8 +27,8 @@ pub(super) fn widening(
     if weight.dtype == micro.operands && !weight.dtype.is_quantised() {
         return None;
     }
-    let widen = micro::widening(features)?;
-    Some((widen, Raw::Widen(Widen { from: weight.dtype, to: micro.operands })))
+    let widen = Widen { from: weight.dtype, to: micro.operands };
+    Some((micro::widening(features, widen)?, Raw::Widen(widen)))
 }
 
 /// Bytes from one weight row in scratch to the next: not a power of two, lest rows share cache sets.
@@ -58,7 +58,10 @@ pub(super) fn hold(
         let row = e.min(row, last);
         let base = e.base(weight);
         let row = e.step(weight, 0, base, row);
-        let at = e.scale(n, stride as i64);
+        let at = match micro.held() {
+            Some(held) => held.row(e, n, stride as i64),
+            None => e.scale(n, stride as i64),
+        };
         let to = e.b.ins().iadd(to, at);
         hold_row(e, weight, row, span, to, micro);
         vec![]

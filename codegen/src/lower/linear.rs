@@ -133,7 +133,12 @@ pub(super) fn raw_code(
             }
             raw
         }
-        Emit::Dot(_) | Emit::Inline(_) | Emit::RawScores(_) | Emit::RawMix(_) | Emit::RawWiden(_) => vec![],
+        Emit::Dot(_)
+        | Emit::Inline(_)
+        | Emit::RawScores(_)
+        | Emit::RawMix(_)
+        | Emit::RawWiden(_)
+        | Emit::RawHold(_) => vec![],
     }
 }
 

@@ -27,8 +27,9 @@ pub(super) fn dot_rows(weight: &View) -> usize {
 
 /// Rows of x and weight rows that go together, besides one row of x: see [`Microkernel::dot_shapes`].
 pub(super) fn shapes(micro: &Microkernel, weight: &View) -> &'static [(usize, usize)] {
+    let short = matches!(micro.emit, Emit::PairedDot(_)) && !micro::is_long(weight.dtype, fixed(weight, 1));
     match micro.operands {
-        DType::Q8 if !micro::is_long(weight.dtype, fixed(weight, 1)) => &[],
+        DType::Q8 if short => &[],
         operands => micro.dot_shapes(read_as(weight, operands)),
     }
 }

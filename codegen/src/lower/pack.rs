@@ -15,7 +15,7 @@ use super::round::{Rounded, round_block, round_lane_rows};
 use super::transpose;
 use crate::emit::Emitter;
 use crate::kernel::{Kernel, Pack};
-use crate::micro::{self, FEW_ROWS, Microkernel};
+use crate::micro::{self, FEW_ROWS, Held, Microkernel};
 use crate::view::{Base, Capacity, View};
 
 /// Elements of k that are packed for all rows before the next: they stay in the first cache.
@@ -97,7 +97,8 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, Pack { prologue, micro
         }
         let panels = |e: &mut Emitter<'_>| {
             let out = e.step(output, 0, out, tile);
-            let read = Read { view: &view, base, rows: (first, end), k, out, panel };
+            let run = micro.held().map_or(1, Held::run);
+            let read = Read { view: &view, base, rows: (first, end), k, out, panel, run };
             match micro.operands {
                 DType::Q8 => read.blocks(e),
                 operands => read.floats(e, operands == DType::BF16),
@@ -139,6 +140,8 @@ struct Read<'a> {
     /// Address of the panel, of so many rows.
     out: Value,
     panel: usize,
+    /// Quants of a row that follow one another: four or eight.
+    run: usize,
 }
 
 impl Read<'_> {
@@ -192,7 +195,8 @@ impl Read<'_> {
         });
     }
 
-    /// Rounded to 8 bits in blocks, row by row: for each block scales, -8 times sums, and quants, four of a row a word.
+    /// Rounded to 8 bits in blocks, row by row: for each block scales, -8 times sums, and quants, four or eight of a
+    /// row at a time.
     fn blocks(&self, e: &mut Emitter<'_>) {
         let Read { base, rows: (first, end), out, panel, .. } = *self;
         let words = panel as i64 * 4;
@@ -214,8 +218,12 @@ impl Read<'_> {
                 e.store(DType::F32, scale, out, 0, 1);
                 let sum = e.scale_int(sum, -8);
                 e.store_int(sum, out, words, 1);
+                let eights = e.b.ins().iadd(out, lane);
                 for (i, half) in (0..).zip(quants) {
-                    e.store_words(half, out, (2 + 4 * i) * words, words);
+                    match self.run {
+                        8 => e.store_doubles(half, eights, (2 + 4 * i) * words, 2 * words),
+                        _ => e.store_words(half, out, (2 + 4 * i) * words, words),
+                    }
                 }
                 vec![]
             });

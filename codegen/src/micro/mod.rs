@@ -17,6 +17,7 @@ mod clif;
 mod dot;
 mod dot_groups;
 mod dot_int8;
+mod held;
 mod lanes;
 mod mix;
 pub mod probe;
@@ -31,6 +32,7 @@ use cranelift_codegen::ir::Value;
 use iced_x86::IcedError;
 use lapidary_ir::{BLOCK, DType};
 
+pub use self::held::Held;
 pub use self::table::MICROKERNELS;
 use crate::emit::{Emitter, Features};
 
@@ -259,8 +261,8 @@ pub enum Emit {
     Inline(fn(&mut Emitter<'_>, Tile, &TileOperands)),
     /// A tile, as machine code for the System V x86-64 convention: see [`Raw::Tile`].
     RawTile(fn(Tile) -> Code),
-    /// The same, of integers, and bytes of a block of a weight row as it reads it.
-    IntegerTile(fn(Tile) -> Code, fn(DType) -> usize),
+    /// The same, of integers, and how it reads weights.
+    IntegerTile(fn(Tile) -> Code, Held),
     /// The same as [`Emit::RawTile`], in tile registers: between [`Raw::Configure`] and [`Raw::Release`].
     ConfiguredTile(fn(Tile) -> Code),
     /// Scores of a few keys, as machine code so too: see [`Raw::Scores`].
@@ -269,6 +271,8 @@ pub enum Emit {
     RawMix(fn(Mix) -> Code),
     /// Widening, as machine code so too: see [`Raw::Widen`].
     RawWiden(fn(Widen) -> Code),
+    /// The same of quantised rows for integer tiles alone.
+    RawHold(fn(Widen) -> Code),
 }
 
 /// Machine code, or why it could not be assembled.
@@ -343,7 +347,7 @@ impl Microkernel {
                 _ if dtype.is_quantised() => &[],
                 _ => &[(4, 1), (2, 2)],
             },
-            Emit::PairedDot(_) => &[(4, 1), (2, 2)],
+            Emit::RawDot(_) | Emit::PairedDot(_) => &[(4, 1), (2, 2)],
             _ => &[],
         }
     }
@@ -372,7 +376,7 @@ impl Microkernel {
             }
             (Emit::RawScores(emit), Raw::Scores(scores)) => emit(scores),
             (Emit::RawMix(emit), Raw::Mix(mix)) => emit(mix),
-            (Emit::RawWiden(emit), Raw::Widen(widen)) => emit(widen),
+            (Emit::RawWiden(emit) | Emit::RawHold(emit), Raw::Widen(widen)) => emit(widen),
             (emit, raw) => unreachable!("{}: {raw:?} of {}", self.name, matches!(emit, Emit::Dot(_))),
         }
     }
@@ -389,7 +393,7 @@ impl Microkernel {
     /// Bytes that `n` elements of a row of weights take as tiles read them.
     pub fn held_bytes(&self, weights: DType, n: usize) -> usize {
         match self.emit {
-            Emit::IntegerTile(_, block) => n / BLOCK * block(weights),
+            Emit::IntegerTile(_, held) => n / BLOCK * held.block_bytes(weights),
             _ => n * self.operands.bytes(),
         }
     }
@@ -402,6 +406,11 @@ impl Microkernel {
     /// Whether its tiles run between [`Raw::Configure`] and [`Raw::Release`].
     pub fn is_configured(&self) -> bool {
         matches!(self.emit, Emit::ConfiguredTile(_))
+    }
+
+    /// How it reads quantised weights in scratch, if it is a tile of integers.
+    pub fn held(&self) -> Option<Held> {
+        if let Emit::IntegerTile(_, held) = self.emit { Some(held) } else { None }
     }
 
     /// Whether x comes as rows that a kernel before has rounded.
@@ -456,9 +465,17 @@ impl Microkernel {
     }
 }
 
+/// Widening that not only integer tiles ask for.
+const TO_FLOATS: Widen = Widen { from: DType::BF16, to: DType::F32 };
+
 /// The widening of weights that the CPU has, if it has one.
-pub fn widening(features: &Features) -> Option<&'static Microkernel> {
-    MICROKERNELS.iter().find(|m| matches!(m.emit, Emit::RawWiden(_)) && (m.runs_on)(features))
+pub fn widening(features: &Features, widen: Widen) -> Option<&'static Microkernel> {
+    let does = |m: &&Microkernel| match m.emit {
+        Emit::RawWiden(_) => true,
+        Emit::RawHold(_) => widen.to == DType::Q8,
+        _ => false,
+    };
+    MICROKERNELS.iter().filter(does).find(|m| (m.runs_on)(features))
 }
 
 /// The scores of several queries that the CPU has, if it has them.
@@ -566,7 +583,10 @@ pub fn choose(
             DType::Q8 => rounded && m.rounds_for(quantised),
             _ => rounded,
         };
-        operands && rows <= m.max_rows && k.is_multiple_of(m.kr) && (m.runs_on)(features)
+        // Blocks that CLIF would widen to scratch it multiplies sooner itself.
+        let widened = matches!(m.emit, Emit::RawDot(_)) && quantised == Quantised::Blocks;
+        let read = !widened || widening(features, TO_FLOATS).is_some();
+        operands && read && rows <= m.max_rows && k.is_multiple_of(m.kr) && (m.runs_on)(features)
     };
     match MICROKERNELS.iter().find(fits) {
         Some(m) => m,

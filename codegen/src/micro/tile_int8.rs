@@ -12,7 +12,7 @@ use lapidary_ir::{BLOCK, DType};
 
 use super::dot::{Done, YMM, fill};
 use super::tile::ZMM;
-use super::{Code, Tile, Widen};
+use super::{Code, Held, Tile, Widen};
 
 /// Elements of k whose products one 32-bit lane adds up.
 const STEP: usize = 4;
@@ -21,27 +21,21 @@ const STEP: usize = 4;
 /// these. A panel holds, block by block, each of the three for all rows; the quants four of a row at a time.
 pub(super) const PANEL_BLOCK: usize = 4 + 4 + BLOCK;
 
-/// Bytes of a block of a weight row as AVX2's tiles read it: each half of its quants, unsigned, then its scale (f32).
-pub(super) fn halved_block(weights: DType) -> usize {
-    halves(weights) * BLOCK + 4
-}
-
-/// The same of VNNI's: its quants, unsigned, then its scale (f32).
-pub(super) fn whole_block(_: DType) -> usize {
-    BLOCK + 4
-}
-
 /// Halves of 4 bits that a weight has.
 fn halves(weights: DType) -> usize {
-    if weights == DType::Q4 { 1 } else { 2 }
+    Held::Halves.halves(weights)
 }
 
-/// Holds blocks of a weight row for tiles with AVX2: see [`halved_block`].
+fn halved_block(weights: DType) -> usize {
+    Held::Halves.block_bytes(weights)
+}
+
+/// Holds blocks of a weight row for tiles with AVX2: see [`Held::Halves`].
 pub(super) fn hold_halves(widen: Widen) -> Code {
     hold(widen, halves(widen.from) == 2)
 }
 
-/// Holds blocks of a weight row for tiles with VNNI: see [`whole_block`].
+/// Holds blocks of a weight row for tiles with VNNI: see [`Held::Whole`].
 pub(super) fn hold_whole(widen: Widen) -> Code {
     hold(widen, false)
 }
@@ -241,7 +235,7 @@ pub(super) fn tile_vnni(tile: Tile) -> Code {
         }
     }
     a.add(x, tile.panel as i32 * PANEL_BLOCK as i32)?;
-    a.add(weights, whole_block(tile.weights) as i32)?;
+    a.add(weights, Held::Whole.block_bytes(tile.weights) as i32)?;
     a.dec(k)?;
     a.jnz(again)?;
     a.vzeroupper()?;

@@ -75,6 +75,7 @@ const SAPPHIRE_RAPIDS: Set = x86(ZEN5, &["amx-tile", "amx-bf16", "amx-int8"]);
 
 const ARMV8: Set = arm(Set::empty(Architecture::Aarch64), &["neon"]);
 const ARM_DOTPROD: Set = arm(ARMV8, &["lse", "dotprod"]);
+const ARM_I8MM: Set = arm(ARM_DOTPROD, &["bf16", "i8mm"]);
 /// ARMv8.2 as Arm's cores of 2017 and later have it.
 const ARMV8_2: Set = arm(ARM_DOTPROD, &["fp16"]);
 /// The same with products of bf16 and of 8-bit matrices.
@@ -96,6 +97,7 @@ pub const TARGETS: &[Cpu] = &[
     cpu("x86-64-v4-amx", V4_AMX),
     cpu("aarch64", ARMV8),
     cpu("aarch64-dotprod", ARM_DOTPROD),
+    cpu("aarch64-i8mm", ARM_I8MM),
     cpu("rv64gcv", RV64GCV),
 ];
 
