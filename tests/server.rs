@@ -11,6 +11,8 @@ mod answers;
 #[path = "report/browser.rs"]
 #[allow(dead_code)]
 mod browser;
+#[path = "server/calls.rs"]
+mod calls;
 #[path = "server/client.rs"]
 mod client;
 #[path = "server/clients.rs"]

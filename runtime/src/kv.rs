@@ -3,6 +3,7 @@
 //! Invariant: what a [`Kv`] has put on its engine's [`Ledger`] is at least the bytes of the pages that its rows take,
 //! and comes off when they are given back.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,7 +13,7 @@ use crate::error::Error;
 use crate::layout::{Cache, Layout};
 
 /// Bytes of a page, as memory is counted and given back: the smallest of any target.
-const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 
 /// What the caches of an engine's sequences take together, in bytes.
 #[derive(Debug)]
@@ -36,6 +37,19 @@ impl Ledger {
 
     pub(crate) fn set_most(&self, bytes: usize) {
         self.most.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Puts more bytes on it, if they may be taken.
+    pub(crate) fn take(&self, more: usize) -> Result<(), Error> {
+        let most = self.most();
+        let take = |used: usize| used.checked_add(more).filter(|&used| used <= most);
+        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        taken.map(drop).map_err(|used| Error::KvLimit { more, used, most })
+    }
+
+    /// Takes bytes off it.
+    pub(crate) fn give(&self, back: usize) {
+        self.used.fetch_sub(back, Ordering::Relaxed);
     }
 }
 
@@ -85,22 +99,16 @@ impl Kv {
         if more == 0 {
             return Ok(());
         }
-        let most = self.ledger.most();
-        let take = |used: usize| used.checked_add(more).filter(|&used| used <= most);
-        match self.ledger.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-            Ok(_) => {
-                self.charged = bytes;
-                Ok(())
-            }
-            Err(used) => Err(Error::KvLimit { more, used, most }),
-        }
+        self.ledger.take(more)?;
+        self.charged = bytes;
+        Ok(())
     }
 
     /// Takes off the ledger what rows below `high` do not take.
     pub(crate) fn discharge(&mut self, high: usize) {
         let back = self.charged.saturating_sub(touched(&self.layout, high));
         self.charged -= back;
-        self.ledger.used.fetch_sub(back, Ordering::Relaxed);
+        self.ledger.give(back);
     }
 
     /// Gives back the pages of rows from `from` on, of which those below `high` were written, where a cache has not
@@ -131,19 +139,29 @@ impl Kv {
         let kept = if from == 0 { 0 } else { kept.sum::<usize>() };
         let back = self.charged.saturating_sub(kept);
         self.charged -= back;
-        self.ledger.used.fetch_sub(back, Ordering::Relaxed);
+        self.ledger.give(back);
     }
 
     /// The bytes of a head's stored row.
     pub(crate) fn stored(&self, cache: &Cache, head: usize, index: usize) -> &[u8] {
-        let at = row(cache, head, index);
-        self.map.as_ref().map_or(&[], |map| &map[at..at + cache.row_bytes])
+        self.rows(cache, head, index..index + 1)
     }
 
     /// The same, to write.
     pub(crate) fn stored_mut(&mut self, cache: &Cache, head: usize, index: usize) -> &mut [u8] {
-        let at = row(cache, head, index);
-        self.map.as_mut().map_or(&mut [], |map| &mut map[at..at + cache.row_bytes])
+        self.rows_mut(cache, head, index..index + 1)
+    }
+
+    /// The bytes of a head's stored rows.
+    pub(crate) fn rows(&self, cache: &Cache, head: usize, rows: Range<usize>) -> &[u8] {
+        let bytes = row(cache, head, rows.start)..row(cache, head, rows.end);
+        self.map.as_ref().map_or(&[], |map| &map[bytes])
+    }
+
+    /// The same, to write.
+    pub(crate) fn rows_mut(&mut self, cache: &Cache, head: usize, rows: Range<usize>) -> &mut [u8] {
+        let bytes = row(cache, head, rows.start)..row(cache, head, rows.end);
+        self.map.as_mut().map_or(&mut [], |map| &mut map[bytes])
     }
 
     /// Copies what another one holds in rows below `high`.
@@ -160,7 +178,7 @@ impl Kv {
 
 impl Drop for Kv {
     fn drop(&mut self) {
-        self.ledger.used.fetch_sub(self.charged, Ordering::Relaxed);
+        self.ledger.give(self.charged);
     }
 }
 

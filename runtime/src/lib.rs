@@ -7,6 +7,7 @@ compile_error!(
 );
 
 pub mod artifact;
+mod block;
 pub mod callable;
 pub mod cpu;
 pub mod demand;
@@ -33,6 +34,7 @@ pub mod text;
 pub mod threads;
 
 pub use artifact::Artifact;
+pub use block::KvBlock;
 pub use callable::Callable;
 pub use engine::{Engine, Memory, Outputs, Prediction, Profile, Want, Work};
 pub use error::{Error, one_line};

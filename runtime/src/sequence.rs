@@ -66,14 +66,29 @@ impl Sequence {
 
     /// The smallest position, other than 0, that [`Sequence::truncate`] reaches.
     pub fn smallest(&self) -> usize {
+        self.smallest_after(0)
+    }
+
+    /// The same once `adding` more tokens are appended.
+    pub fn smallest_after(&self, adding: usize) -> usize {
+        let high = self.high.max(self.position() + adding);
         let layout = self.kv.layout();
         let rings = layout.caches.iter().filter_map(|cache| Some((cache.rows, cache.window?)));
-        let smallest = |(rows, window): (usize, usize)| match self.high.saturating_sub(rows) {
+        let smallest = |(rows, window): (usize, usize)| match high.saturating_sub(rows) {
             0 => 0,
             // What a query there reads must all be held.
             oldest => (oldest + window).saturating_sub(1),
         };
         rings.map(smallest).max().unwrap_or(0).max(self.floor)
+    }
+
+    /// The first position whose rows all caches still hold; those that keep the whole context hold all positions'.
+    pub fn windows_from(&self) -> usize {
+        let rings = self.kv.layout().caches.iter().filter_map(|cache| Some((cache.rows, cache.window?)));
+        let oldest = |(rows, window): (usize, usize)| {
+            self.high.saturating_sub(rows).max((self.floor + 1).saturating_sub(window))
+        };
+        rings.map(oldest).max().unwrap_or(0)
     }
 
     /// Forgets the tokens from position `to` on, or all if the windows before `to` are gone: the position reached, `to`

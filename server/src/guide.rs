@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) enum Grammar {
     /// A JSON schema.
     Json(Value),
+    /// The schema of calls of functions.
+    Calls(Value),
     /// A grammar in llguidance's Lark.
     Lark(String),
 }
@@ -60,12 +62,13 @@ impl Guides {
     /// Compiles a grammar: on a thread that may be kept for a while.
     pub(crate) fn compile(&self, vocabulary: &Vocabulary, grammar: &Grammar) -> Result<Compiled, ApiError> {
         let (field, text, top) = match grammar {
-            Grammar::Json(schema) => {
+            Grammar::Json(schema) | Grammar::Calls(schema) => {
                 let (text, mut schema) = (schema.to_string(), schema.clone());
                 if let Some(fields) = schema.as_object_mut() {
                     fields.entry("x-guidance").or_insert_with(spaces);
                 }
-                ("response_format", text, TopLevelGrammar::from_json_schema(schema))
+                let field = if matches!(grammar, Grammar::Calls(_)) { "tools" } else { "response_format" };
+                (field, text, TopLevelGrammar::from_json_schema(schema))
             }
             Grammar::Lark(text) => ("grammar", text.clone(), TopLevelGrammar::from_lark(text.clone())),
         };

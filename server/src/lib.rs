@@ -26,6 +26,7 @@ mod parameters;
 mod prompt;
 mod scheduler;
 mod server;
+mod tools;
 mod wire;
 
 pub use error::Error;

@@ -91,6 +91,7 @@ pub(crate) struct Metrics {
     pub(crate) finished: Counter,
     pub(crate) rejected: Counter,
     pub(crate) cancelled: Counter,
+    pub(crate) paused: Counter,
     pub(crate) steps: Counter,
     pub(crate) first_token: Histogram,
     pub(crate) inter_token: Histogram,
@@ -129,6 +130,7 @@ impl Metrics {
             ("requests_finished", "Prompts answered.", &self.finished),
             ("requests_rejected", "Requests turned away.", &self.rejected),
             ("requests_cancelled", "Prompts whose client went away.", &self.cancelled),
+            ("requests_paused", "Times that one had to wait for memory to go on.", &self.paused),
             ("engine_steps", "Steps of the engine.", &self.steps),
         ];
         for (name, help, counter) in counters {

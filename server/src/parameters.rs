@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::guide::Grammar;
+use crate::tools::Tools;
 use crate::wire::request::Common;
 
 /// The most stop texts.
@@ -40,6 +41,8 @@ pub(crate) struct Parameters {
     /// Of how many likely tokens the log-probabilities are told, beside the one chosen.
     pub(crate) logprobs: Option<usize>,
     pub(crate) grammar: Option<Grammar>,
+    /// What the answer may call.
+    pub(crate) tools: Option<Tools>,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
 }
@@ -103,9 +106,29 @@ impl Parameters {
             ignore_eos: common.ignore_eos.unwrap_or(false),
             logprobs: None,
             grammar: grammar(common)?,
+            tools: None,
             stream,
             include_usage,
         })
+    }
+}
+
+impl Parameters {
+    /// Lets the answer call functions; one that must is of the grammar of calls.
+    pub(crate) fn call(&mut self, tools: Option<Tools>) -> Result<(), ApiError> {
+        let Some(tools) = tools else { return Ok(()) };
+        match (tools.schema(), self.grammar.is_some()) {
+            (Some(schema), false) => self.grammar = Some(Grammar::Calls(schema)),
+            (Some(_), true) => {
+                let message = "`tool_choice`: an answer that must call has no `response_format` or `grammar`";
+                return Err(ApiError::field("tool_choice", message));
+            }
+            // An answer of a format of its own calls nothing.
+            (None, true) => return Ok(()),
+            (None, false) => {}
+        }
+        self.tools = Some(tools);
+        Ok(())
     }
 }
 

@@ -2,11 +2,12 @@
 
 use lapidary_runtime::file;
 use lapidary_runtime::text::chat::Content;
-use lapidary_runtime::text::{Message, prompt};
-use serde_json::Value;
+use lapidary_runtime::text::{ChatTemplate, Message, prompt};
+use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::model::Vocabulary;
+use crate::tools::Tools;
 use crate::wire::request::WireMessage;
 
 /// The most prompts of a request.
@@ -18,15 +19,12 @@ const MARK: char = '\u{FDD0}';
 pub(crate) fn render(
     vocabulary: &Vocabulary,
     messages: &[WireMessage],
-    tools: Option<&Value>,
+    tools: Option<&Tools>,
     plain_content: bool,
 ) -> Result<String, ApiError> {
     let Some(template) = vocabulary.text.chat_template() else {
         return Err(ApiError::unsupported("the model has no chat template: it serves /v1/completions"));
     };
-    if tools.is_some_and(|tools| !tools.is_array()) {
-        return Err(ApiError::field("tools", "`tools`: expected a list"));
-    }
     if messages.is_empty() {
         return Err(ApiError::field("messages", "`messages`: expected at least one message"));
     }
@@ -34,15 +32,79 @@ pub(crate) fn render(
     for (index, message) in messages.iter().enumerate() {
         said.push(read(index, message, plain_content.then(|| vocabulary.specials()))?);
     }
+    calls_as_text(template, &mut said, messages);
     // What OpenAI calls `developer` now.
     let instructs = said.first().is_some_and(|m| ["system", "developer"].contains(&m.role.as_str()));
     let system = instructs.then(|| said.remove(0)).map(|message| match message.content {
         Content::Text(text) => text,
         Content::Parts(parts) => parts.concat(),
     });
-    let tools = tools.filter(|tools| tools.as_array().is_some_and(|list| !list.is_empty()));
-    let rendered = prompt::render_with(template, system.as_deref(), &said, tools);
-    rendered.map_err(|error| ApiError::field("messages", error.to_string()))
+    let refuse = |error: file::Error| ApiError::field("messages", error.to_string());
+    let Some(tools) = tools else {
+        return prompt::render(template, system.as_deref(), &said).map_err(refuse);
+    };
+    // A template that passes tools over is helped: the instructions tell of them.
+    if template.source().is_ok_and(|source| source.contains("tools")) {
+        return prompt::render_with(template, system.as_deref(), &said, Some(tools.list())).map_err(refuse);
+    }
+    let system = match system.filter(|system| !system.trim().is_empty()) {
+        Some(system) => format!("{system}\n\n{}", tools.instructions()),
+        None => tools.instructions(),
+    };
+    prompt::render(template, Some(&system), &said).map_err(refuse)
+}
+
+/// Calls and their results, for a template that knows none: an answer's calls as it wrote them, results as what the
+/// user says next.
+fn calls_as_text(template: &ChatTemplate, said: &mut Vec<Message>, messages: &[WireMessage]) {
+    let text = |content: &Content| match content {
+        Content::Text(text) => text.clone(),
+        Content::Parts(parts) => parts.concat(),
+    };
+    let source = template.source().unwrap_or_default();
+    let knows_results = source.contains("'tool'") || source.contains("\"tool\"");
+    let mut whole: Vec<Message> = Vec::with_capacity(said.len());
+    let mut results = false;
+    for (mut message, wire) in said.drain(..).zip(messages) {
+        if let Some(calls) =
+            wire.tool_calls.as_ref().and_then(Value::as_array).filter(|list| !list.is_empty())
+        {
+            let written: Vec<String> = calls.iter().map(|call| written(&call["function"])).collect();
+            let written = match &written[..] {
+                [one] => one.clone(),
+                several => format!("[{}]", several.join(", ")),
+            };
+            let before = text(&message.content);
+            message.content =
+                Content::Text(if before.is_empty() { written } else { before + "\n" + &written });
+        }
+        let result = message.role == "tool" && !knows_results;
+        if result {
+            let mut response = json!({ "tool_response": text(&message.content) });
+            if let Some(id) = &wire.tool_call_id {
+                response["tool_call_id"] = id.as_str().into();
+            }
+            message = Message::new("user", response.to_string());
+        }
+        match whole.last_mut().filter(|_| results && message.role == "user") {
+            Some(last) => {
+                let more = text(&message.content);
+                last.content = Content::Text(text(&last.content) + "\n" + &more);
+            }
+            None => whole.push(message),
+        }
+        results = result;
+    }
+    *said = whole;
+}
+
+/// A call, as an answer writes it.
+fn written(function: &Value) -> String {
+    let arguments = match &function["arguments"] {
+        Value::String(text) => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
+        arguments => arguments.clone(),
+    };
+    json!({ "name": function["name"], "arguments": arguments }).to_string()
 }
 
 /// A message; with `specials` those within it are marked.

@@ -144,8 +144,8 @@ fn work(shared: &Arc<Shared>, load: Load, told: mpsc::Receiver<Command>) -> Resu
     let vocabulary = Vocabulary::new(name.clone(), text, vocab, context, log::seconds() as u64);
     let vocabulary = Arc::new(vocabulary);
     let (metrics, guides) = (shared.metrics.clone(), shared.guides.clone());
-    let threads = engine.threads();
-    let scheduler = Scheduler::new(engine, vocabulary.clone(), guides, metrics, told, options, kv_bytes);
+    let (threads, channel) = (engine.threads(), (shared.commands.clone(), told));
+    let scheduler = Scheduler::new(engine, vocabulary.clone(), guides, metrics, channel, options, kv_bytes);
     // Nobody else sets it.
     let _ = shared.model.set(vocabulary);
     let fields = vec![

@@ -5,7 +5,9 @@ Each of so many clients asks for a completion of its own prompt, streamed, all a
 clients is the median over the repeats: tokens a second of all clients together, seconds to the first token and between tokens (median
 and 99th percentile over all clients). With `--shared N` the prompts begin with the same N words. With `--chat N` one client holds a
 conversation of N turns after a system prompt of `--system-words`; what is printed is the seconds to the first token of each turn, beside
-those of a prompt of the turn's new words alone. Servers need `ignore_eos` (llama.cpp's and Lapidary's have it); standard library alone.
+those of a prompt of the turn's new words alone. With `--beside-prompt N` each number of clients streams answers before and while a
+prompt of N words is prefilled; what is printed is the median and 99th percentile of the seconds between tokens, without it and with it,
+and their ratios to the median without. Servers need `ignore_eos` (llama.cpp's and Lapidary's have it); standard library alone.
 """
 import argparse, http.client, json, random, statistics, threading, time, urllib.parse
 
@@ -24,8 +26,14 @@ class Server:
         parts = urllib.parse.urlsplit(url)
         self.host, self.port = parts.hostname, parts.port
 
-    def stream(self, path, body):
-        """(seconds to the first text, seconds between texts after it, tokens of the answer, its text)."""
+    def word(self):
+        """The token of a word."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=600)
+        connection.request("POST", "/tokenize", json.dumps({"content": " and"}), {"Content-Type": "application/json"})
+        return json.load(connection.getresponse())["tokens"][-1]
+
+    def stream(self, path, body, seen=None):
+        """(seconds to the first text, seconds between texts after it, tokens of the answer, its text); `seen` says at each whether to go on."""
         body = dict(body, stream=True, stream_options={"include_usage": True})
         start = time.perf_counter()
         connection = http.client.HTTPConnection(self.host, self.port, timeout=600)
@@ -43,6 +51,8 @@ class Server:
             if piece:
                 times.append(time.perf_counter())
                 said.append(piece)
+                if seen and not seen(times[-1]):
+                    break
             tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
         connection.close()
         if not times:
@@ -88,6 +98,45 @@ def crowds(servers, args):
                   f"{at(between, .5):9.4f} {at(between, .99):8.4f}", flush=True)
 
 
+def beside(servers, args):
+    """Seconds between tokens of so many clients, without and with a prompt that is prefilled beside them."""
+    print(f"{'server':12} {'clients':>7} {'without':>9} {'p99':>9} {'with':>9} {'p99':>9} {'max':>9} {'p99 / median':>13} {'prompt s':>9}")
+    for clients, server in ((clients, server) for clients in args.clients for server in servers):
+        apart, among, prefilling = [], [], []
+        # Each token has a text, so that each is an event.
+        same = {str(server.word()): 100}
+        for repeat in range(args.repeat):
+            times, stop = [[] for _ in range(clients)], threading.Event()
+
+            def client(index):
+                body = {"prompt": text(args.prompt_words, hash((repeat, index))), "max_tokens": args.most_tokens}
+                seen = lambda at: times[index].append(at) or not stop.is_set()
+                server.stream("/v1/completions", dict(body, temperature=0, ignore_eos=True, seed=1, logit_bias=same), seen)
+
+            threads = [threading.Thread(target=client, args=(index,)) for index in range(clients)]
+            [thread.start() for thread in threads]
+            while any(len(own) < 3 for own in times):
+                time.sleep(0.01)
+            start = time.perf_counter()
+            while any(sum(at > start for at in own) < args.tokens for own in times):
+                time.sleep(0.01)
+            begin = time.perf_counter()
+            body = {"prompt": text(args.beside_prompt, hash((repeat, "long"))), "max_tokens": 1, "temperature": 0, "ignore_eos": True}
+            first = server.stream("/v1/completions", body)[0]
+            end = begin + first
+            stop.set()
+            [thread.join() for thread in threads]
+            prefilling.append(first)
+            for own in times:
+                gaps = list(zip(own, own[1:]))
+                apart += [b - a for a, b in gaps if a >= start and b <= begin]
+                among += [b - a for a, b in gaps if b > begin and a < end]
+        at = lambda values, share: sorted(values)[min(len(values) - 1, int(share * len(values)))]
+        plain = statistics.median(apart)
+        print(f"{server.name:12} {clients:7} {plain:9.4f} {at(apart, .99):9.4f} {statistics.median(among):9.4f} {at(among, .99):9.4f} "
+              f"{max(among):9.4f} {at(among, .99) / plain:13.2f} {statistics.median(prefilling):9.2f}", flush=True)
+
+
 def conversation(servers, args):
     """The seconds to the first token of each turn, and of its new words alone."""
     for server in servers:
@@ -117,8 +166,11 @@ def main():
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--chat", type=int, default=0, metavar="TURNS")
     parser.add_argument("--system-words", type=int, default=2000)
+    parser.add_argument("--beside-prompt", type=int, default=0, metavar="WORDS")
+    parser.add_argument("--most-tokens", type=int, default=4000, help="of an answer that is streamed beside a prompt")
     args = parser.parse_args()
-    conversation(args.servers, args) if args.chat else crowds(args.servers, args)
+    kind = conversation if args.chat else beside if args.beside_prompt else crowds
+    kind(args.servers, args)
 
 
 main()

@@ -139,6 +139,35 @@ fn a_request_that_no_memory_holds_is_refused() {
 }
 
 #[test]
+fn clients_who_say_no_limit_share_memory_and_those_who_pause_answer_the_same() {
+    // A whole text takes 1.7 MiB.
+    for strict in [&["--strict-replay"][..], &[]] {
+        let server = Server::start(&[&["--kv-memory", "6"], strict].concat());
+        let body = |index: usize| {
+            let more = json!({ "max_tokens": 700, "ignore_eos": true, "seed": index, "temperature": 0.8 });
+            completion(&format!("{PROMPT} {index}"), more)
+        };
+        let answers: Vec<Value> = thread::scope(|scope| {
+            let ask = |index| (&server, body(index));
+            let clients: Vec<_> = (0..8)
+                .map(ask)
+                .map(|(server, body)| scope.spawn(move || server.ok(COMPLETIONS, &body)))
+                .collect();
+            server.wait_for("lapidary_num_requests_running", 8.0);
+            clients.into_iter().map(|client| client.join().unwrap()).collect()
+        });
+        assert!(server.metric("lapidary_requests_paused_total") > 0.0);
+        assert_eq!(server.metric("lapidary_requests_rejected_total"), 0.0);
+        assert!(answers.iter().all(|answer| answer["usage"]["completion_tokens"] == 700));
+        let alone = Server::start(&["--strict-replay"]);
+        // The first never pauses, the last does.
+        for index in [0, 5, 7] {
+            assert_eq!(text(&alone.ok(COMPLETIONS, &body(index))), text(&answers[index]), "{index}");
+        }
+    }
+}
+
+#[test]
 fn a_line_tells_of_each_request_and_not_of_its_text() {
     let server = Server::start(&[]);
     server.ok(COMPLETIONS, &completion(PROMPT, json!({ "max_tokens": 3, "temperature": 0 })));

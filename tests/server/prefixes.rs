@@ -42,6 +42,53 @@ fn a_turn_prefills_what_is_new() {
 }
 
 #[test]
+fn twenty_turns_prefill_their_new_tokens_alone() {
+    // Some 2,000 tokens of instructions; windows of 128, so that rings have wrapped in the first prompt.
+    let system = "Speak as they did in Hertfordshire. ".repeat(170);
+    for (args, strict) in
+        [(&["--context", "4096"][..], false), (&["--context", "4096", "--strict-replay"], true)]
+    {
+        let turns = talk(&Server::start(args), 20, &system);
+        assert!(turns[0].0 > 2000 && turns[0].1 == 0, "{}", turns[0].0);
+        for (turn, pair) in turns.windows(2).enumerate() {
+            let (before, now) = (&pair[0], &pair[1]);
+            // Strictly all of the prompt before; else of its answer, too, as far as its text has the same tokens.
+            assert!(
+                if strict { now.1 == before.0 } else { now.1 >= before.0 },
+                "{strict} {turn}: {} {}",
+                before.0,
+                now.1
+            );
+        }
+        let kept: u64 = turns.iter().map(|turn| turn.1).sum();
+        let prompts: u64 = turns.iter().rev().skip(1).map(|turn| turn.0).sum();
+        assert!(strict || kept > prompts, "no answer was used again: {kept} {prompts}");
+    }
+}
+
+#[test]
+fn chats_with_the_same_instructions_hold_them_once() {
+    let system = "Speak as they did in Hertfordshire. ".repeat(45);
+    // Room for two chats and no more, were each to hold all of its text.
+    let server = Server::start(&["--context", "1024", "--cache-memory", "4"]);
+    let ask = |question: &str| {
+        let messages =
+            json!([{ "role": "system", "content": system }, { "role": "user", "content": question }]);
+        server.ok("/v1/chat/completions", &json!({ "messages": messages, "seed": 1, "max_tokens": 4 }))
+    };
+    let questions: Vec<String> =
+        (0..8).map(|i| format!("Question {i}: why is number {i} the best?")).collect();
+    let first: Vec<Value> = questions.iter().map(|question| ask(question)).collect();
+    assert!(prompt_tokens(&first[0]) > 500 && cached(&first[0]) == 0, "{}", first[0]["usage"]);
+    assert!(first.iter().skip(1).all(|answer| cached(answer) > 500));
+    let more: Vec<u64> = questions.iter().map(|question| cached(&ask(question))).collect();
+    // What each has of its own is there still.
+    let whole = |(cached, answer): (&u64, &Value)| *cached == prompt_tokens(answer) - 1;
+    assert!(more.iter().zip(&first).filter(|&both| whole(both)).count() >= 6, "{more:?}");
+    assert!(server.metric("lapidary_prefix_cache_bytes") <= f64::from(4 << 20));
+}
+
+#[test]
 fn strict_prefixes_change_no_bit_where_windows_wrap() {
     // Windows of 128 and chunks of 16: rings of 144 rows wrap in the first prompt.
     let system = "Speak as they did in Hertfordshire. ".repeat(16);

@@ -9,6 +9,7 @@
 #![warn(clippy::wildcard_enum_match_arm)]
 
 pub(crate) mod call;
+mod empty;
 mod guessed;
 mod step;
 
@@ -16,7 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, room};
-use crate::kv::{Kv, Ledger, touched};
+use crate::kv::{Ledger, touched};
 use crate::layout::{Area, Call, HEAD_ROWS, Layout, Weight, Word};
 use crate::pool::Pool;
 use crate::program::{Aligned, Phase, Plan, Program, Segment, WeightSource};
@@ -25,7 +26,10 @@ use crate::sequence::Sequence;
 pub use call::Profile;
 pub use guessed::Prediction;
 
+pub(crate) use empty::Empty;
+
 use call::{Caller, Frame};
+use empty::check;
 use step::{Head, Part};
 
 /// Where an engine's memory goes, in bytes.
@@ -252,8 +256,12 @@ impl Engine {
     /// # Errors
     /// [`Error::Memory`] if there is no address space for a context.
     pub fn sequence(&self) -> Result<Sequence, Error> {
-        let kv = Kv::new(self.layout.clone(), self.ledger.clone())?;
-        Sequence::new(kv, self.plan())
+        self.empty().sequence()
+    }
+
+    /// What its sequences are made of.
+    pub(crate) fn empty(&self) -> Empty {
+        Empty::new(&self.layout, &self.ledger, self.program())
     }
 
     /// Appends tokens to sequences, and computes what is wanted of them. Either all of it can be done, or nothing
@@ -386,18 +394,11 @@ impl Engine {
     /// # Errors
     /// [`Error::OtherEngine`], [`Error::ContextExceeded`], [`Error::TokenRange`].
     pub fn check(&self, sequence: &Sequence, tokens: &[u32]) -> Result<(), Error> {
-        let (vocab, context) = (self.plan().vocab, sequence.context());
-        if !Arc::ptr_eq(sequence.layout(), &self.layout) {
-            return Err(Error::OtherEngine);
-        }
-        let (adding, position) = (tokens.len(), sequence.position());
-        if adding > context - position {
-            return Err(Error::ContextExceeded { adding, position, context });
-        }
-        match tokens.iter().find(|&&id| id as usize >= vocab) {
-            Some(&token) => Err(Error::TokenRange { token, vocab }),
-            None => Ok(()),
-        }
+        check(&self.layout, self.plan().vocab, sequence, tokens)
+    }
+
+    pub(crate) fn layout(&self) -> &Arc<Layout> {
+        &self.layout
     }
 
     fn plan(&self) -> &Plan {

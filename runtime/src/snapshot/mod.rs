@@ -18,7 +18,7 @@ use serde_json::{Map as Object, Value, json};
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::engine::Engine;
+use crate::engine::{Empty, Engine};
 use crate::error::Error;
 use crate::file::error::quote;
 use crate::file::{self, Map, whole::Output};
@@ -56,13 +56,68 @@ pub struct Notes {
     pub conversation: Option<String>,
 }
 
+/// What writes and reads the files of an engine's sequences, on any thread, while the engine goes on.
+pub struct Archive {
+    /// What a file must be of.
+    identity: [(&'static str, String); 4],
+    empty: Empty,
+}
+
 impl Engine {
+    /// What writes and reads its sequences' files.
+    pub fn archive(&self) -> Archive {
+        Archive { identity: self.identity(), empty: self.empty() }
+    }
+
     /// Writes a sequence to a file.
     ///
     /// # Errors
     /// [`Error::OtherEngine`]; [`Error::Write`] naming the file and the bytes it needs.
     pub fn save(&self, sequence: &Sequence, path: &Path, notes: &Notes) -> Result<(), Error> {
-        self.check(sequence, &[])?;
+        self.archive().save(sequence, path, notes)
+    }
+
+    /// Reads a sequence from a file.
+    ///
+    /// # Errors
+    /// A file that is none of [`Engine::save`]'s or has changed since, of another model, of weights of another format,
+    /// or of caches of another type; [`Error::ContextExceeded`] if it holds more tokens than the context.
+    pub fn load(&self, path: &Path) -> Result<(Sequence, Notes), Error> {
+        self.archive().load(path)
+    }
+
+    /// What a file must be of: the model, how its weights are held, which they are, and the type of its caches.
+    fn identity(&self) -> [(&'static str, String); 4] {
+        let plan = &self.program().plan;
+        let (mut shapes, mut contents) = (Sha256::new(), Sha256::new());
+        let mut total = 0;
+        for (weight, bytes) in self.tensors() {
+            shapes.update(weight.tensor.as_bytes());
+            shapes.update((bytes.len() as u64).to_le_bytes());
+            total += bytes.len();
+            let ends = ENDS.min(bytes.len());
+            contents.update(&bytes[..ends]);
+            contents.update(&bytes[bytes.len() - ends..]);
+        }
+        let hex =
+            |hash: Sha256| hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect::<String>();
+        let (layers, hidden, vocab) = (plan.layers.len(), plan.hidden, plan.vocab);
+        [
+            ("model", format!("{layers} layers of {hidden}, {vocab} tokens")),
+            ("weights_format", format!("{total} bytes, {}", hex(shapes))),
+            ("weights", hex(contents)),
+            ("kv_cache", plan.kv.clone()),
+        ]
+    }
+}
+
+impl Archive {
+    /// As [`Engine::save`].
+    ///
+    /// # Errors
+    /// Its.
+    pub fn save(&self, sequence: &Sequence, path: &Path, notes: &Notes) -> Result<(), Error> {
+        self.empty.check(sequence, &[])?;
         let position = sequence.position();
         let mut header = Object::new();
         header.insert("__metadata__".into(), self.metadata(sequence, notes));
@@ -112,11 +167,10 @@ impl Engine {
         write().and_then(|()| output.finish()).map(drop).map_err(failed)
     }
 
-    /// Reads a sequence from a file.
+    /// As [`Engine::load`].
     ///
     /// # Errors
-    /// A file that is none of [`Engine::save`]'s or has changed since, of another model, of weights of another format,
-    /// or of caches of another type; [`Error::ContextExceeded`] if it holds more tokens than the context.
+    /// Its.
     pub fn load(&self, path: &Path) -> Result<(Sequence, Notes), Error> {
         let (opened, _) = file::open_unnoted(path)?;
         let map = Map::new(path, &opened).map_err(|source| file::Error::read(path, source))?;
@@ -132,18 +186,18 @@ impl Engine {
         for (field, text) in [("format", FORMAT), ("version", VERSION)] {
             contents.expect(field, text, "")?;
         }
-        for (field, text) in self.identity() {
-            contents.expect(field, &text, ", which is loaded")?;
+        for (field, text) in &self.identity {
+            contents.expect(field, text, ", which is loaded")?;
         }
         let tokens = contents.tensor(TOKENS, "I32")?;
         let words = contents.bytes(tokens.bytes).as_chunks::<4>().0;
         let tokens: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
-        let vocab = self.program().plan.vocab;
+        let vocab = self.empty.vocab();
         if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocab) {
             return Err(contents.wrong(TOKENS, &format!("tokens below {vocab}"), &id.to_string()));
         }
-        let mut sequence = self.sequence()?;
-        self.check(&sequence, &tokens)?;
+        let mut sequence = self.empty.sequence()?;
+        self.empty.check(&sequence, &tokens)?;
         let position = tokens.len();
         let hidden = contents.tensor(HIDDEN, "F32")?;
         if hidden.bytes.len() != sequence.last.len() {
@@ -199,35 +253,11 @@ impl Engine {
         if let Some(text) = &notes.conversation {
             metadata.insert("conversation".into(), text.as_str().into());
         }
-        let identity = self.identity().map(|(field, text)| (field, Cow::from(text)));
+        let identity = self.identity.iter().map(|(field, text)| (*field, Cow::from(text.as_str())));
         for (field, text) in fields.into_iter().chain(identity) {
             metadata.insert(field.into(), text.into());
         }
         Value::Object(metadata)
-    }
-
-    /// What a file must be of: the model, how its weights are held, which they are, and the type of its caches.
-    fn identity(&self) -> [(&'static str, String); 4] {
-        let plan = &self.program().plan;
-        let (mut shapes, mut contents) = (Sha256::new(), Sha256::new());
-        let mut total = 0;
-        for (weight, bytes) in self.tensors() {
-            shapes.update(weight.tensor.as_bytes());
-            shapes.update((bytes.len() as u64).to_le_bytes());
-            total += bytes.len();
-            let ends = ENDS.min(bytes.len());
-            contents.update(&bytes[..ends]);
-            contents.update(&bytes[bytes.len() - ends..]);
-        }
-        let hex =
-            |hash: Sha256| hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect::<String>();
-        let (layers, hidden, vocab) = (plan.layers.len(), plan.hidden, plan.vocab);
-        [
-            ("model", format!("{layers} layers of {hidden}, {vocab} tokens")),
-            ("weights_format", format!("{total} bytes, {}", hex(shapes))),
-            ("weights", hex(contents)),
-            ("kv_cache", plan.kv.clone()),
-        ]
     }
 }
 

@@ -13,6 +13,7 @@ use crate::error::ApiError;
 use crate::model::Vocabulary;
 use crate::parameters::{MOST_TOP_LOGPROBS, Parameters};
 use crate::prompt;
+use crate::tools::Tools;
 use crate::wire::answer::Kind;
 use crate::wire::request::{ChatRequest, Common, CompletionRequest, fields};
 
@@ -73,8 +74,9 @@ fn chat_asked(vocabulary: &Vocabulary, object: &Value, plain_content: bool) -> R
             return Err(ApiError::field("top_logprobs", "`top_logprobs`: it needs `logprobs`"));
         }
     };
-    let tools = chat.tools.as_ref().filter(|tools| !tools.is_null());
-    let text = prompt::render(vocabulary, &chat.messages, tools, plain_content)?;
+    let tools = Tools::new(chat.tools.as_ref(), chat.tool_choice.as_ref(), chat.parallel_tool_calls)?;
+    let text = prompt::render(vocabulary, &chat.messages, tools.as_ref(), plain_content)?;
+    parameters.call(tools)?;
     let prompts = vec![prompt::encode(vocabulary, &text, "messages")?];
     Ok(Asked { kind: Kind::Chat, prompts, parameters, echo: false })
 }

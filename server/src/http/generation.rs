@@ -21,7 +21,8 @@ use crate::error::ApiError;
 use crate::log;
 use crate::model::Vocabulary;
 use crate::parameters::Parameters;
-use crate::scheduler::{Command, Event, Job, Logprobs, Place, Reason};
+use crate::scheduler::{Command, Event, Job, Logprobs, Place};
+use crate::tools::{Call, Heard, Tools};
 use crate::wire::answer::{Envelope, Kind, Told, Usage};
 
 /// How long a streamed response waits for its first event, whose failure is a status then.
@@ -44,6 +45,9 @@ struct Answer {
     /// Its text, if it is not streamed.
     text: String,
     told: Vec<Told>,
+    /// What of it may be a call.
+    heard: Heard,
+    calls: Vec<Call>,
     /// Characters of its text, the prompt's too.
     length: usize,
     /// Why it ended, and its tokens.
@@ -62,6 +66,8 @@ pub(crate) struct Generation {
     answers: Vec<Answer>,
     cached: usize,
     with_logprobs: bool,
+    /// What answers may call.
+    tools: Option<Tools>,
     record: Arc<Record>,
 }
 
@@ -139,7 +145,7 @@ impl Generation {
             include_usage: parameters.include_usage,
         };
         let (sender, events) = unbounded_channel();
-        let with_logprobs = parameters.logprobs.is_some();
+        let (with_logprobs, tools) = (parameters.logprobs.is_some(), parameters.tools.clone());
         let parameters = Arc::new(parameters);
         let (arrived, context) = (Instant::now(), vocabulary.context);
         let job = |(index, (prompt, place)): (usize, (&Vec<u32>, Place))| {
@@ -174,6 +180,7 @@ impl Generation {
             answers,
             cached: 0,
             with_logprobs,
+            tools,
             record,
         })
     }
@@ -220,14 +227,28 @@ impl Generation {
             }
             Event::Piece { answer, text, infos, end } => {
                 let tokens = infos.into_iter().map(|info| (info.id, Some(info))).collect();
+                let (text, calls) = self.heard(answer, text, end.is_some());
                 let mut chunks = Vec::from_iter(self.piece(answer, &text, tokens));
                 if let Some((reason, tokens)) = end {
+                    let reason = if calls.is_empty() { reason.name() } else { "tool_calls" };
+                    chunks.extend(self.envelope.calls(answer, &calls));
+                    self.answers[answer].calls = calls;
                     self.end(answer, reason, tokens);
-                    chunks.push(self.envelope.last(answer, reason.name()));
+                    chunks.push(self.envelope.last(answer, reason));
                 }
                 chunks
             }
         }
+    }
+
+    /// What of more of an answer's text is said, and at its end what it calls.
+    fn heard(&mut self, index: usize, text: String, ends: bool) -> (String, Vec<Call>) {
+        let Some(tools) = &self.tools else { return (text, vec![]) };
+        let heard = &mut self.answers[index].heard;
+        let mut said = heard.take(&text);
+        let (rest, calls) = if ends { heard.end(tools) } else { Default::default() };
+        said.push_str(&rest);
+        (said, calls)
     }
 
     fn prompt_text(&self, answer: usize) -> String {
@@ -258,9 +279,9 @@ impl Generation {
         Some(self.envelope.piece(index, text, logprobs))
     }
 
-    fn end(&mut self, index: usize, reason: Reason, tokens: usize) {
-        self.answers[index].end = Some((reason.name(), tokens));
-        self.record.ended(reason.name(), tokens, &self.answers[index].text);
+    fn end(&mut self, index: usize, reason: &'static str, tokens: usize) {
+        self.answers[index].end = Some((reason, tokens));
+        self.record.ended(reason, tokens, &self.answers[index].text);
     }
 
     /// The tokens that it came to.
@@ -278,7 +299,7 @@ impl Generation {
                 false => Value::Null,
             };
             let reason = answer.end.map_or("stop", |(reason, _)| reason);
-            self.envelope.choice(index, &answer.text, logprobs, reason)
+            self.envelope.choice(index, &answer.text, &answer.calls, logprobs, reason)
         };
         self.envelope.whole(self.answers.iter().enumerate().map(choice).collect(), self.usage())
     }

@@ -10,6 +10,7 @@ use super::{Shared, blocking};
 use crate::error::ApiError;
 use crate::model::Vocabulary;
 use crate::prompt;
+use crate::tools::Tools;
 use crate::wire::request::{DetokenizeRequest, TemplateRequest, TokenizeRequest, fields};
 
 /// Does something with the object of a request's body.
@@ -84,8 +85,8 @@ pub(crate) async fn apply_template(
 ) -> Result<Json<Value>, ApiError> {
     with(shared, request, |vocabulary, object| {
         let asked: TemplateRequest = fields(object)?;
-        let tools = asked.tools.as_ref().filter(|tools| !tools.is_null());
-        Ok(json!({ "prompt": prompt::render(vocabulary, &asked.messages, tools, false)? }))
+        let tools = Tools::new(asked.tools.as_ref(), None, None)?;
+        Ok(json!({ "prompt": prompt::render(vocabulary, &asked.messages, tools.as_ref(), false)? }))
     })
     .await
 }

@@ -11,7 +11,7 @@ impl Scheduler {
     pub(super) fn turn_alone(&mut self) -> bool {
         let Some(mut speculation) = self.speculation.take() else { return false };
         let alone = match &self.running[..] {
-            [running] if running.speaks && running.job.most > 0 && running.speaking() == 1 => {
+            [running] if running.job.most > 0 && running.speaking() == 1 && running.stepped() == 1 => {
                 self.running.pop()
             }
             _ => None,
@@ -68,7 +68,9 @@ impl Scheduler {
             return Err(error);
         }
         speculation.learn(&chosen);
-        if voice.ended.is_some() {
+        let ended = voice.ended.is_some();
+        self.share(running);
+        if ended {
             self.end_of(running, index);
         }
         Ok(self.spoke(running, 1, chosen.len()))

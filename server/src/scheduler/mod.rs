@@ -2,10 +2,13 @@
 //!
 //! In: [`Job`]s, from a bounded queue. Out: [`Event`]s, a channel a request. Each turn is one step of the engine: a
 //! token of every answer, and a bounded chunk of prompts; an answer that is made alone has some guessed. Invariants: jobs begin in the order that they came in; one
-//! begins only when the memory that it may come to need is there; one whose client is gone, or whose time is up, is
+//! begins only when there is memory for its prompt and some of its answer, and what it needs beyond is taken from those that
+//! came after it; one whose client is gone, or whose time is up, is
 //! dropped before the next step, and nobody else's with it. What a step holds changes no bit of an answer: prompts are
 //! prefilled and answers are decoded, whoever else is there.
 
+mod admission;
+mod files;
 mod guessed;
 mod logprobs;
 mod pace;
@@ -18,7 +21,7 @@ mod voice;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::{Duration, Instant};
 
 use lapidary_runtime::{Engine, Speculation};
@@ -31,9 +34,11 @@ use crate::model::Vocabulary;
 use crate::options::Options;
 use crate::parameters::Parameters;
 
+pub(crate) use files::{Read, SlotAction};
 pub(crate) use logprobs::Logprobs;
-pub(crate) use slots::{SlotAction, SlotState};
+pub(crate) use slots::SlotState;
 
+use files::Files;
 use pace::Pace;
 use prefixes::Prefixes;
 use running::Running;
@@ -113,6 +118,10 @@ pub(crate) enum Command {
     Jobs(Vec<Job>),
     /// Something about a slot.
     Slot(usize, SlotAction),
+    /// A text for a slot was read from its file.
+    Read(Read),
+    /// A slot's file was read or written.
+    FileDone,
     /// Tell what the slots do.
     Slots(tokio::sync::oneshot::Sender<Vec<SlotState>>),
     /// Take no more, and end what runs by then.
@@ -127,9 +136,13 @@ pub(crate) struct Scheduler {
     metrics: Arc<Metrics>,
     commands: Receiver<Command>,
     waiting: VecDeque<Job>,
+    /// The oldest first.
     running: Vec<Running>,
+    /// Jobs that wait for memory to go on; all came after those that run. The oldest first.
+    paused: VecDeque<Running>,
     prefixes: Prefixes,
     slots: Slots,
+    files: Files,
     pace: Pace,
     /// Guesses how an answer goes on that is made alone.
     speculation: Option<Speculation>,
@@ -145,13 +158,14 @@ impl Scheduler {
         vocabulary: Arc<Vocabulary>,
         guides: Arc<Guides>,
         metrics: Arc<Metrics>,
-        commands: Receiver<Command>,
+        (sender, commands): (Sender<Command>, Receiver<Command>),
         options: &Options,
         kv_bytes: usize,
     ) -> Scheduler {
         let cache = options.cache_bytes.unwrap_or(kv_bytes / 2).min(kv_bytes);
         Scheduler {
             pace: Pace::new(engine.program().plan.chunk, options.prefill_budget),
+            prefixes: Prefixes::new(cache, options.strict_replay, engine.window()),
             engine,
             speculation: None,
             vocabulary,
@@ -160,8 +174,9 @@ impl Scheduler {
             commands,
             waiting: VecDeque::new(),
             running: vec![],
-            prefixes: Prefixes::new(cache, options.strict_replay),
-            slots: Slots::new(options.parallel, options.slot_save_path.clone()),
+            paused: VecDeque::new(),
+            slots: Slots::new(options.parallel),
+            files: Files::new(options.slot_save_path.clone(), sender),
             kv_bytes,
             end: None,
         }
@@ -180,6 +195,7 @@ impl Scheduler {
             }
             self.drop_gone();
             self.admit();
+            self.grow();
             self.turn();
             self.measure();
         }
@@ -188,8 +204,8 @@ impl Scheduler {
     /// Takes what was told meanwhile, and waits where there is nothing to do: whether to go on.
     fn listen(&mut self) -> bool {
         loop {
-            let idle = self.running.is_empty() && self.waiting.is_empty();
-            if idle && self.end.is_some() {
+            let idle = self.running.is_empty() && self.paused.is_empty() && self.waiting.is_empty();
+            if idle && self.end.is_some() && !self.files.busy() {
                 return false;
             }
             let told = match idle {
@@ -216,9 +232,11 @@ impl Scheduler {
                 }
             }
             Command::Jobs(jobs) => self.waiting.extend(jobs),
-            Command::Slot(index, action) => self.slots.act(index, action, &self.engine, &mut self.prefixes),
+            Command::Slot(index, action) => self.act(index, action),
+            Command::Read(read) => self.read(read),
+            Command::FileDone => self.file_done(),
             Command::Slots(reply) => {
-                let _ = reply.send(self.slots.states(&self.running));
+                let _ = reply.send(self.slots.states(self.running.iter().chain(&self.paused)));
             }
             Command::End(at) => self.end = Some(self.end.map_or(at, |end| end.min(at))),
         }
@@ -247,6 +265,15 @@ impl Scheduler {
         };
         self.waiting.retain(&stays);
         let mut at = 0;
+        while at < self.paused.len() {
+            match self.paused.get(at) {
+                Some(paused) if !stays(&paused.job) => {
+                    self.paused.remove(at).into_iter().for_each(|gone| self.release(gone));
+                }
+                _ => at += 1,
+            }
+        }
+        let mut at = 0;
         while at < self.running.len() {
             if stays(&self.running[at].job) {
                 at += 1;
@@ -257,43 +284,21 @@ impl Scheduler {
         }
     }
 
-    /// Begins jobs, the oldest first, while there are slots and memory for them.
-    fn admit(&mut self) {
-        while let Some(job) = self.waiting.front() {
-            let answers = job.parameters.n;
-            if self.slots.free() < answers {
-                return;
-            }
-            let need = answers.saturating_mul(self.engine.kv_bytes_of(job.prompt.len() + job.most));
-            let reserved: usize = self.running.iter().map(|running| running.reserved).sum();
-            let left = self.kv_bytes.saturating_sub(reserved);
-            if need > left && !self.running.is_empty() {
-                return;
-            }
-            let Some(mut job) = self.waiting.pop_front() else { return };
-            job.place = None;
-            if need > left {
-                let (most, n) = (self.kv_bytes >> 20, need >> 20);
-                let message =
-                    format!("the request may need {n} MiB of KV cache, there are {most} (--kv-memory)");
-                self.metrics.rejected.add(1);
-                let _ = job.events.send(Event::Failed(ApiError::invalid(message)));
-                continue;
-            }
-            match self.begin(job, need, left) {
-                Ok(running) => self.running.push(running),
-                Err((events, message)) => {
-                    let _ = events.send(Event::Failed(ApiError::internal(message)));
-                }
-            }
-        }
+    /// Bytes of KV put aside for what runs.
+    fn reserved(&self) -> usize {
+        self.running.iter().map(|running| running.reserved).sum()
+    }
+
+    /// Bytes of KV that are not put aside; kept texts may have them.
+    fn left(&self) -> usize {
+        self.kv_bytes.saturating_sub(self.reserved())
     }
 
     /// Tells the metrics how things are.
     fn measure(&self) {
         let metrics = &self.metrics;
         metrics.running.set(self.running.iter().map(Running::speaking).sum());
-        metrics.waiting.set(self.waiting.len());
+        metrics.waiting.set(self.waiting.len() + self.paused.len());
         metrics.kv_used.set(self.engine.kv_bytes());
         metrics.cache_bytes.set(self.prefixes.bytes());
         metrics.cache_entries.set(self.prefixes.len());

@@ -55,7 +55,7 @@ impl Scheduler {
         if self.running.is_empty() || self.turn_alone() {
             return;
         }
-        let speaking: usize = self.running.iter().filter(|r| r.speaks).map(Running::speaking).sum();
+        let speaking: usize = self.running.iter().map(Running::stepped).sum();
         let mut budget = self.pace.budget(speaking);
         let (mut works, mut targets, mut prompts) = (vec![], vec![], 0);
         for running in &mut self.running {
@@ -63,6 +63,19 @@ impl Scheduler {
                 let parts = running.sequences.iter_mut().zip(&mut running.voices);
                 for (sequence, voice) in parts {
                     let (Some(sequence), None) = (sequence, voice.ended) else { continue };
+                    let position = sequence.position();
+                    if position < voice.held().len() {
+                        // Memory was short for a while: what it said is computed again, as it was.
+                        let (missing, phase) = voice.missing(position);
+                        let count = budget.min(missing.len());
+                        if count > 0 {
+                            budget -= count;
+                            prompts += count;
+                            works.push((sequence, Tokens::Part(&missing[..count]), phase, Want::Nothing));
+                            targets.push(Target::Nobody);
+                        }
+                        continue;
+                    }
                     let want = if voice.wants_argmax() { Want::Argmax } else { Want::Logits };
                     // The work borrows the token, the target the rest.
                     works.push((sequence, Tokens::Last(voice.last()[0]), Phase::Decode, want));
@@ -161,16 +174,13 @@ impl Scheduler {
         let mut spoke = 0;
         for index in 0..running.voices.len() {
             let voice = &mut running.voices[index];
-            if voice.ended.is_some() {
+            let silent = running.job.most == 0;
+            if voice.ended.is_some() || !(silent || voice.has_chosen()) {
                 continue;
             }
             spoke += 1;
             // Nothing is wanted of an answer of no tokens.
-            let event = if running.job.most == 0 {
-                Some(voice.end(super::Reason::Length))
-            } else {
-                voice.advance()?
-            };
+            let event = if silent { Some(voice.end(super::Reason::Length)) } else { voice.advance()? };
             if let Some(event) = event {
                 let _ = running.job.events.send(event);
             }
@@ -178,6 +188,10 @@ impl Scheduler {
                 self.end_of(running, index);
             }
         }
+        if spoke == 0 {
+            return Ok(running.speaking() > 0);
+        }
+        self.share(running);
         Ok(self.spoke(running, spoke, spoke))
     }
 
@@ -205,18 +219,7 @@ impl Scheduler {
         let prompt = running.job.prompt.len();
         let Some(Some(sequence)) = running.sequences.first() else { return Ok(false) };
         let position = sequence.position();
-        let parts = running.parting.take_if(|at| *at == position).is_some();
-        // Where windows wrap an answer may put its prompt out of reach.
-        let wraps = position == prompt && self.engine.reach().is_some_and(|reach| running.job.most > reach);
-        if parts || wraps {
-            let reserved: usize = self.running.iter().map(|r| r.reserved).sum::<usize>() + running.reserved;
-            let left = self.kv_bytes.saturating_sub(reserved);
-            if sequence.kv_bytes() <= left {
-                self.prefixes.shrink(left - sequence.kv_bytes());
-                let copy = sequence.fork().map_err(said)?;
-                self.keep(copy, running.prefilled, prompt, parts);
-            }
-        }
+        self.share(running);
         if position < prompt {
             return Ok(false);
         }
@@ -236,11 +239,10 @@ impl Scheduler {
     /// An answer is done: its text is kept, its slot is free.
     pub(super) fn end_of(&mut self, running: &mut Running, index: usize) {
         let Some(sequence) = running.sequences.get_mut(index).and_then(Option::take) else { return };
-        let need = self.engine.kv_bytes_of(running.job.prompt.len() + running.job.most);
-        running.reserved = running.reserved.saturating_sub(need);
-        let reserved: usize = self.running.iter().map(|r| r.reserved).sum::<usize>() + running.reserved;
-        let kept = self.keep(sequence, running.prefilled, running.job.prompt.len(), false);
-        self.prefixes.shrink(self.kv_bytes.saturating_sub(reserved));
+        running.reserved = running.reserved.saturating_sub(self.engine.kv_bytes_of(running.room));
+        let left = self.left().saturating_sub(running.reserved);
+        let kept = self.keep(sequence, running.prefilled, running.job.prompt.len());
+        self.prefixes.shrink(left);
         self.slots.give_back(running.voices[index].slot.take(), kept);
     }
 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use lapidary_runtime::text::AnswerText;
-use lapidary_runtime::{Sampler, SamplerOptions};
+use lapidary_runtime::{Phase, Sampler, SamplerOptions};
 
 use super::logprobs::{self, Logprobs};
 use super::{Event, Job, Reason};
@@ -104,6 +104,24 @@ impl Voice {
     /// The token that is to be appended.
     pub(super) fn last(&self) -> &[u32] {
         &self.history[self.history.len() - 1..]
+    }
+
+    /// The tokens before it.
+    pub(super) fn held(&self) -> &[u32] {
+        &self.history[..self.history.len() - 1]
+    }
+
+    /// Of the tokens before it, those after the first `position` that are computed as one phase.
+    pub(super) fn missing(&self, position: usize) -> (&[u32], Phase) {
+        match position < self.prompt {
+            true => (&self.history[position..self.prompt], Phase::Prefill),
+            false => (&self.history[position..self.history.len() - 1], Phase::Decode),
+        }
+    }
+
+    /// Whether a token was chosen that it has not gone on with.
+    pub(super) fn has_chosen(&self) -> bool {
+        self.chosen.is_some()
     }
 
     /// Whether the most likely token is all that it needs.

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::model::Vocabulary;
 use crate::scheduler::Logprobs;
+use crate::tools::Call;
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +105,32 @@ impl Envelope {
         self.chunk(vec![choice]).into()
     }
 
+    /// Chunks with the functions that a choice calls: of each its name, then its arguments.
+    pub(crate) fn calls(&self, index: usize, calls: &[Call]) -> Vec<Value> {
+        let delta = |call: Value| {
+            let delta = json!({ "tool_calls": [call] });
+            let choice = json!({ "index": index, "delta": delta, "logprobs": null, "finish_reason": null });
+            self.chunk(vec![choice]).into()
+        };
+        let chunks = |(at, call): (usize, &Call)| {
+            let mut named = self.call(index, at, call);
+            named["index"] = at.into();
+            named["function"]["arguments"] = "".into();
+            [delta(named), delta(json!({ "index": at, "function": { "arguments": call.arguments } }))]
+        };
+        calls.iter().enumerate().flat_map(chunks).collect()
+    }
+
+    /// A call of a choice.
+    fn call(&self, index: usize, at: usize, call: &Call) -> Value {
+        let id = self.id.rsplit('-').next().unwrap_or_default();
+        json!({
+            "id": format!("call_{id}_{index}_{at}"),
+            "type": "function",
+            "function": { "name": call.name, "arguments": call.arguments },
+        })
+    }
+
     /// A choice's last chunk.
     pub(crate) fn last(&self, index: usize, reason: &str) -> Value {
         let choice = match self.kind {
@@ -125,14 +152,24 @@ impl Envelope {
     }
 
     /// A whole choice.
-    pub(crate) fn choice(&self, index: usize, text: &str, logprobs: Value, reason: &str) -> Value {
+    pub(crate) fn choice(
+        &self,
+        index: usize,
+        text: &str,
+        calls: &[Call],
+        logprobs: Value,
+        reason: &str,
+    ) -> Value {
         match self.kind {
-            Kind::Chat => json!({
-                "index": index,
-                "message": { "role": "assistant", "content": text, "refusal": null },
-                "logprobs": logprobs,
-                "finish_reason": reason,
-            }),
+            Kind::Chat => {
+                let mut message = json!({ "role": "assistant", "content": text, "refusal": null });
+                if !calls.is_empty() {
+                    let calls = calls.iter().enumerate().map(|(at, call)| self.call(index, at, call));
+                    message["tool_calls"] = calls.collect();
+                    message["content"] = Some(text).filter(|text| !text.is_empty()).into();
+                }
+                json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason })
+            }
             Kind::Completion => {
                 json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": reason })
             }

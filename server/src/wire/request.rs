@@ -70,6 +70,11 @@ pub(crate) struct WireMessage {
     /// A text, or a list of `{"type": "text", "text"}`.
     #[schema(value_type = Option<Object>)]
     pub(crate) content: Option<Value>,
+    /// Functions that an answer called.
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub(crate) tool_calls: Option<Value>,
+    /// The call whose result a message of the role `tool` is.
+    pub(crate) tool_call_id: Option<String>,
 }
 
 /// `POST /v1/chat/completions`, beside [`Common`].
@@ -83,9 +88,14 @@ pub(crate) struct ChatRequest {
     pub(crate) logprobs: Option<bool>,
     /// Of how many likely tokens at each place, too.
     pub(crate) top_logprobs: Option<i64>,
-    /// Given to the model's chat template.
+    /// Functions that the answer may call: `{"type": "function", "function": {"name", "description", "parameters"}}`.
     #[schema(value_type = Option<Vec<Object>>)]
     pub(crate) tools: Option<Value>,
+    /// `none`, `auto`, `required`, or `{"type": "function", "function": {"name"}}`.
+    #[schema(value_type = Option<Object>)]
+    pub(crate) tool_choice: Option<Value>,
+    /// Whether an answer that is required to call may call several.
+    pub(crate) parallel_tool_calls: Option<bool>,
 }
 
 /// `POST /v1/completions`, beside [`Common`].
