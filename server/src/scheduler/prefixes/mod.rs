@@ -184,14 +184,22 @@ impl Prefixes {
         Some(tokens)
     }
 
-    /// Forgets until at most so many bytes are taken.
+    /// Forgets until at most so many bytes are taken: first that several texts hold the same.
     pub(super) fn shrink(&mut self, bytes: usize) {
         while self.bytes() > bytes {
-            let oldest = (0..self.live.len()).min_by_key(|&index| self.live[index].used);
-            match (oldest, self.tree.oldest()) {
-                (None, None) => return,
-                (Some(live), leaf) if leaf.is_none_or(|leaf| self.live[live].used <= leaf) => self.fold(live),
-                _ => self.tree.forget_oldest(),
+            let newest = self.live.iter().map(|live| live.used).max();
+            let shares = |live: &Live| self.tree.reach(live.sequence.tokens()).common >= PARTING;
+            let by_use = |&index: &usize| self.live[index].used;
+            let others = (0..self.live.len()).filter(|&index| Some(self.live[index].used) != newest);
+            let folded = others.filter(|&index| shares(&self.live[index])).min_by_key(by_use);
+            let oldest = (0..self.live.len()).min_by_key(by_use);
+            match (folded, oldest, self.tree.oldest()) {
+                (Some(live), _, _) => self.fold(live),
+                (None, None, None) => return,
+                (None, Some(live), leaf) if leaf.is_none_or(|leaf| self.live[live].used <= leaf) => {
+                    self.fold(live);
+                }
+                (None, _, _) => self.tree.forget_oldest(),
             }
         }
     }
