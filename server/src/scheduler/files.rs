@@ -152,7 +152,7 @@ impl Scheduler {
     }
 
     /// Where to, and a copy of what a slot held last.
-    fn to_save(&mut self, slot: usize, name: &str) -> Result<(PathBuf, Sequence, usize), ApiError> {
+    fn to_save(&self, slot: usize, name: &str) -> Result<(PathBuf, Sequence, usize), ApiError> {
         self.known(slot)?;
         let path = self.files.path(name)?;
         let copy = self.slots.last(slot).map(|text| self.prefixes.copy(&self.engine, text)).transpose();
