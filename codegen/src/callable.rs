@@ -156,8 +156,8 @@ pub fn compile_callable_for(
     let signature = signature(function, Counts { rows: options.chunk, keys: options.context })?;
     let function = without_rings(function);
     let mut compiler = Compiler::new(options, target);
-    compiler.add(&function)?;
-    let Finished { mut reports, functions, constants, code } = compiler.finish();
+    compiler.add(std::slice::from_ref(&function))?;
+    let Finished { mut reports, functions, constants, code } = compiler.finish()?;
     let image = Image { functions, constants, plan: signature, code: code.bytes, symbols: code.symbols };
     let Some(report) = reports.pop() else { unreachable!("one function was added") };
     Ok(CallableImage { image, report })

@@ -12,8 +12,10 @@ use lapidary_ir::{Extent, Function, InputKind, Module};
 use lapidary_passes::{Limits, Machine, Report, Selection};
 use lapidary_runtime::layout::ring_rows;
 use lapidary_runtime::program::{self, Aligned, Image, Plan, Program, Step, Variant};
+use lapidary_runtime::threads;
 
 use crate::Error;
+use crate::emit::Features;
 use crate::image::{CodeImage, Compiled, ImageBuilder};
 use crate::jit;
 use crate::memory::{self, MemoryPlan};
@@ -66,7 +68,7 @@ pub struct Lowered {
     pub schedule: Schedule,
     /// Its arena.
     pub memory: MemoryPlan,
-    /// What became of each kernel.
+    /// What became of each kernel, once all are machine code.
     pub compiled: Vec<Compiled>,
 }
 
@@ -83,7 +85,7 @@ pub struct FunctionReport {
     pub times: Times,
 }
 
-/// Wall time of each stage of a function, all row regimes together.
+/// Time of each stage of a function, all row regimes together. Several threads may be at work: sums are no wall time.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Times {
     /// Verifying and saturating.
@@ -170,10 +172,8 @@ pub fn compile_image_for(
 ) -> Result<ImageCompilation, Error> {
     let start = Instant::now();
     let mut compiler = Compiler::new(options, target);
-    for function in &module.functions {
-        compiler.add(function)?;
-    }
-    let Finished { reports, functions, constants, code } = compiler.finish();
+    compiler.add(&module.functions)?;
+    let Finished { reports, functions, constants, code } = compiler.finish()?;
     let index = |name: &str| {
         module.functions.iter().position(|f| f.name == name).ok_or_else(|| Error::Unsupported {
             function: name.into(),
@@ -209,10 +209,8 @@ pub fn compile_image_for(
 /// As [`compile`].
 pub fn compile_functions(functions: &[Function], options: &Options) -> Result<Loose, Error> {
     let mut compiler = Compiler::new(options, Target::new(&options.cpu, Placement::Object)?);
-    for function in functions {
-        compiler.add(function)?;
-    }
-    let Finished { reports, functions, constants, code } = compiler.finish();
+    compiler.add(functions)?;
+    let Finished { reports, functions, constants, code } = compiler.finish()?;
     let code = jit::map(&code)?;
     let constants = Aligned::from_bytes(&constants);
     Ok(Loose { reports, functions: link(functions, &code), constants, code: Box::new(code) })
@@ -258,72 +256,21 @@ impl<'a> Compiler<'a> {
         Compiler { options, target, image, constants: vec![], functions: vec![] }
     }
 
-    pub(crate) fn add(&mut self, function: &Function) -> Result<(), Error> {
-        let options = self.options;
-        let mut times = Times::default();
-        let start = Instant::now();
-        let saturated = lapidary_passes::prepare(function, &options.selection, Limits::default())?;
-        times.saturate = start.elapsed();
-        let start = Instant::now();
-        let regimes = regimes(options.chunk);
-        let mut forms = Vec::with_capacity(regimes.len());
-        let priced: Vec<usize> = regimes.iter().map(|&rows| regime_of(rows, options.chunk)).collect();
-        for &rows in &priced {
-            let extent = Extent { rows, keys: (options.context / 2).max(rows) };
-            if let Some(measured) = options.machine.measured {
-                candidates::fill(measured, &saturated, options, extent)?;
-            }
-            forms.push(lapidary_passes::select(&saturated, options.machine, extent)?);
+    /// Adds functions: their forms by as many threads as there are, unless forms are to be measured.
+    pub(crate) fn add(&mut self, functions: &[Function]) -> Result<(), Error> {
+        let (options, features) = (self.options, self.target.features);
+        let threads = if options.machine.measured.is_some() { 1 } else { threads::of_machine() };
+        let formed = threads::map(threads, functions.iter().collect(), |f| form(f, options, features));
+        formed.into_iter().try_for_each(|formed| self.define(formed?))
+    }
+
+    /// Kernels to Cranelift IR.
+    fn define(&mut self, mut formed: FunctionReport) -> Result<(), Error> {
+        for Lowered { schedule, memory, .. } in &mut formed.variants {
+            self.place_constants(schedule);
+            schedule.kernels.iter().try_for_each(|kernel| self.image.define(kernel, &memory.offsets))?;
         }
-        times.extract = start.elapsed();
-        // One layout of a cache serves every regime.
-        let mut rings = HashMap::new();
-        for input in &function.inputs {
-            if let InputKind::Cache { window: Some(window) } = input.kind {
-                let rows = ring_rows(window, options.chunk);
-                let wraps = forms.iter().all(|f| schedule::cache_can_wrap(&f.function, &input.name));
-                if wraps && rows < options.context {
-                    rings.insert(input.name.clone(), rows);
-                }
-            }
-        }
-        let mut variants = vec![];
-        for ((&rows, regime), form) in regimes.iter().zip(priced).zip(forms) {
-            let capacity = Capacity { rows, keys: options.context };
-            let setting = Setting {
-                capacity,
-                regime,
-                rings: rings.clone(),
-                features: self.target.features,
-                rounded: options.rounded,
-            };
-            let start = Instant::now();
-            let mut schedule = schedule::schedule(&form.function, &setting)?;
-            self.place_constants(&mut schedule);
-            let memory = memory::plan(&schedule.buffers);
-            times.schedule += start.elapsed();
-            let start = Instant::now();
-            let compiled = schedule
-                .kernels
-                .iter()
-                .map(|kernel| self.image.define(kernel, &memory.offsets))
-                .collect::<Result<Vec<_>, _>>()?;
-            times.code += start.elapsed();
-            variants.push(Lowered {
-                rows,
-                function: form.function,
-                nanoseconds: form.nanoseconds,
-                schedule,
-                memory,
-                compiled,
-            });
-        }
-        self.functions.push(FunctionReport {
-            source: function.clone(),
-            saturation: saturated.report,
-            variants,
-            times,
-        });
+        self.functions.push(formed);
         Ok(())
     }
 
@@ -352,12 +299,20 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    pub(crate) fn finish(self) -> Finished {
-        let code = self.image.finish();
-        let features = self.target.features;
+    /// Machine code of all of it.
+    pub(crate) fn finish(self) -> Result<Finished, Error> {
+        let Compiler { target, image, constants, functions: mut reports, .. } = self;
+        let (code, compiled) = image.finish()?;
+        let mut compiled = compiled.into_iter();
+        for report in &mut reports {
+            for variant in &mut report.variants {
+                variant.compiled = compiled.by_ref().take(variant.schedule.kernels.len()).collect();
+                report.times.code += variant.compiled.iter().map(|c| c.time).sum::<Duration>();
+            }
+        }
+        let features = target.features;
         let mut entries = code.entries.iter().copied();
-        let functions = self
-            .functions
+        let functions = reports
             .iter()
             .map(|f| {
                 let variants = f
@@ -391,6 +346,56 @@ impl<'a> Compiler<'a> {
                 program::Function { name: f.source.name.clone(), slots, batches, variants }
             })
             .collect();
-        Finished { reports: self.functions, functions, constants: self.constants, code }
+        Ok(Finished { reports, functions, constants, code })
     }
+}
+
+/// A function up to its kernels: saturated once, then extracted and scheduled for each row regime.
+fn form(function: &Function, options: &Options, features: Features) -> Result<FunctionReport, Error> {
+    let mut times = Times::default();
+    let start = Instant::now();
+    let saturated = lapidary_passes::prepare(function, &options.selection, Limits::default())?;
+    times.saturate = start.elapsed();
+    let start = Instant::now();
+    let regimes = regimes(options.chunk);
+    let mut forms = Vec::with_capacity(regimes.len());
+    let priced: Vec<usize> = regimes.iter().map(|&rows| regime_of(rows, options.chunk)).collect();
+    for &rows in &priced {
+        let extent = Extent { rows, keys: (options.context / 2).max(rows) };
+        if let Some(measured) = options.machine.measured {
+            candidates::fill(measured, &saturated, options, extent)?;
+        }
+        forms.push(lapidary_passes::select(&saturated, options.machine, extent)?);
+    }
+    times.extract = start.elapsed();
+    let start = Instant::now();
+    // One layout of a cache serves every regime.
+    let mut rings = HashMap::new();
+    for input in &function.inputs {
+        if let InputKind::Cache { window: Some(window) } = input.kind {
+            let rows = ring_rows(window, options.chunk);
+            let wraps = forms.iter().all(|f| schedule::cache_can_wrap(&f.function, &input.name));
+            if wraps && rows < options.context {
+                rings.insert(input.name.clone(), rows);
+            }
+        }
+    }
+    let mut variants = vec![];
+    for ((&rows, regime), form) in regimes.iter().zip(priced).zip(forms) {
+        let capacity = Capacity { rows, keys: options.context };
+        let rounded = options.rounded;
+        let setting = Setting { capacity, regime, rings: rings.clone(), features, rounded };
+        let schedule = schedule::schedule(&form.function, &setting)?;
+        let memory = memory::plan(&schedule.buffers);
+        variants.push(Lowered {
+            rows,
+            function: form.function,
+            nanoseconds: form.nanoseconds,
+            schedule,
+            memory,
+            compiled: vec![],
+        });
+    }
+    times.schedule = start.elapsed();
+    Ok(FunctionReport { source: function.clone(), saturation: saturated.report, variants, times })
 }

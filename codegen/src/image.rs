@@ -6,19 +6,21 @@
 //! in-memory backend, artifacts and objects hold the same bytes. Invariants:
 //! functions start at multiples of [`CODE_ALIGN`]; calls (of kernels to raw code) are relative to the caller and
 //! resolved here; nothing refers to anything outside; the order is that of definition, raw code before its first
-//! caller.
+//! caller. Kernels become Cranelift IR as they are defined and machine code at the end, all at once, on as many threads
+//! as there are: the bytes do not depend on how many.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::{Duration, Instant};
 
 use cranelift_codegen::binemit::Reloc;
-use cranelift_codegen::ir::function::FunctionStencil;
 use cranelift_codegen::ir::types::I64;
-use cranelift_codegen::ir::{self, AbiParam, ExtFuncData, ExternalName, Signature, UserExternalName};
+use cranelift_codegen::ir::{AbiParam, ExtFuncData, ExternalName, Function, Signature, UserExternalName};
 use cranelift_codegen::isa::CallConv;
 use cranelift_codegen::{Context, FinalizedRelocTarget, control::ControlPlane};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use lapidary_runtime::program::{CODE_ALIGN, Symbol};
+use lapidary_runtime::threads;
 
 use crate::Error;
 use crate::emit::Emitter;
@@ -49,32 +51,59 @@ pub struct Compiled {
     pub scratch_bytes: usize,
     /// Machine code, in bytes.
     pub code_bytes: usize,
+    /// What making it took: less where an equal kernel had been made.
+    pub time: Duration,
     /// Its CLIF, when asked for.
     pub clif: Option<String>,
     /// Its disassembly, when asked for.
     pub asm: Option<String>,
 }
 
-/// A function that was compiled, as it was before.
+/// A kernel that is defined.
+struct Defined {
+    /// The piece that is its code.
+    piece: usize,
+    /// Whether it is the first of that code.
+    is_first: bool,
+    compiled: Compiled,
+}
+
+/// A function of the image.
+struct Piece {
+    /// The kernel or the microkernel that it is of, as errors name it.
+    of: String,
+    /// Its symbol.
+    name: String,
+    code: Code,
+}
+
+enum Code {
+    /// Made already.
+    Raw(Vec<u8>),
+    /// To be compiled; it calls pieces, by their index.
+    Clif(Box<Function>),
+}
+
+/// Machine code of a piece, before it has a place.
 struct Made {
-    function: FunctionStencil,
-    /// Offsets of what it calls.
-    callees: Vec<u32>,
-    at: u32,
-    code_bytes: usize,
+    bytes: Vec<u8>,
+    /// Calls: the place of the distance, its kind, the piece that is called and what is added.
+    calls: Vec<(u32, Reloc, usize, i64)>,
     asm: Option<String>,
+    time: Duration,
 }
 
 /// An image being made.
 pub struct ImageBuilder {
     target: Target,
-    context: Context,
     builder: FunctionBuilderContext,
-    image: CodeImage,
-    /// Offset of raw code, by what it does.
-    raw: HashMap<Raw, u32>,
-    /// What was compiled, by a hash of its function.
-    made: HashMap<u64, Vec<Made>>,
+    /// In the order of definition.
+    pieces: Vec<Piece>,
+    kernels: Vec<Defined>,
+    /// Raw code's piece, by what it does.
+    raw: HashMap<Raw, usize>,
+    /// Kernels' pieces, by a hash of their function.
+    known: HashMap<u64, Vec<usize>>,
     /// Whether [`Compiled`] carries CLIF and disassembly.
     pub listings: bool,
 }
@@ -84,48 +113,43 @@ impl ImageBuilder {
     pub fn new(target: Target) -> ImageBuilder {
         ImageBuilder {
             target,
-            context: Context::new(),
             builder: FunctionBuilderContext::new(),
-            image: CodeImage::default(),
+            pieces: vec![],
+            kernels: vec![],
             raw: HashMap::new(),
-            made: HashMap::new(),
+            known: HashMap::new(),
             listings: false,
         }
     }
 
-    /// Compiles a kernel; its entry has the index of the call, counted from 0. `arena` gives each buffer's offset in
-    /// bytes.
+    /// Adds a kernel; its entry has the index of the call, counted from 0. `arena` gives each buffer's offset in bytes.
     ///
     /// # Errors
-    /// [`Error::Kernel`] if Cranelift refuses the code, or the image gets too large.
-    pub fn define(&mut self, kernel: &Kernel, arena: &[usize]) -> Result<Compiled, Error> {
-        let refuse = |reason: String| Error::Kernel { kernel: kernel.name.clone(), reason };
-        self.context.clear();
+    /// [`Error::Kernel`] if its raw code cannot be made.
+    pub fn define(&mut self, kernel: &Kernel, arena: &[usize]) -> Result<(), Error> {
+        let start = Instant::now();
+        let mut function = Function::with_name_signature(Default::default(), self.kernel_signature());
         let mut raws = HashMap::new();
         for (micro, raw) in lower::raw_code(kernel, &self.target.features) {
-            let offset = self.raw(micro, raw).map_err(refuse)?;
-            let function = &mut self.context.func;
+            let piece = self
+                .raw(micro, raw)
+                .map_err(|reason| Error::Kernel { kernel: kernel.name.clone(), reason })?;
             let signature = function.import_signature(raw_signature(raw));
-            let name = UserExternalName { namespace: 0, index: offset };
+            let name = UserExternalName { namespace: 0, index: piece as u32 };
             let name = ExternalName::user(function.declare_imported_user_function(name));
             let callee = ExtFuncData { name, signature, colocated: true, patchable: false };
             raws.insert(raw, function.import_function(callee));
         }
-        self.context.func.signature = self.kernel_signature();
-        let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
-        let mut emitter = Emitter::new(
-            builder,
-            self.target.features,
-            arena,
-            &raws,
-            kernel.by_segment.then_some(kernel.tiles),
-        );
+        let builder = FunctionBuilder::new(&mut function, &mut self.builder);
+        let by_segment = kernel.by_segment.then_some(kernel.tiles);
+        let mut emitter = Emitter::new(builder, self.target.features, arena, &raws, by_segment);
         lower::lower(&mut emitter, kernel);
         let scratch_bytes = emitter.finish(self.target.isa.frontend_config());
-        let clif = self.listings.then(|| self.context.func.display().to_string());
-        let name = format!("k{}_{}", self.image.entries.len(), kernel.name);
-        let (code_bytes, asm) = self.place_clif(name).map_err(refuse)?;
-        Ok(Compiled { scratch_bytes, code_bytes, clif, asm })
+        let clif = self.listings.then(|| function.display().to_string());
+        let name = format!("k{}_{}", self.kernels.len(), kernel.name);
+        let compiled = Compiled { scratch_bytes, clif, time: start.elapsed(), ..Compiled::default() };
+        self.push(kernel.name.clone(), name, function, compiled);
+        Ok(())
     }
 
     /// A probe of the machine, as a kernel.
@@ -133,99 +157,108 @@ impl ImageBuilder {
     /// # Errors
     /// [`Error::Kernel`] if the code cannot be made.
     pub fn define_probe(&mut self, probe: Probe) -> Result<(), Error> {
-        let refuse = |reason: String| Error::Kernel { kernel: format!("{probe:?}"), reason };
+        let of = format!("{probe:?}");
         let features = self.target.features;
-        let name = format!("probe{}", self.image.entries.len());
+        let name = format!("probe{}", self.kernels.len());
         match probe::assemble(probe, &features) {
             Some(code) => {
-                let code = code.map_err(|e| refuse(e.to_string()))?;
-                let at = self.place(name, &code).map_err(refuse)?;
-                self.image.entries.push(at.into());
+                let code = code.map_err(|e| Error::Kernel { kernel: of.clone(), reason: e.to_string() })?;
+                let compiled = Compiled { code_bytes: code.len(), ..Compiled::default() };
+                self.kernels.push(Defined { piece: self.pieces.len(), is_first: true, compiled });
+                self.pieces.push(Piece { of, name, code: Code::Raw(code) });
             }
             None => {
-                self.context.clear();
-                self.context.func.signature = self.kernel_signature();
+                let mut function = Function::with_name_signature(Default::default(), self.kernel_signature());
                 let raws = HashMap::new();
-                let builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
+                let builder = FunctionBuilder::new(&mut function, &mut self.builder);
                 let mut emitter = Emitter::new(builder, features, &[], &raws, None);
                 emitter.take_scratch(64);
                 probe::emit(&mut emitter, probe);
-                emitter.finish(self.target.isa.frontend_config());
-                self.place_clif(name).map_err(refuse)?;
+                let scratch_bytes = emitter.finish(self.target.isa.frontend_config());
+                self.push(of, name, function, Compiled { scratch_bytes, ..Compiled::default() });
             }
         }
         Ok(())
     }
 
-    /// The last kernel's function, as Cranelift left it.
+    /// The last kernel's function, before Cranelift has it.
     #[cfg(test)]
-    pub(crate) fn context(&mut self) -> &mut Context {
-        &mut self.context
+    pub(crate) fn last(&self) -> &Function {
+        match self.pieces.last().map(|piece| &piece.code) {
+            Some(Code::Clif(function)) => function,
+            Some(Code::Raw(_)) | None => panic!("no kernel of Cranelift's was defined"),
+        }
     }
 
-    /// The image.
-    pub fn finish(self) -> CodeImage {
-        self.image
+    /// The image, and what became of each kernel, in the order of definition.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if Cranelift refuses the code, or the image gets too large.
+    pub fn finish(self) -> Result<(CodeImage, Vec<Compiled>), Error> {
+        let ImageBuilder { target, pieces, kernels, listings, .. } = self;
+        let mut image = CodeImage::default();
+        let (codes, names): (Vec<_>, Vec<_>) =
+            pieces.into_iter().map(|piece| (piece.code, (piece.of, piece.name))).unzip();
+        let mades = threads::map(threads::of_machine(), codes, |code| match code {
+            Code::Raw(bytes) => Ok(Made { bytes, calls: vec![], asm: None, time: Duration::ZERO }),
+            Code::Clif(function) => make(*function, &target, listings),
+        });
+        let (mut offsets, mut made) = (Vec::with_capacity(names.len()), Vec::with_capacity(names.len()));
+        for ((of, name), piece) in names.into_iter().zip(mades) {
+            let refuse = |reason: String| Error::Kernel { kernel: of.clone(), reason };
+            let mut piece = piece.map_err(refuse)?;
+            let at = image.bytes.len().next_multiple_of(CODE_ALIGN);
+            for &(place, kind, callee, addend) in &piece.calls {
+                let distance = offsets[callee] as i64 - (at as i64 + i64::from(place)) + addend;
+                patch(&mut piece.bytes, place as usize, kind, distance).map_err(refuse)?;
+            }
+            if at + piece.bytes.len() > MOST_BYTES {
+                return Err(refuse(format!("the code is larger than {MOST_BYTES} bytes")));
+            }
+            image.bytes.resize(at, 0);
+            image.bytes.extend_from_slice(&piece.bytes);
+            image.symbols.push(Symbol { name, offset: at as u64, bytes: piece.bytes.len() as u64 });
+            offsets.push(at as u64);
+            made.push(piece);
+        }
+        image.entries = kernels.iter().map(|kernel| offsets[kernel.piece]).collect();
+        let compiled = kernels.into_iter().map(|Defined { piece, is_first, mut compiled }| {
+            let made = &made[piece];
+            compiled.code_bytes = made.bytes.len();
+            compiled.asm = made.asm.clone();
+            compiled.time += if is_first { made.time } else { Duration::ZERO };
+            compiled
+        });
+        Ok((image, compiled.collect()))
     }
 
-    /// Offset of raw code, made on first use.
-    fn raw(&mut self, micro: &Microkernel, raw: Raw) -> Result<u32, String> {
-        if let Some(&at) = self.raw.get(&raw) {
-            return Ok(at);
+    /// The piece of raw code, made on first use.
+    fn raw(&mut self, micro: &Microkernel, raw: Raw) -> Result<usize, String> {
+        if let Some(&piece) = self.raw.get(&raw) {
+            return Ok(piece);
         }
         let code = micro.assemble(raw).map_err(|e| format!("{}: {e}", micro.name))?;
-        let at = self.place(format!("{}_{}", micro.name, self.raw.len()), &code)?;
-        self.raw.insert(raw, at);
-        Ok(at)
+        let (piece, name) = (self.pieces.len(), format!("{}_{}", micro.name, self.raw.len()));
+        self.pieces.push(Piece { of: micro.name.into(), name, code: Code::Raw(code) });
+        self.raw.insert(raw, piece);
+        Ok(piece)
     }
 
-    /// Compiles the context's function into the image as its next entry, or finds an equal one there: its length in
-    /// bytes, and its disassembly if there are to be listings.
-    fn place_clif(&mut self, name: String) -> Result<(usize, Option<String>), String> {
-        let ir::Function { stencil, params, .. } = &self.context.func;
-        let callees: Vec<u32> = params.user_named_funcs().values().map(|name| name.index).collect();
+    /// Adds a function as the next entry, or finds an equal one.
+    fn push(&mut self, of: String, name: String, function: Function, compiled: Compiled) {
         let mut hasher = DefaultHasher::new();
-        stencil.hash(&mut hasher);
-        let key = hasher.finish();
-        let mut same = self.made.get(&key).into_iter().flatten();
-        if let Some(same) = same.find(|made| made.callees == callees && made.function == *stencil) {
-            self.image.entries.push(same.at.into());
-            return Ok((same.code_bytes, same.asm.clone()));
-        }
-        let function = stencil.clone();
-        self.context.set_disasm(self.listings);
-        let result = self.context.compile(&*self.target.isa, &mut ControlPlane::default());
-        result.map_err(|e| format!("{:?}", e.inner))?;
-        let code = self.context.compiled_code().ok_or("it has no code")?;
-        if code.buffer.alignment as usize > CODE_ALIGN {
-            return Err(format!("its code asks for an alignment of {} bytes", code.buffer.alignment));
-        }
-        let mut bytes = code.code_buffer().to_vec();
-        let at = next(self.image.bytes.len());
-        for reloc in code.buffer.relocs() {
-            let callee = callee(&reloc.target, &self.context.func)
-                .ok_or_else(|| format!("it refers outside: {reloc:?}"))?;
-            let distance = i64::from(callee) - (at as i64 + i64::from(reloc.offset)) + reloc.addend;
-            patch(&mut bytes, reloc.offset as usize, reloc.kind, distance)?;
-        }
-        let asm = code.vcode.clone();
-        let at = self.place(name, &bytes)?;
-        self.image.entries.push(at.into());
-        let code_bytes = bytes.len();
-        self.made.entry(key).or_default().push(Made { function, callees, at, code_bytes, asm: asm.clone() });
-        Ok((code_bytes, asm))
-    }
-
-    /// Appends a function: its offset.
-    fn place(&mut self, name: String, code: &[u8]) -> Result<u32, String> {
-        let at = next(self.image.bytes.len());
-        if at + code.len() > MOST_BYTES {
-            return Err(format!("the code is larger than {MOST_BYTES} bytes"));
-        }
-        self.image.bytes.resize(at, 0);
-        self.image.bytes.extend_from_slice(code);
-        self.image.symbols.push(Symbol { name, offset: at as u64, bytes: code.len() as u64 });
-        Ok(at as u32)
+        function.stencil.hash(&mut hasher);
+        let same = self.known.entry(hasher.finish()).or_default();
+        let known = same.iter().copied().find(|&piece| match &self.pieces[piece].code {
+            Code::Clif(other) => other.stencil == function.stencil && callees(other).eq(callees(&function)),
+            Code::Raw(_) => false,
+        });
+        let piece = known.unwrap_or_else(|| {
+            same.push(self.pieces.len());
+            self.pieces.push(Piece { of, name, code: Code::Clif(Box::new(function)) });
+            self.pieces.len() - 1
+        });
+        self.kernels.push(Defined { piece, is_first: known.is_none(), compiled });
     }
 
     /// `(frame, tile_begin, tile_end, scratch)`, all 64-bit words; no result. The target's C convention.
@@ -236,6 +269,32 @@ impl ImageBuilder {
     }
 }
 
+/// The pieces that a function may call, by index.
+fn callees(function: &Function) -> impl Iterator<Item = u32> {
+    function.params.user_named_funcs().values().map(|name| name.index)
+}
+
+/// A function's machine code.
+fn make(function: Function, target: &Target, listings: bool) -> Result<Made, String> {
+    let start = Instant::now();
+    let mut context = Context::for_function(function);
+    context.set_disasm(listings);
+    let result = context.compile(&*target.isa, &mut ControlPlane::default());
+    result.map_err(|e| format!("{:?}", e.inner))?;
+    let code = context.compiled_code().ok_or("it has no code")?;
+    if code.buffer.alignment as usize > CODE_ALIGN {
+        return Err(format!("its code asks for an alignment of {} bytes", code.buffer.alignment));
+    }
+    let calls = code.buffer.relocs().iter().map(|reloc| {
+        let callee = callee(&reloc.target, &context.func);
+        let callee = callee.ok_or_else(|| format!("it refers outside: {reloc:?}"))?;
+        Ok((reloc.offset, reloc.kind, callee as usize, reloc.addend))
+    });
+    let calls = calls.collect::<Result<_, String>>()?;
+    let (bytes, asm) = (code.code_buffer().to_vec(), code.vcode.clone());
+    Ok(Made { bytes, calls, asm, time: start.elapsed() })
+}
+
 /// Raw code's signature: words in, no result.
 fn raw_signature(raw: Raw) -> Signature {
     let mut signature = Signature::new(CallConv::SystemV);
@@ -243,13 +302,8 @@ fn raw_signature(raw: Raw) -> Signature {
     signature
 }
 
-/// Where the next function starts after `bytes` of code.
-fn next(bytes: usize) -> usize {
-    bytes.next_multiple_of(CODE_ALIGN)
-}
-
-/// Offset of the raw code that a relocation is to: what [`ImageBuilder::define`] named it.
-fn callee(target: &FinalizedRelocTarget, function: &ir::Function) -> Option<u32> {
+/// The piece that a relocation is to: what [`ImageBuilder::define`] named it.
+fn callee(target: &FinalizedRelocTarget, function: &Function) -> Option<u32> {
     match target {
         FinalizedRelocTarget::ExternalName(ExternalName::User(name)) => {
             function.params.user_named_funcs().get(*name).map(|name| name.index)

@@ -74,7 +74,10 @@ fn kernels(cpu: &str, mut each: impl FnMut(String, &mut Context)) {
                 if lower::raw_code(kernel, &features).is_empty() {
                     let mut image = ImageBuilder::new(target.clone());
                     image.define(kernel, &offsets).expect("it compiles");
-                    each(format!("{cpu}, {rows} rows, {}.{}", function.name, kernel.name), image.context());
+                    each(
+                        format!("{cpu}, {rows} rows, {}.{}", function.name, kernel.name),
+                        &mut Context::for_function(image.last().clone()),
+                    );
                 }
             }
         }

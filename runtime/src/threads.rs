@@ -6,6 +6,7 @@
 
 use std::io;
 use std::panic;
+use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 /// One a CPU that this process may use.
@@ -37,6 +38,18 @@ pub fn share<T: Send>(threads: usize, work: impl Fn() -> T + Sync) -> Vec<T> {
     })
 }
 
+/// Does `work` to each item on up to `threads` threads, the caller's included: what each came to, in the items' order.
+pub fn map<T: Send, R: Send>(threads: usize, items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let threads = threads.min(items.len());
+    let queue = Mutex::new(items.into_iter().enumerate());
+    // A panic of `work` poisons nothing: the queue is not held then.
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let own = || std::iter::from_fn(next).map(|(i, item)| (i, work(item))).collect::<Vec<_>>();
+    let mut all: Vec<_> = share(threads, own).into_iter().flatten().collect();
+    all.sort_unstable_by_key(|&(i, _)| i);
+    all.into_iter().map(|(_, made)| made).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -62,5 +75,14 @@ mod tests {
         let turn = AtomicUsize::new(0);
         let failing = || super::share(2, || assert!(turn.fetch_add(1, Ordering::Relaxed) == 0, "the second"));
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(failing)).is_err());
+    }
+
+    #[test]
+    fn results_have_the_items_order() {
+        for threads in [0, 1, 3, 200] {
+            let doubled = super::map(threads, (0..100).collect(), |item: usize| 2 * item);
+            assert_eq!(doubled, (0..100).map(|item| 2 * item).collect::<Vec<_>>());
+        }
+        assert!(super::map(2, vec![], |item: usize| item).is_empty());
     }
 }

@@ -46,7 +46,7 @@ impl Ceilings {
         for &unit in &units {
             image.define_probe(Probe::Multiply(unit))?;
         }
-        let image = image.finish();
+        let (image, _) = image.finish()?;
         let code = jit::map(&image)?;
         // SAFETY: these are the image's entries; the code lives in the machine beside them.
         let entries: Vec<KernelFn> = image.entries.iter().map(|&at| unsafe { code.entry(at) }).collect();

@@ -184,14 +184,14 @@ impl Machine {
     pub(crate) fn new(kernel: &Kernel, cpu: &str) -> Machine {
         let target = Target::new(cpu, Placement::Jit).expect("a target");
         let mut builder = ImageBuilder::new(target);
-        let compiled = builder.define(kernel, &[]).expect("compiles");
-        let image = builder.finish();
+        builder.define(kernel, &[]).expect("lowers");
+        let (image, compiled) = builder.finish().expect("compiles");
         let code = jit::map(&image).expect("memory");
         // SAFETY: the image's entry; the code is kept beside it.
         let entry = unsafe { code.entry(image.entries[0]) };
         Machine {
             entry,
-            scratch_bytes: compiled.scratch_bytes,
+            scratch_bytes: compiled[0].scratch_bytes,
             tiles: kernel.tiles,
             resumes: kernel.resumes(),
             _code: code,
