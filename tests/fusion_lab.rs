@@ -2,8 +2,8 @@
 //! page shows.
 //!
 //! A `text` block after a line that names a file, as in "`my.rules`:", is that file. In output, times and what follows
-//! from them are masked: a number before a unit of time or rate, or before `x` or `%`, is any number, and so is each of a
-//! line of numbers alone, which is a table's. A line `...` stands for any lines.
+//! from them are masked: a number before a unit of time or rate, or before `x` or `%`, is any number, and so is each of
+//! a line of numbers alone, which is a table's. A line `...` stands for any lines.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;

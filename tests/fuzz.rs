@@ -224,7 +224,9 @@ proptest! {
     }
 
     #[test]
-    fn random_rules(bytes in prop::collection::vec(any::<u8>(), 0..200), words in prop::collection::vec(prop::sample::select(vec![
+    fn random_rules(
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        words in prop::collection::vec(prop::sample::select(vec![
         "rule", "r", "exact", "\"a\"", "{", "}", "(", ")", "=>", "if", ",", ":", "?x", "?y", "neg", "add", "mul", "1.0", "2", "[T,4]", "[", "]",
         "..", "T", "k", "constant", "near", "range", "in", "let", "=", "number", "dims", "matches", ">", "==", "*", "-", "f32", "any",
     ]), 0..30)) {

@@ -1,8 +1,8 @@
 //! `lapidary compile`: a model, or a function of the tensor language, compiled ahead of time, for this machine or
 //! another.
 //!
-//! In: a model or a function, and a target. Out: files. Nothing that is compiled runs here. Invariants: the same input and options
-//! give the same bytes; a file has its name only once it is whole.
+//! In: a model or a function, and a target. Out: files. Nothing that is compiled runs here. Invariants: the same input
+//! and options give the same bytes; a file has its name only once it is whole.
 
 use std::path::{Path, PathBuf};
 

@@ -2,8 +2,8 @@
 //! object.
 //!
 //! In: a function, and options, whose chunk and context are the most `T` and `S` of a call. Out: an image, or a program
-//! that runs here, with the function's [`Signature`]. Its variants are those of any function: the smallest that serves a
-//! call's rows computes it, here and ahead of time alike.
+//! that runs here, with the function's [`Signature`]. Its variants are those of any function: the smallest that serves
+//! a call's rows computes it, here and ahead of time alike.
 
 use std::sync::Arc;
 

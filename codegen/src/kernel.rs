@@ -159,8 +159,8 @@ pub struct Linear {
 }
 
 /// What brings x into the form that a linear kernel reads: for tiles panels f32 (T / panel, K, panel), or bf16 in pairs
-/// (T / panel, K / 2, 2 panel), K rounded up to even with a 0, or q8 in blocks, words (T / panel, K / 32, 10 panel); for
-/// weight rows in lanes rows of q8 in blocks, words (T, K / 32, 10).
+/// (T / panel, K / 2, 2 panel), K rounded up to even with a 0, or q8 in blocks, words (T / panel, K / 32, 10 panel);
+/// for weight rows in lanes rows of q8 in blocks, words (T, K / 32, 10).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pack {
     /// eps of an RMSNorm applied to x as it is read.

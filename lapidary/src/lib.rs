@@ -52,8 +52,8 @@
 //! trusted; an artifact is code, so [`Options::trust`] names the keys whose signature it must have.
 //!
 //! Below are crates of their own, which this one puts together: [`ir`] the tensor language, [`passes`] rewrite rules
-//! and extraction, [`codegen`] kernels, [`models`] checkpoints, [`hub`] models by name, [`runtime`] engines and text, which
-//! knows no compiler.
+//! and extraction, [`codegen`] kernels, [`models`] checkpoints, [`hub`] models by name, [`runtime`] engines and text,
+//! which knows no compiler.
 
 pub mod call;
 pub mod choice;

@@ -63,9 +63,9 @@ pub struct Compilation {
 }
 
 impl Model {
-    /// Opens a Hugging Face folder, a GGUF, or an artifact (`NAME.lap`); what leads nowhere and can be a name of the hub
-    /// (`OWNER/REPO`, `OWNER/REPO:TAG`) is found in the shared cache, or fetched into it. Its files must not change while
-    /// the model lives.
+    /// Opens a Hugging Face folder, a GGUF, or an artifact (`NAME.lap`); what leads nowhere and can be a name of the
+    /// hub (`OWNER/REPO`, `OWNER/REPO:TAG`) is found in the shared cache, or fetched into it. Its files must not change
+    /// while the model lives.
     ///
     /// # Errors
     /// What is wrong with the options whatever the model ([`Options::check`]), then what is wrong with its files:

@@ -196,7 +196,8 @@ impl Options {
         Options { head_weights: format.into(), ..self }
     }
 
-    /// A LoRA adapter, a folder as PEFT saves it, merged into the matrices that it is for; what it adds is multiplied by
+    /// A LoRA adapter, a folder as PEFT saves it, merged into the matrices that it is for; what it adds is multiplied
+    /// by
     /// `factor`. Several are added in order. Converted weights are kept as [`Options::cache`] says.
     pub fn lora(mut self, folder: impl Into<PathBuf>, factor: f64) -> Options {
         self.lora.push((folder.into(), factor));

@@ -4,8 +4,8 @@
 //! without a copy. Invariants: exactly the tensors of [`Config::tensors`] are there, each with its shape, in F32, F16
 //! or BF16, or a matrix (N, K) as U8 (N, row_bytes), whose row_bytes say whether it is q8 or q4
 //! ([`quantize`](crate::quantize)), in each layer in a format of its own; bytes are aligned to their element. They may
-//! lie under another prefix than the published one, in any shard; what lies beside them is a head of the same values, or
-//! changes nothing (`names.rs` has the tables). Values are looked at where a head repeats the embedding table, and
+//! lie under another prefix than the published one, in any shard; what lies beside them is a head of the same values,
+//! or changes nothing (`names.rs` has the tables). Values are looked at where a head repeats the embedding table, and
 //! nowhere else.
 
 mod found;

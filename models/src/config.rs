@@ -1,11 +1,12 @@
 //! A model's configuration, from and to `config.json`.
 //!
 //! In: the file's bytes, in the older dialect (`rope_theta`, `hidden_act`, `torch_dtype`) or the newer one
-//! (`rope_parameters`, `layer_types`, `dtype`), on its own or nested as `text_config`. Out: a [`Config`] under the file's own
-//! names, and a [`Warning`] that names the fields nobody knows. Invariants: every field of the file is used, is a row of
-//! [`HARMLESS`] (it changes nothing that is computed here while a condition holds), or is named in the warning; refused is
-//! only a value that is malformed or known to change the result. What is absent is what transformers' class takes for it.
-//! The sizes of a `Config` are bounded ([`Config::validate`]), so products of them fit u64 and usize.
+//! (`rope_parameters`, `layer_types`, `dtype`), on its own or nested as `text_config`. Out: a [`Config`] under the
+//! file's own names, and a [`Warning`] that names the fields nobody knows. Invariants: every field of the file is used,
+//! is a row of [`HARMLESS`] (it changes nothing that is computed here while a condition holds), or is named in the
+//! warning; refused is only a value that is malformed or known to change the result. What is absent is what
+//! transformers' class takes for it. The sizes of a `Config` are bounded ([`Config::validate`]), so products of them
+//! fit u64 and usize.
 
 mod check;
 mod fields;

@@ -1,8 +1,8 @@
 //! What makes a family of models: a row of [`MODELS`](crate::MODELS).
 //!
 //! A family is a file: its row and its layer, written in the primitives of [`graph`](crate::graph). All families share
-//! the embedding, the heads, the form of a configuration and the names of what is around the layers; the names and shapes of a
-//! layer's tensors are those that its graph declares.
+//! the embedding, the heads, the form of a configuration and the names of what is around the layers; the names and
+//! shapes of a layer's tensors are those that its graph declares.
 
 use std::fmt;
 
@@ -77,8 +77,8 @@ impl Family {
 }
 
 impl Family {
-    /// A configuration of these sizes (hidden, layers, heads, KV heads, head_dim, intermediate) with what the families have
-    /// in common: Gemma 1 as it is.
+    /// A configuration of these sizes (hidden, layers, heads, KV heads, head_dim, intermediate) with what the families
+    /// have in common: Gemma 1 as it is.
     pub(crate) fn sized(&'static self, sizes: [usize; 6]) -> Config {
         let [hidden_size, num_hidden_layers, heads, kv_heads, head_dim, intermediate_size] = sizes;
         let rope = Rope { theta: 10_000.0, factor: 1.0 };

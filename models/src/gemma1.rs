@@ -1,7 +1,7 @@
 //! Gemma 1: two norms a layer, every layer sees all keys, nothing is capped.
 //!
-//! Source: `modeling_gemma.py` of Hugging Face transformers; "Gemma: Open Models Based on Gemini Research and Technology"
-//! (2024), table 1; the published `config.json`s. Their `hidden_act` of `gelu` means the form with tanh.
+//! Source: `modeling_gemma.py` of Hugging Face transformers; "Gemma: Open Models Based on Gemini Research and
+//! Technology" (2024), table 1; the published `config.json`s. Their `hidden_act` of `gelu` means the form with tanh.
 
 use lapidary_ir::Id;
 

@@ -1,7 +1,8 @@
-//! Gemma 3, the text model: Gemma 2's norms, norms of queries and keys before RoPE, five layers that see a window to one
-//! that sees all keys, another RoPE for each of the two kinds, no cap of the scores.
+//! Gemma 3, the text model: Gemma 2's norms, norms of queries and keys before RoPE, five layers that see a window to
+//! one that sees all keys, another RoPE for each of the two kinds, no cap of the scores.
 //!
-//! Source: `modeling_gemma3.py` of Hugging Face transformers; "Gemma 3 Technical Report" (2025), section 2; the published
+//! Source: `modeling_gemma3.py` of Hugging Face transformers; "Gemma 3 Technical Report" (2025), section 2; the
+//! published
 //! `config.json`s. transformers applies no `attn_logit_softcapping`, even where one is set: it is no field here.
 
 use lapidary_ir::Id;

@@ -1,9 +1,10 @@
 //! A model as a module of the tensor language, and the paper-shaped primitives that families write their layers in.
 //!
-//! In: a configuration and how its weights and caches are stored. Out: `embed`, one layer function for each kind of layer
-//! and the formats of its weights (`layer_local`, `layer_local.1`, `layer_global`), and two heads. Nothing is fused here: heads are repeated by a broadcast, the mask
-//! is a comparison and a select, softcap is div, tanh, mul. Names and order follow the `modeling_gemma*.py` of Hugging
-//! Face transformers and the report "Gemma 2: Improving Open Language Models at a Practical Size" (2024), section 2.
+//! In: a configuration and how its weights and caches are stored. Out: `embed`, one layer function for each kind of
+//! layer and the formats of its weights (`layer_local`, `layer_local.1`, `layer_global`), and two heads. Nothing is
+//! fused here: heads are repeated by a broadcast, the mask is a comparison and a select, softcap is div, tanh, mul.
+//! Names and order follow the `modeling_gemma*.py` of Hugging Face transformers and the report "Gemma 2: Improving Open
+//! Language Models at a Practical Size" (2024), section 2.
 
 mod primitives;
 
@@ -133,7 +134,8 @@ fn head(config: &Config, storage: &Storage<'_>, head: Head) -> Function {
     g.b.finish()
 }
 
-/// x (T, hidden), pos (T), caches (kv_heads, S, head_dim) -> y (T, hidden), caches; its weights stored as those of layer
+/// x (T, hidden), pos (T), caches (kv_heads, S, head_dim) -> y (T, hidden), caches; its weights stored as those of
+/// layer
 /// `number` are.
 pub(crate) fn layer(
     config: &Config,

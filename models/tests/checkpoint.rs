@@ -615,7 +615,11 @@ proptest! {
 
     /// What we accept of mutated headers, the reference crate accepts too, with the same places.
     #[test]
-    fn mutated_headers(at in prop::collection::vec((0..400usize, any::<u8>()), 1..4), name in 0..20usize, offsets in any::<[u64; 2]>()) {
+    fn mutated_headers(
+        at in prop::collection::vec((0..400usize, any::<u8>()), 1..4),
+        name in 0..20usize,
+        offsets in any::<[u64; 2]>(),
+    ) {
         let mut parts = SMALL.with(Clone::clone);
         let mut file = parts.bytes();
         at.iter().for_each(|&(i, b)| file[i] = b);

@@ -519,7 +519,8 @@ proptest! {
         let mut value = tiny();
         let fields = value.as_object_mut().unwrap();
         let name = fields.keys().nth(field % fields.len()).unwrap().clone();
-        let new = [json!(n), json!(n % 2000), json!(x), json!(s), json!([n, x]), json!({"a": x}), json!(true), json!(-(n as i128 % 99) as i64)];
+        let new = [json!(n), json!(n % 2000), json!(x), json!(s), json!([n, x]),
+            json!({"a": x}), json!(true), json!(-(n as i128 % 99) as i64)];
         fields.insert(name, new[kind].clone());
         if let Err(e) = parse(&value) {
             prop_assert!(!e.to_string().contains('\n'));

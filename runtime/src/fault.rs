@@ -39,8 +39,8 @@ pub fn install() {
     unsafe { libc::sigaction(libc::SIGBUS, &ours, ptr::null_mut()) };
 }
 
-/// A stack that this thread's signals are handled on, until it is dropped. The one that the standard library gives is as
-/// long as the registers that the system saves there, which with AMX leaves the handler nothing.
+/// A stack that this thread's signals are handled on, until it is dropped. The one that the standard library gives is
+/// as long as the registers that the system saves there, which with AMX leaves the handler nothing.
 pub(crate) struct SignalStack {
     stack: *mut libc::c_void,
     bytes: usize,

@@ -1,4 +1,5 @@
-//! A hub on loopback: what the Hugging Face hub answers, of repositories made here, and how a hub or a connection fails.
+//! A hub on loopback: what the Hugging Face hub answers, of repositories made here, and how a hub or a connection
+//! fails.
 //!
 //! Files are listed at `/api/models/OWNER/REPO/revision/main`; of a file `HEAD /OWNER/REPO/resolve/COMMIT/FILE` tells
 //! ETag and length, and large ones are redirected to another port, where bytes are and no token may come.

@@ -1,8 +1,8 @@
 //! `lapidary bench FILE.ir`: a function of the tensor language, called on numbers that mean nothing.
 //!
-//! In: a function, its weights or none, and numbers of rows. Out: for each the median time of a call, and the operations
-//! and bytes of its kernels' operands and results over it; with `--kernels` the same of each kernel, the longest first,
-//! beside the machine's ceilings.
+//! In: a function, its weights or none, and numbers of rows. Out: for each the median time of a call, and the
+//! operations and bytes of its kernels' operands and results over it; with `--kernels` the same of each kernel, the
+//! longest first, beside the machine's ceilings.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -63,8 +63,8 @@ pub(crate) struct Args {
     /// Tokens in the cache before generation starts
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "128")]
     depth: Vec<usize>,
-    /// Formats of the weights to measure [default: as the checkpoint stores them]; of FILE.ir, the safetensors file that
-    /// holds them [default: numbers that mean nothing]
+    /// Formats of the weights to measure [default: as the checkpoint stores them]; of FILE.ir, the safetensors file
+    /// that holds them [default: numbers that mean nothing]
     #[arg(long, value_parser = FormatOrFile::parse, value_name = "FORMAT,..|FILE", value_delimiter = ',')]
     weights: Vec<FormatOrFile>,
     /// Format of the embedding table, which is the head's matrix too [default: that of --weights]

@@ -1,7 +1,7 @@
 //! Elements of blocks, in four lanes, read as their format describes itself.
 //!
-//! In: a row of whole blocks and the number of an element. Out: quants, a group's scale and offset, or elements, equal to
-//! the bit to [`Format::dequantise`]. Nothing here knows a format by name.
+//! In: a row of whole blocks and the number of an element. Out: quants, a group's scale and offset, or elements, equal
+//! to the bit to [`Format::dequantise`]. Nothing here knows a format by name.
 
 use cranelift_codegen::ir::types::{F32, F32X4, I8X16, I32, I32X4};
 use cranelift_codegen::ir::{ConstantData, InstBuilder, Value};

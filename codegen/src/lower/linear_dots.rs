@@ -14,7 +14,8 @@ pub(super) fn raw_dot(weight: &View, operands: DType, rows: usize) -> Raw {
     Raw::Dot(Dot::of_one_row(operands, read_as(weight, operands), fixed(weight, 1), rows))
 }
 
-/// The type that raw code reads weights in for x held as `operands`: their own, or that which they are widened to before.
+/// The type that raw code reads weights in for x held as `operands`: their own, or that which they are widened to
+/// before.
 pub(super) fn read_as(weight: &View, operands: DType) -> DType {
     let as_it_lies = operands == DType::Q8 || micro::raw_reads(weight.dtype);
     if as_it_lies { weight.dtype } else { DType::F32 }

@@ -26,8 +26,8 @@ const WHOLE_PANELS: usize = 2;
 /// The most bytes of such a block in scratch.
 const WHOLE_BYTES: usize = 1 << 20;
 
-/// Tiles for calls of few rows, which take all of k at a time, for memory serves rows best in the order of their bytes: of
-/// weight rows as they lie, if the unit reads those, and the rows after them are fetched meanwhile; else held whole.
+/// Tiles for calls of few rows, which take all of k at a time, for memory serves rows best in the order of their bytes:
+/// of weight rows as they lie, if the unit reads those, and the rows after them are fetched meanwhile; else held whole.
 pub(super) fn whole(micro: &'static Microkernel, weight: &View) -> Option<Tiling> {
     let (k, c_stride) = (fixed(weight, 1), micro.mr * 4);
     if micro.is_configured() && weight.dtype == micro.operands && weight.inner_stride() == 1 {

@@ -71,8 +71,8 @@ pub struct Tile {
     pub weight_stride: i32,
     /// Bytes from one row of results to the next.
     pub c_stride: i32,
-    /// How many bytes ahead of the first weight row what follows is fetched meanwhile, in the order that it lies in; 0 if
-    /// it is not. Of [`Emit::ConfiguredTile`] alone.
+    /// How many bytes ahead of the first weight row what follows is fetched meanwhile, in the order that it lies in; 0
+    /// if it is not. Of [`Emit::ConfiguredTile`] alone.
     pub ahead: i32,
 }
 
@@ -193,8 +193,8 @@ pub enum Raw {
     Release,
     /// Operands: x (bf16), weights (bf16), c (f32, `[rows][nr]`).
     Rows(Rows),
-    /// Operands: x (rounded, as [`lane_row_bytes`] says), weights (the first row), c f32 `[rows][lanes]`, rows of x (not
-    /// 0).
+    /// Operands: x (rounded, as [`lane_row_bytes`] says), weights (the first row), c f32 `[rows][lanes]`, rows of x
+    /// (not 0).
     Lanes(Lanes),
     /// Operands: queries (f32), keys (the first row), c f32 `[heads][rows]`, as many bytes as the keys to fetch
     /// meanwhile.
@@ -243,8 +243,8 @@ pub enum Emit {
     Dot(fn(&mut Emitter<'_>, &Block)),
     /// Dot products of one row of x, as machine code for the System V convention of its CPU: see [`Raw::Dot`].
     RawDot(fn(Dot) -> Code),
-    /// The same of x rounded to 8 bits, with long rows a result's blocks in turn to [`SUMS`] sums; weights of 4 bits meet
-    /// it in pairs of blocks: see [`int8_row_bytes`].
+    /// The same of x rounded to 8 bits, with long rows a result's blocks in turn to [`SUMS`] sums; weights of 4 bits
+    /// meet it in pairs of blocks: see [`int8_row_bytes`].
     PairedDot(fn(Dot) -> Code),
     /// The same with blocks of formats that no other row reads as they lie.
     BlockDot(fn(Dot) -> Code),
@@ -500,8 +500,8 @@ pub fn int8_row_bytes(k: usize) -> usize {
     (int8_quant_bytes(k) + k / BLOCK * 8).next_multiple_of(64)
 }
 
-/// Bytes of a block of such a row, for [`Emit::RawLanes`]: its scale (f32), -8 times the sum of its quants (i32), the same
-/// of the first half of them (i32), the scale times the first of these sums (f32), and the quants.
+/// Bytes of a block of such a row, for [`Emit::RawLanes`]: its scale (f32), -8 times the sum of its quants (i32), the
+/// same of the first half of them (i32), the scale times the first of these sums (f32), and the quants.
 pub const LANE_BLOCK: usize = 4 * size_of::<f32>() + BLOCK;
 
 /// Bytes of a row of x rounded to 8 bits for [`Emit::RawLanes`], block by block.

@@ -1,4 +1,5 @@
-//! AVX2 and AVX-512 widening, assembled: a weight row to f32 or bf16, 32 floats or a block at a time, for tiles to read.
+//! AVX2 and AVX-512 widening, assembled: a weight row to f32 or bf16, 32 floats or a block at a time, for tiles to
+//! read.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr64, *};

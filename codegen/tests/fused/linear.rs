@@ -259,8 +259,8 @@ fn any_shape() {
     }
 }
 
-/// Every format of weights on every CPU that runs here, for few rows and many, with activations as they are and rounded,
-/// against the product with its elements.
+/// Every format of weights on every CPU that runs here, for few rows and many, with activations as they are and
+/// rounded, against the product with its elements.
 #[test]
 fn every_format() {
     let mut random = Random(5);

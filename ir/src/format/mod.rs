@@ -5,7 +5,8 @@
 //! groups that share a scale and may share an offset: an element is `scale quant`, plus or minus the offset, each
 //! operation rounded to f32 in this order.
 //!
-//! A row of [`FORMATS`] says this twice. [`Format::dequantise`] is written out by hand: it is the oracle, equal to the bit to
+//! A row of [`FORMATS`] says this twice. [`Format::dequantise`] is written out by hand: it is the oracle, equal to the
+//! bit to
 //! `gguf.quants.dequantize` for GGUF's types. The rest describes where the bits lie ([`Bits`], [`Scale`]), and is what
 //! code is generated from. Tests hold both against each other and against values of that package.
 //!
@@ -83,8 +84,8 @@ pub struct Numbers {
     pub reading: Reading,
 }
 
-/// A field of `width` bits of each number. Bytes come in runs, which hold the fields of the first `run` numbers in their
-/// lowest bits, of the next `run` in the bits above, and so on until they are full.
+/// A field of `width` bits of each number. Bytes come in runs, which hold the fields of the first `run` numbers in
+/// their lowest bits, of the next `run` in the bits above, and so on until they are full.
 #[derive(Clone, Copy, Debug)]
 pub struct Bits {
     /// First byte in the plane.
@@ -147,7 +148,8 @@ pub enum Times {
 }
 
 impl Times {
-    /// Where the integer of group `j` has its fields, the lowest first, and what they stand for; none of [`Times::One`].
+    /// Where the integer of group `j` has its fields, the lowest first, and what they stand for; none of
+    /// [`Times::One`].
     pub fn places(&self, j: usize) -> Option<(Vec<Place>, Reading)> {
         match self {
             Times::One => None,

@@ -1,6 +1,6 @@
 //! Q3_K: blocks of 256 in groups of 16; 32 bytes with the third bit of each element, 64 bytes of quants as Q2_K has
-//! them, 12 bytes of scales, d. Byte l of the first 32 holds in bit i the element 32 i + l. A scale has its low four bits
-//! in the first 8 bytes of the 12, its upper two in the last 4. An element is d (s - 32) (q - 4).
+//! them, 12 bytes of scales, d. Byte l of the first 32 holds in bit i the element 32 i + l. A scale has its low four
+//! bits in the first 8 bytes of the 12, its upper two in the last 4. An element is d (s - 32) (q - 4).
 
 use super::{Bits, Format, Numbers, Offset, Reading, Scale, Times, f16};
 

@@ -1,5 +1,5 @@
-//! Q6_K: blocks of 256 in groups of 16; 128 bytes with the low four bits, 64 with the upper two, 16 scales of 8 bits, d.
-//! For each 128 elements there are 64 bytes of nibbles (low the first 64, high the others) and 32 bytes of pairs. An
+//! Q6_K: blocks of 256 in groups of 16; 128 bytes with the low four bits, 64 with the upper two, 16 scales of 8 bits,
+//! d. For each 128 elements there are 64 bytes of nibbles (low the first 64, high the others) and 32 bytes of pairs. An
 //! element is d s (q - 32).
 
 use super::{Bits, Format, Numbers, Offset, Reading, Scale, Times, f16};

@@ -55,9 +55,9 @@ impl Compile {
     /// options' chunk.
     ///
     /// # Errors
-    /// As [`Compile::check`]; [`Error::Graph`] for a function that is ill-typed or has caches, [`Error::Compiler`] for one
-    /// that has no kernels or reads by ids that cannot be checked; [`Error::Option`] and [`Error::Run`] for weights that
-    /// are missing or of another type; [`Error::Write`] and [`Error::Run`] where the system refuses to write.
+    /// As [`Compile::check`]; [`Error::Graph`] for a function that is ill-typed or has caches, [`Error::Compiler`] for
+    /// one that has no kernels or reads by ids that cannot be checked; [`Error::Option`] and [`Error::Run`] for weights
+    /// that are missing or of another type; [`Error::Write`] and [`Error::Run`] where the system refuses to write.
     pub fn function(
         &self,
         function: &Function,

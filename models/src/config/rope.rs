@@ -1,7 +1,8 @@
 //! RoPE as configurations describe it: one for all layers, or one for each kind.
 //!
-//! In: `rope_theta`, `rope_local_base_freq` and `rope_scaling` of the older dialect, `rope_parameters` of the newer one,
-//! flat or by kinds of layers. Out: a [`Rope`] for each kind. What several fields say must agree. A factor counts under
+//! In: `rope_theta`, `rope_local_base_freq` and `rope_scaling` of the older dialect, `rope_parameters` of the newer
+//! one, flat or by kinds of layers. Out: a [`Rope`] for each kind. What several fields say must agree. A factor counts
+//! under
 //! `rope_type` and under its older name `type`, which transformers 5.0.0 passes over.
 
 use lapidary_runtime::file;

@@ -1,7 +1,8 @@
 //! A configuration written as `config.json`.
 //!
-//! In: a [`Config`]. Out: JSON in transformers' newer dialect, with the fields that its family has. What folders never have (a
-//! GGUF's unrounded embedding scale, its norms stored whole) is under a field of our own, which others do not read.
+//! In: a [`Config`]. Out: JSON in transformers' newer dialect, with the fields that its family has. What folders never
+//! have (a GGUF's unrounded embedding scale, its norms stored whole) is under a field of our own, which others do not
+//! read.
 
 use lapidary_ir::format::BLOCK;
 use serde_json::{Map, Value, json};

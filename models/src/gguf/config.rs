@@ -1,8 +1,8 @@
 //! A GGUF's keys as a configuration.
 //!
 //! In: the keys, and the tensors' own word on the vocabulary. Out: a [`Config`] that says what llama.cpp makes of the
-//! same keys, its defaults for those that are absent included. Invariants: embeddings are scaled by the root as it is, norms
-//! are held as 1 + w. What a key says that no graph here can be is refused by the key's name.
+//! same keys, its defaults for those that are absent included. Invariants: embeddings are scaled by the root as it is,
+//! norms are held as 1 + w. What a key says that no graph here can be is refused by the key's name.
 
 use super::architecture::Architecture;
 use super::keys::Keys;

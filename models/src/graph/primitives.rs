@@ -1,7 +1,8 @@
 //! The primitives that layers are written in: a builder that knows the configuration and how weights are stored.
 //!
 //! In: values of a function being written. Out: further ones, each from operators that a paper would name. A weight is
-//! declared where it is first used, by its name in the checkpoint; the order of declarations is the order of a layer's tensors.
+//! declared where it is first used, by its name in the checkpoint; the order of declarations is the order of a layer's
+//! tensors.
 
 use lapidary_ir::{Builder, DType, Dim, Id, InputKind, Op};
 

@@ -1,7 +1,7 @@
 //! LoRA adapters, as PEFT saves them: what they add to a model's matrices.
 //!
-//! In: a folder with `adapter_config.json` and `adapter_model.safetensors`, a factor, and the configuration of the model.
-//! Out: an [`Adapter`]: for each matrix (n, k) that it changes, A (r, k) and B (n, r), so that the merged one is
+//! In: a folder with `adapter_config.json` and `adapter_model.safetensors`, a factor, and the configuration of the
+//! model. Out: an [`Adapter`]: for each matrix (n, k) that it changes, A (r, k) and B (n, r), so that the merged one is
 //! W + s B A, with s = factor * alpha / r (rsLoRA: alpha / sqrt r).
 //!
 //! Sums are made in f32, of all adapters in their order, and rounded once, to what the matrix is held in: the format
@@ -65,8 +65,8 @@ impl Adapter {
     /// Reads an adapter's folder; what it adds is multiplied by `factor`.
     ///
     /// # Errors
-    /// [`Error::Missing`] for a folder without its files, [`Error::File`] for a kind of adapter that is not a plain LoRA,
-    /// for a matrix that the model does not have or has in another shape, naming the field or the tensor.
+    /// [`Error::Missing`] for a folder without its files, [`Error::File`] for a kind of adapter that is not a plain
+    /// LoRA, for a matrix that the model does not have or has in another shape, naming the field or the tensor.
     pub fn open(folder: &Path, factor: f64, model: &Config) -> Result<Adapter> {
         for file in [CONFIG, WEIGHTS] {
             if !file::exists(&folder.join(file))? {

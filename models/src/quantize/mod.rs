@@ -1,8 +1,8 @@
 //! Weights in blocks of 32 elements along K, one bf16 scale each: what the bytes are, how scales are chosen, and how a
 //! checkpoint's matrices are streamed into that form, or into floats of another width.
 //!
-//! In: rows of F32, F16 or BF16. Out: rows of `q8` or `q4` as the [table of formats](lapidary_ir::format) describes them,
-//! one after another without padding.
+//! In: rows of F32, F16 or BF16. Out: rows of `q8` or `q4` as the [table of formats](lapidary_ir::format) describes
+//! them, one after another without padding.
 //!
 //! Invariants: a block's bytes are a function of its 32 values alone, so neither threads nor the CPU's vector width
 //! change them; a scale is zero or normal and finite (a block too small for one is stored as zeros).

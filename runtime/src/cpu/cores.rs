@@ -1,9 +1,10 @@
 //! How many threads compute: one a physical core of the fast kind, of the CPUs that this process may use.
 //!
-//! In: the process's set of CPUs, what the kernel tells of each under `/sys/devices/system/cpu`, and the cgroup's quota.
-//! Two logical CPUs of a core share its units and its caches, so that a second thread there brings nothing to loops that
-//! keep the units or the memory busy; and cores of a slow kind are left to others, for a launch ends when its last tile
-//! does. Threads that are asked for by number share work by speed: each takes a tile when it is done with one.
+//! In: the process's set of CPUs, what the kernel tells of each under `/sys/devices/system/cpu`, and the cgroup's
+//! quota. Two logical CPUs of a core share its units and its caches, so that a second thread there brings nothing to
+//! loops that keep the units or the memory busy; and cores of a slow kind are left to others, for a launch ends when
+//! its last tile does. Threads that are asked for by number share work by speed: each takes a tile when it is done with
+//! one.
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -1,8 +1,8 @@
 //! CPUs: what they have, by the names that artifacts and messages use, and what this one has.
 //!
 //! [`Architecture::features`] is the list: a row a feature, with all that anything asks about it. [`Set`]s of rows say
-//! what code needs and what a machine has. [`host`] is this machine; AMX needs more than being there ([`amx()`]). [`Cores`] are what
-//! this process may use of it.
+//! what code needs and what a machine has. [`host`] is this machine; AMX needs more than being there ([`amx()`]).
+//! [`Cores`] are what this process may use of it.
 
 pub mod aarch64;
 mod amx;

@@ -27,7 +27,8 @@ impl Engine {
     }
 
     /// Appends a token that was chosen, the first of `tokens`, and of the guesses after it those that the sampler
-    /// chooses. `chosen` is given the choice after each token appended, all of the guesses that were right and one more.
+    /// chooses. `chosen` is given the choice after each token appended, all of the guesses that were right and one
+    /// more.
     ///
     /// # Errors
     /// As [`Engine::step`], and then nothing changes; as [`Sampler::sample`], once what it was to choose from is there.
@@ -54,8 +55,9 @@ impl Engine {
         failed.map_or(Ok(()), Err)
     }
 
-    /// The same by any choice: `choose` is given the tokens held and what is predicted after them, the most likely token
-    /// if `greedy`, and gives the token that comes next, or none where the text ends. How many tokens were appended.
+    /// The same by any choice: `choose` is given the tokens held and what is predicted after them, the most likely
+    /// token if `greedy`, and gives the token that comes next, or none where the text ends. How many tokens were
+    /// appended.
     ///
     /// # Errors
     /// As [`Engine::step`], and then nothing changes.

@@ -4,7 +4,8 @@
 //! of them. Rows of all sequences make one call, of up to a chunk's rows: kernels that treat rows alike run once over
 //! all of them, those that touch caches in one launch over a table of segments. Everything is allocated by
 //! [`Engine::new`] and [`Engine::sequence`] (room for more logits or tokens than before on first use); afterwards a
-//! token costs no allocation. Frames are filled once, from the program's [`Layout`]; a call changes their leading words.
+//! token costs no allocation. Frames are filled once, from the program's [`Layout`]; a call changes their leading
+//! words.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 

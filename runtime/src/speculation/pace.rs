@@ -2,7 +2,8 @@
 //!
 //! A step of `r` tokens takes `t(r)` seconds, as measured. If each guess is right with probability `p` once those
 //! before it are, `k` guesses make `1 + p + .. + p^k` tokens, so that the best `k` is that of the highest rate. `p` is
-//! counted for each class of guesses, also by guesses that were not stepped. Nothing here changes which tokens come out.
+//! counted for each class of guesses, also by guesses that were not stepped. Nothing here changes which tokens come
+//! out.
 
 /// Kinds of guesses that are told apart.
 pub(super) const CLASSES: usize = 4;

@@ -1,8 +1,8 @@
 //! Dot products of a row of x rounded to 8 bits with a weight row in blocks of any format, with AVX-512 VNNI.
 //!
 //! 256 elements a round. A group's products are summed exactly in integers, of quants that are brought to unsigned
-//! bytes, and scaled by both scales. What that shifts quants by, and the format's offset, meet the sums of x's own quants:
-//! of groups of 32 those that come with x, eight in a register; of groups of 16 sums made here.
+//! bytes, and scaled by both scales. What that shifts quants by, and the format's offset, meet the sums of x's own
+//! quants: of groups of 32 those that come with x, eight in a register; of groups of 16 sums made here.
 
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::format::{Offset, Place, Reading};

@@ -272,7 +272,8 @@ impl Rows<'_> {
         a.jnz(again)
     }
 
-    /// Fetches what is ahead of the 32 elements from `first`, each line once: asked for twice it would keep others back.
+    /// Fetches what is ahead of the 32 elements from `first`, each line once: asked for twice it would keep others
+    /// back.
     fn fetch(&self, a: &mut CodeAssembler, first: usize) -> Done {
         const LINE: usize = 64;
         let bytes = LANES * self.format.block_bytes();

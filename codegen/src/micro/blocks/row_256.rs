@@ -1,11 +1,12 @@
-//! One row of x against 8 weight rows, each read as it follows the one before: the integers that `lanes_256.rs` adds up.
+//! One row of x against 8 weight rows, each read as it follows the one before: the integers that `lanes_256.rs` adds
+//! up.
 //!
-//! Weight rows in lanes are eight streams, which memory serves worse than one. So of one row of x a group's products are
-//! summed row by row first, 32 elements a register, and only the sums are transposed: they are exact, so results have
-//! the bits that more rows of x together come to.
+//! Weight rows in lanes are eight streams, which memory serves worse than one. So of one row of x a group's products
+//! are summed row by row first, 32 elements a register, and only the sums are transposed: they are exact, so results
+//! have the bits that more rows of x together come to.
 //!
-//! The sums go to the stack's frame in units of eight a weight row: of groups of 32 those of 8 blocks of x, of groups of
-//! 16 those of 4, first groups before second ones. A unit's rows are then transposed where they lie.
+//! The sums go to the stack's frame in units of eight a weight row: of groups of 32 those of 8 blocks of x, of groups
+//! of 16 those of 4, first groups before second ones. A unit's rows are then transposed where they lie.
 
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::BLOCK;
@@ -182,8 +183,8 @@ impl Rows<'_> {
         a.vpmaddwd(YMM[to], w, ONES)
     }
 
-    /// A field of 32 elements, of which the first is `first` of the block `base` bytes on, from bit `to_bit` of each byte
-    /// of register `into`.
+    /// A field of 32 elements, of which the first is `first` of the block `base` bytes on, from bit `to_bit` of each
+    /// byte of register `into`.
     fn field(
         &mut self,
         a: &mut CodeAssembler,
