@@ -6,10 +6,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use lapidary::{Activations, Engine, KvCache, Model, Options, Phase, Selection, Sequence, Want, Work};
 use lapidary_codegen::target::{Placement, TARGETS, Target};
-use lapidary_models::QuantFormat;
+use lapidary_models::{Config, FormatChoice, Model as Files, QuantFormat, WeightDType, synthesize};
 use lapidary_runtime::Rng;
 use lapidary_runtime::snapshot::Notes;
 use lapidary_tests::{golden_model, stored};
@@ -179,6 +181,11 @@ fn cpus_here() -> Vec<&'static str> {
     TARGETS.iter().map(|t| t.name).filter(runs).collect()
 }
 
+fn native_and_avx2() -> Vec<&'static str> {
+    let avx2 = cpus_here().into_iter().filter(|&cpu| cpu == "x86-64-v3");
+    std::iter::once("native").chain(avx2).collect()
+}
+
 fn check(case: &str, format: Option<QuantFormat>, by_step: bool, all: Vec<Options>) {
     let files = golden_model(case).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -186,6 +193,10 @@ fn check(case: &str, format: Option<QuantFormat>, by_step: bool, all: Vec<Option
         None => files,
         Some(format) => stored(&files, &folder.path().join("model"), format.into()).unwrap(),
     };
+    check_files(&files, by_step, all);
+}
+
+fn check_files(files: &Arc<Files>, by_step: bool, all: Vec<Options>) {
     for (at, options) in (0..).zip(all) {
         let model = Model::of(files.clone(), options).unwrap();
         for case in 0..cases() {
@@ -216,17 +227,40 @@ fn company_changes_no_bit() {
 /// Windows that wrap every few tokens, a RoPE for each kind of layer, norms of heads, a running maximum.
 #[test]
 fn company_changes_no_bit_of_gemma_3() {
-    check("three-text", None, false, of_cpus(&["native", "x86-64-v3"]));
+    check("three-text", None, false, of_cpus(&native_and_avx2()));
 }
 
 #[test]
 fn company_changes_no_bit_of_q8() {
-    check("tiny-long", Some(QuantFormat::Q8), false, of_cpus(&["native", "x86-64-v3"]));
+    check("tiny-long", Some(QuantFormat::Q8), false, of_cpus(&native_and_avx2()));
 }
 
 #[test]
 fn company_changes_no_bit_of_q4() {
-    check("tiny-long", Some(QuantFormat::Q4), false, of_cpus(&["native", "x86-64-v3"]));
+    check("tiny-long", Some(QuantFormat::Q4), false, of_cpus(&native_and_avx2()));
+}
+
+/// Rows of more than 1 KiB, of which several are decoded by kernels that load a weight once for all of them.
+#[test]
+fn company_changes_no_bit_of_long_rows() {
+    let built_in = golden_model("tiny-long").unwrap();
+    let config = Config {
+        hidden_size: 2048,
+        intermediate_size: 2080,
+        num_hidden_layers: 2,
+        layer_types: built_in.config.layer_types[..2].to_vec(),
+        vocab_size: 512,
+        ..built_in.config.clone()
+    };
+    for format in [QuantFormat::Q8, QuantFormat::Q4] {
+        let folder = tempfile::tempdir().unwrap();
+        let choice = FormatChoice { body: Some(format.into()), head: Some(format.into()) };
+        let goes_on = &mut |_, _| ControlFlow::Continue(());
+        synthesize(folder.path(), &config, WeightDType::BF16, choice, 5, goes_on).unwrap();
+        let files = Arc::new(Files::open(folder.path()).unwrap());
+        let all = native_and_avx2().into_iter().map(|cpu| options().cpu(cpu)).collect();
+        check_files(&files, false, all);
+    }
 }
 
 /// Functions that hold what is one sequence's are called for one after the other. Unfused, sums over keys go by the

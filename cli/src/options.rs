@@ -37,6 +37,11 @@ pub(crate) fn rows() -> clap::builder::RangedU64ValueParser<usize> {
     clap::builder::RangedU64ValueParser::new().range(1..=MAX_CHUNK as u64)
 }
 
+/// A number of sequences.
+pub(crate) fn sequences() -> clap::builder::RangedU64ValueParser<usize> {
+    clap::builder::RangedU64ValueParser::new().range(1..=1024)
+}
+
 /// A number of threads.
 pub(crate) fn threads() -> clap::builder::RangedU64ValueParser<usize> {
     clap::builder::RangedU64ValueParser::new().range(1..=MAX_THREADS as u64)

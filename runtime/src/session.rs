@@ -251,6 +251,12 @@ impl Session {
         self.engine.take_profile()
     }
 
+    /// Its engine and its sequence, for steps that other sequences take part in.
+    pub fn parts(&mut self) -> (&mut Engine, &mut Sequence) {
+        self.forget_outputs();
+        (&mut self.engine, &mut self.sequence)
+    }
+
     /// Where the memory goes.
     pub fn memory(&self) -> Memory {
         self.engine.memory()

@@ -2,7 +2,9 @@
 
 On stdin one JSON object a line, on stdout one in answer; first, unasked, {"version"}:
     {"phase": "prefill", "tokens": N, "depth": 0}   {"seconds"}: N tokens from position 0 in one call, logits of the last
-    {"phase": "decode", "tokens": N, "depth": D}    {"seconds"}: N tokens one by one, each the likeliest, after D that are not timed
+    {"phase": "decode", "tokens": N, "depth": D, "sequences": S}
+                                                    {"seconds"}: N tokens of each of S sequences (1 if not given), a token of each at a
+                                                    time, each the likeliest, after D that are not timed
     {"phase": "memory"}                             {"rss"}: resident bytes, the mapped weights included
 What libraries print goes to stderr.
 """
@@ -101,6 +103,8 @@ class Llama:
         options.n_ctx = (context + 255) // 256 * 256
         options.n_batch = options.n_ctx
         options.n_ubatch = 512
+        # One cache for all sequences, as long as the context.
+        options.n_seq_max, options.kv_unified = SEQUENCES, True
         options.n_threads = options.n_threads_batch = threads
         options.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         self.context = lib.llama_init_from_model(self.model, options)
@@ -124,6 +128,35 @@ class Llama:
         return int(numpy.ctypeslib.as_array(logits, (self.vocabulary,)).argmax())
 
 
+    def fork(self, sequences):
+        """Sequences 1 and on begin as sequence 0 is."""
+        memory = self.lib.llama_get_memory(self.context)
+        for sequence in range(1, sequences):
+            self.lib.llama_memory_seq_cp(memory, 0, sequence, -1, -1)
+
+    def step(self, tokens, position):
+        """A token of each sequence: the likeliest next ones."""
+        import ctypes
+
+        import numpy
+
+        batch = self.lib.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, 1, 1
+            batch.seq_id[i][0] = i
+        status = self.lib.llama_decode(self.context, batch)
+        self.lib.llama_batch_free(batch)
+        if status != 0:
+            raise RuntimeError(f"llama_decode returned {status}")
+        rows = (self.lib.llama_get_logits_ith(self.context, i) for i in range(len(tokens)))
+        rows = (ctypes.cast(row, ctypes.POINTER(ctypes.c_float)) for row in rows)
+        return [int(numpy.ctypeslib.as_array(row, (self.vocabulary,)).argmax()) for row in rows]
+
+
+# The most that are decoded at once.
+SEQUENCES = 32
+
 ENGINES = {"torch": Torch, "openvino": OpenVino, "llama": Llama}
 
 
@@ -143,7 +176,14 @@ def answer(engine, request):
         start = time.perf_counter()
         engine.call(ids)
         return {"seconds": time.perf_counter() - start}
-    token = engine.call(prompt(request["depth"]))
+    token, sequences = engine.call(prompt(request["depth"])), request.get("sequences", 1)
+    if sequences > 1:
+        engine.fork(sequences)
+        tokens = [token] * sequences
+        start = time.perf_counter()
+        for at in range(request["tokens"]):
+            tokens = engine.step(tokens, request["depth"] + at)
+        return {"seconds": time.perf_counter() - start}
     start = time.perf_counter()
     for _ in range(request["tokens"]):
         token = engine.call([token])

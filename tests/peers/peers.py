@@ -3,12 +3,14 @@
 
 Makes a checkpoint of random weights (`lapidary synth`) or takes one, converts it for each peer, and measures prefill and decode.
 A pair of engines takes turns, phase by phase and who is first alternating, so that both meet the same noise; figures are medians,
-ratios are medians of the ratios of the turns. Batch 1, the head for the last position only.
+ratios are medians of the ratios of the turns. The head is computed for the last position only, of each of --sequences where they are
+decoded together (llama.cpp alone is asked for that). With --gguf both read the same file as it is stored, llama.cpp being the only peer.
 
     pip install torch transformers             # bf16, eager attention
     pip install openvino optimum-intel nncf    # bf16, int8 a channel, int4 in groups of 128
     pip install llama-cpp-python gguf          # BF16, Q8_0, Q4_0; GCC 12 miscompiles its AMX code: CC=clang CXX=clang++
     python3 tests/peers/peers.py --lapidary target/release/lapidary --model 2b --work /tmp/peers
+    python3 tests/peers/peers.py --gguf gemma-2-2b-it-Q4_K_M.gguf --sequences 1,8 --depth 128,4096 --work /tmp/peers
 
 A peer that is not installed is said to be absent and left out. Converted checkpoints stay in --work (13 GB for 2B, all formats).
 """
@@ -26,6 +28,8 @@ PEERS = {
     "llama": (("llama_cpp", "gguf"), "llama-cpp-python gguf", {"bf16": "BF16", "q8": "Q8_0", "q4": "Q4_0"}),
 }
 FORMATS = ("bf16", "q8", "q4")
+# Who decodes several sequences at once (engines.py: fork, step), and how many at most.
+SEVERAL, SEQUENCES = ("llama",), 32
 # Seconds that a peer may take to answer: a prompt of thousands of tokens on two cores.
 PATIENCE = 900
 
@@ -85,28 +89,37 @@ def lapidary(binary, *arguments):
 
 def bench(args, weights, phase):
     """Tokens a second of one phase, and read bandwidth in bytes a second, by `lapidary bench`."""
-    kind, tokens, depth = phase
+    kind, tokens, depth, sequences = phase
     which = (["--prompt-tokens", tokens, "--gen-tokens", 0] if kind == "prefill"
-             else ["--gen-tokens", tokens, "--depth", depth, "--prompt-tokens", 1])
-    out, _ = lapidary(args.lapidary, "bench", "-m", args.model, "--weights", weights, "--threads", args.threads,
+             else ["--gen-tokens", tokens, "--depth", depth, "--sequences", sequences, "--prompt-tokens", 1])
+    out, _ = lapidary(args.lapidary, "bench", "-m", args.model, *as_held(weights), "--threads", args.threads,
                       "--repeat", 1, "--json", *which)
     found = json.loads(out)
     rate = next(r["tokens_per_s"] for r in found["results"] if r["phase"] == kind)
     return rate, found["machine"]["read_gbps"] * 1e9
 
 
+def as_held(weights):
+    """The option that has them held so; none for those of a file as it is."""
+    return ["--weights", weights] if weights in FORMATS else []
+
+
 def compare(args, peer, weights, path, phases):
     """Rows of the table for one peer and one format of ours."""
-    longest = max(tokens + depth for _, tokens, depth in phases)
-    worker = Peer(peer, path, args.threads, longest + 1, args.work / f"{peer}.log")
+    phases = [phase for phase in phases if phase[3] == 1 or peer in SEVERAL]
+    longest = max(tokens + depth for _, tokens, depth, _ in phases)
+    # What is appended to each sequence has a place of its own.
+    room = max(depth + sequences * tokens for _, tokens, depth, sequences in phases)
+    worker = Peer(peer, path, args.threads, room + 1, args.work / f"{peer}.log")
     try:
         turns = {phase: [] for phase in phases}
         for turn in range(args.repeat):
             for phase in phases:
-                kind, tokens, depth = phase
+                kind, tokens, depth, sequences = phase
 
                 def theirs():
-                    return tokens / worker.ask(phase=kind, tokens=tokens, depth=depth)["seconds"]
+                    asked = worker.ask(phase=kind, tokens=tokens, depth=depth, sequences=sequences)
+                    return sequences * tokens / asked["seconds"]
 
                 if turn % 2 == 0:
                     ours, other = bench(args, weights, phase), theirs()
@@ -118,22 +131,22 @@ def compare(args, peer, weights, path, phases):
         worker.close()
     # Ours in a process that has seen as many positions: `bench` holds the buffer that it measures bandwidth with. A letter is a
     # token of the tokenizer that `synth` writes, and at most one of any other.
-    out, resident = lapidary(args.lapidary, "run", "-m", args.model, "--weights", weights, "--threads", args.threads,
+    out, resident = lapidary(args.lapidary, "run", "-m", args.model, *as_held(weights), "--threads", args.threads,
                              "--raw", "--json", "--tokens", 1, "x" * (longest - 2))
     held = json.loads(out)["stats"]["weight_bytes"]
     stored = convert.bytes_of(path)
     rows = []
-    for (kind, tokens, depth), found in turns.items():
+    for (kind, tokens, depth, sequences), found in turns.items():
         of = statistics.median
         row = {
-            "phase": kind, "tokens": tokens, "depth": depth, "threads": args.threads, "turns": len(found),
-            "weights": weights, "peer": peer, "peer_version": about["version"], "peer_format": PEERS[peer][2][weights],
+            "phase": kind, "tokens": tokens, "depth": depth, "sequences": sequences, "threads": args.threads, "turns": len(found),
+            "weights": weights, "peer": peer, "peer_version": about["version"], "peer_format": PEERS[peer][2].get(weights, "the same file"),
             "tokens_per_s": of(f[0] for f in found), "peer_tokens_per_s": of(f[2] for f in found),
             "ratio": of(f[0] / f[2] for f in found), "ratios": [f[0] / f[2] for f in found],
             "read_gbps": of(f[1] for f in found) / 1e9, "rss_bytes": resident, "peer_rss_bytes": about["rss"],
             "weight_bytes": held, "peer_weight_bytes": stored,
         }
-        if kind == "decode":
+        if kind == "decode" and sequences == 1:
             row["bandwidth_share"] = of(f[0] * held / f[1] for f in found)
             row["peer_bandwidth_share"] = of(f[2] * stored / f[1] for f in found)
         rows.append(row)
@@ -146,7 +159,8 @@ def table(rows):
              "|---|---|---|---|---|---|---|---|---|"]
     for r in rows:
         phase = f"prefill {r['tokens']}" if r["phase"] == "prefill" else f"decode at {r['depth']}"
-        share = f"{r['bandwidth_share']:.2f}, {r['peer_bandwidth_share']:.2f}" if r["phase"] == "decode" else ""
+        phase += f", {r['sequences']} sequences" if r["sequences"] > 1 else ""
+        share = f"{r['bandwidth_share']:.2f}, {r['peer_bandwidth_share']:.2f}" if "bandwidth_share" in r else ""
         lines.append(
             f"| {r['weights']} | {r['peer']} {r['peer_format']} | {phase} | {r['tokens_per_s']:.2f} | {r['peer_tokens_per_s']:.2f} "
             f"| {r['ratio']:.2f} ({min(r['ratios']):.2f} - {max(r['ratios']):.2f}) | {share} "
@@ -197,6 +211,7 @@ def arguments():
     add("--lapidary", type=pathlib.Path, default=HERE.parent.parent / "target/release/lapidary", metavar="FILE",
         help="the command [target/release/lapidary]")
     add("--model", type=pathlib.Path, metavar="DIR", help="a Gemma 2 in bf16 [made with `lapidary synth` in --work]")
+    add("--gguf", type=pathlib.Path, metavar="FILE", help="a GGUF that both read as it is, in the place of --model and --formats")
     add("--preset", choices=("2b", "9b", "27b"), default="2b", help="size of the model made without --model [2b]")
     add("--work", type=pathlib.Path, required=True, metavar="DIR", help="where converted checkpoints are kept")
     add("--peers", type=several(one_of(tuple(PEERS))), default=list(PEERS), metavar="NAME,..", help=f"[{','.join(PEERS)}]")
@@ -205,6 +220,7 @@ def arguments():
     add("--prompt-tokens", type=several(whole(1)), default=[128, 512], metavar="N,..", help="[128,512]; '' for none")
     add("--gen-tokens", type=whole(1), default=16, metavar="N", help="tokens to decode [16]")
     add("--depth", type=several(whole(1)), default=[128], metavar="N,..", help="tokens before decode starts [128]; '' for none")
+    add("--sequences", type=several(whole(1)), default=[1], metavar="N,..", help="sequences that are decoded at once [1]")
     add("--threads", type=whole(1), default=len(os.sched_getaffinity(0)), metavar="N", help="[one a CPU]")
     add("--repeat", type=whole(1), default=5, metavar="N", help="turns of each engine [5]")
     add("--prepare", action="store_true", help="only make and convert checkpoints")
@@ -214,6 +230,14 @@ def arguments():
         parser.error(f"--lapidary: {args.lapidary} is no program: expected the release build of `lapidary`")
     if args.model and not (args.model / "config.json").is_file():
         parser.error(f"--model: {args.model} has no config.json: expected a Hugging Face folder")
+    if args.gguf:
+        if not args.gguf.is_file():
+            parser.error(f"--gguf: {args.gguf} is no file")
+        if args.model:
+            parser.error("--gguf and --model: expected one of them")
+        args.model, args.peers, args.formats = args.gguf, ["llama"], [args.gguf.name.removesuffix(".gguf")]
+    if any(n > SEQUENCES for n in args.sequences):
+        parser.error(f"--sequences: expected at most {SEQUENCES}")
     if not args.peers or not args.formats:
         parser.error("--peers and --formats: expected at least one name each")
     if not args.prompt_tokens and not args.depth:
@@ -229,7 +253,8 @@ def arguments():
 
 def main():
     args = arguments()
-    phases = [("prefill", n, 0) for n in args.prompt_tokens] + [("decode", args.gen_tokens, d) for d in args.depth]
+    phases = [("prefill", n, 0, 1) for n in args.prompt_tokens]
+    phases += [("decode", args.gen_tokens, d, n) for d in args.depth for n in args.sequences]
     rows, failures = [], []
     if not args.model:
         args.model = args.work / args.preset
@@ -240,13 +265,13 @@ def main():
         if absent := missing(peer):
             failures.append(f"{peer}: absent, no module {', '.join(absent)} (pip install {PEERS[peer][1]})")
             continue
-        for weights in (w for w in args.formats if w in PEERS[peer][2]):
-            theirs = PEERS[peer][2][weights]
+        for weights in (w for w in args.formats if args.gguf or w in PEERS[peer][2]):
+            theirs = PEERS[peer][2].get(weights, weights)
             try:
-                path = convert.convert(peer, args.model, theirs, args.work)
+                path = args.gguf or convert.convert(peer, args.model, theirs, args.work)
                 if not args.prepare:
                     # Ours converts and caches its weights outside of what is timed.
-                    lapidary(args.lapidary, "run", "-m", args.model, "--weights", weights, "--tokens", 1, "--raw", "x")
+                    lapidary(args.lapidary, "run", "-m", args.model, *as_held(weights), "--tokens", 1, "--raw", "x")
                     print(f"{peer} {theirs}: measuring", file=sys.stderr, flush=True)
                     rows += compare(args, peer, weights, path, phases)
             except (Failure, RuntimeError, OSError) as e:

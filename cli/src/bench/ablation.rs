@@ -103,7 +103,8 @@ pub(super) fn run(args: &Args, phases: &[Phase], needed: usize, threads: usize) 
         for repetition in 0..=args.repeat {
             for (at, phase) in [decode, prefill].into_iter().enumerate() {
                 let rate = |engine: &mut Engine| -> Result<f64> {
-                    Ok(phase.tokens() as f64 / time(&mut engine.session, phase, &mut || ())?.as_secs_f64())
+                    Ok(phase.all_tokens() as f64
+                        / time(&mut engine.session, phase, &mut || ())?.as_secs_f64())
                 };
                 // Turns change sides: who comes second finds the machine warmer.
                 let (all, less) = if repetition % 2 == 0 {

@@ -35,8 +35,11 @@ pub(super) struct Launches {
 pub(super) fn launches(engine: &Engine, phase: Phase) -> Vec<Launches> {
     let plan = &engine.session.program().plan;
     let mut all: BTreeMap<Place, Launches> = BTreeMap::new();
-    for (extent, predicts) in phase.calls(plan.chunk) {
-        let one = Capacity { rows: 1, keys: extent.keys };
+    let most = engine.session.program().functions[plan.embed].most_rows(phase.of_program());
+    for (extent, predicts) in phase.calls(most) {
+        // Decoding, each row is a sequence's, and has a row of logits.
+        let sequences = if phase.sequences() == 1 { 1 } else { extent.rows };
+        let one = Capacity { rows: sequences, keys: extent.keys };
         let head = predicts.then_some((plan.head_argmax, one));
         let layers = plan.layers.iter().map(|l| (l.function, extent));
         for (function, extent) in std::iter::once((plan.embed, extent)).chain(layers).chain(head) {
@@ -47,9 +50,12 @@ pub(super) fn launches(engine: &Engine, phase: Phase) -> Vec<Launches> {
                 let unit = super::dtype_index(kernel.demand.unit);
                 let new = || Launches { place, bytes: 0.0, flops: 0.0, unit, extents: BTreeMap::new() };
                 let launches = all.entry(place).or_insert_with(new);
-                launches.bytes += kernel.demand.bytes(extent.rows, extent.keys);
-                launches.flops += kernel.demand.flops(extent.rows, extent.keys);
-                *launches.extents.entry((extent.rows, extent.keys)).or_default() += 1;
+                // What belongs to one sequence is done for each, in one launch.
+                let times = if kernel.by_segment { sequences } else { 1 };
+                let (rows, keys) = (extent.rows / times, extent.keys);
+                launches.bytes += times as f64 * kernel.demand.bytes(rows, keys);
+                launches.flops += times as f64 * kernel.demand.flops(rows, keys);
+                *launches.extents.entry((rows, keys)).or_default() += times as u64;
             }
         }
     }

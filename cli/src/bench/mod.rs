@@ -37,13 +37,14 @@ use row::{Measured, Row};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  lapidary bench\n  \
     lapidary bench -m gemma-2-2b --prompt-tokens 128,512 --gen-tokens 32 --depth 128 --threads 1,2\n  \
+    lapidary bench -m gemma-2-2b --prompt-tokens 512 --sequences 1,2,4,8\n  \
     lapidary bench -m gemma-2-2b --kernels --predicted --json\n  \
     lapidary bench --ablation\n  \
     lapidary bench mlp.ir --rows 1,16,512 --kernels")]
 pub(crate) struct Args {
     /// File of the tensor language with a function to measure instead of a model; `-` reads stdin
-    #[arg(value_name = "FILE.ir", conflicts_with_all = ["model", "prompt_tokens", "gen_tokens", "depth", "predicted",
-        "ablation", "head_weights", "no_cache", "trust", "kv_cache", "sliding_window"])]
+    #[arg(value_name = "FILE.ir", conflicts_with_all = ["model", "prompt_tokens", "gen_tokens", "depth", "sequences",
+        "predicted", "ablation", "head_weights", "no_cache", "trust", "kv_cache", "sliding_window"])]
     file: Option<PathBuf>,
     /// Of several functions, the one to measure
     #[arg(long = "fn", value_name = "NAME", requires = "file")]
@@ -63,6 +64,9 @@ pub(crate) struct Args {
     /// Tokens in the cache before generation starts
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "128")]
     depth: Vec<usize>,
+    /// Sequences to generate at once, a token of each in a step
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1", value_parser = options::sequences())]
+    sequences: Vec<usize>,
     /// Formats of the weights to measure [default: as the checkpoint stores them]; of FILE.ir, the safetensors file
     /// that holds them [default: numbers that mean nothing]
     #[arg(long, value_parser = FormatOrFile::parse, value_name = "FORMAT,..|FILE", value_delimiter = ',')]
@@ -108,7 +112,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let given = args.weights.iter().map(FormatOrFile::format).collect::<Result<Vec<_>>>()?;
     let mut phases: Vec<Phase> = args.prompt_tokens.iter().map(|&n| Phase::Prefill(n)).collect();
     if args.gen_tokens > 0 {
-        phases.extend(args.depth.iter().map(|&depth| Phase::Decode { tokens: args.gen_tokens, depth }));
+        let of = |&depth: &usize| {
+            args.sequences.iter().map(move |&sequences| Phase::Decode {
+                tokens: args.gen_tokens,
+                depth,
+                sequences,
+            })
+        };
+        phases.extend(args.depth.iter().flat_map(of));
     }
     let needed = phases.iter().map(|p| p.last_position()).max().unwrap_or(1);
     if phases.contains(&Phase::Prefill(0)) {
@@ -169,7 +180,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .map(|&phase| Measured { phase, seconds: vec![], read: vec![], multiply: Default::default() })
             .collect();
         // Weights come into memory, code into caches.
-        time(&mut engine.session, Phase::Decode { tokens: 1, depth: 1 }, &mut || ())?;
+        time(&mut engine.session, Phase::Decode { tokens: 1, depth: 1, sequences: 1 }, &mut || ())?;
         // Phase by phase, so that the cache is filled to a depth once; the ceilings beside each repetition. Reads
         // beside each token too, since shared bandwidth changes within a second, unless they would push the weights out
         // of cache.
@@ -240,7 +251,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 let ceilings = kernels::Ceilings { read, peaks };
                 let table = kernels::table(&engine, phase, &profiles, &ceilings, predictor.as_ref())?;
                 let (name, tokens, depth) = (phase.name(), phase.tokens(), phase.depth());
-                let title = format!("{name} of {tokens} tokens at depth {depth}");
+                let each = match phase.sequences() {
+                    1 => String::new(),
+                    n => format!(" of each of {n} sequences"),
+                };
+                let title = format!("{name} of {tokens} tokens{each} at depth {depth}");
                 text.push_str(&kernels::text(&title, &table, args.predicted));
                 if let Some(Value::Object(result)) = results.iter_mut().rev().find(|r| phase.is(r, count)) {
                     if args.predicted {

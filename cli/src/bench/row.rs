@@ -7,7 +7,8 @@ use super::{UNITS, kernels, median};
 use crate::model::Engine;
 
 /// The table's first line.
-pub(super) const HEADER: &str = "phase     tokens  depth    tok/s    MB/tok GFLOP/tok  of read of mult.\n";
+pub(super) const HEADER: &str =
+    "phase     tokens  depth   seqs    tok/s    MB/tok GFLOP/tok  of read of mult.\n";
 
 /// A phase and the seconds that it took, each time.
 pub(super) struct Measured {
@@ -29,7 +30,7 @@ pub(super) struct Row {
 
 impl Row {
     pub(super) fn new(m: &Measured, engine: &Engine) -> Row {
-        let tokens = m.phase.tokens() as f64;
+        let tokens = m.phase.all_tokens() as f64;
         let mut bytes = 0.0;
         let mut flops = [0.0; UNITS.len()];
         for launch in kernels::launches(engine, m.phase) {
@@ -52,10 +53,11 @@ impl Row {
 
     pub(super) fn text(&self, phase: Phase) -> String {
         format!(
-            "{:<9}{:>7}{:>7}{:>9.2}{:>10.1}{:>10.3}{:>8.1}%{:>8.1}%\n",
+            "{:<9}{:>7}{:>7}{:>7}{:>9.2}{:>10.1}{:>10.3}{:>8.1}%{:>8.1}%\n",
             phase.name(),
             phase.tokens(),
             phase.depth(),
+            phase.sequences(),
             self.tokens_per_s,
             self.bytes / 1e6,
             self.flops / 1e9,
@@ -71,6 +73,7 @@ impl Row {
             "threads": threads,
             "tokens": phase.tokens(),
             "depth": phase.depth(),
+            "sequences": phase.sequences(),
             "tokens_per_s": self.tokens_per_s,
             "bytes_per_token": self.bytes,
             "flops_per_token": self.flops,
