@@ -21,7 +21,7 @@ use crate::model::read_text;
 use crate::output;
 
 /// The version of the files.
-const VERSION: u64 = 3;
+const VERSION: u64 = 4;
 /// The field that tells a calibration, and its version.
 const MAGIC: &str = "lapidary_calibration";
 
@@ -66,7 +66,7 @@ pub(crate) struct Calibration {
 impl Calibration {
     /// Where this machine's is, for so many threads, if there is a place for it.
     pub(crate) fn path(code: &str, threads: usize) -> Option<PathBuf> {
-        let key = format!("{} {threads} {code} {}", cpu_name(), env!("CARGO_PKG_VERSION"));
+        let key = format!("{} {threads} {code} {} {VERSION}", cpu_name(), env!("CARGO_PKG_VERSION"));
         let hash = key
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325u64, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));

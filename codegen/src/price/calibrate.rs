@@ -56,7 +56,7 @@ pub struct Subject<'a> {
 }
 
 /// Measurements that [`calibrate`] makes, for progress.
-pub const STEPS: usize = PASSES * 44;
+pub const STEPS: usize = PASSES * 52;
 
 /// Measures. `step` is called [`STEPS`] times.
 ///
@@ -137,6 +137,13 @@ fn measure(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
         Ok(long as f64 / (dot(2048, long, dtype)?.0 - m.dot_row).max(LEAST))
     };
     m.dot = Formats { f32: weight("f32")?, bf16: 1.0 / each, q8: weight("q8")?, q4: weight("q4")? };
+    // Of rows of x after the first what four take longer than one.
+    let more = |dtype: &str| -> Result<f64, Error> {
+        let ir = linear(2048, long, dtype);
+        let (four, one) = (bench.ns(&ir, 4, "linear")?, bench.ns(&ir, 1, "linear")?);
+        Ok((3 * 2048 * long) as f64 / (four - one).max(LEAST))
+    };
+    m.dot_more = Formats { f32: more("f32")?, bf16: more("bf16")?, q8: more("q8")?, q4: more("q4")? };
 
     // Products of many rows: of two numbers of rows the slope, and what it leaves for the weights; of two lengths, what
     // a result takes beside its sum.

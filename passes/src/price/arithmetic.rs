@@ -95,7 +95,7 @@ impl CostModel {
             tiled += 2.0 * rows * n / m.flops.of(dtype);
             widening += n * m.widen.of(dtype);
             pack = pack.max(m.pack.of(dtype));
-            dots += rows * n / m.dot.of(dtype);
+            dots += n / m.dot.of(dtype) + (rows - 1.0) * n / m.dot_more.of(dtype);
             weight_rows += n / k;
         }
         let gated = data(epilogue).leaf == Some(Op::Gate);

@@ -109,6 +109,8 @@ pub struct Machine {
     pub near: f64,
     /// Weights that dot products take a nanosecond, with one row of x and the weights in cache.
     pub dot: Formats,
+    /// The same with each row of x after the first, for which kernels may have the weights in registers already.
+    pub dot_more: Formats,
     /// What a weight row takes beside its weights in dot products, nanoseconds.
     pub dot_row: f64,
     /// Products of 5 to 32 rows, FLOP a nanosecond (GFLOP/s).
@@ -210,6 +212,10 @@ pub const FIGURES: &[Figure] = &[
     Figure { name: "dot_bf16", unit: "weights/ns", scaling: Rate, of: |m| &mut m.dot.bf16 },
     Figure { name: "dot_q8", unit: "weights/ns", scaling: Rate, of: |m| &mut m.dot.q8 },
     Figure { name: "dot_q4", unit: "weights/ns", scaling: Rate, of: |m| &mut m.dot.q4 },
+    Figure { name: "dot_more_f32", unit: "weights/ns", scaling: Rate, of: |m| &mut m.dot_more.f32 },
+    Figure { name: "dot_more_bf16", unit: "weights/ns", scaling: Rate, of: |m| &mut m.dot_more.bf16 },
+    Figure { name: "dot_more_q8", unit: "weights/ns", scaling: Rate, of: |m| &mut m.dot_more.q8 },
+    Figure { name: "dot_more_q4", unit: "weights/ns", scaling: Rate, of: |m| &mut m.dot_more.q4 },
     Figure { name: "dot_row", unit: "ns/row", scaling: Time, of: |m| &mut m.dot_row },
     Figure { name: "few_flops", unit: "GFLOP/s", scaling: Rate, of: |m| &mut m.few_flops },
     Figure { name: "flops_f32", unit: "GFLOP/s", scaling: Rate, of: |m| &mut m.flops.f32 },
@@ -259,6 +265,7 @@ impl Machine {
         cache: 60.0,
         near: 60.0,
         dot: Formats { f32: 35.0, bf16: 60.0, q8: 80.0, q4: 75.0 },
+        dot_more: Formats { f32: 35.0, bf16: 60.0, q8: 80.0, q4: 75.0 },
         dot_row: 0.7,
         few_flops: 450.0,
         flops: Formats::all(430.0),
