@@ -22,8 +22,8 @@ mod round;
 mod softmax;
 mod tiling;
 
-pub(crate) use attention::{attention_operands, attention_shapes};
-pub use attention::{attention_parts, attention_tiles};
+pub(crate) use attention::attention_shapes;
+pub use attention::{attention_parts, attention_way};
 pub(crate) use lanes::{add_across, transpose};
 
 use crate::emit::{Emitter, Features};
@@ -34,7 +34,7 @@ use crate::micro::{Microkernel, Raw};
 pub fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkernel, Raw)> {
     match &kernel.body {
         Body::Linear(linear) => linear::raw_code(kernel, linear, features),
-        Body::Attention { .. } => attention::raw_code(kernel, features),
+        Body::Attention { way, .. } => attention::raw_code(kernel, *way, features),
         _ => vec![],
     }
 }
@@ -57,6 +57,6 @@ pub fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
         Body::WindowMask { window } => softmax::lower_mask(e, kernel, *window),
         Body::Softmax { ranged, window, maximum } => softmax::lower(e, kernel, *ranged, *window, *maximum),
         Body::MergeAttention { window, maximum } => attention::merge::lower(e, kernel, *window, *maximum),
-        Body::Attention { .. } => attention::lower(e, kernel),
+        Body::Attention { way, .. } => attention::lower(e, kernel, *way),
     }
 }

@@ -5,7 +5,6 @@ use lapidary_runtime::demand::{Attention, Demand, Terms, Unit};
 
 use crate::emit::Features;
 use crate::kernel::{Body, Kernel};
-use crate::lower;
 use crate::view::{Base, Capacity, View};
 
 /// Bytes and floating-point operations of one launch.
@@ -72,7 +71,7 @@ pub fn work(kernel: &Kernel, extent: Capacity) -> Work {
 
 /// The same by rows and keys, as a program holds it.
 pub fn demand(kernel: &Kernel, features: &Features) -> Demand {
-    let unit = match features.unit(operands(kernel, features)) {
+    let unit = match features.unit(operands(kernel)) {
         DType::BF16 => Unit::Bf16,
         DType::Q8 => Unit::Int8,
         _ => Unit::F32,
@@ -101,10 +100,10 @@ fn attention(kernel: &Kernel, window: Option<usize>) -> Attention {
 }
 
 /// How a kernel's products hold their operands: f32, bf16 or q8.
-pub fn operands(kernel: &Kernel, features: &Features) -> DType {
+pub fn operands(kernel: &Kernel) -> DType {
     match &kernel.body {
         Body::Linear(linear) => linear.micro.operands,
-        Body::Attention { .. } => lower::attention_operands(kernel, features),
+        Body::Attention { way, .. } => way.operands(),
         _ => DType::F32,
     }
 }

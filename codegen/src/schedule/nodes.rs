@@ -387,12 +387,12 @@ impl Scheduler<'_> {
             Dim::Fixed(n) => n,
             Dim::Rows | Dim::Keys => unreachable!("heads and their lengths are fixed"),
         };
-        let (groups, heads, head_dim) = (fixed(1, 0), fixed(0, 0), fixed(0, 2));
+        let (groups, heads) = (fixed(1, 0), fixed(0, 0));
         let Setting { capacity, regime, features, rounded, .. } = *self.setting;
-        let shape = (groups, heads / groups, head_dim);
-        let mut tiles = lower::attention_tiles(shape, regime, rounded, &features);
-        let body = |parts| Body::Attention { scale, cap, window, maximum, parts, rounded };
-        match lower::attention_parts(&inputs, window, (regime, capacity), &features) {
+        let way = lower::attention_way(&inputs, rounded, regime, &features);
+        let mut tiles = way.tiles(groups, heads / groups);
+        let body = |parts| Body::Attention { scale, cap, window, maximum, parts, way };
+        match lower::attention_parts(way, &inputs, window, capacity) {
             Some((parts, width)) => {
                 let dims = [Dim::Rows, Dim::Fixed(heads), Dim::Fixed(parts), Dim::Fixed(width)];
                 let held = self.temporary(DType::F32, &dims, &[0, 1, 2, 3]);

@@ -1,10 +1,10 @@
 //! Attention kernels against f64 loops: groups, head_dims, windows, rings, caps, both modes, caches of any dtype. Keys
 //! that no row sees are NaN.
 
-use lapidary_codegen::kernel::{Body, Maximum};
-use lapidary_codegen::lower::{attention_parts, attention_tiles};
+use lapidary_codegen::kernel::{AttentionWay, Body, Maximum};
+use lapidary_codegen::lower::{attention_parts, attention_way};
 use lapidary_codegen::target::{Placement, Target};
-use lapidary_codegen::view::{Capacity, View};
+use lapidary_codegen::view::View;
 use lapidary_ir::DType::{self, F32, I32};
 use lapidary_ir::Dim::{Fixed, Keys, Rows};
 use lapidary_runtime::program::Tiles;
@@ -71,32 +71,28 @@ impl Case {
         }
     }
 
-    fn body(&self, parts: usize) -> Body {
-        let Case { scale, cap, window, maximum, rounded, .. } = *self;
-        Body::Attention { scale, cap, window, maximum, parts, rounded }
+    fn body(&self, parts: usize, way: AttentionWay) -> Body {
+        let Case { scale, cap, window, maximum, .. } = *self;
+        Body::Attention { scale, cap, window, maximum, parts, way }
     }
 
     /// Runs the kernel of q, k, v and positions, in parts and merged where the compiler would.
     fn run(&self, m: &mut Memory, random: &mut Random, inputs: [&View; 4], y: &View) -> Vec<f64> {
         let features = Target::new(self.cpu, Placement::Jit).expect("a target").features;
-        let tiles = self.tiles(m.capacity);
         let views = inputs.map(View::clone);
-        match attention_parts(&views, self.window, (m.capacity.rows, m.capacity), &features) {
-            None => m.run(random, self.cpu, self.body(1), &inputs, y, tiles),
+        let way = attention_way(&views, self.rounded, m.capacity.rows, &features);
+        let tiles = way.tiles(self.groups, self.repeat);
+        match attention_parts(way, &views, self.window, m.capacity) {
+            None => m.run(random, self.cpu, self.body(1, way), &inputs, y, tiles),
             Some((parts, width)) => {
                 let dims = [Rows, Fixed(self.groups * self.repeat), Fixed(parts), Fixed(width)];
                 let held = m.output(random, F32, &dims, Layout::Rows);
                 let tiles = Tiles { fixed: tiles.fixed * parts as u32, ..tiles };
-                m.run(random, self.cpu, self.body(parts), &inputs, &held, tiles);
+                m.run(random, self.cpu, self.body(parts, way), &inputs, &held, tiles);
                 let merge = Body::MergeAttention { window: self.window, maximum: self.maximum };
                 m.run_rows(random, self.cpu, merge, &[&held, inputs[3]], y)
             }
         }
-    }
-
-    fn tiles(&self, capacity: Capacity) -> Tiles {
-        let features = Target::new(self.cpu, Placement::Jit).expect("a target").features;
-        attention_tiles((self.groups, self.repeat, self.head_dim), capacity.rows, self.rounded, &features)
     }
 
     /// A cache whose visible keys alone are numbers.

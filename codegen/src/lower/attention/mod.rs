@@ -20,62 +20,39 @@ use cranelift_codegen::ir::types::F32X4;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{DType, Dim};
 use lapidary_passes::price::Shapes;
-use lapidary_runtime::program::Tiles;
 
 use super::elementwise::store_along_row;
 use super::softmax::key_range;
 use crate::emit::{Emitter, Features};
-use crate::kernel::{ATTENTION_ROWS, Body, Kernel, Maximum};
+use crate::kernel::{ATTENTION_ROWS, AttentionWay, Body, Kernel, Maximum};
 use crate::math;
 use crate::micro::{Microkernel, Raw};
 use crate::view::{Capacity, View};
 
-/// The way that a kernel goes.
-enum Way {
-    /// Many rows.
-    Tiles(tiles::Shape),
-    /// Few rows by the raw code of these.
-    Rows(rows::Micros),
-    /// Few rows.
-    Plain,
-}
-
-/// The way of attention over these operands, for as many rows as the regime has.
-fn way(inputs: &[View], rounded: bool, regime: usize, features: &Features) -> Way {
+/// The way of attention over these operands, for as many rows as the regime has; `rounded` says whether the factors of
+/// many rows' products may be.
+pub fn attention_way(inputs: &[View], rounded: bool, regime: usize, features: &Features) -> AttentionWay {
     let (q, k) = (&inputs[0], &inputs[1]);
     let heads = (fixed(q, 0) / fixed(k, 0), fixed(q, 2));
-    if let Some(shape) = tiles::shape(heads, regime, rounded, features) {
-        return Way::Tiles(shape);
+    if let Some(tiles) = tiles::columns_of(heads, regime, rounded, features) {
+        return AttentionWay::Tiles(tiles);
     }
-    rows::micros(inputs, regime, features).map_or(Way::Plain, Way::Rows)
-}
-
-fn way_of(kernel: &Kernel, features: &Features) -> Way {
-    let Body::Attention { rounded, .. } = kernel.body else {
-        unreachable!("attention kernels alone come here")
-    };
-    way(&kernel.inputs, rounded, kernel.regime, features)
+    match rows::micros(inputs, regime, features) {
+        Some((dots, sums)) => AttentionWay::Rows(dots, sums),
+        None => AttentionWay::Plain,
+    }
 }
 
 /// The raw code that a kernel calls.
-pub(super) fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkernel, Raw)> {
-    match way_of(kernel, features) {
-        Way::Tiles(shape) => tiles::raw_code(kernel, shape),
-        Way::Rows(micros) => rows::raw_code(kernel, micros, features),
-        Way::Plain => vec![],
-    }
-}
-
-/// The tile space of attention by `rows` rows of `repeat` query heads for each of `groups` KV heads.
-pub fn attention_tiles(
-    (groups, repeat, head_dim): (usize, usize, usize),
-    rows: usize,
-    rounded: bool,
+pub(super) fn raw_code(
+    kernel: &Kernel,
+    way: AttentionWay,
     features: &Features,
-) -> Tiles {
-    match tiles::shape((repeat, head_dim), rows, rounded, features) {
-        Some(shape) => shape.tiles(groups, repeat),
-        None => Tiles { fixed: groups as u32, rows: ATTENTION_ROWS },
+) -> Vec<(&'static Microkernel, Raw)> {
+    match way {
+        AttentionWay::Tiles(shape) => tiles::raw_code(kernel, shape),
+        AttentionWay::Rows(dots, sums) => rows::raw_code(kernel, (dots, sums), features),
+        AttentionWay::Plain => vec![],
     }
 }
 
@@ -94,34 +71,28 @@ pub(crate) fn attention_shapes(rounded: bool, features: &Features) -> Shapes {
     }
 }
 
-/// How a kernel's products hold their operands.
-pub(crate) fn attention_operands(kernel: &Kernel, features: &Features) -> DType {
-    match way_of(kernel, features) {
-        Way::Tiles(shape) => shape.micro.operands,
-        Way::Rows(_) | Way::Plain => DType::F32,
-    }
-}
-
 /// How many parts the keys of attention's rows go in, and the width of a part's results, if in more than one.
 pub fn attention_parts(
+    way: AttentionWay,
     inputs: &[View],
     window: Option<usize>,
-    (regime, capacity): (usize, Capacity),
-    features: &Features,
+    capacity: Capacity,
 ) -> Option<(usize, usize)> {
-    rows::micros(inputs, regime, features)?;
+    if !matches!(way, AttentionWay::Rows(..)) {
+        return None;
+    }
     let keys = window.map_or(capacity.keys, |w| w.min(capacity.keys));
     let parts = (keys / merge::PART).min(merge::MOST_PARTS);
     (parts > 1).then(|| (parts, merge::layout(fixed(&inputs[0], 2)).2))
 }
 
 /// Emits a kernel.
-pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
+pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, way: AttentionWay) {
     let attention = Attention::of(kernel);
-    match way_of(kernel, &e.features) {
-        Way::Tiles(shape) => tiles::lower(e, attention, shape),
-        Way::Rows(micros) => rows::lower(e, attention, micros),
-        Way::Plain => plain::lower(e, attention),
+    match way {
+        AttentionWay::Tiles(shape) => tiles::lower(e, attention, shape),
+        AttentionWay::Rows(_, sums) => rows::lower(e, attention, sums),
+        AttentionWay::Plain => plain::lower(e, attention),
     }
 }
 
@@ -170,7 +141,7 @@ struct Row {
 
 impl<'a> Attention<'a> {
     fn of(kernel: &'a Kernel) -> Attention<'a> {
-        let Body::Attention { scale, cap, window, maximum, parts, rounded: _ } = kernel.body else {
+        let Body::Attention { scale, cap, window, maximum, parts, way: _ } = kernel.body else {
             unreachable!("attention kernels alone come here")
         };
         let [q, k, v, pos] = &kernel.inputs[..] else { unreachable!("four operands") };

@@ -21,9 +21,9 @@ use super::{Attention, divide, fill, stored_row};
 use crate::emit::Emitter;
 use crate::kernel::Maximum;
 use crate::math;
-use crate::micro::{DOT_ROWS, Mix, Raw};
-pub(super) use raw::{Micros, micros, raw_code};
+use crate::micro::{DOT_ROWS, Microkernel, Mix, Raw};
 use raw::{Part, dot, mixes, parts, row_of, scorings};
+pub(super) use raw::{micros, raw_code};
 
 /// Keys of a block.
 const BLOCK: usize = 64;
@@ -49,7 +49,7 @@ struct Rows<'a> {
 }
 
 /// Emits the kernel.
-pub(super) fn lower(e: &mut Emitter<'_>, op: Attention<'_>, (_, sums): Micros) {
+pub(super) fn lower(e: &mut Emitter<'_>, op: Attention<'_>, sums: &'static Microkernel) {
     let Attention { head_dim, repeat, .. } = op;
     let row = row_of(head_dim) * 4;
     let weighting = match mixes(op.v, repeat, &e.features) {

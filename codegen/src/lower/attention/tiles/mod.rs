@@ -13,12 +13,11 @@ mod panel;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::DType;
-use lapidary_runtime::program::Tiles;
 
 use super::super::tiling::Tiling;
 use super::{Attention, fixed};
 use crate::emit::{Emitter, Features};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, QueryTiles};
 use crate::micro::{self, Microkernel, Quantised, Raw};
 
 /// Keys of a block.
@@ -32,31 +31,19 @@ pub(super) const TILES: usize = 8;
 /// What stands for the score of a key that is not seen, and for a maximum over none.
 const UNSEEN: f32 = -1e30;
 
-/// How a tile's columns are made up.
-#[derive(Clone, Copy)]
-pub(super) struct Shape {
-    pub(super) micro: &'static Microkernel,
-    /// Query heads of a tile.
-    heads: usize,
-    /// Rows of a panel.
-    rows: usize,
-    /// Panels of a tile.
-    panels: usize,
-}
-
 /// The tile's columns, if the calls have rows enough for tiles.
-pub(super) fn shape(
+pub(super) fn columns_of(
     (repeat, head_dim): (usize, usize),
     rows: usize,
     rounded: bool,
     features: &Features,
-) -> Option<Shape> {
+) -> Option<QueryTiles> {
     let micro = micro::select(rows, head_dim, operands(rows, head_dim, rounded, features), features);
     micro.is_packed().then(|| {
         let heads = repeat.min(micro.mr);
         let panel_rows = micro.mr / heads;
         let panels = most_panels(micro).min(rows / (TILES * panel_rows)).max(1);
-        Shape { micro, heads, rows: panel_rows, panels }
+        QueryTiles { micro, heads, rows: panel_rows, panels }
     })
 }
 
@@ -79,14 +66,6 @@ fn operands(rows: usize, head_dim: usize, rounded: bool, features: &Features) ->
     let fits = head_dim.is_multiple_of(BLOCK / 2);
     let micro = micro::choose(rows, head_dim, rounded && fits, Quantised::No, features);
     if micro.is_packed() { micro.operands } else { DType::F32 }
-}
-
-impl Shape {
-    /// The tile space.
-    pub(super) fn tiles(self, groups: usize, repeat: usize) -> Tiles {
-        let rows = (self.rows * self.panels) as u32;
-        Tiles { fixed: (groups * repeat.div_ceil(self.heads)) as u32, rows }
-    }
 }
 
 /// Bytes of a row of `n` elements and a little more, lest rows share cache sets.
@@ -115,12 +94,12 @@ fn value_tiling(micro: &'static Microkernel) -> Tiling {
 }
 
 /// Bytes of a panel's queries.
-fn query_bytes(shape: Shape, head_dim: usize) -> usize {
+fn query_bytes(shape: QueryTiles, head_dim: usize) -> usize {
     head_dim.next_multiple_of(4) * shape.micro.mr * 4
 }
 
 /// Bytes of a panel's unnormalised outputs.
-fn sum_bytes(shape: Shape, head_dim: usize) -> usize {
+fn sum_bytes(shape: QueryTiles, head_dim: usize) -> usize {
     (head_dim.next_multiple_of(4) + value_tiling(shape.micro).overhang()) * shape.micro.mr * 4
 }
 
@@ -128,7 +107,7 @@ fn sum_bytes(shape: Shape, head_dim: usize) -> usize {
 const RANGE_BYTES: usize = 32;
 
 /// The raw code that the kernel calls.
-pub(super) fn raw_code(kernel: &Kernel, shape: Shape) -> Vec<(&'static Microkernel, Raw)> {
+pub(super) fn raw_code(kernel: &Kernel, shape: QueryTiles) -> Vec<(&'static Microkernel, Raw)> {
     let scores = score_tiling(shape.micro, fixed(&kernel.inputs[0], 2));
     let raw = scores.raw_code().into_iter().chain(value_tiling(shape.micro).raw_code());
     raw.map(|raw| (shape.micro, raw)).collect()
@@ -138,7 +117,7 @@ pub(super) fn raw_code(kernel: &Kernel, shape: Shape) -> Vec<(&'static Microkern
 #[derive(Clone, Copy)]
 struct Tile<'a> {
     op: Attention<'a>,
-    shape: Shape,
+    shape: QueryTiles,
     /// Scratch: queries f32 (head_dim, panel), or bf16 in pairs (head_dim / 2, panel, 2).
     queries: Value,
     /// Scratch: keys f32 or bf16 (BLOCK, head_dim), rows padded.
@@ -166,7 +145,7 @@ struct Tile<'a> {
 }
 
 /// Emits the kernel.
-pub(super) fn lower(e: &mut Emitter<'_>, op: Attention<'_>, shape: Shape) {
+pub(super) fn lower(e: &mut Emitter<'_>, op: Attention<'_>, shape: QueryTiles) {
     let (head_dim, panel) = (op.head_dim, shape.micro.mr);
     let over = value_tiling(shape.micro).overhang();
     let columns = panel * 4;
@@ -204,7 +183,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, op: Attention<'_>, shape: Shape) {
 
 impl Tile<'_> {
     fn tile(&self, e: &mut Emitter<'_>, tile: Value) {
-        let Shape { heads, rows: panel_rows, panels, .. } = self.shape;
+        let QueryTiles { heads, rows: panel_rows, panels, .. } = self.shape;
         let (panel_rows, tile_rows) = (panel_rows as i64, (panel_rows * panels) as i64);
         let rows = e.rows();
         let block = e.i64(tile_rows);
@@ -283,7 +262,7 @@ impl Tile<'_> {
 
     /// The panel that starts at a row of the tile.
     fn panel(&self, e: &mut Emitter<'_>, row: Value) -> Self {
-        let Shape { micro, rows, panels, .. } = self.shape;
+        let QueryTiles { micro, rows, panels, .. } = self.shape;
         if panels == 1 {
             return *self;
         }

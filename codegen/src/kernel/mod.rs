@@ -3,11 +3,15 @@
 //! The schedule makes kernels, `lower` turns each into one function of the program's kernel ABI. Tile axes are the axes
 //! that [`Kernel::tile_axes`] gives, in order, row-major; a kernel loops over the others itself.
 
+mod attention;
+
 use lapidary_ir::{DType, Dim, Id, Op, Program};
 use lapidary_runtime::program::Tiles;
 
 use crate::micro::Microkernel;
 use crate::view::{Base, Capacity, View};
+
+pub use attention::{AttentionWay, QueryTiles};
 
 /// One elementwise operator: reads element `i` of each input, writes element `i` of the output.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -249,8 +253,8 @@ pub enum Body {
         /// Parts of a row's keys that are tiles of their own, if more than 1: then the output is what
         /// [`Body::MergeAttention`] reads, (T, H, parts, width).
         parts: usize,
-        /// Whether calls of many rows may round both products' factors to bf16.
-        rounded: bool,
+        /// By which loops.
+        way: AttentionWay,
     },
     /// parts (T, H, parts, width) of an attention, pos i32 (T); output (H, T, D): the parts' sums over their
     /// denominators'.
