@@ -358,7 +358,19 @@ fn bench_measures_what_it_says() {
 /// Of N sequences a step reads every weight once, and N times the keys and values.
 #[test]
 fn bench_decodes_several_sequences_at_once() {
-    let args = ["bench", "--prompt-tokens", "1", "--gen-tokens", "2", "--depth", "30", "--repeat", "1"];
+    let args = [
+        "bench",
+        "--context",
+        "512",
+        "--prompt-tokens",
+        "1",
+        "--gen-tokens",
+        "2",
+        "--depth",
+        "30",
+        "--repeat",
+        "1",
+    ];
     let found = lapidary(&[&args[..], &["--sequences", "1,3,40", "--kernels", "--json"]].concat()).json();
     let decode: Vec<_> = found["results"].as_array().unwrap().iter().skip(1).collect();
     let figure = |at: usize, name: &str| decode[at][name].as_f64().unwrap();
