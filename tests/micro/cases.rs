@@ -68,7 +68,7 @@ fn dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
             let (x, values) = match micro.operands {
                 DType::Q8 => {
                     let (bytes, rows): (Vec<_>, _) =
-                        (0..xs).map(|_| rounded_x(is_paired(micro, dtype), k, source)).unzip();
+                        (0..xs).map(|_| rounded_x(micro, dtype, k, source)).unzip();
                     (bytes.concat(), rows)
                 }
                 _ => source.rows(DType::F32, xs, k, 4 * pad),
@@ -116,7 +116,7 @@ fn block_dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
         }
         for blocks in (1..=9).chain([16, 21]) {
             let k = blocks * format.block;
-            let (x, values) = rounded_x(is_paired(micro, dtype), k, source);
+            let (x, values) = rounded_x(micro, dtype, k, source);
             let row = source.row(dtype, k);
             let want = dot(0.0, row.values.iter().zip(values.iter().copied()));
             cases.push(Case {
@@ -136,18 +136,22 @@ fn is_paired(micro: &Microkernel, weights: DType) -> bool {
 
 /// A row of x rounded to 8 bits: quants, if asked both first halves of a pair of blocks, then both second halves;
 /// scales; sums.
-fn rounded_x(paired: bool, k: usize, source: &mut Source) -> (Vec<u8>, Vec<f64>) {
+fn rounded_x(micro: &Microkernel, weights: DType, k: usize, source: &mut Source) -> (Vec<u8>, Vec<f64>) {
     let quants: Vec<i64> = (0..k).map(|_| source.quant(-127, 127)).collect();
     let scales: Vec<f32> = (0..k / BLOCK).map(|_| source.scale()).collect();
     let mut bytes = vec![0; int8_quant_bytes(k)];
     for (i, &quant) in quants.iter().enumerate() {
         let (pair, block, half, rest) = (i / 64, i / 32 % 2, i / 16 % 2, i % 16);
-        let at = if paired { 64 * pair + 32 * half + 16 * block + rest } else { i };
+        let at = if is_paired(micro, weights) { 64 * pair + 32 * half + 16 * block + rest } else { i };
         bytes[at] = quant as i8 as u8;
     }
     bytes.extend(float_bytes(&scales));
     for block in quants.chunks(BLOCK) {
-        bytes.extend((block.iter().sum::<i64>() as i32).to_le_bytes());
+        let sum = block.iter().sum::<i64>() as i32;
+        match micro.emit {
+            Emit::RawDot(_) => bytes.extend((micro::MAGIC + 8.0 * sum as f32).to_le_bytes()),
+            _ => bytes.extend(sum.to_le_bytes()),
+        }
     }
     bytes.resize(int8_row_bytes(k), 0);
     (bytes, quants.iter().enumerate().map(|(i, &q)| q as f64 * f64::from(scales[i / BLOCK])).collect())

@@ -314,7 +314,8 @@ impl Job<'_> {
         match self.x {
             Operand::Rows { int8: Some(scratch), .. } => {
                 let paired = matches!(self.linear.micro.emit, Emit::PairedDot(_)) && weights == DType::Q4;
-                round_rows(e, x, stride, rows, Rounding { k, paired }, scratch);
+                let magic = matches!(self.linear.micro.emit, Emit::RawDot(_));
+                round_rows(e, x, stride, rows, Rounding { k, paired, magic }, scratch);
             }
             Operand::Lanes { rounded: Some(scratch), .. } => round_lane_rows(e, x, stride, rows, k, scratch),
             Operand::Rows { .. } | Operand::Lanes { .. } | Operand::Packed { .. } => {}

@@ -15,6 +15,8 @@ pub(super) struct Rounding {
     pub(super) k: usize,
     /// Whether quants lie in pairs of blocks.
     pub(super) paired: bool,
+    /// Whether sums are held times 8, beside a float: see [`micro::int8_row_bytes`].
+    pub(super) magic: bool,
 }
 
 /// Rounds rows of x to 8 bits in blocks, as [`micro::int8_row_bytes`] lays them out: a block's largest magnitude
@@ -24,7 +26,7 @@ pub(super) fn round_rows(
     x: Value,
     stride: i64,
     rows: Value,
-    Rounding { k, paired }: Rounding,
+    Rounding { k, paired, magic }: Rounding,
     to: Value,
 ) {
     let half = BLOCK as i64 / 2;
@@ -45,7 +47,14 @@ pub(super) fn round_rows(
         let at = e.scale(b, 4);
         let at = e.b.ins().iadd(to, at);
         e.store(DType::F32, block.scale, at, quant_bytes, 1);
-        e.store_int(block.sum, at, quant_bytes + (k / BLOCK * 4) as i64, 1);
+        let sum = if magic {
+            let times = e.scale_int(block.sum, 8);
+            let base = e.splat_int(micro::MAGIC.to_bits() as i32);
+            e.b.ins().iadd(times, base)
+        } else {
+            block.sum
+        };
+        e.store_int(sum, at, quant_bytes + (k / BLOCK * 4) as i64, 1);
     });
 }
 

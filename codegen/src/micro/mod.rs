@@ -493,8 +493,11 @@ pub fn int8_quant_bytes(k: usize) -> usize {
     k.next_multiple_of(2 * BLOCK)
 }
 
+/// 1.5 times 2^23: this and an integer below 2^22 is a float whose bits are this one's and the integer.
+pub const MAGIC: f32 = 12_582_912.0;
+
 /// Bytes of a row of x rounded to 8 bits: quants, then for each block its scale (f32), then for each block the sum of
-/// its quants (i32); a multiple of 64. Quants lie as they follow one another, or in pairs of blocks as
+/// its quants (i32), or for [`Emit::RawDot`] 8 times that and [`MAGIC`] (f32); a multiple of 64. Quants lie as they follow one another, or in pairs of blocks as
 /// [`Emit::PairedDot`] reads them: the first halves of both, then their second halves.
 pub fn int8_row_bytes(k: usize) -> usize {
     (int8_quant_bytes(k) + k / BLOCK * 8).next_multiple_of(64)

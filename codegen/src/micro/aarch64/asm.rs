@@ -31,10 +31,14 @@ fn imm9(value: i32) -> u32 {
     (value as u32 & 0x1ff) << 12
 }
 
-/// A 12-bit unsigned offset that counts elements of `size` bytes.
-fn offset(bytes: i32, size: i32) -> u32 {
+/// An offset: of 9 bits, signed, where that is enough, for some CPUs take longer for the other (`word` but for a bit):
+/// 12 bits, unsigned, that count elements of `size` bytes.
+fn offset(word: u32, bytes: i32, size: i32) -> u32 {
+    if (-256..256).contains(&bytes) {
+        return word & !(1 << 24) | imm9(bytes);
+    }
     assert!(bytes % size == 0 && (0..1 << 12).contains(&(bytes / size)), "offset {bytes} of {size}");
-    ((bytes / size) as u32) << 10
+    word | ((bytes / size) as u32) << 10
 }
 
 /// A 7-bit signed offset of a pair of registers of `size` bytes.
@@ -80,13 +84,13 @@ macro_rules! of_an_element {
     };
 }
 
-/// Methods of a register in memory, an address and its unsigned offset.
+/// Methods of a register in memory, an address and an offset.
 macro_rules! of_an_offset {
     ($($(#[$doc:meta])* $name:ident = $word:literal, $size:literal;)*) => {
         impl Assembler {
             $($(#[$doc])*
             pub(super) fn $name(&mut self, t: u32, n: u32, bytes: i32) {
-                self.put($word | offset(bytes, $size) | at(n, 5) | at(t, 0));
+                self.put(offset($word, bytes, $size) | at(n, 5) | at(t, 0));
             })*
         }
     };
@@ -97,10 +101,10 @@ of_two_sources! {
     and = 0x4e20_1c00;
     /// `sub vd.16b, vn.16b, vm.16b`
     sub_bytes = 0x6e20_8400;
+    /// `add vd.4s, vn.4s, vm.4s`
+    add_words = 0x4ea0_8400;
     /// `addp vd.4s, vn.4s, vm.4s`
     add_pairs = 0x4ea0_bc00;
-    /// `mls vd.4s, vn.4s, vm.4s`
-    multiply_subtract_words = 0x6ea0_9400;
     /// `sdot vd.4s, vn.16b, vm.16b` (FEAT_DotProd)
     sdot = 0x4e80_9400;
     /// `smmla vd.4s, vn.16b, vm.16b` (FEAT_I8MM)
@@ -119,12 +123,10 @@ of_two_sources! {
     multiply_add = 0x4e20_cc00;
     /// `fadd vd.4s, vn.4s, vm.4s`
     add_floats = 0x4e20_d400;
+    /// `fsub vd.4s, vn.4s, vm.4s`
+    subtract_floats = 0x4ea0_d400;
     /// `faddp vd.4s, vn.4s, vm.4s`
     add_float_pairs = 0x6e20_d400;
-    /// `zip1 vd.8h, vn.8h, vm.8h`
-    zip_lower_halves = 0x4e40_3800;
-    /// `zip2 vd.8h, vn.8h, vm.8h`
-    zip_upper_halves = 0x4e40_7800;
     /// `zip1 vd.4s, vn.4s, vm.4s`
     zip_lower_words = 0x4e80_3800;
     /// `zip2 vd.4s, vn.4s, vm.4s`
@@ -135,8 +137,6 @@ of_two_sources! {
     zip_upper = 0x4ec0_7800;
     /// `ldr dd, [xn, xm]`
     load_d_at = 0xfc60_6800;
-    /// `ldr sd, [xn, xm]`
-    load_s_at = 0xbc60_6800;
     /// `add xd, xn, xm`
     add = 0x8b00_0000;
 }
@@ -148,6 +148,8 @@ of_one_source! {
     convert_to_float = 0x4e21_d800;
     /// `shll vd.4s, vn.4h, #16`: bf16 to f32.
     widen_bf16 = 0x2e61_3800;
+    /// `shll2 vd.4s, vn.8h, #16`
+    widen_upper_bf16 = 0x6e61_3800;
     /// `fcvtl vd.4s, vn.4h`: f16 to f32.
     widen_f16 = 0x0e21_7800;
     /// `fcvtl2 vd.4s, vn.8h`
@@ -166,6 +168,12 @@ of_one_source! {
     splat_word = 0x4e04_0400;
     /// `dup vd.2d, vn.d[0]`
     splat_double = 0x4e08_0400;
+    /// `dup vd.2d, vn.d[1]`
+    splat_upper_double = 0x4e18_0400;
+    /// `dup vd.4s, wn`
+    splat = 0x4e04_0c00;
+    /// `fmov sd, wn`: the other lanes are 0.
+    first_lane = 0x1e27_0000;
     /// `ld1 {vd.h}[2], [xn]`
     load_third_half = 0x0d40_5000;
     /// `ld1 {vd.s}[2], [xn]`
@@ -335,10 +343,9 @@ impl Assembler {
         self.put(0x4f00_e400 | (value >> 5) << 16 | (value & 31) << 5 | at(d, 0));
     }
 
-    /// `movi vd.4s, #value`
-    pub(super) fn splat_small(&mut self, d: u32, value: u8) {
-        let value = u32::from(value);
-        self.put(0x4f00_0400 | (value >> 5) << 16 | (value & 31) << 5 | at(d, 0));
+    /// `mov vd.16b, vn.16b`
+    pub(super) fn copy(&mut self, d: u32, n: u32) {
+        self.put(0x4ea0_1c00 | at(n, 16) | at(n, 5) | at(d, 0));
     }
 
     /// `faddp vd.4s, vn.4s, vn.4s`, then `faddp sd, vd.2s`: the four lanes' sum.

@@ -3,7 +3,7 @@
 use lapidary_ir::{BLOCK, DType};
 
 use super::asm::Assembler;
-use super::float::{Widened, widen};
+use super::float::widen;
 use crate::micro::{Code, Mix, Scores};
 
 /// Columns of a weighted sum that fit the registers with two heads' sums.
@@ -21,10 +21,9 @@ const COUNT: u32 = 4;
 /// The rows' addresses.
 const ROWS: u32 = 5;
 
-/// Vectors: what is widened, what it is multiplied by, what widening takes; sums. v8 to v15 are the caller's.
+/// Vectors: what is widened, what it is multiplied by; sums. v8 to v15 are the caller's.
 const VALUE: [u32; 2] = [0, 1];
 const FACTORS: u32 = 2;
-const WIDENED: Widened = Widened { zero: 6, nibble: 6, spare: 6 };
 const SCALE: u32 = 7;
 const SUMS: u32 = 16;
 
@@ -52,16 +51,17 @@ pub(crate) fn scores(scores: Scores) -> Code {
         }
     }
     (0..2 * heads * rows).for_each(|i| a.zero(SUMS + i as u32));
-    WIDENED.ready(a, dtype);
     a.mov(COUNT, (k / BLOCK) as u32);
     let again = a.label();
     let size = if dtype == DType::Q8 { 1 } else { dtype.bytes() as i32 };
     for eight in 0..BLOCK / STEP {
         for h in 0..heads as u32 {
-            a.load_pair(FACTORS + 2 * h, FACTORS + 2 * h + 1, query(h as usize), 32 * eight as i32);
+            for half in 0..2 {
+                a.load_q(FACTORS + 2 * h + half, query(h as usize), 32 * eight as i32 + 16 * half as i32);
+            }
         }
         for r in 0..rows {
-            widen(a, dtype, (key(r), (STEP * eight) as i32 * size), VALUE, WIDENED);
+            widen(a, dtype, (key(r), (STEP * eight) as i32 * size), VALUE);
             if dtype == DType::Q8 {
                 scale(a, scales(r), 0);
                 VALUE.into_iter().for_each(|value| a.multiply_element(value, value, (SCALE, 0)));
@@ -106,7 +106,6 @@ pub(crate) fn mix(mix: Mix) -> Code {
     a.step(scales, values, (k + column / BLOCK * 2) as i32);
     a.step(second, weights, weight_stride);
     a.step(other, c, c_stride);
-    WIDENED.ready(a, dtype);
     all().for_each(|(h, i)| a.load_q(sum(h, i), place(h), 16 * i as i32));
     let again = a.label();
     a.load_s_after(FACTORS, weights);
@@ -117,7 +116,7 @@ pub(crate) fn mix(mix: Mix) -> Code {
         if dtype == DType::Q8 && eight % (BLOCK / STEP) == 0 {
             scale(a, scales, (eight * STEP / BLOCK * 2) as i32);
         }
-        widen(a, dtype, (at, (STEP * eight) as i32 * size), VALUE, WIDENED);
+        widen(a, dtype, (at, (STEP * eight) as i32 * size), VALUE);
         if dtype == DType::Q8 {
             VALUE.into_iter().for_each(|value| a.multiply_element(value, value, (SCALE, 0)));
         }

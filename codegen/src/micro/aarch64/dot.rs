@@ -6,7 +6,7 @@
 use lapidary_ir::{BLOCK, DType};
 
 use super::asm::Assembler;
-use super::float::{Widened, widen};
+use super::float::{Nibbles, integers, widen};
 use crate::micro::{Code, Dot};
 
 const X: u32 = 0;
@@ -16,10 +16,10 @@ const COUNT: u32 = 3;
 /// First of the rows' addresses.
 const FREE: u32 = 4;
 
-/// Vectors: weights widened, x, and what widening takes; sums. v8 to v15 are the caller's.
+/// Vectors: x, weights widened, and what that takes; sums. v8 to v15 are the caller's.
 const XS: [u32; 2] = [0, 1];
 const WEIGHTS: [u32; 2] = [2, 3];
-const WIDENED: Widened = Widened { zero: 4, nibble: 5, spare: 6 };
+const NIBBLES: Nibbles = Nibbles { mask: 4, eight: 5 };
 const SCALE: u32 = 7;
 const PARTS: u32 = 16;
 const SUMS: u32 = 24;
@@ -37,7 +37,6 @@ pub(crate) fn dot_f32(dot: Dot) -> Code {
     (0..xs).for_each(|t| a.step(x(t), X, t as i32 * dot.x_stride));
     (0..rows).for_each(|r| a.step(w(r), W, r as i32 * row_bytes));
     (SUMS..SUMS + 8).for_each(|sum| a.zero(sum));
-    WIDENED.ready(a, dtype);
     let sum = |t: usize, r: usize, half: usize| SUMS + (2 * (t * rows + r) + half) as u32;
     if dtype.is_quantised() {
         quantised(a, dot, &|r| w(r), &|r| FREE + (xs + rows + r) as u32, &|r| sum(0, r, 0));
@@ -47,19 +46,35 @@ pub(crate) fn dot_f32(dot: Dot) -> Code {
             (0..xs).for_each(|t| a.step(x(t), x(t), 4 * n as i32));
             (0..rows).for_each(|r| a.step(w(r), w(r), size * n as i32));
         };
-        if k >= STEP {
-            a.mov(COUNT, (k / STEP) as u32);
-            let again = a.label();
+        let load = |a: &mut Assembler, t: usize, at: usize| {
+            (0..2).for_each(|half| a.load_q(XS[half], x(t), (4 * at + 16 * half) as i32));
+        };
+        let eight = |a: &mut Assembler, at: usize| {
+            if xs == 1 {
+                load(a, 0, at);
+            }
             for r in 0..rows {
-                widen(a, dtype, (w(r), 0), WEIGHTS, WIDENED);
+                widen(a, dtype, (w(r), size * at as i32), WEIGHTS);
                 for t in 0..xs {
-                    a.load_pair(XS[0], XS[1], x(t), 0);
+                    if xs > 1 {
+                        load(a, t, at);
+                    }
                     (0..2).for_each(|half| a.multiply_add(sum(t, r, half), XS[half], WEIGHTS[half]));
                 }
             }
-            next(a, STEP);
+        };
+        // Two steps a turn; the last one is taken alone if their number is odd.
+        if k >= 2 * STEP {
+            a.mov(COUNT, (k / (2 * STEP)) as u32);
+            let again = a.label();
+            [0, STEP].into_iter().for_each(|at| eight(a, at));
+            next(a, 2 * STEP);
             a.subs(COUNT, COUNT, 1);
             a.branch_if_not_equal(again);
+        }
+        if k / STEP % 2 == 1 {
+            eight(a, 0);
+            next(a, STEP);
         }
         let mut left = k % STEP;
         while left > 0 {
@@ -114,12 +129,13 @@ fn quantised(
     let bytes = (dtype.row_bytes(k) - k / BLOCK * 2) as i32;
     let x = FREE;
     (0..rows).for_each(|r| a.step(scales(r), w(r), bytes));
+    NIBBLES.ready(a);
     a.mov(COUNT, (k / BLOCK) as u32);
     let again = a.label();
     let part = |r: usize, half: usize| PARTS + (2 * r + half) as u32;
     (0..2 * rows).for_each(|i| a.zero(PARTS + i as u32));
     for eight in 0..BLOCK / STEP {
-        a.load_pair(XS[0], XS[1], x, 32 * eight as i32);
+        (0..2).for_each(|half| a.load_q(XS[half], x, 32 * eight as i32 + 16 * half as i32));
         for r in 0..rows {
             let at = match dtype {
                 // The second half of the elements are the bytes' upper halves.
@@ -128,9 +144,9 @@ fn quantised(
             };
             a.load_d(WEIGHTS[0], w(r), at);
             if dtype == DType::Q4 {
-                WIDENED.nibbles(a, WEIGHTS[0], eight >= BLOCK / STEP / 2);
+                NIBBLES.split(a, WEIGHTS[0], eight >= BLOCK / STEP / 2);
             }
-            WIDENED.integers(a, WEIGHTS);
+            integers(a, WEIGHTS);
             (0..2).for_each(|half| a.multiply_add(part(r, half), XS[half], WEIGHTS[half]));
         }
     }

@@ -2,8 +2,9 @@
 //!
 //! Four blocks at a time. A block's products are summed exactly in i32 and the four sums brought to a lane each; these
 //! are scaled by both blocks' scales and added up in f32, so that a result has four sums, which are added up across at
-//! the end. Weights are read and unpacked once for all rows of x. Those of 4 bits stay unsigned, and 8 times the sum of
-//! the block's x is taken off again.
+//! the end. Weights are read and unpacked once for all rows of x. Sums begin at the bits of a float ([`MAGIC`]): that
+//! taken off, they are floats. Weights of 4 bits stay unsigned, and what is taken off has 8 times the sum of the block's
+//! x in it.
 //!
 //! `sdot` adds up four products a lane; without it they are multiplied to 16 bits (`smull`), of which as many are added
 //! up as fit.
@@ -11,10 +12,11 @@
 use lapidary_ir::{BLOCK, DType};
 
 use super::asm::Assembler;
-use crate::micro::{self, Code, Dot};
+use crate::micro::{self, Code, Dot, MAGIC};
 
-/// Blocks that are scaled at a time.
+/// Blocks that are scaled at a time, and groups of a turn of the loop.
 const GROUP: usize = 4;
+const TURN: usize = 2;
 
 /// Operands, as the procedure call standard passes them, and registers that are free.
 const X: u32 = 0;
@@ -26,8 +28,9 @@ const FREE: u32 = 3;
 const PRODUCTS: u32 = 0;
 const XS: u32 = 4;
 const WEIGHTS: u32 = 16;
+/// The mask of nibbles; of weights of 8 bits [`MAGIC`].
 const NIBBLE: u32 = 24;
-const EIGHT: u32 = 25;
+const START: u32 = 25;
 const SCALE: u32 = 26;
 const UPPER: u32 = 27;
 const SUMS: u32 = 28;
@@ -46,12 +49,10 @@ pub(crate) fn dot_smull(dot: Dot) -> Code {
 struct Products {
     dot: Dot,
     has_sdot: bool,
-    /// Registers: for each row of x its quants and scales, for each weight row its quants and scales.
-    xs: Vec<(u32, u32)>,
+    /// Registers: for each row of x its quants, scales and sums, for each weight row its quants and scales.
+    xs: Vec<[u32; 3]>,
     rows: Vec<(u32, u32)>,
-    /// Registers: bytes from a row's scales to its sums; how many groups are left; one to spare.
-    sums_at: u32,
-    count: u32,
+    /// A register to spare.
     spare: u32,
 }
 
@@ -61,20 +62,15 @@ fn dot_of(dot: Dot, has_sdot: bool) -> Code {
     let a = &mut Assembler::default();
     let mut free = FREE..18;
     let mut take = || free.next().unwrap_or_else(|| unreachable!("as many rows as registers hold"));
-    let [sums_at, count, spare] = [take(), take(), take()];
-    let mut both = || (take(), take());
-    let products = Products {
-        dot,
-        has_sdot,
-        xs: (0..xs).map(|_| both()).collect(),
-        rows: (0..rows).map(|_| both()).collect(),
-        sums_at,
-        count,
-        spare,
-    };
-    for (t, &(quants, scales)) in (0..).zip(&products.xs) {
+    let [count, spare] = [take(), take()];
+    // The first rows keep the operands' registers.
+    let xs_at = (0..xs).map(|t| [if t == 0 { X } else { take() }, take(), take()]).collect();
+    let rows_at = (0..rows).map(|r| (if r == 0 { W } else { take() }, take())).collect();
+    let products = Products { dot, has_sdot, xs: xs_at, rows: rows_at, spare };
+    for (t, &[quants, scales, sums]) in (0..).zip(&products.xs) {
         a.step(quants, X, t * dot.x_stride);
         a.step(scales, quants, micro::int8_quant_bytes(k) as i32);
+        a.step(sums, scales, 4 * blocks as i32);
     }
     for (r, &(quants, scales)) in (0..).zip(&products.rows) {
         a.step(quants, W, r * row_bytes);
@@ -83,18 +79,27 @@ fn dot_of(dot: Dot, has_sdot: bool) -> Code {
     (0..(xs * rows) as u32).for_each(|sum| a.zero(SUMS + sum));
     if dtype == DType::Q4 {
         a.splat_bytes(NIBBLE, 0x0f);
-        a.splat_small(EIGHT, 8);
-        a.mov(sums_at, 4 * blocks as u32);
     }
-    if blocks >= GROUP {
-        a.mov(products.count, (blocks / GROUP) as u32);
+    a.mov(spare, MAGIC.to_bits());
+    if dtype != DType::Q4 {
+        a.splat(NIBBLE, spare);
+    }
+    if has_sdot {
+        a.first_lane(START, spare);
+    } else {
+        a.splat(START, spare);
+    }
+    let turn = GROUP * TURN;
+    if blocks >= turn {
+        a.mov(count, (blocks / turn) as u32);
         let again = a.label();
-        products.blocks(a, GROUP);
+        (0..TURN).for_each(|group| products.blocks(a, group, GROUP));
         products.next(a);
+        a.subs(count, count, 1);
         a.branch_if_not_equal(again);
     }
-    if !blocks.is_multiple_of(GROUP) {
-        products.blocks(a, blocks % GROUP);
+    for group in 0..(blocks % turn).div_ceil(GROUP) {
+        products.blocks(a, group, GROUP.min(blocks % turn - group * GROUP));
     }
     for t in 0..xs {
         for r in 0..rows {
@@ -108,52 +113,69 @@ fn dot_of(dot: Dot, has_sdot: bool) -> Code {
 }
 
 impl Products {
-    /// Steps on by a group, and counts it.
-    fn next(&self, a: &mut Assembler) {
-        let bytes = self.dot.dtype.row_bytes(BLOCK) - 2;
-        for &(quants, scales) in &self.xs {
-            a.step(quants, quants, (GROUP * BLOCK) as i32);
-            a.step(scales, scales, 4 * GROUP as i32);
-        }
-        for &(quants, scales) in &self.rows {
-            a.step(quants, quants, (GROUP * bytes) as i32);
-            a.step(scales, scales, 2 * GROUP as i32);
-        }
-        a.subs(self.count, self.count, 1);
+    /// Bytes of a block's quants.
+    fn bytes(&self) -> usize {
+        self.dot.dtype.row_bytes(BLOCK) - 2
     }
 
-    /// So many blocks, at most a group, of all rows.
-    fn blocks(&self, a: &mut Assembler, blocks: usize) {
+    /// Steps on by a turn.
+    fn next(&self, a: &mut Assembler) {
+        let step = |a: &mut Assembler, register: u32, bytes: usize| {
+            a.step(register, register, (TURN * GROUP * bytes) as i32);
+        };
+        for &[quants, scales, sums] in &self.xs {
+            step(a, quants, BLOCK);
+            step(a, scales, 4);
+            if self.dot.dtype == DType::Q4 {
+                step(a, sums, 4);
+            }
+        }
+        for &(quants, scales) in &self.rows {
+            step(a, quants, self.bytes());
+            step(a, scales, 2);
+        }
+    }
+
+    /// So many blocks, at most a group, of all rows, so many groups on.
+    fn blocks(&self, a: &mut Assembler, group: usize, blocks: usize) {
         for (r, &(quants, scales)) in self.rows.iter().enumerate() {
             for b in 0..blocks as u32 {
                 let (low, high) = (WEIGHTS + 2 * b, WEIGHTS + 2 * b + 1);
+                let at = ((group * GROUP + b as usize) * self.bytes()) as i32;
+                a.load_q(low, quants, at);
                 if self.dot.dtype == DType::Q4 {
                     // The upper half of a block lies in the high nibbles.
-                    a.load_q(low, quants, 16 * b as i32);
                     a.high_nibbles(high, low);
                     a.and(low, low, NIBBLE);
                 } else {
-                    a.load_pair(low, high, quants, 32 * b as i32);
+                    a.load_q(high, quants, at + 16);
                 }
             }
+            let at = (2 * group * GROUP) as i32;
             match blocks {
-                1 => a.load_h(SCALE, scales, 0),
-                2 | 3 => a.load_s(SCALE, scales, 0),
-                _ => a.load_d(SCALE, scales, 0),
+                1 => a.load_h(SCALE, scales, at),
+                2 | 3 => a.load_s(SCALE, scales, at),
+                _ => a.load_d(SCALE, scales, at),
             }
             if blocks == 3 {
-                a.step(self.spare, scales, 4);
+                a.step(self.spare, scales, at + 4);
                 a.load_third_half(SCALE, self.spare);
             }
             a.widen_bf16(SCALE, SCALE);
             for (t, &x) in self.xs.iter().enumerate() {
-                self.meet(a, blocks, x, SUMS + (t * self.rows.len() + r) as u32);
+                self.meet(a, (group, blocks), x, SUMS + (t * self.rows.len() + r) as u32);
             }
         }
     }
 
     /// A row of x against the blocks in registers.
-    fn meet(&self, a: &mut Assembler, blocks: usize, (quants, scales): (u32, u32), sum: u32) {
+    fn meet(
+        &self,
+        a: &mut Assembler,
+        (group, blocks): (usize, usize),
+        [quants, scales, sums]: [u32; 3],
+        sum: u32,
+    ) {
         let is_q4 = self.dot.dtype == DType::Q4;
         for b in 0..GROUP as u32 {
             let product = PRODUCTS + b;
@@ -163,9 +185,11 @@ impl Products {
             }
             let (low, high) = (WEIGHTS + 2 * b, WEIGHTS + 2 * b + 1);
             let (first, second) = (XS + 2 * (b % 2), XS + 2 * (b % 2) + 1);
-            a.load_pair(first, second, quants, 32 * b as i32);
+            let at = ((group * GROUP + b as usize) * BLOCK) as i32;
+            a.load_q(first, quants, at);
+            a.load_q(second, quants, at + 16);
             if self.has_sdot {
-                a.zero(product);
+                a.copy(product, START);
                 a.sdot(product, low, first);
                 a.sdot(product, high, second);
                 continue;
@@ -189,26 +213,30 @@ impl Products {
         a.add_pairs(p, p, q);
         a.add_pairs(r, r, s);
         a.add_pairs(p, p, r);
-        if is_q4 {
-            a.add(self.spare, scales, self.sums_at);
-            self.of_blocks(a, XS, self.spare, blocks);
-            a.multiply_subtract_words(p, XS, EIGHT);
+        if !self.has_sdot {
+            a.add_words(p, p, START);
         }
-        a.convert_to_float(p, p);
-        self.of_blocks(a, XS + 1, scales, blocks);
+        let at = (4 * group * GROUP) as i32;
+        if is_q4 {
+            self.of_blocks(a, XS, (sums, at), blocks);
+            a.subtract_floats(p, p, XS);
+        } else {
+            a.subtract_floats(p, p, NIBBLE);
+        }
+        self.of_blocks(a, XS + 1, (scales, at), blocks);
         a.multiply(XS + 1, XS + 1, SCALE);
         a.multiply_add(sum, p, XS + 1);
     }
 
     /// A word of each of so many blocks; those missing in a group are 0. Clobbers the spare register.
-    fn of_blocks(&self, a: &mut Assembler, to: u32, from: u32, blocks: usize) {
+    fn of_blocks(&self, a: &mut Assembler, to: u32, (from, at): (u32, i32), blocks: usize) {
         match blocks {
-            1 => a.load_s(to, from, 0),
-            2 | 3 => a.load_d(to, from, 0),
-            _ => a.load_q(to, from, 0),
+            1 => a.load_s(to, from, at),
+            2 | 3 => a.load_d(to, from, at),
+            _ => a.load_q(to, from, at),
         }
         if blocks == 3 {
-            a.step(self.spare, from, 8);
+            a.step(self.spare, from, at + 8);
             a.load_third_word(to, self.spare);
         }
     }

@@ -4,44 +4,37 @@ use lapidary_ir::DType;
 
 use super::asm::Assembler;
 
-/// Registers that widening takes: zero, for bf16; what nibbles are masked by, then 8 a byte in the one to spare.
+/// Registers that widening nibbles takes: their mask, and 8 in each byte.
 #[derive(Clone, Copy)]
-pub(super) struct Widened {
-    pub(super) zero: u32,
-    pub(super) nibble: u32,
-    pub(super) spare: u32,
+pub(super) struct Nibbles {
+    pub(super) mask: u32,
+    pub(super) eight: u32,
 }
 
-impl Widened {
+impl Nibbles {
     /// Fills them.
-    pub(super) fn ready(self, a: &mut Assembler, dtype: DType) {
-        match dtype {
-            DType::BF16 => a.zero(self.zero),
-            DType::Q4 => {
-                a.splat_bytes(self.nibble, 0x0f);
-                a.splat_bytes(self.spare, 8);
-            }
-            _ => {}
-        }
+    pub(super) fn ready(self, a: &mut Assembler) {
+        a.splat_bytes(self.mask, 0x0f);
+        a.splat_bytes(self.eight, 8);
     }
 
     /// Bytes of nibbles to the lower, or the upper, less 8.
-    pub(super) fn nibbles(self, a: &mut Assembler, v: u32, upper: bool) {
+    pub(super) fn split(self, a: &mut Assembler, v: u32, upper: bool) {
         match upper {
             true => a.high_nibbles(v, v),
-            false => a.and(v, v, self.nibble),
+            false => a.and(v, v, self.mask),
         }
-        a.sub_bytes(v, v, self.spare);
+        a.sub_bytes(v, v, self.eight);
     }
+}
 
-    /// Eight bytes in the first register to f32 in both.
-    pub(super) fn integers(self, a: &mut Assembler, [first, second]: [u32; 2]) {
-        a.widen_bytes(first, first);
-        a.widen_upper_halves(second, first);
-        a.widen_halves(first, first);
-        a.convert_to_float(first, first);
-        a.convert_to_float(second, second);
-    }
+/// Eight bytes in the first register to f32 in both.
+pub(super) fn integers(a: &mut Assembler, [first, second]: [u32; 2]) {
+    a.widen_bytes(first, first);
+    a.widen_upper_halves(second, first);
+    a.widen_halves(first, first);
+    a.convert_to_float(first, first);
+    a.convert_to_float(second, second);
 }
 
 /// Eight elements at an address to f32 in two registers; of q8 without their scale.
@@ -50,13 +43,12 @@ pub(super) fn widen(
     dtype: DType,
     (address, bytes): (u32, i32),
     [first, second]: [u32; 2],
-    registers: Widened,
 ) {
     match dtype {
         DType::BF16 => {
             a.load_q(first, address, bytes);
-            a.zip_upper_halves(second, registers.zero, first);
-            a.zip_lower_halves(first, registers.zero, first);
+            a.widen_upper_bf16(second, first);
+            a.widen_bf16(first, first);
         }
         DType::F16 => {
             a.load_q(first, address, bytes);
@@ -65,8 +57,11 @@ pub(super) fn widen(
         }
         DType::Q8 => {
             a.load_d(first, address, bytes);
-            registers.integers(a, [first, second]);
+            integers(a, [first, second]);
         }
-        _ => a.load_pair(first, second, address, bytes),
+        _ => {
+            a.load_q(first, address, bytes);
+            a.load_q(second, address, bytes + 16);
+        }
     }
 }

@@ -1,24 +1,27 @@
 //! Tiles in integers by `sdot` or `smmla`: x rounded to 8 bits in blocks, against quantised weight rows held signed.
 //!
 //! A block's products are summed exactly in i32, then scaled by x's scale and the weights' and added up in f32. Both
-//! instructions do that in the same order, so that a result has the same bits.
+//! instructions do that in the same order, so that a result has the same bits. Sums begin at the bits of a float
+//! ([`MAGIC`]): that taken off, they are floats, sooner than by a conversion.
 
 use lapidary_ir::{BLOCK, DType};
 
 use super::asm::Assembler;
-use crate::micro::{Code, Held, Tile, Widen, tile_int8};
+use crate::micro::{Code, Held, MAGIC, Tile, Widen, tile_int8};
 
-/// Operands, as the procedure call standard passes them; then the weight rows' (or pairs') addresses.
+/// Operands, as the procedure call standard passes them; one to spare; the weight rows' (or pairs') addresses.
 const X: u32 = 0;
 const W: u32 = 1;
 const C: u32 = 2;
 const COUNT: u32 = 3;
 const ACCUMULATE: u32 = 4;
-const ROWS: u32 = 5;
+const SPARE: u32 = 5;
+const ROWS: u32 = 6;
 
-/// Vectors: weights, x, sums of f32, and of a block's products; v8 to v15 are the caller's.
+/// Vectors: weights, x, what sums begin at, sums of f32, and of a block's products. v8 to v15 are the caller's.
 const WEIGHTS: u32 = 0;
 const XS: u32 = 4;
+const START: u32 = 8;
 const TOTALS: u32 = 16;
 const SUMS: u32 = 24;
 
@@ -44,7 +47,7 @@ pub(crate) fn tile_sdot(tile: Tile) -> Code {
 
     let again = a.label();
     for sum in 0..index(tile.nr, 0) {
-        a.zero(SUMS + sum);
+        a.copy(SUMS + sum, START);
     }
     for half in 0..BLOCK / 16 {
         for first in (0..tile.nr).step_by(GROUP) {
@@ -72,7 +75,7 @@ pub(crate) fn tile_sdot(tile: Tile) -> Code {
         a.load_s(scale, ROWS + n as u32, BLOCK as i32);
         for v in 0..vectors {
             let sum = SUMS + index(n, v);
-            a.convert_to_float(sum, sum);
+            a.subtract_floats(sum, sum, START);
             a.multiply(sum, sum, XS + v as u32);
             a.multiply_add_element(TOTALS + index(n, v), sum, (scale, 0));
         }
@@ -81,6 +84,7 @@ pub(crate) fn tile_sdot(tile: Tile) -> Code {
     a.branch_if_not_equal(again);
 
     all().for_each(|(n, v)| a.store_q(TOTALS + index(n, v), C, c(n, v)));
+    a.give_back();
     a.ret();
     Ok(a.finish())
 }
@@ -107,7 +111,7 @@ pub(crate) fn tile_smmla(tile: Tile) -> Code {
 
     let again = a.label();
     for sum in 0..index(rows, 0) {
-        a.zero(SUMS + sum);
+        a.copy(SUMS + sum, START);
     }
     for step in 0..BLOCK / 8 {
         (0..rows).for_each(|n| a.load_q(WEIGHTS + n as u32, ROWS + n as u32, step as i32 * 16));
@@ -121,15 +125,16 @@ pub(crate) fn tile_smmla(tile: Tile) -> Code {
             }
         }
     }
-    for t in 0..columns {
-        a.load_d(XS + t as u32, X, t as i32 * 8);
-        a.splat_double(XS + t as u32, XS + t as u32);
+    for t in (0..columns as u32).step_by(2) {
+        a.load_q(XS + t, X, t as i32 * 8);
+        a.splat_upper_double(XS + t + 1, XS + t);
+        a.splat_double(XS + t, XS + t);
     }
     for n in 0..rows {
         a.load_q(WEIGHTS + n as u32, ROWS + n as u32, 2 * BLOCK as i32);
         for t in 0..columns {
             let sum = SUMS + index(n, t);
-            a.convert_to_float(sum, sum);
+            a.subtract_floats(sum, sum, START);
             a.multiply(sum, sum, XS + t as u32);
             a.multiply_add(TOTALS + index(n, t), sum, WEIGHTS + n as u32);
         }
@@ -143,12 +148,16 @@ pub(crate) fn tile_smmla(tile: Tile) -> Code {
         a.zip_upper(total, total, total);
         a.store_d(total, C, c(n, t) + tile.c_stride);
     }
+    a.give_back();
     a.ret();
     Ok(a.finish())
 }
 
 /// Starts the 8 registers of sums: from 0, or as `load` finds them.
 fn start(a: &mut Assembler, load: &mut dyn FnMut(&mut Assembler)) {
+    a.keep();
+    a.mov(SPARE, MAGIC.to_bits());
+    a.splat(START, SPARE);
     (TOTALS..SUMS).for_each(|total| a.zero(total));
     let fresh = a.forward_if_zero(ACCUMULATE);
     load(a);
