@@ -265,7 +265,7 @@ fn before(source: &mut Source, n: usize) -> (Vec<u8>, Vec<f32>) {
 
 fn tiles(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
     let mut cases = vec![];
-    // Elements of k in one step of x's panel.
+    // Elements of k in one step of k.
     let step = if micro.operands == DType::BF16 { 2 } else { 1 };
     let whole = step.max(micro.kr);
     let lengths: Vec<usize> = match micro.is_configured() {
@@ -274,20 +274,28 @@ fn tiles(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
     };
     for &(columns, nr) in micro.shapes {
         for (at, &k) in lengths.iter().enumerate() {
-            for accumulate in [false, true] {
+            let forms = if micro.has_fours() { vec![false, true] } else { vec![false] };
+            for (accumulate, fours) in
+                [false, true].into_iter().flat_map(|a| forms.iter().map(move |f| (a, *f)))
+            {
                 let pad = [0, 16][at % 2];
+                // Elements of a row of x that follow one another.
+                let run = if fours { 4 } else { step };
                 // Rows of x beyond the tile's columns hold NaN.
                 let mut x = vec![0xff; k * micro.mr * micro.operands.bytes()];
                 let (size, mut xs) = (micro.operands.bytes(), vec![vec![]; columns]);
                 for (t, values) in xs.iter_mut().enumerate() {
                     let row = source.row(micro.operands, k);
                     for (i, element) in row.bytes.chunks(size).enumerate() {
-                        let place = (i / step * micro.mr + t) * step + i % step;
+                        let place = (i / run * micro.mr + t) * run + i % run;
                         x[place * size..][..size].copy_from_slice(element);
                     }
                     *values = row.values;
                 }
-                let (weights, ws) = source.rows(micro.operands, nr, k, pad * size);
+                let (mut weights, ws) = source.rows(micro.operands, nr, k, pad * size);
+                if fours {
+                    weights = in_fours(&weights, (k + pad) * size, k);
+                }
                 let c_row = micro.mr + pad;
                 let (c, old) = before(source, nr * c_row);
                 let mut want = vec![None; nr * c_row];
@@ -306,6 +314,7 @@ fn tiles(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
                     weight_stride: ((k + pad) * size) as i32,
                     c_stride: c_row as i32 * 4,
                     ahead: if micro.is_configured() { 1024 * pad as i32 } else { 0 },
+                    fours,
                 };
                 cases.push(Case {
                     raw: Raw::Tile(tile),
@@ -322,6 +331,18 @@ fn tiles(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
         }
     }
     cases
+}
+
+/// Rows of bf16 in pairs, four elements of each in turn.
+fn in_fours(rows: &[u8], stride: usize, k: usize) -> Vec<u8> {
+    let mut zipped = vec![0xff; rows.len()];
+    for (n, row) in rows.chunks(stride).enumerate() {
+        for (i, four) in row[..2 * k].chunks(8).enumerate() {
+            let at = n / 2 * 2 * stride + n % 2 * 8 + 16 * i;
+            zipped[at..at + 8].copy_from_slice(four);
+        }
+    }
+    zipped
 }
 
 fn integer_tiles(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
@@ -406,6 +427,7 @@ fn integer_tile(
             weight_stride,
             c_stride,
             ahead: 0,
+            fours: false,
         }),
         operands: vec![
             Operand::In(x),

@@ -312,11 +312,28 @@ impl Emitter<'_> {
 
     /// Stores four pairs of bf16: lane i of `first` beside lane i of `second`, rounded.
     pub fn store_pairs(&mut self, first: Value, second: Value, address: Value, byte_offset: i64) {
+        let both = self.pairs(first, second);
+        self.b.ins().store(MemFlagsData::new().with_notrap(), both, address, byte_offset as i32);
+    }
+
+    /// Four pairs of bf16 (I32X4): lane i of `first` below lane i of `second`, rounded.
+    fn pairs(&mut self, first: Value, second: Value) -> Value {
         let (low, high) = (self.narrow_bf16(first), self.narrow_bf16(second));
         let by = self.b.ins().iconst(I32, 16);
         let high = self.b.ins().ishl(high, by);
-        let both = self.b.ins().bor(low, high);
-        self.b.ins().store(MemFlagsData::new().with_notrap(), both, address, byte_offset as i32);
+        self.b.ins().bor(low, high)
+    }
+
+    /// Stores four fours of bf16, one after another: lane i of each value, rounded.
+    pub fn store_fours(&mut self, [a, b, c, d]: [Value; 4], address: Value) {
+        let [first, second] = [(a, b), (c, d)].map(|(low, high)| {
+            let pairs = self.pairs(low, high);
+            self.bitcast(F32X4, pairs)
+        });
+        for (lanes, byte) in [([0, 4, 1, 5], 0), ([2, 6, 3, 7], 16)] {
+            let fours = self.shuffle(first, second, lanes);
+            self.store(DType::F32, fours, address, byte, 4);
+        }
     }
 
     /// Stores one half of four pairs of bf16: of an even index the first, with a second of 0, else the second.

@@ -10,7 +10,7 @@ use lapidary_ir::{BLOCK, DType};
 
 use super::linear::fixed;
 use crate::emit::{BlockRow, Emitter, Features};
-use crate::micro::{self, Microkernel, Raw, Widen};
+use crate::micro::{self, Held, Microkernel, Raw, Widen};
 use crate::view::View;
 
 /// Bytes of a widened weight row of bf16 in scratch, and a little more, lest rows share cache sets.
@@ -58,7 +58,8 @@ pub(super) fn hold(
         let row = e.min(row, last);
         let base = e.base(weight);
         let row = e.step(weight, 0, base, row);
-        let at = match micro.held() {
+        let held = if micro.has_fours() { Some(Held::Pairs) } else { micro.held() };
+        let at = match held {
             Some(held) => held.row(e, n, stride as i64),
             None => e.scale(n, stride as i64),
         };
@@ -77,14 +78,38 @@ pub(super) fn hold_row(
     to: Value,
     micro: &Microkernel,
 ) {
-    let operands = micro.operands;
     if let Some((_, raw)) = widening(weight, micro, &e.features) {
-        widen_row(e, weight, raw, row, (from, length), to, operands);
+        widen_row(e, weight, raw, row, (from, length), to, Form::of(micro));
     } else if let Some(format) = weight.dtype.format() {
-        dequantise(e, BlockRow { format, address: row, k: fixed(weight, 1) }, from, length, to, operands);
+        dequantise(
+            e,
+            BlockRow { format, address: row, k: fixed(weight, 1) },
+            from,
+            length,
+            to,
+            Form::of(micro),
+        );
     } else {
         let row = e.step(weight, 1, row, from);
-        hold_floats(e, weight, row, length, to, operands);
+        hold_floats(e, weight, row, length, to, Form::of(micro));
+    }
+}
+
+/// What floats are held as: their type, and bytes from four of them to the next four over 4.
+#[derive(Clone, Copy)]
+struct Form {
+    operands: DType,
+    pitch: i64,
+}
+
+impl Form {
+    /// What a microkernel reads.
+    fn of(micro: &Microkernel) -> Form {
+        let size = match micro.operands {
+            DType::BF16 => 2,
+            _ => 4,
+        };
+        Form { operands: micro.operands, pitch: size * if micro.has_fours() { 2 } else { 1 } }
     }
 }
 
@@ -97,7 +122,7 @@ fn widen_row(
     row: Value,
     (from, length): (Value, Value),
     to: Value,
-    operands: DType,
+    form: Form,
 ) {
     let block = weight.dtype.format().map_or(BLOCK, |f| f.block);
     let log = i64::from(block.trailing_zeros());
@@ -120,14 +145,15 @@ fn widen_row(
     let done = e.scale(blocks, BLOCK as i64);
     let left = e.b.ins().isub(length, done);
     let row = e.step(weight, 1, row, done);
-    let at = e.scale(done, operands.bytes() as i64);
+    let at = e.scale(done, form.pitch);
     let to = e.b.ins().iadd(to, at);
-    hold_floats(e, weight, row, left, to, operands);
+    hold_floats(e, weight, row, left, to, form);
 }
 
 /// `length` floats as f32 or bf16. An odd length of bf16 is filled up with a 0.
-fn hold_floats(e: &mut Emitter<'_>, weight: &View, row: Value, length: Value, to: Value, operands: DType) {
-    let size = operands.bytes() as i64;
+fn hold_floats(e: &mut Emitter<'_>, weight: &View, row: Value, length: Value, to: Value, form: Form) {
+    let Form { operands, pitch } = form;
+    let fours = operands == DType::BF16 && pitch == 4;
     let zero = e.i64(0);
     let bytes = weight.dtype.bytes() as i64;
     let mask = e.i64(!15);
@@ -135,30 +161,31 @@ fn hold_floats(e: &mut Emitter<'_>, weight: &View, row: Value, length: Value, to
     e.for_range(zero, whole, 16, &[], |e, i, _| {
         let at = e.scale(i, bytes);
         let row = e.b.ins().iadd(row, at);
-        let at = e.scale(i, size);
+        let at = e.scale(i, pitch);
         let to = e.b.ins().iadd(to, at);
-        if weight.dtype == operands {
-            e.copy(row, to, 16 * size);
+        if weight.dtype == operands && !fours {
+            e.copy(row, to, 16 * pitch);
             return vec![];
         }
         let values: [Value; 4] =
             std::array::from_fn(|v| e.load_readonly(weight.dtype, row, v as i64 * 4 * bytes, 4));
         for (v, value) in values.into_iter().enumerate() {
-            e.store(operands, value, to, v as i64 * 4 * size, 4);
+            e.store(operands, value, to, v as i64 * 4 * pitch, 4);
         }
         vec![]
     });
-    e.for_range(whole, length, 1, &[], |e, i, _| {
+    let lanes = if fours { 4 } else { 1 };
+    e.for_range(whole, length, lanes as i64, &[], |e, i, _| {
         let at = e.scale(i, bytes);
         let row = e.b.ins().iadd(row, at);
-        let at = e.scale(i, size);
+        let at = e.scale(i, pitch);
         let to = e.b.ins().iadd(to, at);
-        let value = e.load_readonly(weight.dtype, row, 0, 1);
-        e.store(operands, value, to, 0, 1);
+        let value = e.load_readonly(weight.dtype, row, 0, lanes);
+        e.store(operands, value, to, 0, lanes);
         vec![]
     });
-    if operands == DType::BF16 {
-        let at = e.scale(length, size);
+    if operands == DType::BF16 && !fours {
+        let at = e.scale(length, pitch);
         let to = e.b.ins().iadd(to, at);
         let none = e.splat(0.0);
         e.store(operands, none, to, 0, 1);
@@ -166,10 +193,10 @@ fn hold_floats(e: &mut Emitter<'_>, weight: &View, row: Value, length: Value, to
 }
 
 /// Elements `from..from + length` of one quantised row; both are multiples of [`BLOCK`].
-fn dequantise(e: &mut Emitter<'_>, row: BlockRow, from: Value, length: Value, to: Value, operands: DType) {
+fn dequantise(e: &mut Emitter<'_>, row: BlockRow, from: Value, length: Value, to: Value, form: Form) {
     let (zero, step) = (e.i64(0), row.format.group.min(BLOCK));
     e.for_range(zero, length, step as i64, &[], |e, i, _| {
-        let at = e.scale(i, operands.bytes() as i64);
+        let at = e.scale(i, form.pitch);
         let to = e.b.ins().iadd(to, at);
         let first = e.b.ins().iadd(from, i);
         let group = e.load_group(row, first);
@@ -177,7 +204,7 @@ fn dequantise(e: &mut Emitter<'_>, row: BlockRow, from: Value, length: Value, to
             let at = e.offset(first, element);
             let quants = e.load_quants(row, at);
             let value = e.scaled(quants, group);
-            e.store(operands, value, to, element * operands.bytes() as i64, 4);
+            e.store(form.operands, value, to, element * form.pitch, 4);
         }
         vec![]
     });

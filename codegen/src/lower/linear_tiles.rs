@@ -18,7 +18,7 @@ use crate::view::View;
 pub(super) fn tiling(micro: &'static Microkernel, stored: DType) -> Tiling {
     let weights = if micro.operands.is_quantised() { stored } else { micro.operands };
     let (weight_stride, c_stride) = (weight_row(micro, stored), micro.mr * 4);
-    Tiling { micro, weights, weight_stride, c_stride, ahead: 0 }
+    Tiling { micro, weights, weight_stride, c_stride, ahead: 0, fours: micro.has_fours() }
 }
 
 /// Panels of calls that take blocks of weight rows whole: more of them would not stay in the second cache beside these.
@@ -33,7 +33,8 @@ pub(super) fn whole(micro: &'static Microkernel, weight: &View) -> Option<Tiling
     if micro.is_configured() && weight.dtype == micro.operands && weight.inner_stride() == 1 {
         let weight_stride = weight.step_bytes(0) as usize;
         let ahead = micro.block_rows() * weight_stride;
-        return Some(Tiling { micro, weights: micro.operands, weight_stride, c_stride, ahead });
+        let fours = micro.has_fours();
+        return Some(Tiling { micro, weights: micro.operands, weight_stride, c_stride, ahead, fours });
     }
     let weight_stride = held_row(micro, weight.dtype, k);
     let fits = micro.is_raw() && k > micro.part() && micro.block_rows() * weight_stride <= WHOLE_BYTES;

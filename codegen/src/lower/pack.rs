@@ -97,7 +97,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, Pack { prologue, micro
         }
         let panels = |e: &mut Emitter<'_>| {
             let out = e.step(output, 0, out, tile);
-            let run = micro.held().map_or(1, Held::run);
+            let run = micro.held().map_or(if micro.has_fours() { 4 } else { 2 }, Held::run);
             let read = Read { view: &view, base, rows: (first, end), k, out, panel, run };
             match micro.operands {
                 DType::Q8 => read.blocks(e),
@@ -140,12 +140,12 @@ struct Read<'a> {
     /// Address of the panel, of so many rows.
     out: Value,
     panel: usize,
-    /// Quants of a row that follow one another: four or eight.
+    /// Elements of a row that follow one another, of quants four or eight, of bf16 two or four.
     run: usize,
 }
 
 impl Read<'_> {
-    /// As f32, or as pairs of bf16.
+    /// As f32, or as pairs or fours of bf16.
     fn floats(&self, e: &mut Emitter<'_>, pairs: bool) {
         let Read { base, rows: (first, end), out, panel, .. } = *self;
         let (zero, all) = (e.i64(0), e.i64(self.k as i64));
@@ -167,6 +167,16 @@ impl Read<'_> {
                     let i = e.b.ins().iadd(from, i);
                     let values = addresses.map(|row| load_along_row(e, self.view, Some(row), i, lanes));
                     let columns = transpose(e, values);
+                    if pairs && self.run == 4 {
+                        // Rows have whole fours.
+                        if lanes == 4 {
+                            let at = e.scale(i, panel as i64 * 2);
+                            let at = e.b.ins().iadd(at, lane);
+                            let out = e.b.ins().iadd(out, at);
+                            e.store_fours(columns, out);
+                        }
+                        return vec![];
+                    }
                     if pairs {
                         // A single element k (one at a time, at the end) is a pair's first, its second 0, or its
                         // second.

@@ -21,6 +21,8 @@ pub(super) struct Tiling {
     pub(super) c_stride: usize,
     /// How many bytes ahead weights are fetched, if they are.
     pub(super) ahead: usize,
+    /// Whether k lies in fours in both operands.
+    pub(super) fours: bool,
 }
 
 impl Tiling {
@@ -35,6 +37,7 @@ impl Tiling {
             weight_stride: self.weight_stride as i32,
             c_stride: self.c_stride as i32,
             ahead: self.ahead as i32,
+            fours: self.fours,
         }
     }
 

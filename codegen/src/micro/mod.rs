@@ -74,6 +74,8 @@ pub struct Tile {
     /// How many bytes ahead of the first weight row what follows is fetched meanwhile, in the order that it lies in; 0
     /// if it is not. Of [`Emit::ConfiguredTile`] alone.
     pub ahead: i32,
+    /// Whether k lies in fours in both operands: see [`Microkernel::has_fours`].
+    pub fours: bool,
 }
 
 /// Dot products' fixed measures: what the code of a [`Emit::RawDot`] is specialised to.
@@ -401,6 +403,12 @@ impl Microkernel {
     /// The most elements of k that a block of weight rows is held for at a time.
     pub fn part(&self) -> usize {
         self.block.1
+    }
+
+    /// Whether it reads bf16 in fours of k, as linear kernels bring them: panels of x `[k / 4][panel][4]`, and of two weight
+    /// rows four elements each in turn.
+    pub fn has_fours(&self) -> bool {
+        self.operands == DType::BF16 && self.kr == 4
     }
 
     /// Whether its tiles run between [`Raw::Configure`] and [`Raw::Release`].

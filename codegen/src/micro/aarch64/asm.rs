@@ -127,6 +127,8 @@ of_two_sources! {
     subtract_floats = 0x4ea0_d400;
     /// `faddp vd.4s, vn.4s, vm.4s`
     add_float_pairs = 0x6e20_d400;
+    /// `zip2 vd.8h, vn.8h, vm.8h`
+    zip_upper_halves = 0x4e40_7800;
     /// `zip1 vd.4s, vn.4s, vm.4s`
     zip_lower_words = 0x4e80_3800;
     /// `zip2 vd.4s, vn.4s, vm.4s`
@@ -148,8 +150,6 @@ of_one_source! {
     convert_to_float = 0x4e21_d800;
     /// `shll vd.4s, vn.4h, #16`: bf16 to f32.
     widen_bf16 = 0x2e61_3800;
-    /// `shll2 vd.4s, vn.8h, #16`
-    widen_upper_bf16 = 0x6e61_3800;
     /// `fcvtl vd.4s, vn.4h`: f16 to f32.
     widen_f16 = 0x0e21_7800;
     /// `fcvtl2 vd.4s, vn.8h`

@@ -21,9 +21,10 @@ const COUNT: u32 = 4;
 /// The rows' addresses.
 const ROWS: u32 = 5;
 
-/// Vectors: what is widened, what it is multiplied by; sums. v8 to v15 are the caller's.
+/// Vectors: what is widened, what it is multiplied by, what that takes; sums. v8 to v15 are the caller's.
 const VALUE: [u32; 2] = [0, 1];
 const FACTORS: u32 = 2;
+const ZERO: u32 = 6;
 const SCALE: u32 = 7;
 const SUMS: u32 = 16;
 
@@ -51,6 +52,7 @@ pub(crate) fn scores(scores: Scores) -> Code {
         }
     }
     (0..2 * heads * rows).for_each(|i| a.zero(SUMS + i as u32));
+    a.zero(ZERO);
     a.mov(COUNT, (k / BLOCK) as u32);
     let again = a.label();
     let size = if dtype == DType::Q8 { 1 } else { dtype.bytes() as i32 };
@@ -61,7 +63,7 @@ pub(crate) fn scores(scores: Scores) -> Code {
             }
         }
         for r in 0..rows {
-            widen(a, dtype, (key(r), (STEP * eight) as i32 * size), VALUE);
+            widen(a, dtype, (key(r), (STEP * eight) as i32 * size), VALUE, ZERO);
             if dtype == DType::Q8 {
                 scale(a, scales(r), 0);
                 VALUE.into_iter().for_each(|value| a.multiply_element(value, value, (SCALE, 0)));
@@ -106,6 +108,7 @@ pub(crate) fn mix(mix: Mix) -> Code {
     a.step(scales, values, (k + column / BLOCK * 2) as i32);
     a.step(second, weights, weight_stride);
     a.step(other, c, c_stride);
+    a.zero(ZERO);
     all().for_each(|(h, i)| a.load_q(sum(h, i), place(h), 16 * i as i32));
     let again = a.label();
     a.load_s_after(FACTORS, weights);
@@ -116,7 +119,7 @@ pub(crate) fn mix(mix: Mix) -> Code {
         if dtype == DType::Q8 && eight % (BLOCK / STEP) == 0 {
             scale(a, scales, (eight * STEP / BLOCK * 2) as i32);
         }
-        widen(a, dtype, (at, (STEP * eight) as i32 * size), VALUE);
+        widen(a, dtype, (at, (STEP * eight) as i32 * size), VALUE, ZERO);
         if dtype == DType::Q8 {
             VALUE.into_iter().for_each(|value| a.multiply_element(value, value, (SCALE, 0)));
         }

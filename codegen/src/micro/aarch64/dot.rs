@@ -20,6 +20,7 @@ const FREE: u32 = 4;
 const XS: [u32; 2] = [0, 1];
 const WEIGHTS: [u32; 2] = [2, 3];
 const NIBBLES: Nibbles = Nibbles { mask: 4, eight: 5 };
+const ZERO: u32 = 6;
 const SCALE: u32 = 7;
 const PARTS: u32 = 16;
 const SUMS: u32 = 24;
@@ -37,6 +38,7 @@ pub(crate) fn dot_f32(dot: Dot) -> Code {
     (0..xs).for_each(|t| a.step(x(t), X, t as i32 * dot.x_stride));
     (0..rows).for_each(|r| a.step(w(r), W, r as i32 * row_bytes));
     (SUMS..SUMS + 8).for_each(|sum| a.zero(sum));
+    a.zero(ZERO);
     let sum = |t: usize, r: usize, half: usize| SUMS + (2 * (t * rows + r) + half) as u32;
     if dtype.is_quantised() {
         quantised(a, dot, &|r| w(r), &|r| FREE + (xs + rows + r) as u32, &|r| sum(0, r, 0));
@@ -54,7 +56,7 @@ pub(crate) fn dot_f32(dot: Dot) -> Code {
                 load(a, 0, at);
             }
             for r in 0..rows {
-                widen(a, dtype, (w(r), size * at as i32), WEIGHTS);
+                widen(a, dtype, (w(r), size * at as i32), WEIGHTS, ZERO);
                 for t in 0..xs {
                     if xs > 1 {
                         load(a, t, at);

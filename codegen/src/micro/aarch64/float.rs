@@ -37,17 +37,19 @@ pub(super) fn integers(a: &mut Assembler, [first, second]: [u32; 2]) {
     a.convert_to_float(second, second);
 }
 
-/// Eight elements at an address to f32 in two registers; of q8 without their scale.
+/// Eight elements at an address to f32 in two registers, by one that is 0; of q8 without their scale.
 pub(super) fn widen(
     a: &mut Assembler,
     dtype: DType,
     (address, bytes): (u32, i32),
     [first, second]: [u32; 2],
+    zero: u32,
 ) {
     match dtype {
         DType::BF16 => {
             a.load_q(first, address, bytes);
-            a.widen_upper_bf16(second, first);
+            // Two ways, for shifts have fewer pipes than the rest.
+            a.zip_upper_halves(second, zero, first);
             a.widen_bf16(first, first);
         }
         DType::F16 => {

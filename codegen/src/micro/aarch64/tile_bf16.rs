@@ -1,6 +1,7 @@
 //! Tiles of bf16 by `bfmmla`: two weight rows times two rows of x a register, four elements of k at a time.
 //!
-//! Both operands come as other tiles' do, x in pairs of elements and weights by rows, and are zipped in registers.
+//! Both operands lie in fours of k, as the instruction reads them; or as other tiles' do, x in pairs of elements and
+//! weights by rows, and are zipped in registers.
 
 use super::asm::Assembler;
 use crate::micro::{Code, Tile};
@@ -47,33 +48,40 @@ pub(crate) fn tile_bfmmla(tile: Tile) -> Code {
 
     let again = a.label();
     let [p, q, r, s, spare] = XS;
-    let xs = if columns == 4 {
-        a.load_pair(p, q, X, 0);
-        a.load_q(r, X, x_step);
-        a.load_q(s, X, x_step + 16);
-        a.zip_lower_words(spare, p, r);
-        a.zip_upper_words(p, p, r);
-        a.zip_lower_words(r, q, s);
-        a.zip_upper_words(q, q, s);
-        [spare, p, r, q]
+    let xs = if tile.fours {
+        (0..columns as u32).for_each(|t| a.load_q(XS[0] + t, X, t as i32 * 16));
+        [p, q, r, s]
     } else {
         a.load_q(p, X, 0);
         a.load_q(r, X, x_step);
         a.zip_lower_words(spare, p, r);
         a.zip_upper_words(p, p, r);
+        if columns == 4 {
+            a.load_q(q, X, 16);
+            a.load_q(s, X, x_step + 16);
+            a.zip_lower_words(r, q, s);
+            a.zip_upper_words(q, q, s);
+        }
         [spare, p, r, q]
     };
     for n in (0..tile.nr).step_by(2) {
         let [w, other] = WEIGHTS;
         let w = if n % 4 == 0 { w } else { SPARE };
-        a.load_d_at(w, ROWS + n as u32, DONE);
-        // Of the last row alone both halves are its own, and one is not looked at.
-        a.load_d_at(other, ROWS + if is_pair(n) { n as u32 + 1 } else { n as u32 }, DONE);
-        a.zip_lower(w, w, other);
+        if tile.fours {
+            a.load_q(w, ROWS + n as u32, 0);
+            a.step(ROWS + n as u32, ROWS + n as u32, 16);
+        } else {
+            a.load_d_at(w, ROWS + n as u32, DONE);
+            // Of the last row alone both halves are its own, and one is not looked at.
+            a.load_d_at(other, ROWS + if is_pair(n) { n as u32 + 1 } else { n as u32 }, DONE);
+            a.zip_lower(w, w, other);
+        }
         (0..columns).for_each(|t| a.bfmmla(sum(n, t), w, xs[t]));
     }
     a.step(X, X, 2 * x_step);
-    a.step(DONE, DONE, 8);
+    if !tile.fours {
+        a.step(DONE, DONE, 8);
+    }
     a.subs(COUNT, COUNT, 2);
     a.branch_if_not_equal(again);
 

@@ -112,6 +112,7 @@ pub(super) fn parts(sums: &Microkernel, repeat: usize, head_dim: usize) -> Vec<P
                 weight_stride: BLOCK as i32 * 4,
                 c_stride: row as i32 * 4,
                 ahead: 0,
+                fours: false,
             };
             parts.push(Part { head, column, tile });
             column += columns;
