@@ -262,6 +262,45 @@ fn objects_of_functions_agree_under_qemu() {
     }
 }
 
+/// A row has the same bits in a whole panel of x and in what is left of one at the end, on each kind of CPU; products of
+/// integers have the same by `sdot` and by `smmla`.
+#[test]
+fn rows_of_aarch64_do_not_meet() {
+    if !have(&["aarch64-linux-gnu-gcc", "qemu-aarch64"]) {
+        return;
+    }
+    let source = |dtype: &str| {
+        format!(
+            "function {dtype}_rows(%x: f32[T,288] rows, %w: {dtype}[61,288] weight) {{\n    \
+             return y=(linear %x (weights %w) store)\n}}\n"
+        )
+    };
+    let module = text::parse_module(&["q8", "q4", "bf16", "f32"].map(source).concat()).expect("functions");
+    let cases: Vec<Case> = module.functions.into_iter().map(Case::new).collect();
+    let mut before: Vec<Vec<u8>> = vec![];
+    for (cpu, qemu) in [("cortex-a72", "cortex-a72"), ("neoverse-n1", "cortex-a76"), ("neoverse-v1", "max")] {
+        let how = || Compile::object().target("aarch64-unknown-linux-gnu");
+        let dir = link(&cases, &how, &options().cpu(cpu), "aarch64-linux-gnu-gcc", &["-static"]);
+        let mut found = vec![];
+        for case in &cases {
+            let rows = |rows| {
+                let counts = Counts { rows, keys: rows };
+                called(&["qemu-aarch64", "-cpu", qemu], dir.path(), case, counts)
+            };
+            let all = rows(CHUNK);
+            assert!(all.iter().any(|&b| b != 0), "{} on {cpu}", case.name());
+            for few in [33, 36, 39] {
+                let some = rows(few);
+                assert_eq!(some, all[..some.len()], "{} of {few} rows on {cpu}", case.name());
+            }
+            found.push(all);
+        }
+        // q8 and q4 come first.
+        assert!(cpu != "neoverse-v1" || found[..2] == before[..2], "`smmla` has other bits than `sdot`");
+        before = found;
+    }
+}
+
 fn near(found: &[u8], expected: &[u8]) -> bool {
     let floats = |bytes: &[u8]| -> Vec<f64> {
         bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b).into()).collect()

@@ -139,8 +139,6 @@ of_two_sources! {
     zip_upper = 0x4ec0_7800;
     /// `ldr dd, [xn, xm]`
     load_d_at = 0xfc60_6800;
-    /// `add xd, xn, xm`
-    add = 0x8b00_0000;
 }
 
 of_one_source! {
@@ -301,11 +299,6 @@ impl Assembler {
     }
 
     // ---- memory ----
-
-    /// `ldp qt, qu, [xn, #bytes]`
-    pub(super) fn load_pair(&mut self, t: u32, u: u32, n: u32, bytes: i32) {
-        self.put(0xad40_0000 | pair_offset(bytes, 16) | at(u, 10) | at(n, 5) | at(t, 0));
-    }
 
     /// `ldr st, [xn], #4`
     pub(super) fn load_s_after(&mut self, t: u32, n: u32) {

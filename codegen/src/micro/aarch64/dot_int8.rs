@@ -3,8 +3,8 @@
 //! Four blocks at a time. A block's products are summed exactly in i32 and the four sums brought to a lane each; these
 //! are scaled by both blocks' scales and added up in f32, so that a result has four sums, which are added up across at
 //! the end. Weights are read and unpacked once for all rows of x. Sums begin at the bits of a float ([`MAGIC`]): that
-//! taken off, they are floats. Weights of 4 bits stay unsigned, and what is taken off has 8 times the sum of the block's
-//! x in it.
+//! taken off, they are floats. Weights of 4 bits stay unsigned, and what is taken off has 8 times the sum of the
+//! block's x in it.
 //!
 //! `sdot` adds up four products a lane; without it they are multiplied to 16 bits (`smull`), of which as many are added
 //! up as fit.
@@ -16,7 +16,9 @@ use crate::micro::{self, Code, Dot, MAGIC};
 
 /// Blocks that are scaled at a time, and groups of a turn of the loop.
 const GROUP: usize = 4;
-const TURN: usize = 2;
+const TURN: usize = 4;
+/// What addresses of quants are ahead by, in bytes: short offsets go both ways.
+const MIDDLE: i32 = 256;
 
 /// Operands, as the procedure call standard passes them, and registers that are free.
 const X: u32 = 0;
@@ -67,14 +69,19 @@ fn dot_of(dot: Dot, has_sdot: bool) -> Code {
     let xs_at = (0..xs).map(|t| [if t == 0 { X } else { take() }, take(), take()]).collect();
     let rows_at = (0..rows).map(|r| (if r == 0 { W } else { take() }, take())).collect();
     let products = Products { dot, has_sdot, xs: xs_at, rows: rows_at, spare };
-    for (t, &[quants, scales, sums]) in (0..).zip(&products.xs) {
-        a.step(quants, X, t * dot.x_stride);
-        a.step(scales, quants, micro::int8_quant_bytes(k) as i32);
+    for (t, &[_, scales, sums]) in (0..).zip(&products.xs) {
+        a.step(scales, X, t * dot.x_stride + micro::int8_quant_bytes(k) as i32);
         a.step(sums, scales, 4 * blocks as i32);
     }
-    for (r, &(quants, scales)) in (0..).zip(&products.rows) {
-        a.step(quants, W, r * row_bytes);
-        a.step(scales, quants, row_bytes - 2 * blocks as i32);
+    for (r, &(_, scales)) in (1..).zip(&products.rows) {
+        a.step(scales, W, r * row_bytes - 2 * blocks as i32);
+    }
+    // The operands' registers change last.
+    for (t, &[quants, ..]) in products.xs.iter().enumerate().rev() {
+        a.step(quants, X, t as i32 * dot.x_stride + MIDDLE);
+    }
+    for (r, &(quants, _)) in products.rows.iter().enumerate().rev() {
+        a.step(quants, W, r as i32 * row_bytes + MIDDLE);
     }
     (0..(xs * rows) as u32).for_each(|sum| a.zero(SUMS + sum));
     if dtype == DType::Q4 {
@@ -141,7 +148,7 @@ impl Products {
         for (r, &(quants, scales)) in self.rows.iter().enumerate() {
             for b in 0..blocks as u32 {
                 let (low, high) = (WEIGHTS + 2 * b, WEIGHTS + 2 * b + 1);
-                let at = ((group * GROUP + b as usize) * self.bytes()) as i32;
+                let at = ((group * GROUP + b as usize) * self.bytes()) as i32 - MIDDLE;
                 a.load_q(low, quants, at);
                 if self.dot.dtype == DType::Q4 {
                     // The upper half of a block lies in the high nibbles.
@@ -185,7 +192,7 @@ impl Products {
             }
             let (low, high) = (WEIGHTS + 2 * b, WEIGHTS + 2 * b + 1);
             let (first, second) = (XS + 2 * (b % 2), XS + 2 * (b % 2) + 1);
-            let at = ((group * GROUP + b as usize) * BLOCK) as i32;
+            let at = ((group * GROUP + b as usize) * BLOCK) as i32 - MIDDLE;
             a.load_q(first, quants, at);
             a.load_q(second, quants, at + 16);
             if self.has_sdot {
