@@ -4,7 +4,7 @@
 
 mod operands;
 
-use egg::{Id, Language};
+use egg::Id;
 
 use crate::format::BLOCK;
 use crate::function::{Input, InputKind};
@@ -40,43 +40,6 @@ fn tensor(dtype: DType, shape: impl Into<Dims>) -> Inferred {
 }
 
 impl Operands<'_> {
-    /// Only what reads or writes whole rows takes quantised operands.
-    fn check_quantised(&self, op: &Op) -> Result<(), String> {
-        if matches!(op, Op::Cast(_) | Op::Gather(_) | Op::Embedding(_) | Op::Weights(_)) {
-            return Ok(());
-        }
-        // An append writes whole rows of its cache.
-        let from = usize::from(matches!(op, Op::Append(_)));
-        for &child in &op.children()[from..] {
-            if let Type::Tensor(t) = (self.ty)(child)
-                && t.dtype.is_quantised()
-            {
-                return Err(format!("{t} is quantised: only cast, gather, embedding and linear read it"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Elementwise: operands of the class' element types, broadcast.
-    fn elementwise(&self, op: &Op, takes: Option<DType>, makes: Option<DType>) -> Inferred {
-        let names: &[&str] = if op.children().len() == 1 { &["x"] } else { &["a", "b"] };
-        let operands: Vec<TensorType> = names
-            .iter()
-            .zip(op.children())
-            .map(|(name, &id)| self.tensor(name, id))
-            .collect::<Result<_, _>>()?;
-        match takes {
-            Some(dtype) => {
-                names.iter().zip(&operands).try_for_each(|(name, t)| expect_dtype(name, t, dtype))?;
-            }
-            None => expect_numbers(&operands[0], &operands[operands.len() - 1])?,
-        }
-        let first = &operands[0];
-        let shape =
-            operands[1..].iter().try_fold(first.shape.clone(), |shape, t| broadcast(&shape, &t.shape))?;
-        tensor(makes.unwrap_or(first.dtype), shape)
-    }
-
     fn infer(&self, op: &Op, inputs: &[Input]) -> Inferred {
         let (takes, makes) = match op.signature().class {
             OpClass::Floats | OpClass::IrrationalFloats => (Some(DType::F32), None),

@@ -1,14 +1,51 @@
 //! Operands as operators take them: read by what they must be, with one line for what they are not.
 
-use egg::Id;
+use egg::{Id, Language};
 
-use super::{Inferred, Operands};
+use super::{Inferred, Operands, tensor};
 use crate::Program;
 use crate::function::InputKind;
 use crate::op::Op;
 use crate::types::{DType, Dim, Dims, TensorType, Type};
 
 impl Operands<'_> {
+    /// Only what reads or writes whole rows takes quantised operands.
+    pub(super) fn check_quantised(&self, op: &Op) -> Result<(), String> {
+        if matches!(op, Op::Cast(_) | Op::Gather(_) | Op::Embedding(_) | Op::Weights(_)) {
+            return Ok(());
+        }
+        // An append writes whole rows of its cache.
+        let from = usize::from(matches!(op, Op::Append(_)));
+        for &child in &op.children()[from..] {
+            if let Type::Tensor(t) = (self.ty)(child)
+                && t.dtype.is_quantised()
+            {
+                return Err(format!("{t} is quantised: only cast, gather, embedding and linear read it"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Elementwise: operands of the class' element types, broadcast.
+    pub(super) fn elementwise(&self, op: &Op, takes: Option<DType>, makes: Option<DType>) -> Inferred {
+        let names: &[&str] = if op.children().len() == 1 { &["x"] } else { &["a", "b"] };
+        let operands: Vec<TensorType> = names
+            .iter()
+            .zip(op.children())
+            .map(|(name, &id)| self.tensor(name, id))
+            .collect::<Result<_, _>>()?;
+        match takes {
+            Some(dtype) => {
+                names.iter().zip(&operands).try_for_each(|(name, t)| expect_dtype(name, t, dtype))?;
+            }
+            None => expect_numbers(&operands[0], &operands[operands.len() - 1])?,
+        }
+        let first = &operands[0];
+        let shape =
+            operands[1..].iter().try_fold(first.shape.clone(), |shape, t| broadcast(&shape, &t.shape))?;
+        tensor(makes.unwrap_or(first.dtype), shape)
+    }
+
     pub(super) fn tensor(&self, what: &str, id: Id) -> Result<TensorType, String> {
         match (self.ty)(id) {
             Type::Tensor(t) => Ok(t),
