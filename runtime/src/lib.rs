@@ -45,4 +45,4 @@ pub use rng::Rng;
 pub use sampler::{Sampler, SamplerOptions};
 pub use sequence::Sequence;
 pub use session::Session;
-pub use speculation::{Speculated, Speculation};
+pub use speculation::{Guessed, Speculated, Speculation, Together};

@@ -331,7 +331,7 @@ impl Continue for Session {
         match guessed.filter(|&before| before < at) {
             Some(before) => {
                 self.forget_outputs();
-                self.engine.keep(&mut self.sequence, position - before, at - before);
+                self.engine.keep(0, &mut self.sequence, position - before, at - before);
             }
             None => {
                 self.forget_outputs();

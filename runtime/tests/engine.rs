@@ -137,6 +137,43 @@ fn a_forked_sequence_shares_nothing() {
 }
 
 #[test]
+fn of_works_of_a_step_the_first_tokens_are_kept() {
+    let mut engine = engine(2);
+    let texts: Vec<Vec<u32>> = (0..3).map(|i| text(30 + 7 * i)).collect();
+    let mut sequences: Vec<Sequence> = texts.iter().map(|_| engine.sequence().unwrap()).collect();
+    let works = sequences.iter_mut().zip(&texts);
+    let prefill = |(sequence, text): (_, &Vec<u32>)| (sequence, text[..20].to_vec());
+    let all: Vec<_> = works.map(prefill).collect();
+    for (sequence, tokens) in all {
+        let work = Work { sequence, tokens: &tokens, phase: Phase::Prefill, want: Want::Nothing };
+        engine.step(&mut [work]).unwrap();
+    }
+    // Three, one and four tokens, of which so many are right.
+    let (counts, kept): ([usize; 3], _) = ([3, 1, 4], [2, 1, 4]);
+    assert_eq!(engine.most_guessed(), counts.iter().sum::<usize>());
+    let mut works: Vec<Work<'_>> = sequences
+        .iter_mut()
+        .zip(&texts)
+        .zip(counts)
+        .map(|((sequence, text), count)| {
+            let (tokens, phase, want) = (&text[20..20 + count], Phase::Decode, Want::AllLogits);
+            Work { sequence, tokens, phase, want }
+        })
+        .collect();
+    engine.step(&mut works).unwrap();
+    for index in [2, 0, 1] {
+        engine.keep(index, works[index].sequence, counts[index], kept[index]);
+    }
+    for ((sequence, text), kept) in sequences.iter_mut().zip(&texts).zip(kept) {
+        assert_eq!(sequence.tokens(), &text[..20 + kept]);
+        assert_eq!(bits(engine.logits(sequence)), alone(&text[..20 + kept]));
+        let tokens = &text[20 + kept..20 + kept + 3];
+        let work = Work { sequence, tokens, phase: Phase::Decode, want: Want::Logits };
+        assert_eq!(bits(engine.step(&mut [work]).unwrap().logits(0)), alone(&text[..20 + kept + 3]));
+    }
+}
+
+#[test]
 fn nothing_changes_after_an_error() {
     let (mut engine, mut other) = (engine(1), engine(1));
     let (mut a, mut b) = (engine.sequence().unwrap(), engine.sequence().unwrap());

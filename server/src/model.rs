@@ -37,7 +37,7 @@ pub struct Served {
     pub name: String,
     /// Steps its sequences.
     pub engine: Engine,
-    /// Guesses how an answer goes on while it is made alone.
+    /// Guesses how answers go on; by a model, only of one that is made alone.
     pub speculation: Option<Speculation>,
     /// Its text.
     pub text: Box<dyn Text>,

@@ -57,6 +57,16 @@ fn guesses_change_no_bit() {
     for body in asked().iter().chain(&more) {
         assert_eq!(choices(&guessing, body), choices(&plain, body), "{body}");
     }
+    // All at once: several are guessed in a step.
+    let bodies: Vec<Value> = asked().into_iter().chain(more).collect();
+    thread::scope(|scope| {
+        let (guessing, choices) = (&guessing, &choices);
+        let answers: Vec<_> =
+            bodies.iter().map(|body| scope.spawn(move || choices(guessing, body))).collect();
+        for (body, answer) in bodies.iter().zip(answers) {
+            assert_eq!(answer.join().unwrap(), choices(&plain, body), "{body}");
+        }
+    });
     let counted = |address: &str, name: &str| {
         let text = client::ask(address, "GET", "/metrics", &[], b"").text();
         let line =

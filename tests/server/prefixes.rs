@@ -1,8 +1,11 @@
 //! Kept prefixes: what is prefilled, and that it changes nothing; slots in files.
 
+use std::thread;
+
 use serde_json::{Value, json};
 
 use super::answers::{chat, completion, text};
+use super::client;
 use super::process::Server;
 
 fn cached(answer: &Value) -> u64 {
@@ -172,4 +175,38 @@ fn slots_are_restored_after_a_kill() {
     Server::start(&[])
         .post("/slots/0?action=save", &json!({ "filename": "a" }))
         .refuses(501, &["--slot-save-path"]);
+}
+
+#[test]
+fn files_of_slots_are_written_one_by_one_while_streams_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["--slot-save-path", folder.path().to_str().unwrap(), "--context", "65536"];
+    let server = Server::start(&args);
+    server.ok(
+        "/v1/completions",
+        &completion("A walk", json!({ "max_tokens": 40, "seed": 1, "ignore_eos": true })),
+    );
+    let more = json!({ "max_tokens": -1, "ignore_eos": true, "stream": true, "seed": 1 });
+    let body = completion("A ball", more).to_string();
+    let mut stream = client::open(&server.address, "POST", "/v1/completions", &[], body.as_bytes()).unwrap();
+    stream.event().unwrap();
+    let act = |path: String, name: String| server.ok(&path, &json!({ "filename": name }));
+    // The stream is in the first slot, which held the walk before.
+    let saved: Vec<Value> = thread::scope(|scope| {
+        let save = |i| scope.spawn(move || act("/slots/0?action=save".into(), format!("walk{i}")));
+        let all: Vec<_> = (0..6).map(save).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    assert!(
+        saved
+            .iter()
+            .all(|one| one["n_saved"] == saved[0]["n_saved"] && one["n_written"].as_u64() > Some(1000))
+    );
+    for i in 0..6 {
+        let restored = act(format!("/slots/{}?action=restore", 1 + i), format!("walk{i}"));
+        assert_eq!(restored["n_restored"], saved[0]["n_saved"]);
+    }
+    for _ in 0..20 {
+        assert!(stream.event().unwrap().is_some());
+    }
 }

@@ -88,20 +88,28 @@ impl Engine {
                 break;
             }
         }
-        self.keep(sequence, tokens.len(), kept);
+        self.keep(0, sequence, tokens.len(), kept);
         Ok(kept)
     }
 
-    /// Of the `appended` tokens of the last step, which was of this sequence's alone and took one call, keeps the first
-    /// `kept`: the sequence goes on, and predicts, as if there had been no others.
-    pub(crate) fn keep(&mut self, sequence: &mut Sequence, appended: usize, kept: usize) {
+    /// Of the `appended` tokens of a work of the last step, all of whose tokens that were decoded took one call, keeps
+    /// the first `kept`: the sequence, which is the work's, goes on, and predicts, as if there had been no others.
+    ///
+    /// # Panics
+    /// If there was no such work, or nothing of it is kept.
+    pub fn keep(&mut self, work: usize, sequence: &mut Sequence, appended: usize, kept: usize) {
         if kept == appended {
             return;
         }
+        let place = self.parts.iter().position(|part| part.work == work);
+        let first = place.map(|place| self.segments[place].first as usize);
+        let Some(at) = first.filter(|_| kept > 0).map(|first| first + kept - 1) else {
+            panic!("work {work} has no {kept} of {appended} tokens in the last call")
+        };
         sequence.truncate(sequence.position() - (appended - kept));
         let row = Area::Even.row_bytes(self.plan());
         let stream = self.areas[self.layout.last as usize].as_slice();
-        sequence.last.as_mut_slice().copy_from_slice(&stream[(kept - 1) * row..kept * row]);
+        sequence.last.as_mut_slice().copy_from_slice(&stream[at * row..(at + 1) * row]);
         sequence.predicts = Some(Phase::Decode);
     }
 }

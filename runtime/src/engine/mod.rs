@@ -334,12 +334,6 @@ impl Engine {
         touched(&self.layout, tokens.min(self.plan().context))
     }
 
-    /// Tokens that any sequence may be truncated by, whatever its windows: none where no cache holds a window.
-    pub fn reach(&self) -> Option<usize> {
-        let rings = self.layout.caches.iter().filter_map(|cache| Some((cache.rows, cache.window?)));
-        rings.map(|(rows, window)| (rows + 1).saturating_sub(window)).min()
-    }
-
     /// The most bytes that they may take: steps beyond are refused.
     pub fn limit_kv(&mut self, bytes: usize) {
         self.ledger.set_most(bytes);

@@ -16,7 +16,7 @@ pub(super) type Sink<'a> = &'a mut dyn FnMut(usize, usize, &[f32]);
 /// A work's share of a call: its segment has the same index.
 #[derive(Clone, Copy)]
 pub(super) struct Part {
-    work: usize,
+    pub(super) work: usize,
     /// Tokens of the work before this call.
     before: usize,
 }
@@ -88,11 +88,9 @@ impl Engine {
     /// Does admitted work: the tokens of a phase, a chunk at a time.
     pub(super) fn advance(&mut self, works: &mut [Work<'_>], mut sink: Option<Sink<'_>>) {
         for phase in [Phase::Prefill, Phase::Decode] {
-            loop {
+            let left = |work: &Work<'_>| work.phase == phase && work.sequence.done < work.tokens.len();
+            while works.iter().any(left) {
                 let rows = self.gather(works, phase);
-                if rows == 0 {
-                    break;
-                }
                 for frame in &mut self.body {
                     self.caller.call(frame, phase, rows, &self.segments);
                 }

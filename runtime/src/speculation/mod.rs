@@ -7,6 +7,7 @@
 mod draft;
 mod lookup;
 mod pace;
+mod together;
 
 use std::time::Instant;
 
@@ -17,6 +18,8 @@ use crate::session::Session;
 use draft::Draft;
 use lookup::Lookup;
 use pace::Pace;
+
+pub use together::{Guessed, Together};
 
 /// Who guesses.
 enum Guesser {
@@ -115,6 +118,17 @@ impl Speculation {
     /// What it came to so far.
     pub fn told(&self) -> Speculated {
         self.told
+    }
+
+    /// The same for several texts that are stepped together, if it guesses by the text itself.
+    ///
+    /// # Errors
+    /// Itself, if it guesses by a model.
+    pub fn together(self) -> Result<Together, Box<Speculation>> {
+        match self.guesser {
+            Guesser::Lookup(_) => Ok(Together::new(self.most, self.always, self.pace)),
+            Guesser::Draft(_) => Err(Box::new(self)),
+        }
     }
 
     /// Fails if it guesses by a model that has not as many tokens as the one whose text it guesses.

@@ -5,6 +5,8 @@
 //! counted for each class of guesses, also by guesses that were not stepped. Nothing here changes which tokens come
 //! out.
 
+use super::Guesses;
+
 /// Kinds of guesses that are told apart.
 pub(super) const CLASSES: usize = 4;
 
@@ -88,21 +90,58 @@ impl Pace {
         best
     }
 
+    /// Of guesses of several texts that are there already, how many of each to step, with at most `most` rows of the
+    /// guesses and of the tokens before them; as many as may be if `always`.
+    pub(super) fn share(&self, offers: &[Guesses], most: usize, always: bool) -> Vec<usize> {
+        let (texts, most) = (offers.len(), most.min(ROWS));
+        let mut counts = vec![0; texts];
+        let unknown = self.plain < FIRST || self.since_plain >= REFRESH;
+        if texts >= most || !always && (unknown || self.seconds[texts] == 0.0) {
+            return counts;
+        }
+        let chance = |offer: &Guesses| (self.right[offer.class] + 1.0) / (self.tried[offer.class] + 2.0);
+        let mut next: Vec<f64> = offers.iter().map(chance).collect();
+        let (mut best, mut rows, mut tokens) = (counts.clone(), texts, texts as f64);
+        let mut rate = if always { 0.0 } else { MARGIN * tokens / self.time(rows) };
+        while rows < most {
+            let open = (0..texts).filter(|&text| counts[text] < offers[text].count);
+            let Some(text) = open.max_by(|&a, &b| next[a].total_cmp(&next[b]).then(b.cmp(&a))) else { break };
+            counts[text] += 1;
+            rows += 1;
+            tokens += next[text];
+            next[text] *= chance(&offers[text]);
+            let promised = tokens / self.time(rows);
+            if always || promised > rate {
+                best.clone_from(&counts);
+                rate = promised;
+            }
+        }
+        best
+    }
+
     /// A step of so many tokens took so many seconds.
     pub(super) fn stepped(&mut self, rows: usize, seconds: f64) {
+        self.stepped_by(rows, rows == 1, seconds);
+    }
+
+    /// The same of several texts; `plain`: it had no guesses.
+    pub(super) fn stepped_by(&mut self, rows: usize, plain: bool, seconds: f64) {
         let rows = rows.min(ROWS);
         let known = self.seconds[rows];
-        if rows == 1 && self.plain < FIRST {
+        if plain && self.plain < FIRST {
             self.plain += 1;
-            self.seconds[1] = if known == 0.0 { seconds } else { known.min(seconds) };
+            self.seconds[rows] = if known == 0.0 { seconds } else { known.min(seconds) };
         } else if known == 0.0 {
             self.seconds[rows] = seconds;
         } else {
             // Something else may have had the machine: one step alone does not say much.
             self.seconds[rows] += NEW * (seconds.clamp(known / 2.0, known * 2.0) - known);
         }
-        self.since_plain = if rows == 1 { 0 } else { self.since_plain + 1 };
+        self.since_plain = if plain { 0 } else { self.since_plain + 1 };
         let plain = self.seconds[1];
+        if plain == 0.0 {
+            return;
+        }
         for (other, time) in self.seconds.iter_mut().enumerate().skip(2) {
             if other != rows && *time > 0.0 {
                 *time += FADES * (plain * (1.0 + ASSUMED * (other - 1) as f64) - *time);
@@ -130,6 +169,8 @@ impl Pace {
             Some(above) if above > below => {
                 (self.seconds[above] - self.seconds[below]) / (above - below) as f64
             }
+            // One was never stepped alone: the fewest that were stand for it.
+            _ if self.seconds[1] == 0.0 => ASSUMED * self.seconds[below] / below as f64,
             _ => ASSUMED * self.seconds[1],
         };
         self.seconds[below] + more * slope
@@ -139,6 +180,31 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn several_texts_share_what_pays() {
+        let offers =
+            [Guesses { count: 4, class: 0 }, Guesses { count: 4, class: 3 }, Guesses { count: 0, class: 0 }];
+        let told = |seconds: fn(usize) -> f64| {
+            let mut pace = Pace::default();
+            for rows in 3..=11 {
+                (0..FIRST).for_each(|_| pace.stepped_by(rows, true, seconds(rows)));
+            }
+            for _ in 0..50 {
+                pace.guessed(0, 2, 0);
+                pace.guessed(3, 4, 4);
+            }
+            pace
+        };
+        assert_eq!(told(|_| 1.0).share(&offers, 64, false), [4, 4, 0]);
+        assert_eq!(told(|rows| rows as f64).share(&offers, 64, false), [0, 0, 0]);
+        // The surer ones alone, where a row costs something; and no more than there is room for.
+        let some = told(|rows| 1.0 + 0.1 * rows as f64);
+        assert_eq!(some.share(&offers, 64, false), [0, 4, 0]);
+        assert_eq!(some.share(&offers, 5, false), [0, 2, 0]);
+        assert_eq!(some.share(&offers, 64, true), [4, 4, 0]);
+        assert_eq!(Pace::default().share(&offers, 64, false), [0, 0, 0]);
+    }
 
     /// A pace that knows what steps of 1 to 8 tokens take.
     fn measured(seconds: impl Fn(usize) -> f64) -> Pace {

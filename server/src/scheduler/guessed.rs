@@ -1,4 +1,4 @@
-//! A turn of one answer alone: its next tokens are guessed and stepped together, as long as that pays.
+//! A turn of one answer alone: its next tokens are guessed by a model and stepped together, as long as that pays.
 
 use lapidary_runtime::{Prediction, Speculation};
 

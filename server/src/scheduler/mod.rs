@@ -1,7 +1,7 @@
 //! The scheduler: one thread with the engine, which steps everything that runs.
 //!
 //! In: [`Job`]s, from a bounded queue. Out: [`Event`]s, a channel a request. Each turn is one step of the engine: a
-//! token of every answer, and a bounded chunk of prompts; an answer that is made alone has some guessed. Invariants: jobs begin in the order that they came in; one
+//! token of every answer, and a bounded chunk of prompts; without prompts answers have some guessed. Invariants: jobs begin in the order that they came in; one
 //! begins only when there is memory for its prompt and some of its answer, and what it needs beyond is taken from those that
 //! came after it; one whose client is gone, or whose time is up, is
 //! dropped before the next step, and nobody else's with it. What a step holds changes no bit of an answer: prompts are
@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::{Duration, Instant};
 
-use lapidary_runtime::{Engine, Speculation};
+use lapidary_runtime::{Engine, Speculation, Together};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::error::ApiError;
@@ -144,7 +144,9 @@ pub(crate) struct Scheduler {
     slots: Slots,
     files: Files,
     pace: Pace,
-    /// Guesses how an answer goes on that is made alone.
+    /// Guesses how answers go on, by their own texts.
+    together: Option<Together>,
+    /// Guesses how an answer goes on that is made alone, by a smaller model.
     speculation: Option<Speculation>,
     /// Bytes that KV caches may take.
     kv_bytes: usize,
@@ -167,6 +169,7 @@ impl Scheduler {
             pace: Pace::new(engine.program().plan.chunk, options.prefill_budget),
             prefixes: Prefixes::new(cache, options.strict_replay, engine.window()),
             engine,
+            together: None,
             speculation: None,
             vocabulary,
             guides,
@@ -182,9 +185,13 @@ impl Scheduler {
         }
     }
 
-    /// Guesses how an answer goes on, while it is made alone.
+    /// Guesses how answers go on.
     pub(crate) fn speculate(self, speculation: Option<Speculation>) -> Scheduler {
-        Scheduler { speculation, ..self }
+        match speculation.map(Speculation::together) {
+            None => self,
+            Some(Ok(together)) => Scheduler { together: Some(together), ..self },
+            Some(Err(draft)) => Scheduler { speculation: Some(*draft), ..self },
+        }
     }
 
     /// Works until the end is asked for, or nobody can ask any more.

@@ -16,7 +16,7 @@ const START: usize = 16;
 /// What a token beside answers takes, in tokens of a call full of them, until it is measured.
 const BESIDE: f64 = 2.0;
 /// The fewest tokens of prompts in a step.
-const LEAST: usize = 8;
+const LEAST: usize = 4;
 /// The longest that prompts may make a step, in times of a step without.
 const SHARE: f64 = 1.0;
 

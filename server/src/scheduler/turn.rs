@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use lapidary_runtime::{Phase, Sequence, Want, Work};
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::running::Running;
 use super::voice::Voice;
@@ -11,7 +12,7 @@ use crate::error::ApiError;
 
 /// Whose a row of logits is.
 enum Target<'a> {
-    Answer(&'a mut Voice),
+    Answer(Answer<'a>),
     /// A prompt's last token: all answers to it choose by its row.
     Prompt(&'a mut [Voice]),
     /// A prompt whose tokens are scored, from this one of its tokens on.
@@ -27,7 +28,7 @@ enum Target<'a> {
 impl Target<'_> {
     fn row(&mut self, index: usize, logits: &[f32]) {
         match self {
-            Target::Answer(voice) => voice.choose(logits),
+            Target::Answer(answer) => answer.choose(|voice| voice.choose(logits)),
             Target::Prompt(voices) => voices.iter_mut().for_each(|voice| voice.choose(logits)),
             Target::Scores { scores, prompt, from, voices } => match prompt.get(*from + index + 1) {
                 Some(&next) => {
@@ -42,14 +43,76 @@ impl Target<'_> {
 
     fn token(&mut self, token: u32) {
         match self {
-            Target::Answer(voice) => voice.take(token),
+            Target::Answer(answer) => answer.choose(|voice| voice.take(token)),
             Target::Prompt(voices) => voices.iter_mut().for_each(|voice| voice.take(token)),
             Target::Scores { .. } | Target::Nobody => {}
         }
     }
 }
 
+/// An answer in a step, with the tokens that are appended to it.
+struct Answer<'a> {
+    voice: &'a mut Voice,
+    events: &'a UnboundedSender<Event>,
+    /// The token that was chosen last, and guesses.
+    tokens: Vec<u32>,
+    /// Of them those that were right, the first always.
+    kept: usize,
+    /// Chosen after each of these.
+    chosen: Vec<u32>,
+    over: bool,
+}
+
+impl Answer<'_> {
+    /// Chooses after the next token, if it is the one that was chosen before.
+    fn choose(&mut self, choose: impl FnOnce(&mut Voice)) {
+        self.over = self.over || self.kept > 0 && !self.goes_on();
+        if self.over {
+            return;
+        }
+        choose(self.voice);
+        self.kept += 1;
+        self.chosen.extend(self.voice.chosen_token());
+    }
+
+    fn goes_on(&mut self) -> bool {
+        if self.voice.chosen_token().as_ref() != self.tokens.get(self.kept) {
+            return false;
+        }
+        match self.voice.advance() {
+            Ok(event) => {
+                // Whoever asked may be gone.
+                event.into_iter().for_each(|event| drop(self.events.send(event)));
+                self.voice.ended.is_none()
+            }
+            Err(error) => {
+                self.voice.fail(error);
+                false
+            }
+        }
+    }
+}
+
 impl Scheduler {
+    /// Guesses how answers go on, if the step has nothing else: whether it did.
+    fn guess(&mut self) -> bool {
+        let Some(together) = &mut self.together else { return false };
+        if self.running.iter().any(|running| running.stepped() < running.speaking()) {
+            return false;
+        }
+        let mut texts = vec![];
+        for running in &mut self.running {
+            for (sequence, voice) in running.sequences.iter().zip(&mut running.voices) {
+                let (Some(sequence), None) = (sequence, voice.ended) else { continue };
+                let room = sequence.context() - sequence.position() - 1;
+                voice.look(room.min(together.most()));
+                texts.push(&mut voice.guessed);
+            }
+        }
+        together.begin(&mut texts, self.engine.most_guessed());
+        true
+    }
+
     /// One step, if anything runs.
     pub(super) fn turn(&mut self) {
         if self.running.is_empty() || self.turn_alone() {
@@ -57,6 +120,7 @@ impl Scheduler {
         }
         let speaking: usize = self.running.iter().map(Running::stepped).sum();
         let mut budget = self.pace.budget(speaking);
+        let guesses = self.guess();
         let (mut works, mut targets, mut prompts) = (vec![], vec![], 0);
         for running in &mut self.running {
             if running.speaks {
@@ -76,10 +140,16 @@ impl Scheduler {
                         }
                         continue;
                     }
-                    let want = if voice.wants_argmax() { Want::Argmax } else { Want::Logits };
-                    // The work borrows the token, the target the rest.
-                    works.push((sequence, Tokens::Last(voice.last()[0]), Phase::Decode, want));
-                    targets.push(Target::Answer(voice));
+                    let tokens = if guesses { voice.guessed.tokens() } else { voice.last() }.to_vec();
+                    let want = match (voice.wants_argmax(), tokens.len()) {
+                        (true, 1) => Want::Argmax,
+                        (true, _) => Want::AllArgmax,
+                        (false, 1) => Want::Logits,
+                        (false, _) => Want::AllLogits,
+                    };
+                    works.push((sequence, Tokens::Own(tokens.clone()), Phase::Decode, want));
+                    let (events, kept, chosen) = (&running.job.events, 0, vec![]);
+                    targets.push(Target::Answer(Answer { voice, events, tokens, kept, chosen, over: false }));
                 }
                 continue;
             }
@@ -119,14 +189,19 @@ impl Scheduler {
                 Work { sequence, tokens: tokens.as_slice(), phase: *phase, want: *want }
             })
             .collect();
+        let rows: usize = step.iter().map(|work| work.tokens.len()).sum();
         let sink = &mut |work: usize, index: usize, logits: &[f32]| targets[work].row(index, logits);
         let failed = match self.engine.step_each(&mut step, sink) {
             Ok(outputs) => {
-                let tokens: Vec<Option<u32>> = (0..step.len())
-                    .map(|work| (step[work].want == Want::Argmax).then(|| outputs.token(work)))
-                    .collect();
-                for (target, token) in targets.iter_mut().zip(tokens) {
-                    token.into_iter().for_each(|token| target.token(token));
+                for (work, target) in targets.iter_mut().enumerate() {
+                    outputs.tokens(work).iter().for_each(|&token| target.token(token));
+                }
+                for (index, (work, target)) in step.iter_mut().zip(&mut targets).enumerate() {
+                    let Target::Answer(answer) = target else { continue };
+                    self.engine.keep(index, work.sequence, work.tokens.len(), answer.kept.max(1));
+                    if let Some(together) = self.together.as_mut().filter(|_| guesses) {
+                        together.learn(&mut answer.voice.guessed, &answer.chosen);
+                    }
                 }
                 None
             }
@@ -134,7 +209,16 @@ impl Scheduler {
         };
         drop((step, targets));
         drop(works);
-        self.pace.note(speaking, prompts, start.elapsed());
+        if let Some(together) = self.together.as_mut().filter(|_| guesses) {
+            together.end();
+            let told = together.take_told();
+            self.metrics.guessed_tokens.add(told.guessed);
+            self.metrics.guessed_right.add(told.right);
+        }
+        // A step with guesses tells nothing of one without.
+        if rows == speaking + prompts {
+            self.pace.note(speaking, prompts, start.elapsed());
+        }
         self.metrics.steps.add(1);
         match failed {
             None => self.settle(),
@@ -171,16 +255,24 @@ impl Scheduler {
         if !running.speaks && !self.settle_prompt(running)? {
             return Ok(true);
         }
-        let mut spoke = 0;
+        let (mut spoke, mut tokens) = (0, 0);
         for index in 0..running.voices.len() {
+            let Some(Some(_)) = running.sequences.get(index) else { continue };
             let voice = &mut running.voices[index];
-            let silent = running.job.most == 0;
-            if voice.ended.is_some() || !(silent || voice.has_chosen()) {
+            let (silent, made) = (running.job.most == 0, voice.take_made());
+            if made == 0 && !silent {
                 continue;
             }
             spoke += 1;
+            tokens += made.max(1);
             // Nothing is wanted of an answer of no tokens.
-            let event = if silent { Some(voice.end(super::Reason::Length)) } else { voice.advance()? };
+            let event = if silent {
+                Some(voice.end(super::Reason::Length))
+            } else if voice.ended.is_none() {
+                voice.advance()?
+            } else {
+                None
+            };
             if let Some(event) = event {
                 let _ = running.job.events.send(event);
             }
@@ -192,7 +284,7 @@ impl Scheduler {
             return Ok(running.speaking() > 0);
         }
         self.share(running);
-        Ok(self.spoke(running, spoke, spoke))
+        Ok(self.spoke(running, spoke, tokens))
     }
 
     /// So many answers came to so many tokens in a step: whether the job goes on.
@@ -249,14 +341,14 @@ impl Scheduler {
 
 /// The tokens of a work.
 enum Tokens<'a> {
-    Last(u32),
+    Own(Vec<u32>),
     Part(&'a [u32]),
 }
 
 impl Tokens<'_> {
     fn as_slice(&self) -> &[u32] {
         match self {
-            Tokens::Last(token) => std::slice::from_ref(token),
+            Tokens::Own(tokens) => tokens,
             Tokens::Part(part) => part,
         }
     }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use lapidary_runtime::text::AnswerText;
-use lapidary_runtime::{Phase, Sampler, SamplerOptions};
+use lapidary_runtime::{Guessed, Phase, Sampler, SamplerOptions};
 
 use super::logprobs::{self, Logprobs};
 use super::{Event, Job, Reason};
@@ -43,6 +43,10 @@ pub(super) struct Voice {
     row: Vec<f32>,
     /// Chosen in the step at hand.
     chosen: Option<Result<(u32, Option<Logprobs>), ApiError>>,
+    /// Tokens chosen in the step at hand.
+    made: usize,
+    /// How it may go on.
+    pub(super) guessed: Guessed,
     /// Why it ended, once it did.
     pub(super) ended: Option<Reason>,
 }
@@ -76,6 +80,8 @@ impl Voice {
             infos: vec![],
             row: vec![],
             chosen: None,
+            made: 0,
+            guessed: Guessed::default(),
             ended: None,
             parameters,
         })
@@ -119,9 +125,20 @@ impl Voice {
         }
     }
 
-    /// Whether a token was chosen that it has not gone on with.
-    pub(super) fn has_chosen(&self) -> bool {
-        self.chosen.is_some()
+    /// Tokens that were chosen in the step at hand, which is over.
+    pub(super) fn take_made(&mut self) -> usize {
+        std::mem::take(&mut self.made)
+    }
+
+    /// Looks for guesses of how it goes on after a sequence's end, at most so many.
+    pub(super) fn look(&mut self, room: usize) {
+        let (last, held) = (self.history[self.history.len() - 1], &self.history[..self.history.len() - 1]);
+        self.guessed.look(held, last, room.min(self.most_more() - 1));
+    }
+
+    /// Fails where it would have gone on.
+    pub(super) fn fail(&mut self, error: ApiError) {
+        self.chosen = Some(Err(error));
     }
 
     /// Whether the most likely token is all that it needs.
@@ -137,11 +154,13 @@ impl Voice {
 
     /// Takes the most likely token.
     pub(super) fn take(&mut self, token: u32) {
+        self.made += 1;
         self.chosen = Some(Ok((token, None)));
     }
 
     /// Chooses by a row of logits.
     pub(super) fn choose(&mut self, logits: &[f32]) {
+        self.made += 1;
         self.chosen = Some(self.chosen_of(logits));
     }
 
