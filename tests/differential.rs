@@ -1,19 +1,26 @@
-//! Interpreter = machine code, as written and fused: over random functions of every primitive, and over each fusion
-//! that has a name, at random shapes and constants.
+//! Interpreter = machine code = artifact, as written and fused: over random functions of every primitive, and over each
+//! fusion that has a name, at random shapes and constants.
 //!
 //! `PROPTEST_CASES` sets the number of cases; the seed is fixed, so a failure comes again.
 
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use egg::Language;
+use lapidary_codegen::callable::compile_callable_for;
 use lapidary_codegen::compile::{Loose, compile_functions};
-use lapidary_codegen::{Options, call};
+use lapidary_codegen::target::{Placement, Target, triple};
+use lapidary_codegen::{Error, Options, call};
 use lapidary_ir::interp::{Precision, Tensor, Value, evaluate, evaluate_all};
 use lapidary_ir::{DType, Dim, Extent, Function, Type, rows, text};
 use lapidary_passes::Selection;
 use lapidary_passes::check::values;
+use lapidary_runtime::artifact::Artifact;
+use lapidary_runtime::artifact::write::{self, About, Part, Variant};
+use lapidary_runtime::callable::Callable;
+use lapidary_runtime::program::{Counts, Role};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -49,17 +56,62 @@ struct Compiled {
     loose: Loose,
 }
 
+fn options(selection: Selection, cpu: &str) -> Options {
+    Options {
+        selection,
+        cpu: cpu.into(),
+        context: CONTEXT,
+        chunk: CHUNK,
+        rounded: false,
+        machine: lapidary_passes::Machine::GENERIC,
+        listings: false,
+    }
+}
+
+/// A function written as an artifact, and opened; none of one that reads by ids that it computes.
+fn opened(source: &Function, selection: Selection) -> Option<Callable> {
+    let target = Target::new("native", Placement::Object).unwrap();
+    let image = match compile_callable_for(target.clone(), source, &options(selection, "native")) {
+        Ok(compiled) => compiled.image,
+        Err(Error::Unsupported { .. }) => return None,
+        Err(error) => panic!("{error}\n{source}"),
+    };
+    let (cpus, features) = ([target.name.clone()], target.required());
+    let about = About {
+        target: triple(target.set.architecture()),
+        cpus: &cpus,
+        weights: "stored",
+        function: Some(&source.name),
+        compiler: "",
+        key: None,
+    };
+    let image = Variant { cpu: &target.name, features: &features, tuning: None, image: &image };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("function.lap");
+    write::write(&path, &about, &Part::images(&[image]), &mut |_, _| {}).unwrap();
+    let program = Artifact::open(&path).unwrap().function(None).unwrap_or_else(|e| panic!("{e}\n{source}"));
+    Some(Callable::new(Arc::new(program), 1).unwrap())
+}
+
+/// Calls an opened function: its outputs, in order.
+fn call_opened(
+    callable: &mut Callable,
+    inputs: &[Tensor],
+    outputs: &[Tensor],
+    extent: Extent,
+) -> Vec<Tensor> {
+    let bytes: Vec<Vec<u8>> = inputs.iter().map(Tensor::to_bytes).collect();
+    let operands = callable.signature().operands.iter();
+    assert_eq!(operands.filter(|o| o.role != Role::Output).count(), inputs.len());
+    let takes: Vec<&[u8]> = bytes.iter().map(Vec::as_slice).collect();
+    let returned = callable.returned(Counts { rows: extent.rows, keys: extent.keys }, &takes).unwrap();
+    let found = returned.iter().zip(outputs);
+    found.map(|(found, like)| Tensor::from_bytes(like.dtype, &found.shape, &found.bytes)).collect()
+}
+
 impl Compiled {
     fn new(source: &Function, selection: Selection, cpu: &str) -> Compiled {
-        let options = Options {
-            selection,
-            cpu: cpu.into(),
-            context: CONTEXT,
-            chunk: CHUNK,
-            rounded: false,
-            machine: lapidary_passes::Machine::GENERIC,
-            listings: false,
-        };
+        let options = options(selection, cpu);
         let loose = compile_functions(std::slice::from_ref(source), &options)
             .unwrap_or_else(|e| panic!("{e}\n{source}"));
         Compiled { source: source.clone(), loose }
@@ -113,9 +165,16 @@ fn check_random(choices: &[primitives::Choice], rules: u64) {
         ("fused", Compiled::new(function, Selection::all(), "native")),
         ("as written, an older CPU", Compiled::new(function, Selection::none(), "x86-64-v2")),
     ];
+    let mut artifact = opened(function, Selection::all());
     for (seed, extent) in (1..).zip(EXTENTS) {
         let inputs = values::inputs(function, extent, seed);
         let expected = evaluate(function, &inputs, extent, Precision::F32).unwrap();
+        if let Some(artifact) = &mut artifact {
+            let here = forms[2].1.call(&inputs, extent);
+            for (a, b) in here.iter().zip(&call_opened(artifact, &inputs, &expected, extent)) {
+                assert!(same_bits(a, b), "an artifact has other bits in a call of {extent:?} of\n{function}");
+            }
+        }
         // What fusion makes one kernel has the bits of its operators' own.
         let (written, fused) = (forms[0].1.call(&inputs, extent), fused_alone.call(&inputs, extent));
         for (written, fused) in written.iter().zip(&fused) {

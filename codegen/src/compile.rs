@@ -383,8 +383,8 @@ fn form(function: &Function, options: &Options, features: Features) -> Result<Fu
     let mut variants = vec![];
     for ((&rows, regime), form) in regimes.iter().zip(priced).zip(forms) {
         let capacity = Capacity { rows, keys: options.context };
-        let rounded = options.rounded;
-        let setting = Setting { capacity, regime, rings: rings.clone(), features, rounded };
+        let (rounded, machine) = (options.rounded, options.machine);
+        let setting = Setting { capacity, regime, rings: rings.clone(), features, rounded, machine };
         let schedule = schedule::schedule(&form.function, &setting)?;
         let memory = memory::plan(&schedule.buffers);
         variants.push(Lowered {

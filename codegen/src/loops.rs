@@ -66,6 +66,7 @@ fn kernels(cpu: &str, mut each: impl FnMut(String, &mut Context)) {
                 rings: rings.clone(),
                 features,
                 rounded: false,
+                machine: Machine::GENERIC,
             };
             let form = form.expect("it has a form").function;
             let schedule = schedule::schedule(&form, &setting).expect("it has kernels");

@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | `exp` | 2 ulp | results that are normal; below `exp(-87.3)` 0, above `exp(88.7)` inf |
 //! | `exp_bounded` | 2 ulp | -80 to 80 |
+//! | `exp_below` | as `exp`, the same bits | numbers that are not above 0 |
 //! | `tanh` | 3 ulp | everywhere |
 //! | `sin_cos` | 1.5e-7 absolute | angles to 1e6 |
 //! | `log` | 2 ulp | positive normals |
@@ -45,28 +46,13 @@ pub fn exp(e: &mut Emitter<'_>, x: Value) -> Value {
     let n = e.fma(clamped, log2e, magic);
     let bits = e.bitcast(I32X4, n);
     let n = e.b.ins().fsub(n, magic);
-    // ln 2 in two parts, the first exact times n.
-    let (high, low) = (e.splat(-0.693_359_4), e.splat(2.121_944_4e-4));
-    let r = e.fma(n, high, clamped);
-    let r = e.fma(n, low, r);
-    let p =
-        polynomial(e, r, &[1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
-    let one = e.splat(1.0);
-    let square = e.b.ins().fmul(r, r);
-    let linear = e.b.ins().fadd(r, one);
-    let p = e.fma(p, square, linear);
-    // 2^n in two factors: 2^128 alone would overflow where the product does not.
-    let by = e.b.ins().iconst(I32, 1);
-    let half = e.b.ins().sshr(bits, by);
-    let magic_half = e.splat_int((MAGIC.to_bits() as i32) >> 1);
-    let half = e.b.ins().isub(half, magic_half);
-    let magic_bits = e.splat_int(MAGIC.to_bits() as i32);
-    let whole = e.b.ins().isub(bits, magic_bits);
-    let rest = e.b.ins().isub(whole, half);
-    let first = power_of_two(e, half);
-    let second = power_of_two(e, rest);
-    let p = e.b.ins().fmul(p, first);
-    let p = e.b.ins().fmul(p, second);
+    let p = exp_of_rest(e, clamped, n);
+    // The product with 2^n is a normal number: 2^128 comes with a p below 1.
+    let by = e.b.ins().iconst(I32, 23);
+    let exponent = e.b.ins().ishl(bits, by);
+    let p = e.bitcast(I32X4, p);
+    let p = e.b.ins().iadd(p, exponent);
+    let p = e.bitcast(F32X4, p);
     let zero = e.splat(0.0);
     let infinity = e.splat(f32::INFINITY);
     let p = e.choose(above, p, zero);
@@ -82,6 +68,39 @@ pub fn exp_bounded(e: &mut Emitter<'_>, x: Value) -> Value {
     let n = e.fma(x, log2e, magic);
     let bits = e.bitcast(I32X4, n);
     let n = e.b.ins().fsub(n, magic);
+    let p = exp_of_rest(e, x, n);
+    let by = e.b.ins().iconst(I32, 23);
+    let exponent = e.b.ins().ishl(bits, by);
+    let p = e.bitcast(I32X4, p);
+    let p = e.b.ins().iadd(p, exponent);
+    e.bitcast(F32X4, p)
+}
+
+/// e^x where x is not above 0, or NaN: [`exp`] without its upper edge.
+pub fn exp_below(e: &mut Emitter<'_>, x: Value) -> Value {
+    let lowest = e.splat(-87.33);
+    // NaN is not.
+    let below = e.b.ins().fcmp(FloatCC::LessThanOrEqual, x, lowest);
+    let below = e.bitcast(F32X4, below);
+    let kept = e.b.ins().bnot(below);
+    let x = e.b.ins().band(kept, x);
+    let log2e = e.splat(std::f32::consts::LOG2_E);
+    // With the exponent's bias, so that the low bits are 2^n's own.
+    let magic = e.splat(MAGIC + 127.0);
+    let n = e.fma(x, log2e, magic);
+    let bits = e.bitcast(I32X4, n);
+    let n = e.b.ins().fsub(n, magic);
+    let p = exp_of_rest(e, x, n);
+    let by = e.b.ins().iconst(I32, 23);
+    let power = e.b.ins().ishl(bits, by);
+    let power = e.bitcast(F32X4, power);
+    let p = e.b.ins().fmul(p, power);
+    e.b.ins().band(kept, p)
+}
+
+/// e^(x - n ln 2), of a size of at most half of ln 2.
+fn exp_of_rest(e: &mut Emitter<'_>, x: Value, n: Value) -> Value {
+    // ln 2 in two parts, the first exact times n.
     let (high, low) = (e.splat(-0.693_359_4), e.splat(2.121_944_4e-4));
     let r = e.fma(n, high, x);
     let r = e.fma(n, low, r);
@@ -90,21 +109,7 @@ pub fn exp_bounded(e: &mut Emitter<'_>, x: Value) -> Value {
     let one = e.splat(1.0);
     let square = e.b.ins().fmul(r, r);
     let linear = e.b.ins().fadd(r, one);
-    let p = e.fma(p, square, linear);
-    let by = e.b.ins().iconst(I32, 23);
-    let exponent = e.b.ins().ishl(bits, by);
-    let p = e.bitcast(I32X4, p);
-    let p = e.b.ins().iadd(p, exponent);
-    e.bitcast(F32X4, p)
-}
-
-/// 2^n for n in [-126, 127] (I32X4).
-fn power_of_two(e: &mut Emitter<'_>, n: Value) -> Value {
-    let bias = e.splat_int(127);
-    let biased = e.b.ins().iadd(n, bias);
-    let by = e.b.ins().iconst(I32, 23);
-    let bits = e.b.ins().ishl(biased, by);
-    e.bitcast(F32X4, bits)
+    e.fma(p, square, linear)
 }
 
 /// tanh x = 1 - 2 / (e^2x + 1); below 0.625 Cephes' odd polynomial, where that would cancel.
@@ -251,19 +256,17 @@ pub fn softcap(e: &mut Emitter<'_>, cap: f32, x: Value) -> Value {
     e.b.ins().fmul(x, cap)
 }
 
-/// 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+/// 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) = x / (1 + e^(-2 sqrt(2/pi) (x + 0.044715 x^3))).
 pub fn gelu_tanh(e: &mut Emitter<'_>, x: Value) -> Value {
     let square = e.b.ins().fmul(x, x);
-    let cube = e.b.ins().fmul(square, x);
-    let a = e.splat(0.044_715);
-    let inner = e.fma(cube, a, x);
-    let c = e.splat((2.0 / std::f64::consts::PI).sqrt() as f32);
-    let inner = e.b.ins().fmul(inner, c);
-    let tanh = tanh(e, inner);
-    let (one, half) = (e.splat(1.0), e.splat(0.5));
-    let gate = e.b.ins().fadd(tanh, one);
-    let scaled = e.b.ins().fmul(x, half);
-    e.b.ins().fmul(scaled, gate)
+    let c = -2.0 * (2.0 / std::f64::consts::PI).sqrt();
+    let (first, third) = (e.splat(c as f32), e.splat((c * 0.044_715) as f32));
+    let slope = e.fma(square, third, first);
+    let exponent = e.b.ins().fmul(slope, x);
+    let power = exp(e, exponent);
+    let one = e.splat(1.0);
+    let denominator = e.b.ins().fadd(power, one);
+    e.b.ins().fdiv(x, denominator)
 }
 
 /// The lane numbers 0, 1, 2, 3 as I32X4.

@@ -130,6 +130,26 @@ fn check_edges(what: &str, function: Function, edges: &[((f32, f32), f32)]) {
 const INF: f32 = f32::INFINITY;
 
 #[test]
+fn exp_below() {
+    let f: Function = |e, x, _| math::exp_below(e, x);
+    check("exp_below", 2.0, &sample(-87.3, 0.0), f, |x, _| x.exp(), in_ulp);
+    let payload = f32::from_bits(0x7fc0_1234);
+    check_edges(
+        "exp_below",
+        f,
+        &[
+            ((0.0, 0.0), 1.0),
+            ((-0.0, 0.0), 1.0),
+            ((-INF, 0.0), 0.0),
+            ((f32::MIN, 0.0), 0.0),
+            ((-87.4, 0.0), 0.0),
+            ((f32::NAN, 0.0), f32::NAN),
+            ((payload, 0.0), f32::NAN),
+        ],
+    );
+}
+
+#[test]
 fn exp() {
     let f: Function = |e, x, _| math::exp(e, x);
     check("exp", 2.0, &sample(-87.3, 88.7), f, |x, _| x.exp(), in_ulp);

@@ -13,6 +13,7 @@
 //! | [`function`] | functions, modules, and the builder |
 //! | [`infer`] | the type of a node from its operands |
 //! | [`rows`] | which nodes treat the rows of a call alike |
+//! | [`squeeze`] | axes of length 1 taken out |
 //! | [`verify`] | every invariant of a function, checked |
 //! | [`text`] | printing and parsing |
 //! | [`interp`] | the meaning of every operator: the reference interpreter |
@@ -28,6 +29,7 @@ pub mod op;
 pub mod program;
 pub mod rows;
 pub mod signature;
+pub mod squeeze;
 pub mod text;
 pub mod types;
 pub mod verify;

@@ -15,6 +15,7 @@
 //! | [`explain`] | how a kernel came about, in steps that replay |
 //! | [`listing`] | an e-graph as text and Graphviz |
 //! | [`check`] | rules held against the interpreter, counterexamples |
+//! | [`weights`] | terms of weights alone, taken out of a function |
 //! | [`mod@why_not`] | what kept a rule from firing |
 //! | [`mod@what_if`] | what another machine would change |
 
@@ -34,6 +35,7 @@ pub mod price;
 pub mod range;
 pub mod rules;
 pub mod saturate;
+pub mod weights;
 pub mod what_if;
 pub mod why_not;
 

@@ -214,6 +214,10 @@ class Function:
         """Its results in order, as ``inputs``; a result that is a cache's has the kind ``cache``."""
         return [(name, dtype, tuple(shape), kind) for name, dtype, shape, kind in self._function.outputs]
 
+    def squeezed(self):
+        """The same function without axes of length 1, as those of a batch of one: what rules know best."""
+        return Function(self._function.squeezed())
+
     def __str__(self):
         return str(self._function)
 

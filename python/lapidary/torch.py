@@ -13,14 +13,14 @@ _TORCH = os.path.dirname(torch.__file__)
 __all__ = ["Exported", "backend", "export", "from_torch", "graph_of"]
 
 
-def export(module, example_inputs, kwargs=None):
+def export(module, example_inputs, kwargs=None, dynamic_shapes=None):
     """A module as ``torch.export`` has it, down to the operators that map."""
     decompositions = torch.export.default_decompositions()
     for name in aten.PRESERVED:
         packet, overload = name.removeprefix("aten.").rsplit(".", 1)
         decompositions.pop(getattr(getattr(torch.ops.aten, packet), overload), None)
     with torch.no_grad():
-        program = torch.export.export(module, tuple(example_inputs), kwargs)
+        program = torch.export.export(module, tuple(example_inputs), kwargs, dynamic_shapes=dynamic_shapes)
         return program.run_decompositions(decompositions)
 
 
@@ -33,12 +33,12 @@ def graph_of(program, name="f"):
     tensors = {**dict(program.named_parameters()), **dict(program.named_buffers()), **program.constants}
     specs = {spec.arg.name: spec for spec in signature.input_specs}
     graph = {"name": name, "inputs": [], "weights": [], "nodes": [], "outputs": []}
-    weights = {}
+    weights, rows = {}, _Rows()
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            _placeholder(node, specs[node.name], tensors, graph, weights)
+            _placeholder(node, specs[node.name], tensors, graph, weights, rows)
         elif node.op == "call_function":
-            graph["nodes"].append(_node(node))
+            graph["nodes"].append(_node(node, rows))
         elif node.op == "output":
             results = node.args[0]
             if not all(isinstance(r, torch.fx.Node) for r in results):
@@ -49,33 +49,46 @@ def graph_of(program, name="f"):
     return graph, weights
 
 
-def _placeholder(node, spec, tensors, graph, weights):
+class _Rows:
+    """The one dim that may be of any length: ``T``."""
+
+    def __init__(self):
+        self.name = None
+
+    def type(self, value, what, place=None):
+        """Element type and axes of a tensor."""
+        shape = []
+        for n in value.shape:
+            if not isinstance(n, int):
+                name = str(n)
+                self.name = self.name or (name if name.isidentifier() else None)
+                if name != self.name:
+                    where = f" ({place})" if place else ""
+                    known = f"fixed lengths and `{self.name}`" if self.name else "fixed lengths and one dynamic one"
+                    raise Error(f"`{what}`{where} has an axis of length {name}: expected {known}")
+                n = "T"
+            shape.append(n)
+        return {"dtype": str(value.dtype).removeprefix("torch."), "shape": shape}
+
+
+def _placeholder(node, spec, tensors, graph, weights, rows):
     value = node.meta["val"]
     if not isinstance(value, torch.Tensor):
         raise Error(f"input `{node.name}` is {value!r}: expected a tensor")
     weight = spec.kind.name != "USER_INPUT"
     name = spec.target if weight else node.name
-    declared = {"name": name, "node": node.name, **_type(value, name)}
+    declared = {"name": name, "node": node.name, **rows.type(value, name)}
     graph["weights" if weight else "inputs"].append(declared)
     if weight:
         weights[name] = tensors[spec.target].detach()
 
 
-def _type(value, what):
-    shape = []
-    for n in value.shape:
-        if not isinstance(n, int):
-            raise Error(f"`{what}` has an axis of length {n}: expected fixed lengths")
-        shape.append(n)
-    return {"dtype": str(value.dtype).removeprefix("torch."), "shape": shape}
-
-
-def _node(node):
-    value = node.meta.get("val")
+def _node(node, rows):
+    value, place = node.meta.get("val"), _place(node)
     if isinstance(value, torch.Tensor):
-        ty = _type(value, node.name)
+        ty = rows.type(value, node.name, place)
     elif isinstance(value, list | tuple):
-        types = [_type(v, node.name) for v in value]
+        types = [rows.type(v, node.name, place) for v in value]
         ty = {"dtype": types[0]["dtype"], "shape": [t["shape"] for t in types]}
     else:
         ty = {"dtype": "none", "shape": []}
@@ -86,7 +99,7 @@ def _node(node):
         "args": [_operand(a) for a in node.args],
         "kwargs": {k: _operand(v) for k, v in node.kwargs.items()},
         **ty,
-        "place": _place(node),
+        "place": place,
     }
 
 
@@ -161,8 +174,11 @@ def _array(tensor):
     return tensor.detach().contiguous().numpy()
 
 
-def from_torch(module, example_inputs, kwargs=None, *, name=None, **options):
+def from_torch(module, example_inputs, kwargs=None, *, name=None, dynamic_shapes=None, **options):
     """Compiles a module for inputs of the shapes of ``example_inputs`` (a tensor, or a tuple).
+
+    ``dynamic_shapes`` is ``torch.export``'s. One dim may be dynamic, the rows: it is ``T`` in the function, and calls may
+    have any number of them. Code is made for each when it first comes.
 
     The module is exported by ``torch.export`` as it is: ``module.eval()`` first, if it is not to be trained. Its
     weights stay where they are and are not copied. Options are those of ``lapidary.ir.Function.compile``.
@@ -171,7 +187,7 @@ def from_torch(module, example_inputs, kwargs=None, *, name=None, **options):
     """
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
-    program = export(module, example_inputs, kwargs)
+    program = export(module, example_inputs, kwargs, dynamic_shapes)
     graph, weights = graph_of(program, name or type(module).__name__)
     return Exported(graph, weights, module, **options)
 

@@ -1,6 +1,7 @@
 //! A compiled function: code for each length that it is called with, on arrays where they lie.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lapidary::Options;
@@ -33,15 +34,25 @@ impl Weight {
                 let place = Place { address: bytes.as_ptr().cast_mut(), bytes: bytes.len() };
                 Weight::Mapped(Arc::clone(file), place)
             }
-            Cow::Owned(bytes) => {
-                let word = |b: &[u8]| {
-                    let mut word = [0; 4];
-                    word[..b.len()].copy_from_slice(b);
-                    u32::from_le_bytes(word)
-                };
-                Weight::Own(bytes.chunks(4).map(word).collect(), bytes.len())
-            }
+            Cow::Owned(bytes) => Weight::own(&bytes),
         })
+    }
+
+    /// Elements that nobody else has.
+    pub(crate) fn own(bytes: &[u8]) -> Weight {
+        let word = |b: &[u8]| {
+            let mut word = [0; 4];
+            word[..b.len()].copy_from_slice(b);
+            u32::from_le_bytes(word)
+        };
+        Weight::Own(bytes.chunks(4).map(word).collect(), bytes.len())
+    }
+
+    /// Its elements.
+    fn bytes(&self) -> &[u8] {
+        let Place { address, bytes } = self.place();
+        // SAFETY: the memory is held as long as the weight, and nobody writes to weights.
+        unsafe { std::slice::from_raw_parts(address, bytes) }
     }
 
     fn place(&self) -> Place {
@@ -75,6 +86,7 @@ impl Compiled {
         options: Options,
         weights: Vec<(usize, Weight)>,
     ) -> PyResult<Compiled> {
+        let (function, weights) = folded(function, &options, weights)?;
         let inputs = function.inputs.iter().enumerate();
         let taken = inputs.filter(|(_, i)| i.kind != InputKind::Weight).map(|(at, _)| at).collect();
         let outputs = Placed::outputs(&function).map_err(of)?;
@@ -102,6 +114,30 @@ impl Compiled {
         }
         Ok(code)
     }
+}
+
+/// A function without its terms of weights, which are computed now, and its weights.
+fn folded(
+    function: Arc<ir::Function>,
+    options: &Options,
+    weights: Vec<(usize, Weight)>,
+) -> PyResult<(Arc<ir::Function>, Vec<(usize, Weight)>)> {
+    let Some(folded) = call::Folded::new(&function, options).map_err(of)? else {
+        return Ok((function, weights));
+    };
+    let mut named: HashMap<&str, Weight> =
+        weights.into_iter().map(|(at, weight)| (function.inputs[at].name.as_str(), weight)).collect();
+    let read: Vec<&[u8]> = folded.reads().map(|(name, _)| named[name].bytes()).collect();
+    let computed = folded.compute(&read, options).map_err(of)?;
+    let mut kept = vec![];
+    for (at, input) in folded.function().inputs.iter().enumerate() {
+        if let Some(weight) = named.remove(input.name.as_str()) {
+            kept.push((at, weight));
+        } else if let Some((.., bytes)) = computed.iter().find(|(name, ..)| *name == input.name) {
+            kept.push((at, Weight::own(bytes)));
+        }
+    }
+    Ok((Arc::new(folded.function().clone()), kept))
 }
 
 #[pymethods]

@@ -89,6 +89,12 @@ impl Function {
         })
     }
 
+    /// The same function without axes of length 1.
+    fn squeezed(&self) -> PyResult<Function> {
+        let function = ir::squeeze::squeeze(&self.function).map_err(|e| failure(e.to_string()))?;
+        Function::new(function, None)
+    }
+
     /// What the reference interpreter makes of arrays, in the order of the inputs.
     fn interpret<'py>(
         &self,

@@ -37,6 +37,29 @@ def test_backend(name):
             close(compiled(*inputs), make(name, 32, 4)[0](*inputs))
 
 
+@pytest.mark.parametrize("name", ["mlp", "gpt2", "llama"])
+def test_any_number_of_rows(name):
+    module, inputs = make(name, 32, 8)
+    shapes = ({1: torch.export.Dim("rows", min=2, max=512)},)
+    compiled = lapidary.from_torch(module, inputs, dynamic_shapes=shapes, threads=2)
+    assert compiled.function.inputs[0][2] == (1, "T", 32)
+    for rows in (2, 8, 33, 70):
+        _, inputs = make(name, 32, rows)
+        with torch.no_grad():
+            close(compiled(*inputs), module(*inputs))
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x):
+        return torch.cat([x, x], dim=0).sum(dim=0)
+
+
+def test_other_dynamic_lengths_are_named():
+    shapes = ({0: torch.export.Dim("rows", min=2, max=64)},)
+    with pytest.raises(lapidary.Error, match=r"length 2\*.*: expected fixed lengths|concat.*test_torch\.py line"):
+        lapidary.from_torch(Doubled(), torch.randn(4, 3), dynamic_shapes=shapes)
+
+
 def test_weights_are_not_copied():
     module, inputs = make("mlp", 32, 2)
     compiled = lapidary.from_torch(module, inputs)

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail, ensure};
 use clap::ValueEnum;
-use lapidary_codegen::compile::compile_functions;
+use lapidary_codegen::compile::{compile_functions, regime_of};
 use lapidary_ir::{Extent, Function};
 use serde_json::Value;
 
@@ -102,6 +102,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let functions = source.functions(args.function.as_deref())?;
     let context = source.graph.context;
     let rows = args.rows.unwrap_or(options.chunk);
+    if args.file.is_some() {
+        // A function's calls are as long as they are.
+        options.chunk = options.chunk.max(rows.min(context));
+    }
     if let Some(figures) = &args.what_if {
         if args.compile.cost != CostName::Roofline {
             return Err(Usage::new(anyhow!("--what-if: expected --cost roofline")).into());
@@ -146,7 +150,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Stage::Asm => listing(report, lowered, |c| c.asm.as_deref())?,
             Stage::Plan => plan(report, lowered)?,
             Stage::Times => {
-                measured(&loose, at, lowered, Extent { rows, keys: (context / 2).max(rows) }, context)?
+                let extent = Extent { rows, keys: (context / 2).max(rows) };
+                measured(&loose, at, lowered, extent, (context, regime_of(lowered.rows, options.chunk)))?
             }
         });
     }

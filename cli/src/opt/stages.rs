@@ -74,7 +74,7 @@ pub(super) fn measured(
     at: usize,
     lowered: &Lowered,
     extent: Extent,
-    context: usize,
+    (context, regime): (usize, usize),
 ) -> Result<String> {
     let threads = threads::of_machine();
     let timing = timing::time(loose, at, context, extent, timing::Setup::hot(threads))?;
@@ -87,9 +87,15 @@ pub(super) fn measured(
     for (kernel, ns) in kernels.iter().zip(&timing.kernels) {
         writeln!(out, "{:width$}  {:>12}  ; {}", kernel.name, us(*ns), node(kernel, lowered))?;
     }
+    // The kernels are those of so many rows, and the price is theirs.
+    let of = match regime {
+        rows if rows == extent.rows => String::new(),
+        1 => " for 1 row".into(),
+        rows => format!(" for {rows} rows"),
+    };
     writeln!(
         out,
-        "; {} kernel{s}, {} a call, predicted {}",
+        "; {} kernel{s}, {} a call, predicted {}{of}",
         kernels.len(),
         us(timing.call),
         us(lowered.nanoseconds)

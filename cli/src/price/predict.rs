@@ -139,7 +139,7 @@ fn role(kernel: &Kernel, lowered: &Lowered) -> Role {
     let op = &lowered.function.body[kernel.node];
     match (op, &kernel.body) {
         (Op::Linear(_), Body::Linear(_)) | (Op::Attention(_), Body::Attention { .. }) => Role::Itself,
-        (Op::Linear(_), _) => Role::Before,
+        (Op::Linear(_), _) | (_, Body::PackColumns(_)) => Role::Before,
         (Op::Attention(_), Body::MergeAttention { .. }) => Role::After,
         (Op::Reshape(_), _) => Role::Moved,
         (Op::Attention(_) | Op::Transpose(_) | Op::Input(_), _) => Role::Unpriced,

@@ -48,7 +48,7 @@ impl Emitter<'_> {
 
     /// The larger, lane by lane; `b` where either is NaN. (CLIF's fmax is NaN-exact and twice as slow.)
     pub fn fmax(&mut self, a: Value, b: Value) -> Value {
-        let greater = self.b.ins().fcmp(FloatCC::GreaterThan, a, b);
+        let greater = self.b.ins().fcmp(FloatCC::LessThan, b, a);
         self.choose(greater, a, b)
     }
 

@@ -1,6 +1,6 @@
 //! The loops that attention goes by, as the schedule chose them.
 
-use lapidary_ir::DType;
+use lapidary_ir::{DType, Dim};
 use lapidary_runtime::program::Tiles;
 
 use super::ATTENTION_ROWS;
@@ -31,15 +31,19 @@ pub struct QueryTiles {
 }
 
 impl AttentionWay {
-    /// The tile space of attention by `repeat` query heads for each of `groups` KV heads.
-    pub fn tiles(self, groups: usize, repeat: usize) -> Tiles {
-        match self {
+    /// The tile space of attention by so many rows of `repeat` query heads for each of `groups` KV heads.
+    pub fn tiles(self, groups: usize, repeat: usize, rows: Dim) -> Tiles {
+        let tiles = match self {
             AttentionWay::Tiles(QueryTiles { heads, rows, panels, .. }) => {
                 Tiles { fixed: (groups * repeat.div_ceil(heads)) as u32, rows: (rows * panels) as u32 }
             }
             AttentionWay::Rows(..) | AttentionWay::Plain => {
                 Tiles { fixed: groups as u32, rows: ATTENTION_ROWS }
             }
+        };
+        match rows {
+            Dim::Fixed(n) => Tiles { fixed: tiles.fixed * n.div_ceil(tiles.rows as usize) as u32, rows: 0 },
+            Dim::Rows | Dim::Keys => tiles,
         }
     }
 

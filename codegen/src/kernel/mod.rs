@@ -226,6 +226,10 @@ pub enum Body {
         /// Softcap after the scale.
         cap: Option<f32>,
     },
+    /// b (.., N, K); output its panels f32 (.., N / mr, K, mr).
+    PackColumns(&'static Microkernel),
+    /// a (.., M, K), b in panels of N; output (.., M, N).
+    Product(Product),
     /// scores (.., T, S), pos i32 (T); output (.., T, S).
     WindowMask {
         /// How many last keys are visible.
@@ -289,6 +293,19 @@ pub struct Kernel {
     pub capacity: Capacity,
 }
 
+/// A product of two activations by tiles.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Product {
+    /// Multiplies the products.
+    pub scale: f32,
+    /// Softcap after the scale.
+    pub cap: Option<f32>,
+    /// Matrices of a, along the first axis, that meet one of b.
+    pub repeat: usize,
+    /// What computes the tiles.
+    pub micro: &'static Microkernel,
+}
+
 /// Rows of queries that one attention tile handles.
 pub const ATTENTION_ROWS: u32 = 4;
 
@@ -309,7 +326,8 @@ impl Body {
             Body::RmsNorm { .. } => "rms_norm",
             Body::AddRmsNorm { .. } => "add_rms_norm",
             Body::Linear(_) => "linear",
-            Body::Pack(_) => "pack",
+            Body::Pack(_) | Body::PackColumns(_) => "pack",
+            Body::Product(_) => "product",
             Body::Rope => "rope",
             Body::Scores { .. } => "scores",
             Body::WindowMask { .. } => "window_mask",

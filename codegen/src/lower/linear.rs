@@ -15,7 +15,7 @@ use lapidary_runtime::program::{RESUMED, Tiles};
 use super::hold::{weight_row, widened_row, widening};
 use super::linear_dots::{dot_rows, raw_dot, raw_dots_of, row_dots, shapes};
 use super::linear_lanes::{self, raw_lanes};
-use super::linear_tiles::{block_bytes, tiling, turned_bytes, whole};
+use super::linear_tiles::{block_bytes, by_panels, tiling, turned_bytes, whole};
 use super::map::Then;
 use super::norm::norm_row;
 use super::pack;
@@ -99,7 +99,9 @@ pub(super) fn raw_code(
         Emit::RawTile(_) | Emit::IntegerTile(..) | Emit::ConfiguredTile(_) => {
             let widen = weights.iter().filter_map(|w| widening(w, micro, features));
             let tilings = |w: &View| std::iter::once(tiling(micro, w.dtype)).chain(whole(micro, w));
-            let tiles = weights.iter().flat_map(tilings).flat_map(|tiling| tiling.raw_code());
+            let by_parts = || weights.iter().flat_map(tilings).collect();
+            let tilings = by_panels(linear, weights).unwrap_or_else(by_parts);
+            let tiles = tilings.into_iter().flat_map(|tiling| tiling.raw_code());
             let few = linear.few.into_iter().flat_map(lanes);
             widen.chain(tiles.map(|raw| (micro, raw))).chain(few).collect()
         }
@@ -170,8 +172,14 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
         let part = k.div_ceil(k.div_ceil(most)).next_multiple_of(block).min(most);
         let whole = |w: &View| whole(micro, w).filter(|tiling| tiling.ahead == 0).map(|t| t.weight_stride);
         let row = weights.iter().map(|w| weight_row(micro, w.dtype).max(whole(w).unwrap_or(0)));
-        let held = e.take_scratch(micro.block_rows() * row.max().unwrap_or(0));
-        let bytes = rows.div_ceil(micro.mr) * block_bytes(micro);
+        let row = row.max().unwrap_or(0);
+        let (row, panels) = match by_panels(&linear, weights) {
+            Some(tilings) if linear.is_joint() => (tilings.iter().map(|t| t.weight_stride).sum(), 1),
+            Some(tilings) => (tilings.iter().map(|t| t.weight_stride).max().unwrap_or(0), 1),
+            None => (row, rows.div_ceil(micro.mr)),
+        };
+        let held = e.take_scratch(micro.block_rows() * row);
+        let bytes = panels * block_bytes(micro);
         let bytes = if linear.few.is_some() { bytes.max(lane_bytes) } else { bytes };
         (Operand::Packed { held, part }, bytes)
     } else {

@@ -10,7 +10,7 @@ use super::linear::{Job, fixed};
 use super::tiling::Tiling;
 use super::transpose;
 use crate::emit::Emitter;
-use crate::kernel::Epilogue;
+use crate::kernel::{Epilogue, Linear};
 use crate::micro::{Microkernel, TileOperands};
 use crate::view::View;
 
@@ -41,6 +41,26 @@ pub(super) fn whole(micro: &'static Microkernel, weight: &View) -> Option<Tiling
     fits.then_some(Tiling { weight_stride, ..tiling(micro, weight.dtype) })
 }
 
+/// The most bytes of a tile's weights that are held whole while panels meet them one after the other.
+const HELD_BYTES: usize = 256 << 10;
+
+/// Tiles for calls of any rows whose weights are held whole, if they take little room: a panel's results are finished
+/// before the next panel's, and stay in the first cache until then.
+pub(super) fn by_panels(linear: &Linear, weights: &[View]) -> Option<Vec<Tiling>> {
+    let micro = linear.micro;
+    let tilings: Vec<Tiling> = weights
+        .iter()
+        .map(|w| {
+            let weight_stride = held_row(micro, w.dtype, fixed(w, 1));
+            Tiling { weight_stride, ..tiling(micro, w.dtype) }
+        })
+        .collect();
+    let at_once = if linear.is_joint() { tilings.len() } else { 1 };
+    let most = tilings.iter().map(|t| t.weight_stride).max().unwrap_or(0);
+    let fits = at_once * micro.block_rows() * most <= HELD_BYTES;
+    (micro.is_packed() && micro.operands == DType::F32 && fits).then_some(tilings)
+}
+
 /// Bytes of the results of a block with one panel: f32 (nr, mr), contiguous.
 pub(super) fn block_bytes(micro: &Microkernel) -> usize {
     micro.block_rows() * micro.mr * 4
@@ -69,6 +89,9 @@ impl Job<'_> {
         part: usize,
     ) {
         let rows = self.rows(e);
+        if let Some(tilings) = by_panels(&self.linear, weights) {
+            return self.panels(e, weights, (first, width), &tilings, (held, part));
+        }
         for (weight, &c) in weights.iter().zip(&self.results) {
             let by_parts = |e: &mut Emitter<'_>| self.tiles(e, weight, first, width, (held, part), c);
             let Some(tiling) = whole(self.linear.micro, weight) else {
@@ -85,6 +108,50 @@ impl Job<'_> {
             e.choose_path(few, |e| self.whole_tiles(e, weight, first, width, (tiling, held), c), by_parts);
         }
         self.tile_epilogue(e, rows, first, width);
+    }
+
+    /// Panel after panel of x with `width` weight rows from `first` of each weight, held whole, and the epilogue.
+    fn panels(
+        &self,
+        e: &mut Emitter<'_>,
+        weights: &[View],
+        (first, width): (Value, Value),
+        tilings: &[Tiling],
+        (held, part): (Value, usize),
+    ) {
+        let micro = self.linear.micro;
+        let (rows, mr) = (self.rows(e), micro.mr as i64);
+        let (zero, k) = (e.i64(0), e.i64(self.k as i64));
+        let mut places = vec![];
+        let mut at = 0;
+        for (weight, tiling) in weights.iter().zip(tilings) {
+            let to = e.offset(held, at as i64);
+            hold(e, weight, first, (zero, k), to, (micro, tiling.weight_stride));
+            places.push(to);
+            at += micro.block_rows() * tiling.weight_stride;
+        }
+        let x = e.base(&self.kernel.inputs[0]);
+        e.for_range(zero, rows, mr, &[], |e, panel, _| {
+            let at = e.scale(panel, micro.panel_bytes(self.k) as i64);
+            let x = e.b.ins().iadd(x, at);
+            let left = e.b.ins().isub(rows, panel);
+            e.for_range(zero, k, part as i64, &[], |e, from, _| {
+                let steps = e.b.ins().isub(k, from);
+                let most = e.i64(part as i64);
+                let steps = e.min(steps, most);
+                let at = e.scale(from, mr * 4);
+                let x = e.b.ins().iadd(x, at);
+                let along = e.scale(from, 4);
+                for ((tiling, &held), &c) in tilings.iter().zip(&places).zip(&self.results) {
+                    let weights = e.b.ins().iadd(held, along);
+                    let operands = TileOperands { x, weights, c, k: steps, accumulate: from };
+                    tiling.run(e, &operands, left, width);
+                }
+                vec![]
+            });
+            self.panel_epilogue(e, (panel, zero), rows, first, width);
+            vec![]
+        });
     }
 
     /// `width` weight rows from `first`, held in scratch part by part, with every panel of x.
@@ -173,98 +240,108 @@ impl Job<'_> {
         }
     }
 
-    /// Results, a block (nr, mr) a panel, finished where they lie, then to the output (rows, nr), four by four.
+    /// The epilogue of every panel, whose results lie one after the other.
     fn tile_epilogue(&self, e: &mut Emitter<'_>, rows: Value, first: Value, width: Value) {
+        let (zero, micro) = (e.i64(0), self.linear.micro);
+        e.for_range(zero, rows, micro.mr as i64, &[], |e, panel, _| {
+            let at = e.scale(panel, micro.block_rows() as i64 * 4);
+            self.panel_epilogue(e, (panel, at), rows, first, width);
+            vec![]
+        });
+    }
+
+    /// Results of a panel, a block (nr, mr) at so many bytes, finished where they lie, then to the output (rows, nr),
+    /// four by four.
+    fn panel_epilogue(
+        &self,
+        e: &mut Emitter<'_>,
+        (panel, at): (Value, Value),
+        rows: Value,
+        first: Value,
+        width: Value,
+    ) {
         if let Some(turned) = &self.turned {
-            return self.program_epilogue(e, rows, first, width, turned);
+            return self.program_epilogue(e, (panel, at), rows, (first, width), turned);
         }
         let output = &self.kernel.outputs[self.output];
         let mr = self.linear.micro.mr as i64;
         let stride = mr * 4;
         let zero = e.i64(0);
-        e.for_range(zero, rows, mr, &[], |e, panel, _| {
-            let at = e.scale(panel, self.linear.micro.block_rows() as i64 * 4);
-            self.finish_block(e, at, width);
-            let left = e.b.ins().isub(rows, panel);
-            let columns = e.i64(mr);
-            let columns = e.min(left, columns);
-            e.for_range(zero, columns, 4, &[], |e, column, _| {
-                let t = e.b.ins().iadd(panel, column);
-                let lane = e.scale(column, 4);
-                let at = e.b.ins().iadd(at, lane);
-                e.for_range(zero, width, 4, &[], |e, n, _| {
-                    let c = e.b.ins().iadd(self.results[0], at);
-                    let lane = e.scale(n, stride);
-                    let c = e.b.ins().iadd(c, lane);
-                    let finished = std::array::from_fn(|i| e.load(DType::F32, c, i as i64 * stride, 4));
-                    let by_row = transpose(e, finished);
-                    let column = e.b.ins().iadd(first, n);
-                    let left = e.b.ins().isub(width, n);
-                    for (i, value) in by_row.into_iter().enumerate() {
-                        let row = e.offset(t, i as i64);
-                        let inside = e.b.ins().icmp(IntCC::SignedLessThan, row, rows);
-                        e.when(inside, |e| {
-                            let out = e.base(output);
-                            let out = e.step(output, 0, out, row);
-                            store_some(e, output, value, out, column, left);
-                        });
-                    }
-                    vec![]
-                });
+        self.finish_block(e, at, width);
+        let left = e.b.ins().isub(rows, panel);
+        let columns = e.i64(mr);
+        let columns = e.min(left, columns);
+        e.for_range(zero, columns, 4, &[], |e, column, _| {
+            let t = e.b.ins().iadd(panel, column);
+            let lane = e.scale(column, 4);
+            let at = e.b.ins().iadd(at, lane);
+            e.for_range(zero, width, 4, &[], |e, n, _| {
+                let c = e.b.ins().iadd(self.results[0], at);
+                let lane = e.scale(n, stride);
+                let c = e.b.ins().iadd(c, lane);
+                let finished = std::array::from_fn(|i| e.load(DType::F32, c, i as i64 * stride, 4));
+                let by_row = transpose(e, finished);
+                let column = e.b.ins().iadd(first, n);
+                let left = e.b.ins().isub(width, n);
+                for (i, value) in by_row.into_iter().enumerate() {
+                    let row = e.offset(t, i as i64);
+                    let inside = e.b.ins().icmp(IntCC::SignedLessThan, row, rows);
+                    e.when(inside, |e| {
+                        let out = e.base(output);
+                        let out = e.step(output, 0, out, row);
+                        store_some(e, output, value, out, column, left);
+                    });
+                }
                 vec![]
             });
             vec![]
         });
     }
 
-    /// Results, a block (nr, mr) a panel, brought to rows in `turned`, finished there and to the output.
+    /// Results of a panel, a block (nr, mr), brought to rows in `turned`, finished there and to the output.
     fn program_epilogue(
         &self,
         e: &mut Emitter<'_>,
+        (panel, block): (Value, Value),
         rows: Value,
-        first: Value,
-        width: Value,
+        (first, width): (Value, Value),
         turned: &[Value],
     ) {
         let output = &self.kernel.outputs[self.output];
         let micro = self.linear.micro;
         let (mr, stride, row_bytes) = (micro.mr as i64, micro.mr as i64 * 4, turned_row(micro) as i64);
         let zero = e.i64(0);
-        e.for_range(zero, rows, mr, &[], |e, panel, _| {
-            let block = e.scale(panel, micro.block_rows() as i64 * 4);
-            let left = e.b.ins().isub(rows, panel);
-            let columns = e.i64(mr);
-            let columns = e.min(left, columns);
-            e.for_range(zero, columns, 4, &[], |e, column, _| {
-                let lane = e.scale(column, 4);
-                let at = e.b.ins().iadd(block, lane);
-                let row = e.scale(column, row_bytes);
-                e.for_range(zero, width, 4, &[], |e, n, _| {
-                    let lane = e.scale(n, stride);
-                    let at = e.b.ins().iadd(at, lane);
-                    let lane = e.scale(n, 4);
-                    let to = e.b.ins().iadd(row, lane);
-                    for (&c, &turned) in self.results.iter().zip(turned) {
-                        let c = e.b.ins().iadd(c, at);
-                        let four = std::array::from_fn(|i| e.load(DType::F32, c, i as i64 * stride, 4));
-                        let to = e.b.ins().iadd(turned, to);
-                        for (i, value) in transpose(e, four).into_iter().enumerate() {
-                            e.store(DType::F32, value, to, i as i64 * row_bytes, 4);
-                        }
+        let left = e.b.ins().isub(rows, panel);
+        let columns = e.i64(mr);
+        let columns = e.min(left, columns);
+        e.for_range(zero, columns, 4, &[], |e, column, _| {
+            let lane = e.scale(column, 4);
+            let at = e.b.ins().iadd(block, lane);
+            let row = e.scale(column, row_bytes);
+            e.for_range(zero, width, 4, &[], |e, n, _| {
+                let lane = e.scale(n, stride);
+                let at = e.b.ins().iadd(at, lane);
+                let lane = e.scale(n, 4);
+                let to = e.b.ins().iadd(row, lane);
+                for (&c, &turned) in self.results.iter().zip(turned) {
+                    let c = e.b.ins().iadd(c, at);
+                    let four = std::array::from_fn(|i| e.load(DType::F32, c, i as i64 * stride, 4));
+                    let to = e.b.ins().iadd(turned, to);
+                    for (i, value) in transpose(e, four).into_iter().enumerate() {
+                        e.store(DType::F32, value, to, i as i64 * row_bytes, 4);
                     }
-                    vec![]
-                });
+                }
                 vec![]
             });
-            e.for_range(zero, columns, 1, &[], |e, column, _| {
-                let t = e.b.ins().iadd(panel, column);
-                let out = e.base(output);
-                let out = e.at(output, out, &[(0, t), (1, first)]);
-                let row = e.scale(column, row_bytes);
-                let sums: Vec<Value> = turned.iter().map(|&at| e.b.ins().iadd(at, row)).collect();
-                self.finish_row(e, (t, first), width, &sums, out);
-                vec![]
-            });
+            vec![]
+        });
+        e.for_range(zero, columns, 1, &[], |e, column, _| {
+            let t = e.b.ins().iadd(panel, column);
+            let out = e.base(output);
+            let out = e.at(output, out, &[(0, t), (1, first)]);
+            let row = e.scale(column, row_bytes);
+            let sums: Vec<Value> = turned.iter().map(|&at| e.b.ins().iadd(at, row)).collect();
+            self.finish_row(e, (t, first), width, &sums, out);
             vec![]
         });
     }

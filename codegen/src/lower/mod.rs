@@ -14,6 +14,7 @@ mod linear_lanes;
 mod linear_tiles;
 mod map;
 mod matmul;
+pub mod matmul_tiles;
 mod norm;
 pub mod pack;
 mod reduce;
@@ -35,6 +36,7 @@ pub fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkern
     match &kernel.body {
         Body::Linear(linear) => linear::raw_code(kernel, linear, features),
         Body::Attention { way, .. } => attention::raw_code(kernel, *way, features),
+        Body::Product(product) => matmul_tiles::raw_code(kernel, product.micro),
         _ => vec![],
     }
 }
@@ -47,6 +49,8 @@ pub fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
         Body::Reduce(reduction) => reduce::lower(e, kernel, *reduction),
         Body::Matmul => matmul::lower(e, kernel),
         Body::Scores { scale, cap } => matmul::lower_scores(e, kernel, *scale, *cap),
+        Body::PackColumns(micro) => matmul_tiles::lower_pack(e, kernel, micro),
+        Body::Product(product) => matmul_tiles::lower(e, kernel, *product),
         Body::Gather { scale } => gather::lower(e, kernel, *scale),
         Body::Append => append::lower(e, kernel),
         Body::RmsNorm { eps } => norm::lower(e, kernel, *eps, false),

@@ -98,6 +98,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, Pack { prologue, micro
         let panels = |e: &mut Emitter<'_>| {
             let out = e.step(output, 0, out, tile);
             let run = micro.held().map_or(if micro.has_fours() { 4 } else { 2 }, Held::run);
+            let k = e.i64(k as i64);
             let read = Read { view: &view, base, rows: (first, end), k, out, panel, run };
             match micro.operands {
                 DType::Q8 => read.blocks(e),
@@ -130,25 +131,27 @@ fn lane_rows(
 }
 
 /// A panel's rows, and where they go.
-struct Read<'a> {
-    view: &'a View,
+pub(super) struct Read<'a> {
+    /// (rows, k), of any strides.
+    pub(super) view: &'a View,
     /// Address of row 0.
-    base: Value,
+    pub(super) base: Value,
     /// The panel's first row and its end.
-    rows: (Value, Value),
-    k: usize,
+    pub(super) rows: (Value, Value),
+    /// Elements of a row (i64).
+    pub(super) k: Value,
     /// Address of the panel, of so many rows.
-    out: Value,
-    panel: usize,
+    pub(super) out: Value,
+    pub(super) panel: usize,
     /// Elements of a row that follow one another, of quants four or eight, of bf16 two or four.
-    run: usize,
+    pub(super) run: usize,
 }
 
 impl Read<'_> {
     /// As f32, or as pairs or fours of bf16.
-    fn floats(&self, e: &mut Emitter<'_>, pairs: bool) {
-        let Read { base, rows: (first, end), out, panel, .. } = *self;
-        let (zero, all) = (e.i64(0), e.i64(self.k as i64));
+    pub(super) fn floats(&self, e: &mut Emitter<'_>, pairs: bool) {
+        let Read { base, rows: (first, end), k: all, out, panel, .. } = *self;
+        let zero = e.i64(0);
         e.for_range(zero, all, PART, &[], |e, from, _| {
             let to = e.offset(from, PART);
             let to = e.min(to, all);
@@ -210,7 +213,8 @@ impl Read<'_> {
     fn blocks(&self, e: &mut Emitter<'_>) {
         let Read { base, rows: (first, end), out, panel, .. } = *self;
         let words = panel as i64 * 4;
-        let (zero, blocks) = (e.i64(0), e.i64((self.k / BLOCK) as i64));
+        let zero = e.i64(0);
+        let blocks = e.b.ins().ushr_imm_u(self.k, i64::from(BLOCK.trailing_zeros()));
         e.for_range(first, end, 1, &[], |e, t, _| {
             let row = e.step(self.view, 0, base, t);
             let lane = e.b.ins().isub(t, first);

@@ -51,8 +51,13 @@ pub(super) fn lower(
             };
             let total = reduce::sum(e, count, &mut |e: &mut Emitter<'_>, i: Value, lanes: usize| {
                 let x = load(e, i, lanes);
-                let x = max.map_or(x, |max| e.b.ins().fsub(x, max));
-                let p = math::exp(e, x);
+                let p = match max {
+                    Some(max) => {
+                        let x = e.b.ins().fsub(x, max);
+                        math::exp_below(e, x)
+                    }
+                    None => math::exp(e, x),
+                };
                 let i = e.b.ins().iadd(i, low);
                 store_along_row(e, output, p, out, i, lanes);
                 p

@@ -23,6 +23,8 @@ const CONTEXT: usize = 1024;
 const MANY: usize = 512;
 /// Rows of a call of many that brings out what is done once a weight.
 const FEWER: usize = 48;
+/// Rows that go one by one.
+const ROWS: usize = 4;
 /// Rows of a call of few.
 const FEW: usize = 32;
 /// Weight rows of the products that drive other kernels' code out of the caches.
@@ -211,8 +213,8 @@ fn measure(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
     let most = "function f(%x: f32[T,4096] rows) { return y=(argmax %x 1) }";
     m.reduce = each(most, "reduce", 4096)?;
     let matmul = "function f(%x: f32[T,256] rows, %w: f32[256,256] weight) { return y=(matmul %x %w) }";
-    m.loose_flops =
-        (2 * FEWER * 256 * 256) as f64 / (bench.ns(matmul, FEWER, "matmul")? - m.launch).max(LEAST);
+    // Of so few rows that they are not packed.
+    m.loose_flops = (2 * ROWS * 256 * 256) as f64 / (bench.ns(matmul, ROWS, "matmul")? - m.launch).max(LEAST);
 
     // Attention: two widths of heads tell products from what is done to scores.
     let attend = |width: usize| {
@@ -229,7 +231,8 @@ fn measure(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
     let machine = m;
     let fit = |rows: usize| -> Result<(f64, f64), Error> {
         let model = lapidary_passes::CostModel { machine, extent: Extent { rows, keys: MANY } };
-        let scores = 8.0 * model.seen(rows, MANY, (rows > FEW).then(|| machine.shapes.panel_rows(2)));
+        let scores =
+            8.0 * model.seen((rows, MANY), MANY, false, (rows > FEW).then(|| machine.shapes.panel_rows(2)));
         let (narrow, wide) = (attention(64, rows)? - machine.launch, attention(256, rows)? - machine.launch);
         let rate = 4.0 * (256 - 64) as f64 * scores / (wide - narrow).max(LEAST);
         Ok((rate, (narrow / scores - 4.0 * 64.0 / rate).max(LEAST)))

@@ -5,13 +5,17 @@
 //! and copies where not; terms of constants are folded by the reference interpreter; a buffer whose consumer transposes
 //! and reshapes it is laid out for that, so that neither moves anything.
 
+mod layout;
 mod nodes;
 mod operands;
+mod products;
+mod times;
 
 use std::collections::HashMap;
 
 use egg::Language;
 use lapidary_ir::{DType, Dim, Function, Id, InputKind, Op, Type, rows, text};
+use lapidary_passes::Machine;
 use lapidary_runtime::program::{Slot, SlotKind, Tiles};
 
 use crate::Error;
@@ -19,6 +23,8 @@ use crate::emit::Features;
 use crate::kernel::{Body, Elementwise, Kernel};
 use crate::launch;
 use crate::view::{Base, BufferId, Capacity, View};
+
+pub use times::tile_nanoseconds;
 
 /// What a function is scheduled for.
 #[derive(Clone, Debug)]
@@ -33,6 +39,8 @@ pub struct Setting {
     pub features: Features,
     /// Whether products may round their activations, to bf16 or to blocks of 8 bits.
     pub rounded: bool,
+    /// What products of two activations are priced for.
+    pub machine: Machine,
 }
 
 /// A temporary: written by kernel `first`, last read by kernel `last`.
@@ -276,42 +284,11 @@ impl Scheduler<'_> {
         View { ring, ..view }
     }
 
-    /// A dense buffer for a node's result: the caller's if the node is an output, laid out as its users like it best.
-    fn result(&mut self, id: Id, dtype: DType, dims: &[Dim]) -> View {
-        let output = self.function.outputs.iter().find(|(name, o)| *o == id && self.cache_of(name).is_none());
-        if let Some((name, _)) = output {
-            let slot = self.output_slot(name);
-            return View::contiguous(Base::Slot(slot), dtype, dims, self.setting.capacity);
-        }
-        let order = self.liked_order(id).unwrap_or_else(|| (0..dims.len()).collect());
-        self.temporary(dtype, dims, &order)
-    }
-
     fn temporary(&mut self, dtype: DType, dims: &[Dim], order: &[usize]) -> View {
         let bytes = self.setting.capacity.elements(dims) * dtype.bytes();
         let id = BufferId(self.out.buffers.len());
         self.out.buffers.push(Buffer { bytes, first: usize::MAX, last: 0 });
         View::ordered(Base::Arena(id), dtype, dims, order, self.setting.capacity)
-    }
-
-    /// The axis order in memory that makes a transpose and reshape of this node free.
-    fn liked_order(&self, id: Id) -> Option<Vec<usize>> {
-        let nodes = self.function.body.as_ref();
-        let users = |of: Id| {
-            nodes
-                .iter()
-                .enumerate()
-                .filter(move |(at, op)| self.live[*at] && op.children().first() == Some(&of))
-        };
-        users(id).find_map(|(at, op)| match op {
-            Op::Transpose([_, p]) if users(Id::from(at)).any(|(_, u)| matches!(u, Op::Reshape(_))) => {
-                match self.op(*p) {
-                    Op::Dims(d) => d.permutation(),
-                    _ => None,
-                }
-            }
-            _ => None,
-        })
     }
 
     fn push(&mut self, id: Id, body: Body, inputs: Vec<View>, outputs: Vec<View>, tiles: Tiles) {
@@ -387,50 +364,4 @@ impl Scheduler<'_> {
         self.out.batches = self.out.kernels.iter().all(Kernel::batches);
         launch::share(&mut self.out);
     }
-}
-
-/// The same of an operator of a program, of one element.
-fn map_nanoseconds(op: &Op) -> f64 {
-    match op {
-        Op::Exp(_) | Op::Log(_) | Op::Tanh(_) | Op::Cos(_) | Op::Sin(_) | Op::Pow(_) | Op::GeluTanh(_) => 1.5,
-        Op::Input(_) => 0.5,
-        _ => 0.25,
-    }
-}
-
-/// Predicted nanoseconds of one tile on one thread: enough to tell a launch worth sharing from one that is not.
-pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
-    let rows = kernel.capacity.rows as f64;
-    let inner = |v: &View| v.axes.last().map_or(1, |a| kernel.capacity.of(a.dim)) as f64;
-    let ns = match &kernel.body {
-        Body::Linear(linear) => {
-            let weights = linear.weights(&kernel.inputs);
-            let w = &weights[0];
-            let all: usize = weights.iter().map(|w| kernel.capacity.of(w.axes[0].dim)).sum();
-            let products = inner(w) * all as f64 / f64::from(kernel.tiles.fixed.max(1));
-            let rows = kernel.capacity.of(kernel.outputs[0].axes[0].dim) as f64;
-            w.dtype.mean_bytes() * products / 14.0 + rows * products / 20.0
-        }
-        Body::Attention { window, parts, .. } => {
-            let keys = window.unwrap_or(kernel.capacity.keys).min(512) as f64 / *parts as f64;
-            let heads = kernel.capacity.of(kernel.inputs[0].axes[0].dim) as f64
-                / kernel.capacity.of(kernel.inputs[1].axes[0].dim) as f64;
-            rows.min(f64::from(kernel.tiles.rows)) * heads * keys * (inner(&kernel.inputs[0]) * 0.2 + 3.0)
-        }
-        Body::Pack(pack) => {
-            let element = if pack.prologue.is_some() { 2.0 } else { 0.5 };
-            pack.micro.mr as f64 * inner(&kernel.inputs[0]) * element
-        }
-        Body::Matmul | Body::Scores { .. } => inner(&kernel.outputs[0]) * inner(&kernel.inputs[0]) * 0.3,
-        Body::Map(program) => {
-            let row = kernel.inputs.iter().map(inner).fold(inner(&kernel.outputs[0]), f64::max);
-            row * program.nodes().iter().map(map_nanoseconds).sum::<f64>()
-        }
-        _ => {
-            let keys: f64 =
-                kernel.outputs[0].axes.iter().filter(|a| a.dim == Dim::Keys).map(|_| 256.0).product();
-            keys * inner(kernel.inputs.first().unwrap_or(&kernel.outputs[0]))
-        }
-    };
-    ns.min(1e9) as u32
 }

@@ -86,24 +86,7 @@ impl Scheduler<'_> {
             Op::Prod([x, axis]) => self.reduce(id, x, axis, Reduction::Prod),
             Op::Argmax([x, axis]) => self.reduce(id, x, axis, Reduction::Argmax),
 
-            Op::Matmul([a, b]) => {
-                let (dtype, dims) = self.tensor_type(id);
-                let (a, b) = (self.stored(a)?, self.stored(b)?);
-                if a.ring.is_some() || b.ring.is_some() {
-                    return Err(self.unsupported(id, "only attention may read a cache that wraps"));
-                }
-                let output = self.result(id, dtype, &dims);
-                let leading = &dims[..dims.len() - 2];
-                let batched = |view: View| {
-                    let tail = view.axes.len() - 2;
-                    let whole: Vec<Dim> =
-                        leading.iter().copied().chain(view.axes[tail..].iter().map(|a| a.dim)).collect();
-                    view.stretched(&whole)
-                };
-                self.push_rows(id, Body::Matmul, vec![batched(a), batched(b)], output.clone());
-                self.set(id, output);
-                Ok(())
-            }
+            Op::Matmul([a, b]) => self.matmul(id, a, b),
 
             Op::Reshape([x, to]) => {
                 let (x_view, to) = (self.operand(x)?, self.dims(to));
@@ -228,8 +211,8 @@ impl Scheduler<'_> {
 
             Op::Rope([x, pos, f]) => self.by_rows(id, Body::Rope, &[x, pos, f]),
             Op::Scores([q, k, scale, cap]) => {
-                let body = Body::Scores { scale: self.number(scale), cap: self.optional_number(cap) };
-                self.by_rows(id, body, &[q, k])
+                let (scale, cap) = (self.number(scale), self.optional_number(cap));
+                self.scores(id, [q, k], scale, cap)
             }
             Op::WindowMask([x, pos, window]) => {
                 let body = Body::WindowMask { window: self.window(window) };
@@ -389,8 +372,10 @@ impl Scheduler<'_> {
         };
         let (groups, heads) = (fixed(1, 0), fixed(0, 0));
         let Setting { capacity, regime, features, rounded, .. } = *self.setting;
+        let row_dim = inputs[0].axes[1].dim;
+        let regime = if row_dim == Dim::Rows { regime } else { capacity.of(row_dim) };
         let way = lower::attention_way(&inputs, rounded, regime, &features);
-        let mut tiles = way.tiles(groups, heads / groups);
+        let mut tiles = way.tiles(groups, heads / groups, row_dim);
         let body = |parts| Body::Attention { scale, cap, window, maximum, parts, way };
         match lower::attention_parts(way, &inputs, window, capacity) {
             Some((parts, width)) => {

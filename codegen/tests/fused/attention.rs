@@ -81,7 +81,7 @@ impl Case {
         let features = Target::new(self.cpu, Placement::Jit).expect("a target").features;
         let views = inputs.map(View::clone);
         let way = attention_way(&views, self.rounded, m.capacity.rows, &features);
-        let tiles = way.tiles(self.groups, self.repeat);
+        let tiles = way.tiles(self.groups, self.repeat, Rows);
         match attention_parts(way, &views, self.window, m.capacity) {
             None => m.run(random, self.cpu, self.body(1, way), &inputs, y, tiles),
             Some((parts, width)) => {

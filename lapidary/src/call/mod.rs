@@ -5,6 +5,7 @@
 //! of a call of T rows, the variant that serves T; so are the bits.
 
 mod code;
+mod folded;
 mod placed;
 
 use std::borrow::Cow;
@@ -21,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::options::{MAX_CHUNK, MAX_CONTEXT, Options};
 
+pub use folded::Folded;
 pub use lapidary_runtime::callable::tensors::{Returned, TensorFile, write_tensors};
 pub use placed::{Place, Placed};
 

@@ -1,7 +1,7 @@
 //! A function of the tensor language compiled ahead of time: the same files that models become, by the same writers.
 //!
 //! In: a function, its weights, options whose chunk is the most rows of a call. Out: an artifact or an object. Weights
-//! are checked and stored as kernels hold them.
+//! are checked and stored as kernels hold them, terms of weights alone as what they come to.
 
 use std::path::Path;
 use std::time::Instant;
@@ -19,7 +19,7 @@ use lapidary_runtime::program::{Counts, Image, Operand, Role, Signature, WeightS
 use super::artifact::Code;
 use super::object::Begun;
 use super::{Compile, Written};
-use crate::call::{TensorFile, file_of, loose, signed};
+use crate::call::{Folded, TensorFile, file_of, loose, signed};
 use crate::error::{Error, Result};
 use crate::options::Options;
 
@@ -40,6 +40,23 @@ unsafe impl WeightSource for Weights<'_> {
 }
 
 impl<'a> Weights<'a> {
+    /// The weights of a function that was made of this one's, terms of which are computed here, once.
+    fn folded(self, folded: &Folded, options: &Options) -> Result<Weights<'a>> {
+        let read: Vec<&[u8]> = folded.reads().filter_map(|(name, _)| self.tensor(name)).collect();
+        let mut computed = folded.compute(&read, options)?;
+        let mut own = self.tensors;
+        let signature = signed(folded.function(), Counts { rows: 1, keys: 1 })?;
+        let mut tensors = vec![];
+        for operand in signature.operands.into_iter().filter(|o| o.role == Role::Weight) {
+            if let Some(at) = own.iter().position(|(known, _)| known.name == operand.name) {
+                tensors.push(own.swap_remove(at));
+            } else if let Some(at) = computed.iter().position(|(name, ..)| *name == operand.name) {
+                tensors.push((operand, Bytes::Own(computed.swap_remove(at).2)));
+            }
+        }
+        Ok(Weights { tensors })
+    }
+
     fn new(signature: &Signature, file: Option<&'a TensorFile>) -> Result<Weights<'a>> {
         let taken = Taken::new(signature, |operand| match operand.role {
             Role::Weight => file_of(signature, Role::Weight, file),
@@ -76,6 +93,12 @@ impl Compile {
         }
         let weights = Weights::new(&signature, weights)?;
         self.check(options, output)?;
+        let folded = Folded::new(function, options)?;
+        let (function, weights) = match &folded {
+            Some(folded) => (folded.function(), weights.folded(folded, options)?),
+            None => (function, weights),
+        };
+        let signature = signed(function, Counts { rows: 1, keys: 1 })?;
         let targets = self.targets(options)?;
         let start = Instant::now();
         let graph = loose(function, &signature, Counts { rows: 1, keys: 1 }, options);

@@ -6,7 +6,7 @@
 use egg::Id;
 use lapidary_ir::{DType, Op, Type};
 
-use super::cost::{CostModel, Work, head_dim, weights_of};
+use super::cost::{CostModel, Work, from_weights, head_dim, sees_all, weights_of};
 use crate::analysis::{Data, Graph};
 
 /// How much longer what is done to a score takes with a running maximum.
@@ -44,9 +44,15 @@ impl CostModel {
                 return self.linear(graph, id, (*x, *weights, *epilogue), size, work);
             }
             Op::Attention(operands) => return self.attention(graph, operands, work),
-            Op::Matmul(_) | Op::Scores(_) => {
-                // A sum takes no less to end than a dot product's.
-                let sums = work.loose_flops / m.loose_flops + size * m.dot_row;
+            Op::Matmul([a, b]) | Op::Scores([a, b, ..]) => {
+                let product = self.product(data(id), data(*a), data(*b));
+                // Of weights there is a better kernel, which this one must not seem to be.
+                let sums = if m.prefers_tiles(product) && !from_weights(graph, *b, 8) {
+                    work.before = t * m.packing(product);
+                    m.tiled(product)
+                } else {
+                    m.loose(product)
+                };
                 t * (sums + work.transcendentals * m.transcendental)
             }
             Op::Softmax([.., mode]) => {
@@ -134,15 +140,8 @@ impl CostModel {
         let data = |id: Id| &graph[id].data;
         let [q, k, _, pos, _, _, window, mode] = *operands;
         let online = if data(mode).leaf == Some(Op::Bounded) { 1.0 } else { ONLINE };
-        let (heads, rows) = match &data(q).ty {
-            Type::Tensor(ty) => (ty.shape[0].at(self.extent), ty.shape[1].at(self.extent)),
-            _ => (1, 1),
-        };
-        let groups = match &data(k).ty {
-            Type::Tensor(ty) => ty.shape[0].at(self.extent),
-            _ => 1,
-        };
-        let keys = self.extent.keys;
+        let (heads, rows) = (self.axis(data(q), 0), self.axis(data(q), 1));
+        let (groups, keys) = (self.axis(data(k), 0), self.axis(data(k), 1));
         let limit = match data(window).leaf {
             Some(Op::Int(w)) if data(pos).leaf != Some(Op::None) => w as usize,
             _ => usize::MAX,
@@ -152,7 +151,8 @@ impl CostModel {
         let many = rows as f64 > m.few_rows;
         let shapes = &m.shapes;
         let repeat = heads / groups.max(1);
-        let pairs = heads as f64 * self.seen(rows, window, many.then(|| shapes.panel_rows(repeat)));
+        let block = many.then(|| shapes.panel_rows(repeat));
+        let pairs = heads as f64 * self.seen((rows, keys), window, sees_all(graph, pos), block);
         if many {
             // Blocks of keys serve many rows: their streams hide behind products.
             work.key_bytes = 0.0;
@@ -171,16 +171,19 @@ impl CostModel {
     }
 
     /// Keys that are met by the rows of a call together: those that each sees; or by blocks of so many rows, the blocks
-    /// of keys that any of them sees.
-    pub fn seen(&self, rows: usize, window: usize, block: Option<usize>) -> f64 {
-        let first = self.extent.keys.saturating_sub(rows);
-        let (step, keys) = (block.unwrap_or(1), self.machine.shapes.key_block);
+    /// of keys that any of them sees. The rows are the last of the keys, unless `all` of them see every key.
+    pub fn seen(&self, (rows, keys): (usize, usize), window: usize, all: bool, block: Option<usize>) -> f64 {
+        let first = keys.saturating_sub(rows);
+        let (step, of) = (block.unwrap_or(1), self.machine.shapes.key_block);
         let mut sum = 0;
         for at in (0..rows).step_by(step) {
             let last = (at + step).min(rows);
-            let (low, high) = ((first + at + 1).saturating_sub(window), first + last);
+            let (low, high) = match all {
+                true => (0, keys),
+                false => ((first + at + 1).saturating_sub(window), first + last),
+            };
             let met = match block {
-                Some(_) => high.next_multiple_of(keys) - low / keys * keys,
+                Some(_) => high.next_multiple_of(of) - low / of * of,
                 None => high - low,
             };
             sum += met * (last - at);

@@ -356,19 +356,24 @@ impl CostModel {
                 work.flops = size * share * self.maximum_flops(data(*mode));
             }
             Op::Attention([q, k, v, pos, _, cap, window, mode]) => {
-                let share = self.visible(data(*pos), data(*window));
+                let keys = self.axis(data(*k), 1);
+                let share = match data(*window).leaf {
+                    Some(Op::Int(w)) => (w as f64 / keys as f64).min(1.0),
+                    _ => 1.0,
+                };
                 read(&mut work, *q);
                 for x in [k, v] {
-                    let (_, bytes) = self.operand(graph, data(*x), *x);
-                    work.memory_bytes += bytes * share;
-                    work.key_bytes += bytes * share;
+                    let (cached, bytes) = self.operand(graph, data(*x), *x);
+                    if cached {
+                        work.cache_bytes += bytes * share;
+                    } else {
+                        work.memory_bytes += bytes * share;
+                        work.key_bytes += bytes * share;
+                    }
                 }
-                let (rows, heads) = match &data(*q).ty {
-                    Type::Tensor(t) => (t.shape[1].at(self.extent), t.shape[0].at(self.extent)),
-                    _ => (1, 1),
-                };
-                let seen = self.seen(rows, (share * self.extent.keys as f64).round() as usize, None);
-                let pairs = heads as f64 * seen;
+                let (rows, heads) = (self.axis(data(*q), 1), self.axis(data(*q), 0));
+                let window = (share * keys as f64).round() as usize;
+                let pairs = heads as f64 * self.seen((rows, keys), window, sees_all(graph, *pos), None);
                 work.flops =
                     4.0 * pairs * head_dim(data(*q)) as f64 + pairs * self.maximum_flops(data(*mode));
                 work.transcendentals = pairs * if data(*cap).leaf == Some(Op::None) { 1.0 } else { 3.0 };
@@ -391,6 +396,14 @@ impl CostModel {
         match window.leaf {
             Some(Op::Int(w)) => (w as f64 / self.extent.keys as f64).min(1.0),
             _ => 1.0,
+        }
+    }
+
+    /// The length of an axis; 1 of what is no tensor.
+    pub(crate) fn axis(&self, data: &Data, axis: usize) -> usize {
+        match &data.ty {
+            Type::Tensor(t) => t.shape.get(axis).map_or(1, |d| d.at(self.extent)),
+            _ => 1,
         }
     }
 
@@ -429,6 +442,25 @@ pub(crate) fn from_memory(graph: &Graph, id: Id, depth: usize) -> bool {
             }
             _ => false,
         })
+}
+
+/// Whether a value is a view of a weight.
+pub(crate) fn from_weights(graph: &Graph, id: Id, depth: usize) -> bool {
+    depth > 0
+        && graph[id].nodes.iter().any(|n| match n {
+            Op::Input(i) => {
+                graph.analysis.inputs.get(i.0 as usize).is_some_and(|i| i.kind == InputKind::Weight)
+            }
+            Op::Cast([x, _]) | Op::Reshape([x, _]) | Op::Transpose([x, _]) | Op::Broadcast([x, _]) => {
+                from_weights(graph, *x, depth - 1)
+            }
+            _ => false,
+        })
+}
+
+/// Whether positions are all one that is beyond every key.
+pub(crate) fn sees_all(graph: &Graph, pos: Id) -> bool {
+    repeats(graph, pos)
 }
 
 /// Whether a class is an axis repeated.

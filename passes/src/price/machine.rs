@@ -282,7 +282,7 @@ impl Machine {
         attention_flops: 140.0,
         attention_tile_flops: 190.0,
         score: 2.5,
-        score_tile: 2.0,
+        score_tile: 1.1,
         launch: 650.0,
         call: 100.0,
         cold: 1000.0,

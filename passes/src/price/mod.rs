@@ -8,6 +8,7 @@
 //! | `machine` | the constants of a machine, as rows of one table |
 //! | `cost` | a node's bytes and operations, and the roofline that makes a time of them |
 //! | `arithmetic` | what a node's arithmetic takes, by kind of kernel, format and row regime |
+//! | `products` | the two ways of a product of two activations, and which is taken |
 //! | `program` | what a program of elements and rows does |
 //! | `objective` | what is minimised in place of time |
 //! | `measured` | which kernels are worth measuring, and their prices once they are |
@@ -17,6 +18,7 @@ mod cost;
 mod machine;
 mod measured;
 mod objective;
+mod products;
 mod program;
 
 pub(crate) use arithmetic::is_folded;
@@ -24,3 +26,4 @@ pub use cost::{CostModel, Parts, Work};
 pub use machine::{FIGURES, Figure, Formats, Machine, Scaling, Shapes};
 pub use measured::{Candidate, Measured, UNMEASURED, candidates};
 pub use objective::Objective;
+pub use products::Product;

@@ -90,7 +90,7 @@ impl CostModel {
         let m = &self.machine;
         steps.flops * IN_REGISTERS * m.element
             + steps.transcendentals * m.transcendental
-            + steps.reduced * m.reduce
+            + steps.reduced * IN_REGISTERS * m.element
     }
 }
 

@@ -318,6 +318,6 @@ mod tests {
             assert_eq!(&parsed[..], std::slice::from_ref(rule), "{printed}");
             assert_eq!(parsed[0].to_string(), printed);
         }
-        assert_eq!(names.len(), 41);
+        assert_eq!(names.len(), 43);
     }
 }

@@ -73,6 +73,7 @@ def _split(c, x, sizes, axis=0):
 for _assertion in ["_assert_tensor_metadata.default", "_assert_async.msg", "_assert_scalar.default"]:
     OPERATORS[f"aten.{_assertion}"] = lambda c, *_, **__: None
 
+OPERATORS["aten.sym_size.int"] = lambda c, x, axis: x.shape[axis]
 OPERATORS["getitem"] = lambda c, parts, index: parts[index]
 
 

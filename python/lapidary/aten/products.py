@@ -40,35 +40,12 @@ def _matmul(c, a, b):
     if list(a.shape[:-2]) != list(b.shape[:-2]):
         return c.reshape(c.op("matmul", a, b), c.shape)
     n = count(a.shape[:-2])
+    turned = c.is_turned(b)
+    if turned:
+        # As scores have it: keys as rows, and their transpose.
+        b = c.permute(b, [*range(b.ndim - 2), b.ndim - 1, b.ndim - 2])
     a, b = (c.reshape(x, [n, *x.shape[-2:]]) for x in (a, b))
-    if not one_by_one(n, a.shape[1], b.shape[2]):
-        return c.reshape(c.op("matmul", a, b), c.shape)
-    return c.reshape(join(c, [times(c, matrix(c, a, i), matrix(c, b, i)) for i in range(n)]), c.shape)
-
-
-def one_by_one(n, rows, columns):
-    """Whether the products of ``n`` matrices are better taken one by one, by the kernels of linear layers, which hold
-    blocks of both in registers: of many rows they are, and each is a launch of its own."""
-    return 1 < n <= 64 and rows >= 32 and rows * columns >= 4096
-
-
-def matrix(c, x, i):
-    """The matrix ``x[i]``."""
-    return c.reshape(c.op("slice", x, 0, i, 1), x.shape[1:])
-
-
-def times(c, a, b):
-    """A product as linear layers have it: b's columns as rows."""
-    return c.op("matmul", a, c.op("transpose", c.permute(b, [1, 0]), [1, 0]))
-
-
-def join(c, matrices):
-    """Matrices as one tensor (n, rows, columns), two and two."""
-    parts = [c.reshape(m, [1, *m.shape]) for m in matrices]
-    while len(parts) > 1:
-        pairs = [parts[i : i + 2] for i in range(0, len(parts), 2)]
-        parts = [c.op("concat", *pair, 0) if len(pair) == 2 else pair[0] for pair in pairs]
-    return parts[0]
+    return c.reshape(c.op("matmul", a, c.op("transpose", b, [0, 2, 1]) if turned else b), c.shape)
 
 
 @operator("scaled_dot_product_attention.default")
@@ -82,32 +59,19 @@ def _attention(c, q, k, v, mask=None, dropout=0.0, is_causal=False, scale=None, 
         mask = c.expand(mask, [*lead, *mask.shape[-2:]]) if whole else c.reshape(mask, mask.shape[-2:])
         mask = c.reshape(mask, [count(lead), *mask.shape[-2:]]) if whole else mask
 
-    def weights(scores, i=None):
-        """Scores, of one head or of all, as what sums to 1."""
-        scores = c.op("mul", scores, float(scale if scale is not None else 1 / math.sqrt(head)))
-        if is_causal:
-            to = c.op("reshape", c.op("iota", [keys], "i32"), [1, keys])
-            at = c.op("reshape", c.op("iota", [rows], "i32"), [rows, 1])
-            scores = c.op("select", c.op("le", to, at), scores, -math.inf)
-        if mask is not None:
-            own = matrix(c, mask, i) if i is not None and mask.ndim > 2 else mask
-            scores = c.op("select", own, scores, -math.inf) if own.dtype == "bool" else c.op("add", scores, own)
-        return softmax(c, scores, -1)
-
     n, groups = count(lead), count(k.shape[:-2])
-    if one_by_one(n, rows, keys):
-        q, k, v = (c.reshape(x, [count(x.shape[:-2]), *x.shape[-2:]]) for x in (q, k, v))
-        heads = []
-        for i in range(n):
-            # Heads of one group lie beside each other.
-            key, value = (matrix(c, x, i * groups // n) for x in (k, v))
-            heads.append(times(c, weights(times(c, matrix(c, q, i), c.permute(key, [1, 0])), i), value))
-        return c.reshape(join(c, heads), c.shape)
     if groups != n:
         k, v = (_repeat_heads(c, x, lead[-1]) for x in (k, v))
     q, k, v = (c.reshape(x, [n, *x.shape[-2:]]) for x in (q, k, v))
     scores = c.op("matmul", q, c.op("transpose", k, [0, 2, 1]))
-    return c.reshape(c.op("matmul", weights(scores), v), c.shape)
+    scores = c.op("mul", scores, float(scale if scale is not None else 1 / math.sqrt(head)))
+    if is_causal:
+        to = c.op("reshape", c.op("iota", [keys], "i32"), [1, keys])
+        at = c.op("reshape", c.op("iota", [rows], "i32"), [rows, 1])
+        scores = c.op("select", c.op("le", to, at), scores, -math.inf)
+    if mask is not None:
+        scores = c.op("select", mask, scores, -math.inf) if mask.dtype == "bool" else c.op("add", scores, mask)
+    return c.reshape(c.op("matmul", softmax(c, scores, -1), v), c.shape)
 
 
 def _repeat_heads(c, x, heads):

@@ -57,7 +57,7 @@ class Translator:
         for at, name in enumerate(outputs):
             value = self.values[name]
             self.builder.output("y" if len(outputs) == 1 else f"y{at}", value)
-        return self.builder.function()
+        return self.builder.function().squeezed()
 
     def node(self, node):
         """The value of one node; errors name it and its line."""
@@ -126,6 +126,11 @@ class Context:
         self._permuted[y] = x, order
         return y
 
+    def is_turned(self, x):
+        """Whether the second to last axis of a value is the last of what it was made of by moving axes alone."""
+        _, order = self._permuted.get(x, (x, range(x.ndim)))
+        return x.ndim > 1 and list(order)[-2] == x.ndim - 1
+
     def expand(self, x, shape):
         """A value stretched as numpy does."""
         shape = list(shape)
@@ -151,5 +156,12 @@ class Context:
 
 
 def count(shape):
-    """Elements of a shape."""
-    return math.prod(shape)
+    """Elements of a shape; ``T`` alone of one that has it."""
+    shape = list(shape)
+    named = [n for n in shape if isinstance(n, str)]
+    fixed = math.prod(n for n in shape if not isinstance(n, str))
+    if not named:
+        return fixed
+    if len(named) > 1 or fixed != 1:
+        raise Error(f"{' x '.join(map(str, shape))} elements, one after the other: the rows, T, stay an axis of their own")
+    return named[0]

@@ -78,7 +78,8 @@ pub fn attention_parts(
     window: Option<usize>,
     capacity: Capacity,
 ) -> Option<(usize, usize)> {
-    if !matches!(way, AttentionWay::Rows(..)) {
+    let dims = (inputs[0].axes[1].dim, inputs[1].axes[1].dim);
+    if !matches!(way, AttentionWay::Rows(..)) || dims != (Dim::Rows, Dim::Keys) {
         return None;
     }
     let keys = window.map_or(capacity.keys, |w| w.min(capacity.keys));
@@ -150,10 +151,20 @@ impl<'a> Attention<'a> {
         Attention { q, k, v, pos, output, head_dim, repeat, scale, cap, window, maximum, parts }
     }
 
+    /// Rows of queries.
+    fn rows(&self, e: &mut Emitter<'_>) -> Value {
+        e.length(self.q.axes[1].dim)
+    }
+
+    /// Keys that there are.
+    fn keys(&self, e: &mut Emitter<'_>) -> Value {
+        e.length(self.k.axes[1].dim)
+    }
+
     /// Runs the body for each row of each tile of [`ATTENTION_ROWS`].
     fn for_rows(&self, e: &mut Emitter<'_>, body: impl FnOnce(&mut Emitter<'_>, Row)) {
         e.for_tiles(|e, tile| {
-            let rows = e.rows();
+            let rows = self.rows(e);
             let block = e.i64(i64::from(ATTENTION_ROWS));
             let padded = e.offset(rows, i64::from(ATTENTION_ROWS) - 1);
             let blocks = e.b.ins().udiv(padded, block);
@@ -170,7 +181,7 @@ impl<'a> Attention<'a> {
             let end = e.b.ins().iadd(first, block);
             let end = e.min(end, rows);
             e.for_range(first, end, 1, &[], |e, row, _| {
-                let keys = e.keys();
+                let keys = self.keys(e);
                 let keys = key_range(e, self.pos, self.window, row, keys);
                 body(e, Row { group, part, row, keys });
                 vec![]

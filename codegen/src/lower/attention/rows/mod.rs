@@ -196,14 +196,14 @@ impl Rows<'_> {
                     let highest = e.b.ins().splat(F32X4, highest);
                     e.store(DType::F32, highest, maximum_at, 0, 4);
                     let shift = e.b.ins().fsub(before, highest);
-                    let rescale = math::exp(e, shift);
+                    let rescale = math::exp_below(e, shift);
                     self.rescale(e, h, rescale);
                     let denominator = e.b.ins().fmul(denominator, rescale);
                     e.for_lanes(count, &[denominator], |e, j, lanes, state| {
                         let at = address(e, j);
                         let score = e.load(DType::F32, at, 0, lanes);
                         let shifted = e.b.ins().fsub(score, highest);
-                        let share = math::exp(e, shifted);
+                        let share = math::exp_below(e, shifted);
                         e.store(DType::F32, share, at, 0, lanes);
                         let counted = counted(e, share, lanes);
                         vec![e.b.ins().fadd(state[0], counted)]

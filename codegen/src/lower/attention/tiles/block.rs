@@ -180,20 +180,21 @@ impl Tile<'_> {
                     })[1];
                     e.store(DType::F32, highest, highest_at, 0, 4);
                     let shift = e.b.ins().fsub(before, highest);
-                    let rescale = math::exp(e, shift);
+                    let rescale = math::exp_below(e, shift);
                     e.store(DType::F32, rescale, rescale_at, 0, 4);
                     let total = e.b.ins().fmul(total, rescale);
-                    e.for_range(zero, count, 1, &[key, total], |e, j, state| {
+                    // Far above what stands for keys that are not seen: their shares are 0, also if none is seen.
+                    let least = e.splat(UNSEEN / 2.0);
+                    let highest = e.fmax(highest, least);
+                    e.for_range(zero, count, 1, &[total], |e, j, state| {
                         let at = e.scale(j, stride);
                         let at = e.b.ins().iadd(scores, at);
                         let score = e.load(DType::F32, at, 0, 4);
                         let shifted = e.b.ins().fsub(score, highest);
-                        let share = math::exp(e, shifted);
-                        let seen = seen(e, state[0]);
-                        let share = e.choose(seen, share, none);
+                        let share = math::exp_below(e, shifted);
                         e.store(DType::F32, share, at, 0, 4);
-                        vec![e.b.ins().iadd(state[0], one), e.b.ins().fadd(state[1], share)]
-                    })[1]
+                        vec![e.b.ins().fadd(state[0], share)]
+                    })[0]
                 }
             };
             e.store(DType::F32, total, total_at, 0, 4);

@@ -187,7 +187,7 @@ impl Tile<'_> {
     fn tile(&self, e: &mut Emitter<'_>, tile: Value) {
         let QueryTiles { heads, rows: panel_rows, panels, .. } = self.shape;
         let (panel_rows, tile_rows) = (panel_rows as i64, (panel_rows * panels) as i64);
-        let rows = e.rows();
+        let rows = self.op.rows(e);
         let block = e.i64(tile_rows);
         let up = e.offset(rows, tile_rows - 1);
         let blocks = e.b.ins().udiv(up, block);
@@ -208,7 +208,7 @@ impl Tile<'_> {
         let first_head = e.b.ins().iadd(first_head, head);
 
         self.clear_ranges(e);
-        let (zero, keys) = (e.i64(0), e.keys());
+        let (zero, keys) = (e.i64(0), self.op.keys(e));
         let seen = e.for_range(zero, rows, panel_rows, &[keys, zero, zero], |e, row, seen| {
             let panel = self.panel(e, row);
             let left = e.b.ins().isub(rows, row);

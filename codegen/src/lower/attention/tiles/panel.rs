@@ -48,7 +48,7 @@ impl Tile<'_> {
         seen: &[Value],
     ) -> Vec<Value> {
         let flags = MemFlagsData::new().with_notrap();
-        let (zero, keys) = (e.i64(0), e.keys());
+        let (zero, keys) = (e.i64(0), self.op.keys(e));
         let start = [seen[0], seen[1], seen[2], keys, zero];
         e.for_range(zero, rows, 1, &start, |e, r, range| {
             let row = e.b.ins().iadd(first, r);
