@@ -75,6 +75,7 @@ fn tilings(a: &View, capacity: Capacity, micro: &'static Microkernel) -> (Option
         weight_stride: stride,
         c_stride: micro.mr * 4,
         ahead: 0,
+        fours: false,
     };
     let stride = a.axes[tail].stride * 4;
     let lies = a.dtype == DType::F32 && a.inner_stride() == 1 && (1..1 << 20).contains(&stride);
