@@ -179,9 +179,10 @@ fn what_if_prices_the_plan_for_another_machine() {
         let faster = with("1", "cores=16,bandwidth=200");
         assert!(ns(&faster, "after_ns") < ns(&faster, "before_ns"), "{cpu}");
         assert!(ns(&faster, "after_ns") <= ns(&faster, "kept_ns") * (1.0 + 1e-9), "{cpu}");
-        // An epilogue that costs nothing to speak of where prompts are prefilled, or far too much: the plan has it, or
-        // has not, and whichever it is, one of the two is another plan.
-        let (cheap, dear) = (with("512", "gelu=0.1"), with("512", "gelu=100"));
+        // An epilogue that costs nothing to speak of where prompts are prefilled, beside a kernel of its own that costs
+        // far too much, or the other way round: whichever the plan has, one of the two is another plan.
+        let of = |gelu: &str, kernel: &str| with("512", &format!("gelu={gelu},transcendental={kernel}"));
+        let (cheap, dear) = (of("0.1", "100"), of("100", "0.1"));
         assert!(changed(&cheap) != changed(&dear), "{cpu}: {cheap:#} {dear:#}");
         for plan in [cheap, dear].iter().filter(|plan| changed(plan)) {
             assert!(ns(plan, "after_ns") < ns(plan, "kept_ns"), "{cpu}: {plan:#}");

@@ -1,7 +1,7 @@
 //! Calls of raw microkernels at their edges, and what they must come to.
 
 use lapidary_codegen::micro::{
-    self, DOT_ROWS, Dot, Emit, Held, Lanes, MICROKERNELS, Microkernel, Mix, Quantised, Raw, Rows, Scores,
+    self, DOT_ROWS, Dot, Emit, Held, Lanes, MICROKERNELS, Microkernel, Mix, Quantised, Raw, Scores,
     Tile, Widen, int8_quant_bytes, int8_row_bytes,
 };
 use lapidary_codegen::target::Target;
@@ -43,7 +43,6 @@ pub(crate) fn all(micro: &Microkernel, targets: &[Target], values: Values) -> Ve
     match micro.emit {
         Emit::RawDot(_) | Emit::PairedDot(_) => dots(micro, source),
         Emit::BlockDot(_) => block_dots(micro, source),
-        Emit::RawRows(_) => rows(micro, source),
         Emit::RawLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_) => lanes(micro, source),
         Emit::RawTile(_) | Emit::ConfiguredTile(_) => tiles(micro, source),
         Emit::IntegerTile(..) => integer_tiles(micro, source),
@@ -157,40 +156,15 @@ fn rounded_x(micro: &Microkernel, weights: DType, k: usize, source: &mut Source)
     (bytes, quants.iter().enumerate().map(|(i, &q)| q as f64 * f64::from(scales[i / BLOCK])).collect())
 }
 
-fn rows(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
-    let mut cases = vec![];
-    for &(count, nr) in micro.shapes {
-        for (k, pad) in [(1, 0), (2, 1), (31, 0), (32, 0), (33, 3), (67, 0), (131, 5)] {
-            let (x, xs) = source.rows(DType::BF16, count, k, 2 * pad);
-            let (weights, ws) = source.rows(DType::BF16, nr, k, 2 * pad);
-            let c_row = nr + pad;
-            let mut want = vec![None; count * c_row];
-            for t in 0..count {
-                for n in 0..nr {
-                    want[t * c_row + n] = Some(dot(0.0, ws[n].iter().zip(xs[t].iter().copied())));
-                }
-            }
-            let stride = (k + pad) as i32 * 2;
-            let (x_stride, weight_stride, c_stride) = (stride, stride, c_row as i32 * 4);
-            cases.push(Case {
-                raw: Raw::Rows(Rows { k, rows: count, nr, x_stride, weight_stride, c_stride }),
-                operands: vec![
-                    Operand::In(x),
-                    Operand::In(weights),
-                    Operand::Out(vec![0xa5; 4 * count * c_row]),
-                ],
-                want: Want::Floats(want),
-            });
-        }
-    }
-    cases
-}
-
 fn lanes(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
     let (own, all) = (|d: &DType| micro::raw_reads(*d), matches!(micro.emit, Emit::BlockLanes(_)));
     let mut cases = vec![];
-    for dtype in DType::ALL.into_iter().filter(|d| d.is_quantised() && (all || own(d))) {
-        let block = dtype.format().unwrap().block;
+    let reads = |d: &DType| match micro.operands {
+        DType::BF16 => *d == micro.operands,
+        _ => d.is_quantised() && (all || own(d)),
+    };
+    for dtype in DType::ALL.into_iter().filter(reads) {
+        let block = dtype.format().map_or(BLOCK, |f| f.block);
         // Sums of scales that are integers of many bits are not exact.
         if source.values == Values::Small && block > BLOCK {
             continue;
@@ -198,7 +172,10 @@ fn lanes(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
         for blocks in if block > BLOCK { vec![1, 3] } else { vec![1, 2, 3, 7, 8, 9, 16, 21] } {
             let most = micro.mr;
             for (most, rows) in [(1, 1), (3, 1), (3, 2), (3, 3), (most, 1 + blocks % 8), (most, most)] {
-                cases.push(lane_case(micro, dtype, blocks * block, (most, rows), source));
+                let pads = if micro.operands == DType::BF16 { vec![0, BLOCK] } else { vec![0] };
+                for pad in pads {
+                    cases.push(lane_case(micro, (dtype, blocks * block, pad), (most, rows), source));
+                }
             }
         }
     }
@@ -207,19 +184,20 @@ fn lanes(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
 
 fn lane_case(
     micro: &Microkernel,
-    dtype: DType,
-    k: usize,
+    (dtype, k, pad): (DType, usize, usize),
     (most, rows): (usize, usize),
     source: &mut Source,
 ) -> Case {
     let nr = micro.shapes[0].1;
-    let (mut x, mut xs) = (vec![], vec![]);
-    for _ in 0..rows {
-        let (bytes, values) = lane_row(k, source);
-        x.extend(bytes);
-        xs.push(values);
-    }
-    let (weights, ws) = source.rows(dtype, nr, k, 0);
+    let (x, xs) = match micro.operands {
+        DType::BF16 => source.rows(DType::BF16, rows, k, 0),
+        _ => {
+            let (bytes, values): (Vec<_>, _) = (0..rows).map(|_| lane_row(k, source)).unzip();
+            (bytes.concat(), values)
+        }
+    };
+    let (weights, ws) = source.rows(dtype, nr, k, pad);
+    let weight_stride = (dtype.row_bytes(k) + pad) as i32;
     let c_row = nr + k / BLOCK % 3;
     let mut want = vec![None; most * c_row];
     for t in 0..rows {
@@ -228,7 +206,14 @@ fn lane_case(
         }
     }
     Case {
-        raw: Raw::Lanes(Lanes { dtype, k, rows: most, c_stride: c_row as i32 * 4, sums: micro.sums() }),
+        raw: Raw::Lanes(Lanes {
+            dtype,
+            k,
+            rows: most,
+            weight_stride,
+            c_stride: c_row as i32 * 4,
+            sums: micro.sums(),
+        }),
         operands: vec![
             Operand::In(x),
             Operand::In(weights),

@@ -12,8 +12,8 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{BLOCK, DType, Dim};
 use lapidary_runtime::program::{RESUMED, Tiles};
 
-use super::hold::{weight_row, widened_row, widening};
-use super::linear_dots::{dot_rows, raw_dot, raw_dots_of, row_dots, shapes};
+use super::hold::{weight_row, widening};
+use super::linear_dots::{dot_rows, raw_dot, raw_dots_of, shapes};
 use super::linear_lanes::{self, raw_lanes};
 use super::linear_tiles::{block_bytes, by_panels, tiling, turned_bytes, whole};
 use super::map::Then;
@@ -44,7 +44,7 @@ pub fn choose(
     let is_long = weights.iter().all(|w| micro::is_long(w.dtype, fixed(w, 1)));
     let more = if most > OWN_ROWS && is_long { micro.of_more_rows(features) } else { None };
     let micro = more.unwrap_or(micro);
-    Linear { prologue, epilogue, micro, few: micro.of_few_rows(features), ready: false }
+    Linear { prologue, epilogue, micro, few: micro.of_few_rows(fixed(&weights[0], 1), features), ready: false }
 }
 
 /// A kernel that runs before a linear one.
@@ -67,7 +67,7 @@ pub fn preparation(linear: &Linear, x: &View, capacity: Capacity) -> Option<Prep
         let output = pack::packed(rows, k, capacity, micro);
         return Some(Preparation { body, output, tiles: pack::tiles(rows, capacity, micro) });
     }
-    if micro.reads_rounded_rows() || micro.operands == DType::F32 && prologue.is_some() && many {
+    if micro.operands == DType::F32 && prologue.is_some() && many {
         let output = View::contiguous(Base::Number(0.0), micro.operands, &x.dims(), capacity);
         let tiles = Kernel::row_tiles(&output);
         let body = prologue.map_or(Body::Elementwise(Elementwise::Copy), |eps| Body::RmsNorm { eps });
@@ -106,14 +106,6 @@ pub(super) fn raw_code(
             widen.chain(tiles.map(|raw| (micro, raw))).chain(few).collect()
         }
         Emit::RawLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_) => lanes(micro).collect(),
-        Emit::RawRows(_) => {
-            let widen = weights.iter().filter_map(|w| widening(w, micro, features));
-            let x = &kernel.inputs[0];
-            let dots = weights.iter().flat_map(|w| {
-                micro.shapes.iter().map(|&shape| (micro, Raw::Rows(row_dots(x, w, micro, shape))))
-            });
-            widen.chain(dots).collect()
-        }
         Emit::RawDot(_) | Emit::PairedDot(_) | Emit::BlockDot(_) => {
             let k = fixed(&weights[0], 1);
             let x_stride = match linear.prologue {
@@ -185,20 +177,16 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
     } else {
         let normed = linear.prologue.map(|eps| (eps, e.take_scratch(rows * k * 4)));
         if micro.has_lanes() {
-            let rounded = (!linear.ready).then(|| e.take_scratch(rows * micro::lane_row_bytes(k)));
+            let rounded = (!linear.ready).then(|| e.take_scratch(rows * micro::lane_row_bytes(micro.operands, k)));
             (Operand::Lanes { normed, rounded }, lane_bytes)
         } else {
             let int8 = micro.operands == DType::Q8;
             let int8 = int8.then(|| e.take_scratch(rows * micro::int8_row_bytes(k)));
             let widened = match micro.emit {
-                Emit::RawRows(_) => weights.iter().any(|w| w.dtype != micro.operands),
                 Emit::RawDot(_) => weights.iter().any(|w| !micro::raw_reads(w.dtype)),
                 _ => false,
             };
-            let widened = widened.then(|| {
-                let bytes = if micro.reads_rounded_rows() { widened_row(k) } else { k * 4 };
-                e.take_scratch(micro.shapes[0].1 * bytes)
-            });
+            let widened = widened.then(|| e.take_scratch(micro.shapes[0].1 * k * 4));
             (Operand::Rows { normed, int8, widened }, rows * micro.block_rows() * 4)
         }
     };
@@ -283,7 +271,7 @@ pub(super) enum Operand {
     /// As it lies, or normed (eps, and where the normed rows are), or that rounded to 8 bits; where some weight rows
     /// are widened, if they are.
     Rows { normed: Option<(f32, Value)>, int8: Option<Value>, widened: Option<Value> },
-    /// Rounded to 8 bits for weight rows in lanes, by the kernel itself unless x is ready.
+    /// Rounded for weight rows in lanes, by the kernel itself unless x is ready.
     Lanes { normed: Option<(f32, Value)>, rounded: Option<Value> },
     /// In panels. Weights are held in scratch in the operands' type, `part` elements of k at a time.
     Packed { held: Value, part: usize },
@@ -297,7 +285,7 @@ pub(super) struct Job<'a> {
     /// Blocks of results, one a weight of a tile: dot (rows, nr), packed (nr, rows) with a stride, lanes as
     /// [`linear_lanes::row_bytes`] says.
     pub(super) results: Vec<Value>,
-    /// Where weight rows are gathered that are fewer than lanes.
+    /// Where weight rows are gathered that are fewer than lanes, or of another type than is read.
     pub(super) gathered: Option<Value>,
     /// The epilogue's program, if it is one.
     pub(super) then: Option<Then>,
@@ -325,7 +313,9 @@ impl Job<'_> {
                 let magic = matches!(self.linear.micro.emit, Emit::RawDot(_));
                 round_rows(e, x, stride, rows, Rounding { k, paired, magic }, scratch);
             }
-            Operand::Lanes { rounded: Some(scratch), .. } => round_lane_rows(e, x, stride, rows, k, scratch),
+            Operand::Lanes { rounded: Some(scratch), .. } => {
+                round_lane_rows(e, self.linear.micro.operands, (x, stride), rows, k, scratch);
+            }
             Operand::Rows { .. } | Operand::Lanes { .. } | Operand::Packed { .. } => {}
         }
     }

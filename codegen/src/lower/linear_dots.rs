@@ -4,10 +4,10 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::DType;
 
 use super::elementwise::store_along_row;
-use super::hold::{hold_row, widened_row};
+use super::hold::hold_row;
 use super::linear::{Job, Operand, fixed};
 use crate::emit::Emitter;
-use crate::micro::{self, Block, Dot, Emit, Microkernel, Raw, Rows};
+use crate::micro::{self, Block, Dot, Emit, Microkernel, Raw};
 use crate::view::View;
 
 pub(super) fn raw_dot(weight: &View, operands: DType, rows: usize) -> Raw {
@@ -53,21 +53,6 @@ pub(super) fn raw_dots_of(
     })
 }
 
-/// Dot products of rows of x with weight rows as they lie, or widened in scratch.
-pub(super) fn row_dots(x: &View, weight: &View, micro: &Microkernel, (rows, nr): (usize, usize)) -> Rows {
-    let k = fixed(weight, 1);
-    let weight_stride =
-        if weight.dtype == micro.operands { weight.step_bytes(0) } else { widened_row(k) as i64 };
-    Rows {
-        k,
-        rows,
-        nr,
-        x_stride: x.step_bytes(0) as i32,
-        weight_stride: weight_stride as i32,
-        c_stride: micro.block_rows() as i32 * 4,
-    }
-}
-
 impl Job<'_> {
     /// Dot products of `width` weight rows from `first`, for each of the tile's weights; then the epilogue.
     pub(super) fn dot_block(&self, e: &mut Emitter<'_>, weights: &[View], first: Value, width: Value) {
@@ -80,10 +65,6 @@ impl Job<'_> {
         };
         for (weight, &c) in weights.iter().zip(&self.results) {
             let base = e.base(weight);
-            if let Emit::RawRows(_) = self.linear.micro.emit {
-                self.row_dots(e, weight, first, width, x, c);
-                continue;
-            }
             if let Emit::RawDot(_) | Emit::PairedDot(_) | Emit::BlockDot(_) = self.linear.micro.emit {
                 let base = e.step(weight, 0, base, first);
                 self.raw_dots(e, weight, base, width, (x, x_stride), c);
@@ -158,58 +139,6 @@ impl Job<'_> {
             store_along_row(e, output, value, out, i, lanes);
             vec![]
         });
-    }
-
-    /// Dot products of `width` weight rows from `first` with all rows of x, some weight rows at a time: those of
-    /// another type are widened first.
-    fn row_dots(&self, e: &mut Emitter<'_>, weight: &View, first: Value, width: Value, x: Value, c: Value) {
-        let rows = self.rows(e);
-        let base = e.base(weight);
-        let (zero, k) = (e.i64(0), e.i64(self.k as i64));
-        let most = self.linear.micro.shapes[0].1;
-        let n_groups = e.i64(most as i64);
-        let whole = e.b.ins().udiv(width, n_groups);
-        let whole = e.b.ins().imul(whole, n_groups);
-        for (from, to, nr) in [(zero, whole, most), (whole, width, 1)] {
-            e.for_range(from, to, nr as i64, &[], |e, n, _| {
-                let row = e.b.ins().iadd(first, n);
-                let weights = match self.x {
-                    Operand::Rows { widened: Some(scratch), .. }
-                        if weight.dtype != self.linear.micro.operands =>
-                    {
-                        for i in 0..nr {
-                            let row = e.offset(row, i as i64);
-                            let row = e.step(weight, 0, base, row);
-                            let to = e.offset(scratch, (i * widened_row(self.k)) as i64);
-                            hold_row(e, weight, row, (zero, k), to, self.linear.micro);
-                        }
-                        scratch
-                    }
-                    _ => e.step(weight, 0, base, row),
-                };
-                let at = e.scale(n, 4);
-                let c = e.b.ins().iadd(c, at);
-                // The widest shape as often as it fits, then each narrower one at most once.
-                let mut done = zero;
-                let shapes = self.linear.micro.shapes.iter().filter(|s| s.1 == nr);
-                for &(count, _) in shapes {
-                    let raw =
-                        Raw::Rows(row_dots(&self.kernel.inputs[0], weight, self.linear.micro, (count, nr)));
-                    let mask = e.i64(!(count as i64 - 1));
-                    let end = e.b.ins().band(rows, mask);
-                    e.for_range(done, end, count as i64, &[], |e, t, _| {
-                        let at = e.scale(t, self.kernel.inputs[0].step_bytes(0));
-                        let x = e.b.ins().iadd(x, at);
-                        let at = e.scale(t, self.linear.micro.block_rows() as i64 * 4);
-                        let c = e.b.ins().iadd(c, at);
-                        e.call_raw(raw, &[x, weights, c]);
-                        vec![]
-                    });
-                    done = end;
-                }
-                vec![]
-            });
-        }
     }
 
     /// Dot products of `width` weight rows from `base` by raw code, some at a time; each of these meets every row of x,

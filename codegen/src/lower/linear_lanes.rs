@@ -1,12 +1,15 @@
-//! Linear kernels over few rows, with weight rows in lanes: rows of x rounded to 8 bits against some weight rows at a
-//! time, as these lie.
+//! Linear kernels over few rows, with weight rows in lanes: rows of x rounded to the operands' type against some weight
+//! rows at a time, as these lie.
 //!
 //! A matrix' last rows, where they do not fill the lanes, are taken with those before them, whose results are not used;
-//! a matrix of fewer rows than lanes is gathered in scratch first, its last row as often as need be.
+//! a matrix of fewer rows than lanes is gathered in scratch first, its last row as often as need be. So are rows of
+//! another type than is read, each brought into that.
 
 use cranelift_codegen::ir::types::I16;
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Value};
+use lapidary_ir::DType;
 
+use super::hold::{hold_row, widened_row};
 use super::linear::{Job, Operand, fixed};
 use crate::emit::Emitter;
 use crate::kernel::Linear;
@@ -23,13 +26,21 @@ const MARGIN: usize = 16;
 
 /// The code for a weight: `micro` multiplies, in blocks of `of`.
 pub(super) fn raw_lanes(weight: &View, micro: &Microkernel, of: &Microkernel, rows: usize) -> Raw {
+    let k = fixed(weight, 1);
+    let held = is_held(weight, micro);
     Raw::Lanes(Lanes {
-        dtype: weight.dtype,
-        k: fixed(weight, 1),
+        dtype: if held { micro.operands } else { weight.dtype },
+        k,
         rows: rows.min(micro.mr),
+        weight_stride: if held { widened_row(k) } else { weight.dtype.row_bytes(k) } as i32,
         c_stride: row_bytes(of) as i32,
         sums: micro.sums(),
     })
+}
+
+/// Whether rows are brought into another type first.
+fn is_held(weight: &View, micro: &Microkernel) -> bool {
+    micro.operands == DType::BF16 && weight.dtype != micro.operands
 }
 
 /// Weight rows in lanes.
@@ -37,11 +48,14 @@ fn lanes(micro: &Microkernel) -> usize {
     micro.shapes[0].1
 }
 
-/// Bytes of scratch where weight rows are gathered, if a weight has fewer than lanes.
+/// Bytes of scratch where weight rows are gathered, if a weight's are.
 pub(super) fn gathered_bytes(linear: &Linear, weights: &[View]) -> Option<usize> {
     let micro = [Some(linear.micro), linear.few].into_iter().flatten().find(|m| m.has_lanes())?;
-    let narrow = weights.iter().filter(|w| fixed(w, 0) < lanes(micro));
-    narrow.map(|w| lanes(micro) * w.dtype.row_bytes(fixed(w, 1))).max()
+    let row = |w: &View| match is_held(w, micro) {
+        true => Some(widened_row(fixed(w, 1))),
+        false => (fixed(w, 0) < lanes(micro)).then(|| w.dtype.row_bytes(fixed(w, 1))),
+    };
+    Some(lanes(micro) * weights.iter().filter_map(row).max()?)
 }
 
 impl Job<'_> {
@@ -67,22 +81,22 @@ impl Job<'_> {
         for (weight, &c) in weights.iter().zip(&self.results) {
             let raw =
                 raw_lanes(weight, micro, of, self.kernel.capacity.of(self.kernel.outputs[0].axes[0].dim));
-            // As many rows of x as are met together stay in the second cache beside a block's weight rows.
-            e.for_range(zero, rows, micro.mr as i64, &[], |e, t, _| {
-                let at = e.scale(t, micro::lane_row_bytes(self.k) as i64);
-                let x = e.b.ins().iadd(x, at);
-                let at = e.scale(t, row_bytes(of) as i64);
+            e.for_range(zero, width, lanes(micro) as i64, &[], |e, n, _| {
+                let row = e.b.ins().iadd(first, n);
+                let (weights, back) = self.lanes_from(e, weight, row, micro);
+                let column = e.b.ins().isub(n, back);
+                let at = e.scale(column, 4);
+                let at = e.offset(at, MARGIN as i64 * 4);
                 let c = e.b.ins().iadd(c, at);
-                let left = e.b.ins().isub(rows, t);
-                let most = e.i64(micro.mr as i64);
-                let count = e.min(left, most);
-                e.for_range(zero, width, lanes(micro) as i64, &[], |e, n, _| {
-                    let row = e.b.ins().iadd(first, n);
-                    let (weights, back) = self.lanes_from(e, weight, row, micro);
-                    let column = e.b.ins().isub(n, back);
-                    let at = e.scale(column, 4);
-                    let at = e.offset(at, MARGIN as i64 * 4);
+                // All rows of x stay in the second cache beside these weight rows.
+                e.for_range(zero, rows, micro.mr as i64, &[], |e, t, _| {
+                    let at = e.scale(t, micro::lane_row_bytes(micro.operands, self.k) as i64);
+                    let x = e.b.ins().iadd(x, at);
+                    let at = e.scale(t, row_bytes(of) as i64);
                     let c = e.b.ins().iadd(c, at);
+                    let left = e.b.ins().isub(rows, t);
+                    let most = e.i64(micro.mr as i64);
+                    let count = e.min(left, most);
                     e.call_raw(raw, &[x, weights, c, count]);
                     vec![]
                 });
@@ -103,6 +117,20 @@ impl Job<'_> {
         let (n, lanes) = (fixed(weight, 0) as i64, lanes(micro) as i64);
         let base = e.base(weight);
         match self.gathered {
+            Some(to) if is_held(weight, micro) => {
+                let (zero, all, k) = (e.i64(0), e.i64(lanes), e.i64(self.k as i64));
+                e.for_range(zero, all, 1, &[], |e, i, _| {
+                    let last = e.i64(n - 1);
+                    let row = e.b.ins().iadd(row, i);
+                    let row = e.min(row, last);
+                    let from = e.step(weight, 0, base, row);
+                    let at = e.scale(i, widened_row(self.k) as i64);
+                    let to = e.b.ins().iadd(to, at);
+                    hold_row(e, weight, from, (zero, k), to, micro);
+                    vec![]
+                });
+                (to, zero)
+            }
             Some(to) if n < lanes => {
                 gather(e, weight, base, to, lanes);
                 (to, e.i64(0))

@@ -1,5 +1,5 @@
 //! Packing: rows of x (T, K) to panels for tile microkernels, `[T / mr][K][mr]` f32, the same in pairs of bf16, or
-//! rounded to 8 bits in blocks; or, for weight rows in lanes, to rows of such blocks; normed on the way if asked.
+//! rounded to 8 bits in blocks; or, for weight rows in lanes, to rows of such blocks or of bf16; normed on the way if asked.
 //!
 //! A tile is a panel. Floats go in fours of rows, transposed; past the last row the last row comes again, or nothing,
 //! and what such lanes make is never stored by anyone.
@@ -43,7 +43,7 @@ pub fn packed(rows: Dim, k: usize, capacity: Capacity, micro: &Microkernel) -> V
     let rows = capacity.of(rows);
     let panels = rows.div_ceil(micro.mr);
     let dims = match micro.operands {
-        DType::Q8 if micro.has_lanes() => [rows, k / BLOCK, micro::lane_row_bytes(BLOCK) / 4],
+        operands if micro.has_lanes() => [rows, k / BLOCK, micro::lane_row_bytes(operands, BLOCK) / 4],
         DType::BF16 => [panels, k.div_ceil(2), 2 * micro.mr],
         // Blocks of integers, counted in words; room for few rows in their other form.
         DType::Q8 => {
@@ -53,7 +53,7 @@ pub fn packed(rows: Dim, k: usize, capacity: Capacity, micro: &Microkernel) -> V
         }
         _ => [panels, k, micro.mr],
     };
-    let dtype = if micro.operands == DType::BF16 { DType::BF16 } else { DType::F32 };
+    let dtype = if micro.operands == DType::BF16 && !micro.has_lanes() { DType::BF16 } else { DType::F32 };
     View::contiguous(Base::Number(0.0), dtype, &dims.map(Dim::Fixed), capacity)
 }
 
@@ -93,7 +93,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, Pack { prologue, micro
         };
         let out = e.base(output);
         if micro.has_lanes() {
-            return lane_rows(e, &view, base, (first, end), k, out);
+            return lane_rows(e, micro.operands, (&view, base), (first, end), k, out);
         }
         let panels = |e: &mut Emitter<'_>| {
             let out = e.step(output, 0, out, tile);
@@ -110,24 +110,24 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, Pack { prologue, micro
         }
         let most = e.i64(FEW_ROWS as i64);
         let fits = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, rows, most);
-        e.choose_path(fits, |e| lane_rows(e, &view, base, (first, end), k, out), panels);
+        e.choose_path(fits, |e| lane_rows(e, micro.operands, (&view, base), (first, end), k, out), panels);
     });
 }
 
-/// Rows rounded to 8 bits, each where its number says.
+/// Rows rounded to the operands' type, each where its number says.
 fn lane_rows(
     e: &mut Emitter<'_>,
-    view: &View,
-    base: Value,
+    operands: DType,
+    (view, base): (&View, Value),
     (first, end): (Value, Value),
     k: usize,
     out: Value,
 ) {
     let x = e.step(view, 0, base, first);
     let count = e.b.ins().isub(end, first);
-    let at = e.scale(first, micro::lane_row_bytes(k) as i64);
+    let at = e.scale(first, micro::lane_row_bytes(operands, k) as i64);
     let out = e.b.ins().iadd(out, at);
-    round_lane_rows(e, x, view.step_bytes(0), count, k, out);
+    round_lane_rows(e, operands, (x, view.step_bytes(0)), count, k, out);
 }
 
 /// A panel's rows, and where they go.

@@ -1,4 +1,4 @@
-//! Rows of x rounded to 8 bits in blocks of 32: a scale, 8 times the sum less, and quants a block.
+//! Rows of x rounded to 8 bits in blocks of 32, a scale, 8 times the sum less, and quants a block; or to bf16.
 
 use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::types::F32X4;
@@ -58,10 +58,27 @@ pub(super) fn round_rows(
     });
 }
 
-/// Rounds rows of x to 8 bits in blocks, as [`micro::lane_row_bytes`] lays them out.
-pub(super) fn round_lane_rows(e: &mut Emitter<'_>, x: Value, stride: i64, rows: Value, k: usize, to: Value) {
-    for_blocks(e, (x, stride), (to, micro::lane_row_bytes(k)), rows, k, |e, to, b, block| {
-        let at = e.scale(b, micro::lane_row_bytes(BLOCK) as i64);
+/// Rounds rows of x to the operands' type, as [`micro::lane_row_bytes`] lays them out.
+pub(super) fn round_lane_rows(
+    e: &mut Emitter<'_>,
+    operands: DType,
+    (x, stride): (Value, i64),
+    rows: Value,
+    k: usize,
+    to: Value,
+) {
+    let row_bytes = micro::lane_row_bytes(operands, k);
+    if operands == DType::BF16 {
+        return for_values(e, (x, stride), (to, row_bytes), rows, k, |e, to, b, values| {
+            let at = e.scale(b, micro::lane_row_bytes(operands, BLOCK) as i64);
+            let to = e.b.ins().iadd(to, at);
+            for (byte, value) in (0..).step_by(8).zip(values) {
+                e.store(operands, value, to, byte, 4);
+            }
+        });
+    }
+    for_blocks(e, (x, stride), (to, row_bytes), rows, k, |e, to, b, block| {
+        let at = e.scale(b, micro::lane_row_bytes(operands, BLOCK) as i64);
         let to = e.b.ins().iadd(to, at);
         e.store(DType::F32, block.scale, to, 0, 1);
         let sum = e.scale_int(block.sum, -8);
@@ -87,6 +104,21 @@ fn for_blocks(
     k: usize,
     mut store: impl FnMut(&mut Emitter<'_>, Value, Value, Rounded),
 ) {
+    for_values(e, (x, stride), (to, row_bytes), rows, k, |e, to, b, values| {
+        let block = round_block(e, values);
+        store(e, to, b, block);
+    });
+}
+
+/// The same of blocks that are not rounded yet.
+fn for_values(
+    e: &mut Emitter<'_>,
+    (x, stride): (Value, i64),
+    (to, row_bytes): (Value, usize),
+    rows: Value,
+    k: usize,
+    mut store: impl FnMut(&mut Emitter<'_>, Value, Value, [Value; BLOCK / 4]),
+) {
     let (zero, blocks) = (e.i64(0), e.i64((k / BLOCK) as i64));
     e.for_range(zero, rows, 1, &[], |e, t, _| {
         let at = e.scale(t, stride);
@@ -97,8 +129,7 @@ fn for_blocks(
             let at = e.scale(b, BLOCK as i64 * 4);
             let x = e.b.ins().iadd(x, at);
             let values = std::array::from_fn(|v| e.load(DType::F32, x, v as i64 * 16, 4));
-            let block = round_block(e, values);
-            store(e, to, b, block);
+            store(e, to, b, values);
             vec![]
         });
         vec![]

@@ -194,7 +194,7 @@ pub(super) fn dot_512(dot: Dot) -> Code {
             a.vaddps(zmm0, sum(t, r, 0), sum(t, r, 1))?;
             a.vextractf64x4(ymm1, zmm0, 1)?;
             a.vaddps(ymm0, ymm0, ymm1)?;
-            super::rows::reduce(a)?;
+            reduce(a, 0, 1)?;
             a.vmovss(dword_ptr(C + (t as i32 * dot.c_stride + r as i32 * 4)), xmm0)?;
         }
     }
@@ -207,10 +207,10 @@ pub(super) fn dot_512(dot: Dot) -> Code {
     a.assemble(0)
 }
 
-/// The sum of register `i`'s eight lanes, in its first. Clobbers register 15.
-pub(super) fn reduce(a: &mut CodeAssembler, i: usize) -> Done {
-    a.vextractf128(xmm15, YMM[i], 1)?;
-    a.vaddps(XMM[i], XMM[i], xmm15)?;
+/// The sum of register `i`'s eight lanes, in its first. Clobbers register `spare`.
+pub(super) fn reduce(a: &mut CodeAssembler, i: usize, spare: usize) -> Done {
+    a.vextractf128(XMM[spare], YMM[i], 1)?;
+    a.vaddps(XMM[i], XMM[i], XMM[spare])?;
     a.vhaddps(XMM[i], XMM[i], XMM[i])?;
     a.vhaddps(XMM[i], XMM[i], XMM[i])
 }
@@ -219,7 +219,7 @@ pub(super) fn reduce(a: &mut CodeAssembler, i: usize) -> Done {
 pub(super) fn store_sums(a: &mut CodeAssembler, dot: Dot) -> Done {
     for (i, &sum) in XMM.iter().enumerate().take(dot.xs * dot.rows) {
         let (t, r) = ((i / dot.rows) as i32, (i % dot.rows) as i32);
-        reduce(a, i)?;
+        reduce(a, i, 15)?;
         a.vmovss(dword_ptr(C + (t * dot.c_stride + r * 4)), sum)?;
     }
     Ok(())
@@ -276,7 +276,7 @@ pub(super) fn dot_256(dot: Dot) -> Code {
             })?;
             for first in (0..2 * rows * xs).step_by(2) {
                 a.vaddps(YMM[first], YMM[first], YMM[first + 1])?;
-                reduce(a, first)?;
+                reduce(a, first, 15)?;
             }
             // At most seven more, one by one.
             let after = dot.k % 32 / 8 * 8;

@@ -27,25 +27,25 @@ pub(super) const ROWS: usize = 16;
 /// Blocks whose scales are loaded at a time: 16 bytes of each row.
 const GROUP: usize = 8;
 /// How many bytes ahead at least the second cache is filled, in whole calls' rows.
-const AHEAD: usize = 32 << 10;
+pub(super) const AHEAD: usize = 32 << 10;
 /// Elements of k whose products a lane adds up at a time.
 const STEP: usize = 4;
 
 /// Lines that are fetched ahead at a time: one after another, lest they wait for each other.
 const LINES: usize = 2;
 
-const X: AsmRegister64 = gpr64::rdi;
-const W: AsmRegister64 = gpr64::rsi;
-const C: AsmRegister64 = gpr64::rdx;
-const COUNT: AsmRegister64 = gpr64::rcx;
-const LEFT: AsmRegister64 = gpr64::rax;
-const FETCH: AsmRegister64 = gpr64::r8;
+pub(super) const X: AsmRegister64 = gpr64::rdi;
+pub(super) const W: AsmRegister64 = gpr64::rsi;
+pub(super) const C: AsmRegister64 = gpr64::rdx;
+pub(super) const COUNT: AsmRegister64 = gpr64::rcx;
+pub(super) const LEFT: AsmRegister64 = gpr64::rax;
+pub(super) const FETCH: AsmRegister64 = gpr64::r8;
 const SCALES: AsmRegister64 = gpr64::r9;
 /// Where the part of the last row of x begins, in an even block and in an odd one.
 const ENTRIES: [AsmRegister64; 2] = [gpr64::r10, gpr64::r11];
 
 /// What unpacking works in, by number in [`ZMM`]: eight for quants, one for sums of products.
-const WORK: [usize; 9] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
+pub(super) const WORK: [usize; 9] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
 const SCALE: AsmRegisterZmm = zmm9;
 /// The scales of a group's blocks, in pairs: an even one's in the lower half of a lane.
 const PAIRS: [usize; GROUP / 2] = [10, 11, 12, 13];
@@ -54,11 +54,11 @@ const MASK: AsmRegisterZmm = zmm14;
 /// The upper halves of lanes.
 const UPPER: AsmRegisterZmm = zmm15;
 /// The results of each row of x.
-const SUMS: &[AsmRegisterZmm] = ZMM.split_at(16).1;
+pub(super) const SUMS: &[AsmRegisterZmm] = ZMM.split_at(16).1;
 
 /// With AVX-512 VNNI.
 pub(super) fn lanes_vnni(lanes: Lanes) -> Code {
-    let Lanes { dtype, k, rows, c_stride, .. } = lanes;
+    let Lanes { dtype, k, rows, .. } = lanes;
     let blocks = k / BLOCK;
     // What is left counts down to this, so that groups begin at its multiples of GROUP.
     let end = (blocks.next_multiple_of(GROUP) - blocks) as i32;
@@ -128,7 +128,7 @@ pub(super) fn lanes_vnni(lanes: Lanes) -> Code {
             a.set_label(&mut labels[t])?;
             meet(a, lanes, t, &quants, total)?;
         }
-        a.add(X, micro::lane_row_bytes(BLOCK) as i32)?;
+        a.add(X, micro::lane_row_bytes(DType::Q8, BLOCK) as i32)?;
         a.add(W, dtype.row_bytes(BLOCK) as i32 - 2)?;
         a.dec(LEFT)?;
         if odd == 0 && !blocks.is_multiple_of(2) {
@@ -149,18 +149,23 @@ pub(super) fn lanes_vnni(lanes: Lanes) -> Code {
     a.jmp(group)?;
 
     a.set_label(&mut done)?;
+    store(a, lanes)?;
+    a.assemble(0)
+}
+
+/// Stores the sums of as many rows of x as there are, and returns.
+pub(super) fn store(a: &mut CodeAssembler, lanes: Lanes) -> Done {
     let mut stored = a.create_label();
-    for (t, &sum) in SUMS[..rows].iter().enumerate() {
+    for (t, &sum) in SUMS[..lanes.rows].iter().enumerate() {
         if t > 0 {
             a.cmp(COUNT, t as i32 + 1)?;
             a.jb(stored)?;
         }
-        a.vmovups(zmmword_ptr(C + t as i32 * c_stride), sum)?;
+        a.vmovups(zmmword_ptr(C + t as i32 * lanes.c_stride), sum)?;
     }
     a.set_label(&mut stored)?;
     a.vzeroupper()?;
-    a.ret()?;
-    a.assemble(0)
+    a.ret()
 }
 
 /// Row `t`'s part in a block.
@@ -171,7 +176,7 @@ fn meet(
     quants: &[usize; BLOCK / STEP],
     total: AsmRegisterZmm,
 ) -> Done {
-    let word = |i: usize| X + (t * micro::lane_row_bytes(lanes.k) + i * 4) as i32;
+    let word = |i: usize| X + (t * micro::lane_row_bytes(DType::Q8, lanes.k) + i * 4) as i32;
     a.vpbroadcastd(total, dword_ptr(word(1)))?;
     if lanes.dtype == DType::Q8 {
         // Shifted by 128, which is 16 times 8.
@@ -256,7 +261,7 @@ fn quants(
     Ok((all, ZMM[second.1]))
 }
 
-fn join(first: [usize; 4], second: [usize; 4]) -> [usize; 8] {
+pub(super) fn join(first: [usize; 4], second: [usize; 4]) -> [usize; 8] {
     let [a, b, c, d] = first;
     let [e, f, g, h] = second;
     [a, b, c, d, e, f, g, h]
@@ -264,7 +269,7 @@ fn join(first: [usize; 4], second: [usize; 4]) -> [usize; 8] {
 
 /// Transposes four registers, dwords within each 128 bits, by way of a fifth: the registers of dwords 0 to 3, and the
 /// one that is free then.
-fn turn(
+pub(super) fn turn(
     a: &mut CodeAssembler,
     [p, q, r, s]: [usize; 4],
     spare: usize,

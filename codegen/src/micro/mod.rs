@@ -19,9 +19,9 @@ mod dot_groups;
 mod dot_int8;
 mod held;
 mod lanes;
+mod lanes_bf16;
 mod mix;
 pub mod probe;
-mod rows;
 mod scores;
 mod table;
 mod tile;
@@ -104,23 +104,6 @@ impl Dot {
     }
 }
 
-/// Dot products of rows of both operands, bf16: what the code of a [`Emit::RawRows`] is specialised to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Rows {
-    /// Length of the sums.
-    pub k: usize,
-    /// Rows of x.
-    pub rows: usize,
-    /// Weight rows, each a stream.
-    pub nr: usize,
-    /// Bytes from one row of x to the next.
-    pub x_stride: i32,
-    /// Bytes from one weight row to the next.
-    pub weight_stride: i32,
-    /// Bytes from one row of results to the next.
-    pub c_stride: i32,
-}
-
 /// Dot products with weight rows in lanes: what the code of a [`Emit::RawLanes`] is specialised to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lanes {
@@ -130,6 +113,8 @@ pub struct Lanes {
     pub k: usize,
     /// The most rows of x, at most those that the microkernel takes at a time.
     pub rows: usize,
+    /// Bytes from one weight row to the next: quantised ones follow one another.
+    pub weight_stride: i32,
     /// Bytes from one row of results to the next.
     pub c_stride: i32,
     /// Sums of a result that blocks go to in turn: one, or [`SUMS`].
@@ -193,8 +178,6 @@ pub enum Raw {
     Configure,
     /// Undoes that; no operands.
     Release,
-    /// Operands: x (bf16), weights (bf16), c (f32, `[rows][nr]`).
-    Rows(Rows),
     /// Operands: x (rounded, as [`lane_row_bytes`] says), weights (the first row), c f32 `[rows][lanes]`, rows of x
     /// (not 0).
     Lanes(Lanes),
@@ -214,7 +197,7 @@ impl Raw {
     pub fn operands(self) -> usize {
         match self {
             Raw::Tile(_) | Raw::Mix(_) => 5,
-            Raw::Dot(_) | Raw::Rows(_) => 3,
+            Raw::Dot(_) => 3,
             Raw::Lanes(_) | Raw::Scores(_) | Raw::Widen(_) => 4,
             Raw::Configure | Raw::Release => 0,
         }
@@ -250,10 +233,8 @@ pub enum Emit {
     PairedDot(fn(Dot) -> Code),
     /// The same with blocks of formats that no other row reads as they lie.
     BlockDot(fn(Dot) -> Code),
-    /// Dot products of several rows of x, as machine code so too: see [`Raw::Rows`].
-    RawRows(fn(Rows) -> Code),
-    /// The same of a few rows of x rounded to 8 bits with weight rows in lanes, as machine code so too: see
-    /// [`Raw::Lanes`].
+    /// The same of a few rows of x, rounded to the operands' type, with weight rows in lanes, as machine code so too:
+    /// see [`Raw::Lanes`].
     RawLanes(fn(Lanes) -> Code),
     /// The same in the order of [`Emit::PairedDot`] with long rows, for more rows of x.
     SplitLanes(fn(Lanes) -> Code),
@@ -324,7 +305,7 @@ pub struct Microkernel {
     pub emit: Emit,
 }
 
-/// The most rows of a call whose products are dot products of rows of both operands, and that are taken as few.
+/// The most rows of a call that are taken as few: their weights are read where they lie.
 pub const FEW_ROWS: usize = 32;
 
 // A name is a row's own.
@@ -372,7 +353,6 @@ impl Microkernel {
             ) => emit(tile),
             (Emit::ConfiguredTile(_), Raw::Configure) => amx::configure(),
             (Emit::ConfiguredTile(_), Raw::Release) => amx::release(),
-            (Emit::RawRows(emit), Raw::Rows(rows)) => emit(rows),
             (Emit::RawLanes(emit) | Emit::SplitLanes(emit) | Emit::BlockLanes(emit), Raw::Lanes(lanes)) => {
                 emit(lanes)
             }
@@ -421,16 +401,13 @@ impl Microkernel {
         if let Emit::IntegerTile(_, held) = self.emit { Some(held) } else { None }
     }
 
-    /// Whether x comes as rows that a kernel before has rounded.
-    pub fn reads_rounded_rows(&self) -> bool {
-        matches!(self.emit, Emit::RawRows(_))
-    }
-
-    /// Whether it takes x rounded to 8 bits for weights that are so.
-    fn rounds_for(&self, quantised: Quantised) -> bool {
-        match self.emit {
-            Emit::BlockDot(_) | Emit::BlockLanes(_) => quantised == Quantised::Blocks,
-            _ => quantised == Quantised::Own,
+    /// Whether it takes x as it holds it for weights that are so.
+    fn takes(&self, quantised: Quantised) -> bool {
+        match (self.emit, self.operands) {
+            (Emit::BlockDot(_) | Emit::BlockLanes(_), _) => quantised == Quantised::Blocks,
+            (Emit::RawLanes(_), DType::BF16) => quantised == Quantised::Halves,
+            (_, DType::Q8) => quantised == Quantised::Own,
+            _ => true,
         }
     }
 
@@ -444,12 +421,16 @@ impl Microkernel {
         if let Emit::SplitLanes(_) = self.emit { SUMS } else { 1 }
     }
 
-    /// The microkernel for calls of up to [`FEW_ROWS`] rows that adds up in this one's order, and so comes to the same
-    /// bits, if the CPU has one.
-    pub fn of_few_rows(&self, features: &Features) -> Option<&'static Microkernel> {
-        let same = |m: &&Microkernel| match self.emit {
-            Emit::IntegerTile(..) => m.has_lanes() && m.sums() == 1,
+    /// The microkernel for calls of up to [`FEW_ROWS`] rows of `k` elements that adds up in this one's order, and so
+    /// comes to the same bits, if the CPU has one.
+    pub fn of_few_rows(&self, k: usize, features: &Features) -> Option<&'static Microkernel> {
+        let one_by_one = match self.emit {
+            Emit::IntegerTile(..) => true,
+            Emit::RawTile(_) => !self.has_fours(),
             _ => false,
+        };
+        let same = |m: &&Microkernel| {
+            one_by_one && m.has_lanes() && m.sums() == 1 && m.operands == self.operands && k.is_multiple_of(m.kr)
         };
         MICROKERNELS.iter().filter(same).find(|m| (m.runs_on)(features))
     }
@@ -515,9 +496,12 @@ pub fn int8_row_bytes(k: usize) -> usize {
 /// same of the first half of them (i32), the scale times the first of these sums (f32), and the quants.
 pub const LANE_BLOCK: usize = 4 * size_of::<f32>() + BLOCK;
 
-/// Bytes of a row of x rounded to 8 bits for [`Emit::RawLanes`], block by block.
-pub fn lane_row_bytes(k: usize) -> usize {
-    k / BLOCK * LANE_BLOCK
+/// Bytes of a row of x rounded for [`Emit::RawLanes`]: to 8 bits, block by block; or to bf16.
+pub fn lane_row_bytes(operands: DType, k: usize) -> usize {
+    match operands {
+        DType::BF16 => operands.row_bytes(k),
+        _ => k / BLOCK * LANE_BLOCK,
+    }
 }
 
 /// The microkernel for calls of up to `rows` rows whose x, rows of `k` elements, is held as `operands`.
@@ -535,7 +519,7 @@ pub fn select_for(
 ) -> &'static Microkernel {
     let fits = |m: &&Microkernel| {
         m.operands == operands
-            && (m.operands != DType::Q8 || m.rounds_for(quantised))
+            && m.takes(quantised)
             && rows <= m.max_rows
             && k.is_multiple_of(m.kr)
             && (m.runs_on)(features)
@@ -556,11 +540,13 @@ pub fn raw_reads(weights: DType) -> bool {
     }
 }
 
-/// What products' weights are, as far as it matters to how their x may be rounded to 8 bits.
+/// What products' weights are, as far as it matters to how their x may be rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantised {
     /// Floats are among them, or formats that read x each in its own way.
     No,
+    /// None is, and all are bf16.
+    Halves,
     /// All in one format that most raw code reads as it lies.
     Own,
     /// All in blocks that [`Emit::BlockDot`] reads.
@@ -571,6 +557,9 @@ impl Quantised {
     /// Of weights of these types.
     pub fn of(weights: impl Iterator<Item = DType>) -> Quantised {
         let weights: Vec<DType> = weights.collect();
+        if weights.iter().all(|w| *w == DType::BF16) {
+            return Quantised::Halves;
+        }
         if weights.iter().all(|w| !raw_reads(*w)) {
             return Quantised::Blocks;
         }
@@ -589,11 +578,7 @@ pub fn choose(
     features: &Features,
 ) -> &'static Microkernel {
     let fits = |m: &&Microkernel| {
-        let operands = match m.operands {
-            DType::F32 => true,
-            DType::Q8 => rounded && m.rounds_for(quantised),
-            _ => rounded,
-        };
+        let operands = (m.operands == DType::F32 || rounded) && m.takes(quantised);
         // Blocks that CLIF would widen to scratch it multiplies sooner itself.
         let widened = matches!(m.emit, Emit::RawDot(_)) && quantised == Quantised::Blocks;
         let read = !widened || widening(features, TO_FLOATS).is_some();

@@ -64,7 +64,7 @@ fn scores_of<V: Cached>(scores: Scores) -> Code {
         for r in 0..rows {
             let sum = h * rows + r;
             V::fold(a, sum)?;
-            reduce(a, sum)?;
+            reduce(a, sum, 15)?;
             a.vmovss(dword_ptr(C + (h as i32 * c_stride + r as i32 * 4)), XMM[sum])?;
         }
     }

@@ -3,7 +3,7 @@
 use lapidary_ir::{BLOCK, DType};
 
 use super::{
-    Emit, FEW_ROWS, Held, Microkernel, aarch64, amx, blocks, clif, dot, dot_int8, lanes, mix, rows, scores,
+    Emit, FEW_ROWS, Held, Microkernel, aarch64, amx, blocks, clif, dot, dot_int8, lanes, lanes_bf16, mix, scores,
     tile, tile_int8, widen,
 };
 
@@ -19,6 +19,17 @@ pub const MICROKERNELS: &[Microkernel] = &[
         max_rows: FEW_ROWS,
         runs_on: |f| f.avx512 && f.vnni,
         emit: Emit::RawLanes(lanes::lanes_vnni),
+    },
+    Microkernel {
+        name: "avx512_bf16_lanes",
+        operands: DType::BF16,
+        mr: lanes::ROWS,
+        shapes: &[(lanes::ROWS, lanes::LANES)],
+        block: (lanes::LANES, 0),
+        kr: BLOCK,
+        max_rows: FEW_ROWS,
+        runs_on: |f| f.avx512 && f.bf16,
+        emit: Emit::RawLanes(lanes_bf16::lanes_bf16),
     },
     Microkernel {
         name: "vnni_block_dot",
@@ -173,17 +184,6 @@ pub const MICROKERNELS: &[Microkernel] = &[
         max_rows: usize::MAX,
         runs_on: |f| f.avx512 && f.amx,
         emit: Emit::ConfiguredTile(amx::tile_bf16),
-    },
-    Microkernel {
-        name: "avx512_bf16_rows",
-        operands: DType::BF16,
-        mr: 8,
-        shapes: &[(8, 3), (4, 3), (2, 3), (1, 3), (8, 1), (4, 1), (2, 1), (1, 1)],
-        block: (24, 0),
-        kr: 1,
-        max_rows: FEW_ROWS,
-        runs_on: |f| f.avx512 && f.bf16,
-        emit: Emit::RawRows(rows::rows_bf16),
     },
     Microkernel {
         name: "avx512_vnni_tile",

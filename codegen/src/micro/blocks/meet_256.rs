@@ -1,7 +1,7 @@
 //! Rows of x against 32 elements of 8 weight rows in registers: the inner loop of `lanes_256.rs`.
 
 use iced_x86::code_asm::*;
-use lapidary_ir::BLOCK;
+use lapidary_ir::{BLOCK, DType};
 
 use super::lanes_256::{
     COUNT, ONES, PART, Quants, RESULTS, ROW, ROWS, Rows, SCALE, STACK, STEPS, SUM, T, TOTAL, VECTOR, X,
@@ -67,7 +67,7 @@ impl Rows<'_> {
         }
         if !alone {
             a.vmovups(ymmword_ptr(RESULTS), SUM)?;
-            a.add(ROW, lane_row_bytes(self.lanes.k) as i32)?;
+            a.add(ROW, lane_row_bytes(DType::Q8, self.lanes.k) as i32)?;
             a.add(RESULTS, self.result_bytes())?;
             a.dec(COUNT)?;
             a.jnz(again)?;
