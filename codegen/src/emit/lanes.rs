@@ -60,7 +60,20 @@ impl Emitter<'_> {
     /// Lanes rearranged: lane `i` of the result is lane `lanes[i]` of `a` (0..4) or `b` (4..8), all F32X4.
     pub fn shuffle(&mut self, a: Value, b: Value, lanes: [u8; 4]) -> Value {
         let bytes: Vec<u8> = lanes.iter().flat_map(|&l| (0..4).map(move |i| l * 4 + i)).collect();
-        let mask = self.b.func.dfg.immediates.push(ConstantData::from(&bytes[..]));
+        self.shuffle_bytes(a, b, &bytes)
+    }
+
+    /// The halves of lanes of a and b by turns: of the lower two lanes, of the upper two.
+    pub fn zip_halves(&mut self, a: Value, b: Value) -> [Value; 2] {
+        [0, 8].map(|from| {
+            let halves = (from..from + 8).step_by(2).flat_map(|i| [i, i + 1, 16 + i, 16 + i + 1]);
+            self.shuffle_bytes(a, b, &halves.collect::<Vec<u8>>())
+        })
+    }
+
+    /// Bytes of a (0 to 15) and b (16 to 31).
+    fn shuffle_bytes(&mut self, a: Value, b: Value, bytes: &[u8]) -> Value {
+        let mask = self.b.func.dfg.immediates.push(ConstantData::from(bytes));
         let (a, b) = (self.bitcast(I8X16, a), self.bitcast(I8X16, b));
         let shuffled = self.b.ins().shuffle(a, b, mask);
         self.bitcast(F32X4, shuffled)

@@ -12,6 +12,7 @@ use crate::emit::Emitter;
 use crate::kernel::Maximum;
 use crate::math;
 use crate::micro::TileOperands;
+use crate::view::View;
 
 impl Tile<'_> {
     /// `count` keys from `key`, widened.
@@ -51,11 +52,17 @@ impl Tile<'_> {
         let operands = self.shape.micro.operands;
         let bytes = operands.bytes() as i64;
         let n = e.i64(self.op.head_dim as i64);
+        // Whole vectors as they lie.
+        let lies = |view: &View| view.dtype == operands && view.inner_stride() == 1 && self.rounds();
         e.for_range(before, count, 1, &[], |e, j, _| {
             let key = e.b.ins().iadd(key, j);
             let row = e.step(self.op.k, 1, k, key);
             let at = e.scale(j, padded(self.op.head_dim, operands) as i64);
             let to = e.b.ins().iadd(self.keys, at);
+            if lies(self.op.k) {
+                e.copy(row, to, self.op.head_dim as i64 * bytes);
+                return vec![];
+            }
             e.for_lanes(n, &[], |e, i, lanes, _| {
                 let value = load_along_row(e, self.op.k, Some(row), i, lanes);
                 let at = e.scale(i, bytes);
@@ -65,8 +72,11 @@ impl Tile<'_> {
             });
             vec![]
         });
-        // Four keys at a time; past the last the last again, which no sum reaches, and before the first the first,
+        // Some keys at a time; past the last the last again, which no sum reaches, and before the first the first,
         // whose share is 0 there.
+        if lies(self.op.v) {
+            return self.turn_values(e, v, key, (before, count));
+        }
         let first = e.b.ins().band_imm_s(before, !3);
         e.for_range(first, count, 4, &[], |e, j, _| {
             let last = e.offset(count, -1);
@@ -87,6 +97,45 @@ impl Tile<'_> {
                 let to = e.b.ins().iadd(to, at);
                 for (d, value) in by_element.into_iter().enumerate().take(lanes) {
                     e.store(operands, value, to, d as i64 * stride, 4);
+                }
+                vec![]
+            });
+            vec![]
+        });
+    }
+
+    /// Values that lie in bf16, to columns: eight keys by eight elements at a time.
+    fn turn_values(&self, e: &mut Emitter<'_>, v: Value, key: Value, (before, count): (Value, Value)) {
+        let (bytes, stride) = (DType::BF16.bytes() as i64, self.value_row());
+        let first = e.b.ins().band_imm_s(before, !7);
+        e.for_range(first, count, 8, &[], |e, j, _| {
+            let last = e.offset(count, -1);
+            let rows: [Value; 8] = std::array::from_fn(|i| {
+                let j = e.offset(j, i as i64);
+                let j = e.min(j, last);
+                let j = e.b.ins().smax(j, before);
+                let key = e.b.ins().iadd(key, j);
+                e.step(self.op.v, 1, v, key)
+            });
+            let at = e.scale(j, bytes);
+            let to = e.b.ins().iadd(self.values, at);
+            let (zero, n) = (e.i64(0), e.i64(self.op.head_dim as i64));
+            e.for_range(zero, n, 8, &[], |e, i, _| {
+                let from = e.scale(i, bytes);
+                let rows = rows.map(|row| {
+                    let row = e.b.ins().iadd(row, from);
+                    e.load(DType::F32, row, 0, 4)
+                });
+                // Pairs of keys, of four elements each.
+                let pairs: [[Value; 2]; 4] =
+                    std::array::from_fn(|pair| e.zip_halves(rows[2 * pair], rows[2 * pair + 1]));
+                let at = e.scale(i, stride);
+                let to = e.b.ins().iadd(to, at);
+                for half in [0, 1] {
+                    let elements = transpose(e, pairs.map(|pair| pair[half]));
+                    for (d, keys) in (4 * half as i64..).zip(elements) {
+                        e.store(DType::F32, keys, to, d * stride, 4);
+                    }
                 }
                 vec![]
             });
