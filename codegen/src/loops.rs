@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 
 use cranelift_codegen::Context;
+use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::{Inst, Opcode, Value, ValueDef};
 use lapidary_ir::{Extent, InputKind, text};
 use lapidary_passes::{Limits, Machine, Selection};
@@ -75,10 +76,10 @@ fn kernels(cpu: &str, mut each: impl FnMut(String, &mut Context)) {
                 if lower::raw_code(kernel, &features).is_empty() {
                     let mut image = ImageBuilder::new(target.clone());
                     image.define(kernel, &offsets).expect("it compiles");
-                    each(
-                        format!("{cpu}, {rows} rows, {}.{}", function.name, kernel.name),
-                        &mut Context::for_function(image.last().clone()),
-                    );
+                    let mut context = Context::for_function(image.last().clone());
+                    let optimised = context.optimize(&*target.isa, &mut ControlPlane::default());
+                    optimised.expect("it is valid");
+                    each(format!("{cpu}, {rows} rows, {}.{}", function.name, kernel.name), &mut context);
                 }
             }
         }

@@ -21,7 +21,7 @@ use crate::model::read_text;
 use crate::output;
 
 /// The version of the files.
-const VERSION: u64 = 4;
+const VERSION: u64 = 5;
 /// The field that tells a calibration, and its version.
 const MAGIC: &str = "lapidary_calibration";
 

@@ -143,6 +143,7 @@ pub(crate) fn machine(base: Machine, text: &str) -> Result<Machine> {
                     &mut machine.flops.q8,
                     &mut machine.flops.q4,
                     &mut machine.few_flops,
+                    &mut machine.product_flops,
                     &mut machine.loose_flops,
                     &mut machine.attention_flops,
                     &mut machine.attention_tile_flops,

@@ -39,6 +39,7 @@ impl Target {
                 dot: formats(19.0, 16.0, 8.3, 6.1),
                 few_flops: 52.0,
                 flops: Formats::all(52.0),
+                product_flops: 42.0,
                 widen: formats(0.04, 0.05, 0.14, 0.23),
                 transcendental: 1.2,
                 gelu: 1.8,
@@ -82,6 +83,7 @@ impl Target {
             dot,
             few_flops,
             flops: formats(floats, floats, integers, integers),
+            product_flops: if f.dotprod { 70.0 } else { 36.0 },
             attention_flops: if f.dotprod { 50.0 } else { 42.0 },
             attention_tile_flops: tile,
             ..other

@@ -58,7 +58,7 @@ pub struct Subject<'a> {
 }
 
 /// Measurements that [`calibrate`] makes, for progress.
-pub const STEPS: usize = PASSES * 52;
+pub const STEPS: usize = PASSES * 53;
 
 /// Measures. `step` is called [`STEPS`] times.
 ///
@@ -215,6 +215,8 @@ fn measure(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
     let matmul = "function f(%x: f32[T,256] rows, %w: f32[256,256] weight) { return y=(matmul %x %w) }";
     // Of so few rows that they are not packed.
     m.loose_flops = (2 * ROWS * 256 * 256) as f64 / (bench.ns(matmul, ROWS, "matmul")? - m.launch).max(LEAST);
+    let sums = bench.ns(matmul, MANY, "product")? - m.launch - (MANY * 256) as f64 * m.store;
+    m.product_flops = (2 * MANY * 256 * 256) as f64 / sums.max(LEAST);
 
     // Attention: two widths of heads tell products from what is done to scores.
     let attend = |width: usize| {

@@ -123,6 +123,8 @@ pub struct Machine {
     pub pack: Formats,
     /// What a result takes beside its sum in products of more than 32 rows, nanoseconds.
     pub store: f64,
+    /// Products of two activations by tiles, which round neither, FLOP a nanosecond.
+    pub product_flops: f64,
     /// Products over arbitrary strides, FLOP a nanosecond.
     pub loose_flops: f64,
     /// One element moved, converted, added, compared, nanoseconds.
@@ -231,6 +233,7 @@ pub const FIGURES: &[Figure] = &[
     Figure { name: "pack_q8", unit: "ns/element", scaling: Time, of: |m| &mut m.pack.q8 },
     Figure { name: "pack_q4", unit: "ns/element", scaling: Time, of: |m| &mut m.pack.q4 },
     Figure { name: "store", unit: "ns/element", scaling: Time, of: |m| &mut m.store },
+    Figure { name: "product_flops", unit: "GFLOP/s", scaling: Rate, of: |m| &mut m.product_flops },
     Figure { name: "loose_flops", unit: "GFLOP/s", scaling: Rate, of: |m| &mut m.loose_flops },
     Figure { name: "element", unit: "ns/element", scaling: Time, of: |m| &mut m.element },
     Figure { name: "reduce", unit: "ns/element", scaling: Time, of: |m| &mut m.reduce },
@@ -272,6 +275,7 @@ impl Machine {
         widen: Formats { f32: 0.04, bf16: 0.04, q8: 0.03, q4: 0.03 },
         pack: Formats::all(0.26),
         store: 0.3,
+        product_flops: 160.0,
         loose_flops: 15.0,
         element: 0.26,
         reduce: 0.3,

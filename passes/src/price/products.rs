@@ -41,7 +41,7 @@ impl Machine {
 
     /// Tiles, nanoseconds of all threads.
     pub(crate) fn tiled(&self, product: Product) -> f64 {
-        product.results() * (2.0 * product.inner / self.flops.f32 + self.store)
+        product.results() * (2.0 * product.inner / self.product_flops + self.store)
     }
 
     /// Bringing columns into panels, nanoseconds of all threads.
