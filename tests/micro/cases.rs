@@ -1,7 +1,7 @@
 //! Calls of raw microkernels at their edges, and what they must come to.
 
 use lapidary_codegen::micro::{
-    self, DOT_ROWS, Dot, Emit, Held, Lanes, MICROKERNELS, Microkernel, Mix, Quantised, Raw, Scores,
+    self, DOT_ROWS, Dot, Emit, Held, Lanes, MICROKERNELS, Microkernel, Mix, Quantised, Raw, Scores, Soften,
     Tile, Widen, int8_quant_bytes, int8_row_bytes,
 };
 use lapidary_codegen::target::Target;
@@ -15,6 +15,8 @@ pub(crate) enum Operand {
     In(Vec<u8>),
     /// Results; one a call.
     Out(Vec<u8>),
+    /// Written, of no interest afterwards.
+    Work(Vec<u8>),
     /// So many bytes into an operand before.
     Within(usize, usize),
     Number(u64),
@@ -25,6 +27,11 @@ pub(crate) enum Want {
     /// f32: each a value and the size of what was summed up; none stays as it was.
     Floats(Vec<Option<(f64, f64)>>),
     Bytes(Vec<u8>),
+    /// bf16, then f32.
+    Shares {
+        shares: Vec<f64>,
+        state: Vec<f64>,
+    },
 }
 
 /// One call.
@@ -48,6 +55,7 @@ pub(crate) fn all(micro: &Microkernel, targets: &[Target], values: Values) -> Ve
         Emit::IntegerTile(..) => integer_tiles(micro, source),
         Emit::RawScores(_) => scores(micro, source),
         Emit::RawMix(_) => mixes(micro, source),
+        Emit::RawSoften(_) => softenings(source),
         Emit::RawWiden(_) | Emit::RawHold(_) => widenings(micro, targets, source),
         Emit::Dot(_) | Emit::Inline(_) => unreachable!("no raw code"),
     }
@@ -494,6 +502,98 @@ fn mixes(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
         }
     }
     cases
+}
+
+fn softenings(source: &mut Source) -> Vec<Case> {
+    let mut cases = vec![];
+    for (panel, cap) in [(48, Some(20.0)), (32, None), (48, None)] {
+        for online in [false, true] {
+            for (count, columns) in [(1, 1), (2, 16), (7, 17), (63, panel), (64, panel)] {
+                cases.push(softening(source, (panel, cap, online), (count, columns)));
+            }
+        }
+    }
+    cases
+}
+
+fn softening(
+    source: &mut Source,
+    (panel, cap, online): (usize, Option<f32>, bool),
+    (count, columns): (usize, usize),
+) -> Case {
+    const KEYS: usize = 64;
+    const FIRST: usize = 1000;
+    let scale = 5.5f32;
+    let products: Vec<f32> = (0..KEYS * panel).map(|_| source.float()).collect();
+    let ranges: Vec<(usize, usize)> = (0..panel)
+        .map(|column| match column % 5 {
+            // Nothing, and everything.
+            3 => (0, 0),
+            4 => (0, FIRST + count),
+            _ => {
+                let low = FIRST + source.integer(0, count as i64) as usize - count / 2;
+                (low, low + source.integer(0, (FIRST + count).saturating_sub(low) as i64) as usize)
+            }
+        })
+        .collect();
+    let before: Vec<f32> = (0..panel).map(|_| source.float() + 9.0).collect();
+    let highest: Vec<f32> =
+        (0..panel).map(|column| if column % 2 == 0 { micro::UNSEEN } else { source.float() }).collect();
+    // Of columns that are walked along with those that there are.
+    let walked = columns.next_multiple_of(16);
+    let mut shares = vec![0.0; KEYS * panel];
+    let mut state: Vec<Vec<f64>> =
+        [&before, &highest, &before].map(|row| row.iter().map(|&x| f64::from(x)).collect()).into();
+    for column in 0..walked {
+        let score = |key: usize| {
+            let score = f64::from(products[key * panel + column]) * f64::from(scale);
+            let score = cap.map_or(score, |cap: f32| f64::from(cap) * (score / f64::from(cap)).tanh());
+            score * std::f64::consts::LOG2_E
+        };
+        let seen = |key: &usize| (ranges[column].0..ranges[column].1).contains(&(FIRST + key));
+        let old = f64::from(highest[column]);
+        let most = (0..count).filter(seen).map(score).fold(old, f64::max);
+        let (off, times) = if online { (most, (old - most).max(-126.0).exp2()) } else { (0.0, 1.0) };
+        let mut total = f64::from(before[column]) * times;
+        for key in (0..count).filter(seen) {
+            let share = (score(key) - off).exp2();
+            shares[(key / 2 * panel + column) * 2 + key % 2] = share;
+            total += share;
+        }
+        state[0][column] = total;
+        if online {
+            (state[1][column], state[2][column]) = (most, times);
+        }
+    }
+    let ints = |of: fn(&(usize, usize)) -> usize| -> Vec<u8> {
+        ranges.iter().flat_map(|range| (of(range) as i32).to_le_bytes()).collect()
+    };
+    // Shares of columns that are not walked, and the state, stay as they were; ranges come before the rest of it.
+    let mut out = vec![0; 2 * shares.len()];
+    let at = out.len();
+    out.extend([ints(|range| range.0), ints(|range| range.1)].concat());
+    out.extend([float_bytes(&before), float_bytes(&highest), float_bytes(&before)].concat());
+    let ranges =
+        out[at..at + 8 * panel].as_chunks().0.iter().map(|word| f64::from(f32::from_le_bytes(*word)));
+    let state = ranges.chain(state.concat()).collect();
+    Case {
+        raw: Raw::Soften(Soften {
+            panel,
+            keys: KEYS,
+            scale: scale.to_bits(),
+            cap: cap.map(f32::to_bits),
+            online,
+        }),
+        operands: vec![
+            Operand::Work(float_bytes(&products)),
+            Operand::Out(out),
+            Operand::Within(1, at),
+            Operand::Number(FIRST as u64),
+            Operand::Number(count as u64),
+            Operand::Number(columns as u64),
+        ],
+        want: Want::Shares { shares, state },
+    }
 }
 
 fn widenings(micro: &Microkernel, targets: &[Target], source: &mut Source) -> Vec<Case> {

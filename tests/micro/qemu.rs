@@ -73,7 +73,7 @@ fn call(cpu: &str, program: &PathBuf, micro: &Microkernel, cases: &[Case], dir: 
         bytes.extend((case.operands.len() as u64).to_le_bytes());
         for operand in &case.operands {
             let (words, of): ([u64; 3], &[u8]) = match operand {
-                Operand::In(of) => ([0, of.len() as u64, 0], of),
+                Operand::In(of) | Operand::Work(of) => ([0, of.len() as u64, 0], of),
                 Operand::Out(of) => {
                     lengths.push(of.len());
                     ([1, of.len() as u64, 0], of)

@@ -82,7 +82,7 @@ fn emulate(code: &[Vec<u8>], case: &Case) -> Result<Vec<u8>> {
         for operand in out.iter_mut().filter(|_| is_main) {
             arguments.push(match operand {
                 Operand::In(bytes) => Argument::In(bytes),
-                Operand::Out(bytes) => Argument::Out(bytes),
+                Operand::Out(bytes) | Operand::Work(bytes) => Argument::Out(bytes),
                 Operand::Within(operand, at) => Argument::Within(*operand, *at),
                 Operand::Number(number) => Argument::Number(*number),
             });
@@ -107,6 +107,18 @@ pub(crate) fn compare(case: &Case, found: &[u8], values: Values) -> Result<()> {
         Want::Bytes(want) => {
             let at = want.iter().zip(found).position(|(a, b)| a != b);
             ensure!(want.len() == found.len() && at.is_none(), "byte {at:?} differs");
+        }
+        Want::Shares { shares, state } => {
+            let (halves, floats) = found.split_at(2 * shares.len());
+            for (n, (want, half)) in shares.iter().zip(halves.as_chunks().0).enumerate() {
+                let found = f64::from(f32::from_bits(u32::from(u16::from_le_bytes(*half)) << 16));
+                ensure!((found - want).abs() <= want / 250.0 + 1e-30, "share {n}: {found} instead of {want}");
+            }
+            for (n, (want, float)) in state.iter().zip(floats.as_chunks().0).enumerate() {
+                let found = f64::from(f32::from_le_bytes(*float));
+                let near = (found - want).abs() <= 2e-5 * want.abs().max(1.0);
+                ensure!(near, "state {n}: {found} instead of {want}");
+            }
         }
         Want::Floats(want) => {
             for (n, want) in want.iter().enumerate() {
@@ -156,7 +168,7 @@ pub(crate) mod native {
             | (_, Encoding::Evex) => {
                 has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")
             }
-            (Mnemonic::Vfmadd231ps | Mnemonic::Vfmadd231ss, _) => has!("fma"),
+            (Mnemonic::Vfmadd231ps | Mnemonic::Vfmadd213ps | Mnemonic::Vfmadd231ss, _) => has!("fma"),
             (Mnemonic::Vcvtph2ps, _) => has!("f16c"),
             (_, Encoding::Vex) => has!("avx2"),
             (_, Encoding::Legacy) => true,
@@ -178,7 +190,7 @@ pub(crate) mod native {
         let mut result = (0, 0);
         for operand in &case.operands {
             words.push(match operand {
-                Operand::In(bytes) | Operand::Out(bytes) => {
+                Operand::In(bytes) | Operand::Out(bytes) | Operand::Work(bytes) => {
                     let mut guarded = vec![0xa5; bytes.len() + 2 * GUARD];
                     guarded[GUARD..GUARD + bytes.len()].copy_from_slice(bytes);
                     let start = guarded.as_mut_ptr() as u64 + GUARD as u64;
@@ -192,15 +204,15 @@ pub(crate) mod native {
                 Operand::Number(number) => *number,
             });
         }
-        words.resize(5, 0);
-        type Function = extern "C" fn(u64, u64, u64, u64, u64);
+        words.resize(6, 0);
+        type Function = extern "C" fn(u64, u64, u64, u64, u64, u64);
         let maps: Vec<Mmap> = code.iter().map(|code| executable(code)).collect();
         for map in &maps {
-            // SAFETY: the code is a function of at most five words in the System V convention, made for these operands;
+            // SAFETY: the code is a function of at most six words in the System V convention, made for these operands;
             // what shapes tiles takes none. The buffers it writes were borrowed mutably for the addresses.
             unsafe {
                 let function = std::mem::transmute::<*const u8, Function>(map.as_ptr());
-                function(words[0], words[1], words[2], words[3], words[4]);
+                function(words[0], words[1], words[2], words[3], words[4], words[5]);
             }
         }
         let (at, bytes) = result;

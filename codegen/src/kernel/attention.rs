@@ -28,6 +28,8 @@ pub struct QueryTiles {
     pub rows: usize,
     /// Panels of a tile.
     pub panels: usize,
+    /// What makes shares of scores, if there is raw code for it.
+    pub soften: Option<&'static Microkernel>,
 }
 
 impl AttentionWay {

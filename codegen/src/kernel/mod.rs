@@ -373,11 +373,12 @@ impl Kernel {
         if rows == Dim::Rows { self.regime } else { self.capacity.of(rows) }
     }
 
-    /// Whether calls leave in scratch what later calls of the same launch take up: x normed, or rounded to 8 bits.
+    /// Whether calls leave in scratch what later calls of the same launch take up: x normed or rounded.
     pub fn resumes(&self) -> bool {
         match &self.body {
             Body::Linear(linear) => {
-                !linear.ready && (linear.prologue.is_some() || linear.micro.operands == DType::Q8)
+                let rounds = linear.micro.operands == DType::Q8 || linear.micro.has_lanes();
+                !linear.ready && (linear.prologue.is_some() || rounds)
             }
             _ => false,
         }

@@ -44,7 +44,13 @@ pub fn choose(
     let is_long = weights.iter().all(|w| micro::is_long(w.dtype, fixed(w, 1)));
     let more = if most > OWN_ROWS && is_long { micro.of_more_rows(features) } else { None };
     let micro = more.unwrap_or(micro);
-    Linear { prologue, epilogue, micro, few: micro.of_few_rows(fixed(&weights[0], 1), features), ready: false }
+    Linear {
+        prologue,
+        epilogue,
+        micro,
+        few: micro.of_few_rows(fixed(&weights[0], 1), features),
+        ready: false,
+    }
 }
 
 /// A kernel that runs before a linear one.
@@ -131,6 +137,7 @@ pub(super) fn raw_code(
         | Emit::Inline(_)
         | Emit::RawScores(_)
         | Emit::RawMix(_)
+        | Emit::RawSoften(_)
         | Emit::RawWiden(_)
         | Emit::RawHold(_) => vec![],
     }
@@ -177,7 +184,8 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
     } else {
         let normed = linear.prologue.map(|eps| (eps, e.take_scratch(rows * k * 4)));
         if micro.has_lanes() {
-            let rounded = (!linear.ready).then(|| e.take_scratch(rows * micro::lane_row_bytes(micro.operands, k)));
+            let rounded =
+                (!linear.ready).then(|| e.take_scratch(rows * micro::lane_row_bytes(micro.operands, k)));
             (Operand::Lanes { normed, rounded }, lane_bytes)
         } else {
             let int8 = micro.operands == DType::Q8;

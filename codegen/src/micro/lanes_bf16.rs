@@ -81,11 +81,14 @@ fn pairs(
     fetch: bool,
 ) -> Result<[usize; STEP / 2], IcedError> {
     let bytes = STEP as i32 * 2;
-    let mut lines = (0..LANES as i32 * bytes).step_by(64).map(|line| step as i32 * LANES as i32 * bytes + line);
+    let mut lines =
+        (0..LANES as i32 * bytes).step_by(64).map(|line| step as i32 * LANES as i32 * bytes + line);
     let mut load = |a: &mut CodeAssembler, registers: [usize; 4], byte: i32| -> Done {
         for (row, register) in registers.into_iter().enumerate() {
             let at = |quarter: usize| {
-                xmmword_ptr(W + ((row + 4 * quarter) as i32 * lanes.weight_stride + step as i32 * bytes + byte))
+                xmmword_ptr(
+                    W + ((row + 4 * quarter) as i32 * lanes.weight_stride + step as i32 * bytes + byte),
+                )
             };
             a.vmovdqu(XMM[register], at(0))?;
             if let Some(line) = lines.next().filter(|_| fetch) {

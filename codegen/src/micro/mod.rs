@@ -23,6 +23,7 @@ mod lanes_bf16;
 mod mix;
 pub mod probe;
 mod scores;
+mod soften;
 mod table;
 mod tile;
 mod tile_int8;
@@ -33,6 +34,7 @@ use iced_x86::IcedError;
 use lapidary_ir::{BLOCK, DType};
 
 pub use self::held::Held;
+pub use self::soften::UNSEEN;
 pub use self::table::MICROKERNELS;
 use crate::emit::{Emitter, Features};
 
@@ -157,6 +159,21 @@ pub struct Mix {
     pub c_stride: i32,
 }
 
+/// Scores to shares: what the code of a [`Emit::RawSoften`] is specialised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Soften {
+    /// Columns of a panel, a multiple of 16: elements from one key's scores to the next's.
+    pub panel: usize,
+    /// Keys of a block, an even number.
+    pub keys: usize,
+    /// What products are multiplied by, the bits of an f32.
+    pub scale: u32,
+    /// What scores are capped by, if they are, the bits of an f32.
+    pub cap: Option<u32>,
+    /// Whether the columns' maximum is taken off first.
+    pub online: bool,
+}
+
 /// Widening: what the code of a [`Emit::RawWiden`] is specialised to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Widen {
@@ -187,6 +204,10 @@ pub enum Raw {
     /// Operands: values (the first row), weights f32 `[heads][rows]`, c f32 `[heads][columns]` (added to), rows (not
     /// 0), as many bytes to fetch meanwhile.
     Mix(Mix),
+    /// Operands: products f32 `[keys][panel]`, which are clobbered; shares bf16 `[keys / 2][panel][2]`; the columns' state,
+    /// arrays one after another, `[panel]` each: the first key that a column sees and one past the last (i32), its
+    /// denominator, its maximum and what its sums are to be multiplied by (f32); the first key; keys (not 0); columns.
+    Soften(Soften),
     /// Operands: the first element's block in its format's first plane, in its last, results, blocks (not 0); of floats
     /// the elements, anything, results, times [`BLOCK`] elements.
     Widen(Widen),
@@ -196,6 +217,7 @@ impl Raw {
     /// How many operands the function takes, all 64-bit words.
     pub fn operands(self) -> usize {
         match self {
+            Raw::Soften(_) => 6,
             Raw::Tile(_) | Raw::Mix(_) => 5,
             Raw::Dot(_) => 3,
             Raw::Lanes(_) | Raw::Scores(_) | Raw::Widen(_) => 4,
@@ -252,6 +274,8 @@ pub enum Emit {
     RawScores(fn(Scores) -> Code),
     /// A weighted sum of rows, as machine code so too: see [`Raw::Mix`].
     RawMix(fn(Mix) -> Code),
+    /// Scores to shares, as machine code so too: see [`Raw::Soften`].
+    RawSoften(fn(Soften) -> Code),
     /// Widening, as machine code so too: see [`Raw::Widen`].
     RawWiden(fn(Widen) -> Code),
     /// The same of quantised rows for integer tiles alone.
@@ -358,6 +382,7 @@ impl Microkernel {
             }
             (Emit::RawScores(emit), Raw::Scores(scores)) => emit(scores),
             (Emit::RawMix(emit), Raw::Mix(mix)) => emit(mix),
+            (Emit::RawSoften(emit), Raw::Soften(soften)) => emit(soften),
             (Emit::RawWiden(emit) | Emit::RawHold(emit), Raw::Widen(widen)) => emit(widen),
             (emit, raw) => unreachable!("{}: {raw:?} of {}", self.name, matches!(emit, Emit::Dot(_))),
         }
@@ -430,7 +455,11 @@ impl Microkernel {
             _ => false,
         };
         let same = |m: &&Microkernel| {
-            one_by_one && m.has_lanes() && m.sums() == 1 && m.operands == self.operands && k.is_multiple_of(m.kr)
+            one_by_one
+                && m.has_lanes()
+                && m.sums() == 1
+                && m.operands == self.operands
+                && k.is_multiple_of(m.kr)
         };
         MICROKERNELS.iter().filter(same).find(|m| (m.runs_on)(features))
     }
@@ -470,6 +499,12 @@ pub fn widening(features: &Features, widen: Widen) -> Option<&'static Microkerne
 /// The scores of several queries that the CPU has, if it has them.
 pub fn scoring(features: &Features) -> Option<&'static Microkernel> {
     MICROKERNELS.iter().find(|m| matches!(m.emit, Emit::RawScores(_)) && (m.runs_on)(features))
+}
+
+/// What makes shares of the scores of many rows, rounded to `operands`, that the CPU has, if it has it.
+pub fn softening(operands: DType, features: &Features) -> Option<&'static Microkernel> {
+    let does = |m: &&Microkernel| matches!(m.emit, Emit::RawSoften(_)) && m.operands == operands;
+    MICROKERNELS.iter().filter(does).find(|m| (m.runs_on)(features))
 }
 
 /// The weighted sum of rows that the CPU has, if it has one.

@@ -3,8 +3,8 @@
 use lapidary_ir::{BLOCK, DType};
 
 use super::{
-    Emit, FEW_ROWS, Held, Microkernel, aarch64, amx, blocks, clif, dot, dot_int8, lanes, lanes_bf16, mix, scores,
-    tile, tile_int8, widen,
+    Emit, FEW_ROWS, Held, Microkernel, aarch64, amx, blocks, clif, dot, dot_int8, lanes, lanes_bf16, mix,
+    scores, soften, tile, tile_int8, widen,
 };
 
 /// Every microkernel; of those that fit, the first one is taken.
@@ -328,6 +328,17 @@ pub const MICROKERNELS: &[Microkernel] = &[
         max_rows: 0,
         runs_on: |f| f.neon,
         emit: Emit::RawScores(aarch64::scores),
+    },
+    Microkernel {
+        name: "avx512_soften",
+        operands: DType::BF16,
+        mr: 16,
+        shapes: &[(16, 2)],
+        block: (1, 0),
+        kr: 1,
+        max_rows: 0,
+        runs_on: |f| f.avx512 && (f.bf16 || f.amx),
+        emit: Emit::RawSoften(soften::soften_512),
     },
     Microkernel {
         name: "avx512_mix",

@@ -13,7 +13,7 @@ use super::{Cpu, Fault};
 fn element_bytes(i: &Instruction) -> usize {
     match i.mnemonic() {
         Mnemonic::Vmovdqu8 | Mnemonic::Vpaddb => 1,
-        Mnemonic::Vmovdqu16 | Mnemonic::Vcvtne2ps2bf16 => 2,
+        Mnemonic::Vmovdqu16 | Mnemonic::Vcvtne2ps2bf16 | Mnemonic::Vpermw => 2,
         Mnemonic::Vextractf64x4 | Mnemonic::Vpxorq | Mnemonic::Vpandq => 8,
         _ => 4,
     }
@@ -184,6 +184,10 @@ impl Cpu {
                 let (a, b) = (vector(1)?, vector(2)?);
                 lanes(|lane| a[lane] & b[lane])
             }
+            M::Vpandnd => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                lanes(|lane| !a[lane] & b[lane])
+            }
             M::Vpor | M::Vpord | M::Vorps => {
                 let (a, b) = (vector(1)?, vector(2)?);
                 lanes(|lane| a[lane] | b[lane])
@@ -234,6 +238,11 @@ impl Cpu {
                 let (index, from) = (vector(1)?, vector(2)?);
                 let among = width(i.op_register(0)) / 4;
                 lanes(|lane| from[index[lane] as usize % among])
+            }
+            M::Vpermw => {
+                let (index, from) = (vector(1)?, vector(2)?);
+                let among = width(i.op_register(0)) / 2;
+                half_lanes(|at| half(&from, half(&index, at) as usize % among))
             }
             // Within each 128 bits.
             M::Vpunpckldq | M::Vpunpckhdq => {
@@ -330,6 +339,19 @@ impl Cpu {
                 let (a, b) = (float(1)?, float(2)?);
                 float_lanes(|lane| a[lane] - b[lane])
             }
+            M::Vdivps => {
+                let (a, b) = (float(1)?, float(2)?);
+                float_lanes(|lane| a[lane] / b[lane])
+            }
+            // The second source where either is no number, and of zeros.
+            M::Vmaxps => {
+                let (a, b) = (float(1)?, float(2)?);
+                float_lanes(|lane| if a[lane] > b[lane] { a[lane] } else { b[lane] })
+            }
+            M::Vminps => {
+                let (a, b) = (float(1)?, float(2)?);
+                float_lanes(|lane| if a[lane] < b[lane] { a[lane] } else { b[lane] })
+            }
             M::Vmulps => {
                 let (a, b) = (float(1)?, float(2)?);
                 float_lanes(|lane| a[lane] * b[lane])
@@ -345,6 +367,10 @@ impl Cpu {
             }
             M::Vfmadd231ps => {
                 let (c, a, b) = (float(0)?, float(1)?, float(2)?);
+                float_lanes(|lane| a[lane].mul_add(b[lane], c[lane]))
+            }
+            M::Vfmadd213ps => {
+                let (b, a, c) = (float(0)?, float(1)?, float(2)?);
                 float_lanes(|lane| a[lane].mul_add(b[lane], c[lane]))
             }
             M::Vfnmadd231ps => {

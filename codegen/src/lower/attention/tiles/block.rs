@@ -7,11 +7,11 @@ use lapidary_ir::DType;
 
 use super::super::super::elementwise::load_along_row;
 use super::super::super::lanes::transpose;
-use super::{BLOCK, Tile, UNSEEN, padded, score_tiling, value_tiling};
+use super::{BLOCK, Tile, padded, score_tiling, softening, value_tiling};
 use crate::emit::Emitter;
 use crate::kernel::Maximum;
 use crate::math;
-use crate::micro::TileOperands;
+use crate::micro::{TileOperands, UNSEEN};
 use crate::view::View;
 
 impl Tile<'_> {
@@ -24,14 +24,22 @@ impl Tile<'_> {
         let scores =
             TileOperands { x: self.queries, weights: self.keys, c: self.scores, k: steps, accumulate: zero };
         score_tiling(micro, self.op.head_dim).run(e, &scores, columns, count);
-        self.soften(e, key, count, columns);
+        match self.shape.soften {
+            Some(_) => {
+                let raw = softening(&self.op, self.shape);
+                e.call_raw(raw, &[self.scores, self.shares, self.low, key, count, columns]);
+            }
+            None => self.soften(e, key, count, columns),
+        }
         if self.op.maximum == Maximum::Online {
             let some = e.b.ins().icmp(IntCC::SignedGreaterThan, key, low);
             e.when(some, |e| self.rescale_sums(e));
         }
         let one = e.i64(1);
         let steps = if self.rounds() {
-            self.round_shares(e, count, columns);
+            if self.shape.soften.is_none() {
+                self.round_shares(e, count, columns);
+            }
             e.i64(BLOCK as i64 / 2)
         } else {
             count

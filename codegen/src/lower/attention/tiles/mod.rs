@@ -17,8 +17,8 @@ use lapidary_ir::DType;
 use super::super::tiling::Tiling;
 use super::{Attention, fixed};
 use crate::emit::{Emitter, Features};
-use crate::kernel::{Kernel, QueryTiles};
-use crate::micro::{self, Microkernel, Quantised, Raw};
+use crate::kernel::{Kernel, Maximum, QueryTiles};
+use crate::micro::{self, Microkernel, Quantised, Raw, Soften};
 
 /// Keys of a block.
 pub(super) const BLOCK: usize = 64;
@@ -27,9 +27,6 @@ pub(super) const BLOCK: usize = 64;
 const COLUMNS: usize = 64;
 /// Tiles that the rows of the largest call make at least: work for many threads comes before columns.
 pub(super) const TILES: usize = 8;
-
-/// What stands for the score of a key that is not seen, and for a maximum over none.
-const UNSEEN: f32 = -1e30;
 
 /// The tile's columns, if the calls have rows enough for tiles.
 pub(super) fn columns_of(
@@ -43,7 +40,8 @@ pub(super) fn columns_of(
         let heads = repeat.min(micro.mr);
         let panel_rows = micro.mr / heads;
         let panels = most_panels(micro).min(rows / (TILES * panel_rows)).max(1);
-        QueryTiles { micro, heads, rows: panel_rows, panels }
+        let soften = micro::softening(micro.operands, features);
+        QueryTiles { micro, heads, rows: panel_rows, panels, soften }
     })
 }
 
@@ -111,8 +109,20 @@ const RANGE_BYTES: usize = 32;
 /// The raw code that the kernel calls.
 pub(super) fn raw_code(kernel: &Kernel, shape: QueryTiles) -> Vec<(&'static Microkernel, Raw)> {
     let scores = score_tiling(shape.micro, fixed(&kernel.inputs[0], 2));
-    let raw = scores.raw_code().into_iter().chain(value_tiling(shape.micro).raw_code());
-    raw.map(|raw| (shape.micro, raw)).collect()
+    let products = scores.raw_code().into_iter().chain(value_tiling(shape.micro).raw_code());
+    let soften = shape.soften.map(|micro| (micro, softening(&Attention::of(kernel), shape)));
+    products.map(|raw| (shape.micro, raw)).chain(soften).collect()
+}
+
+/// The raw code that makes shares of scores.
+fn softening(op: &Attention<'_>, shape: QueryTiles) -> Raw {
+    Raw::Soften(Soften {
+        panel: shape.micro.mr,
+        keys: BLOCK,
+        scale: op.scale.to_bits(),
+        cap: op.cap.map(f32::to_bits),
+        online: op.maximum == Maximum::Online,
+    })
 }
 
 /// A tile; or one panel of it, when scratch that each panel has its own of is that panel's.
@@ -156,6 +166,10 @@ pub(super) fn lower(e: &mut Emitter<'_>, op: Attention<'_>, shape: QueryTiles) {
     let shares = if operands == DType::BF16 { e.take_scratch(BLOCK / 2 * columns) } else { scores };
     let panels = shape.panels;
     let each = |e: &mut Emitter<'_>, bytes: usize| e.take_scratch(panels * bytes);
+    // One array after another, as raw code finds them.
+    let state = each(e, 5 * columns);
+    let [low, high, denominator, highest, rescale] =
+        std::array::from_fn(|i| e.offset(state, (i * panels * columns) as i64));
     let a = Tile {
         op,
         shape,
@@ -165,11 +179,11 @@ pub(super) fn lower(e: &mut Emitter<'_>, op: Attention<'_>, shape: QueryTiles) {
         scores,
         shares,
         sums: each(e, sum_bytes(shape, head_dim)),
-        low: each(e, columns),
-        high: each(e, columns),
-        denominator: each(e, columns),
-        highest: each(e, columns),
-        rescale: each(e, columns),
+        low,
+        high,
+        denominator,
+        highest,
+        rescale,
         query_rows: each(e, 2 * columns),
         output_rows: each(e, 2 * columns),
         range: each(e, RANGE_BYTES),

@@ -9,8 +9,9 @@ use super::super::super::elementwise::{load_along_row, store_along_row};
 use super::super::super::lanes::transpose;
 use super::super::super::softmax::key_range;
 use super::super::fill;
-use super::{Tile, UNSEEN};
+use super::Tile;
 use crate::emit::Emitter;
+use crate::micro::UNSEEN;
 
 impl Tile<'_> {
     /// Columns that stand for nobody see no key.
