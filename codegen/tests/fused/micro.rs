@@ -16,6 +16,7 @@ fn form(microkernel: &Microkernel) -> Quantised {
     match (microkernel.operands, microkernel.emit) {
         (DType::Q8, Emit::BlockDot(_) | Emit::BlockLanes(_)) => Quantised::Blocks,
         (DType::Q8, _) => Quantised::Own,
+        (DType::BF16, Emit::RawLanes(_)) => Quantised::Halves,
         _ => Quantised::No,
     }
 }
@@ -62,9 +63,8 @@ fn every_microkernel() {
                 continue;
             }
             for weight in weights() {
-                if microkernel.operands == DType::Q8
-                    && Quantised::of([weight].into_iter()) != form(microkernel)
-                {
+                let form = form(microkernel);
+                if form != Quantised::No && Quantised::of([weight].into_iter()) != form {
                     continue;
                 }
                 let shapes = microkernel.shapes.iter().map(|s| s.1).chain([microkernel.block_rows()]);
