@@ -127,9 +127,10 @@ pub fn regimes(chunk: usize) -> Vec<usize> {
 }
 
 /// The regime that a variant of calls of up to `rows` rows has its form and its kernels of: one row's in what is
-/// decoded, the chunk's in what is prefilled. So a row's result does not depend on how many there are.
+/// decoded, many rows' in what is prefilled, of a chunk of one alone the same. So a row's result does not depend on how
+/// many there are.
 pub fn regime_of(rows: usize, chunk: usize) -> usize {
-    if rows == chunk { chunk } else { 1 }
+    if rows == chunk && chunk > 1 { chunk.max(FEW_ROWS + 1) } else { 1 }
 }
 
 /// Compiles a model to run in this process. The caller sees to it that the CPU is this machine's.

@@ -49,7 +49,6 @@ pub(crate) fn all(micro: &Microkernel, targets: &[Target], values: Values) -> Ve
     let source = &mut Source::new(micro.name.len() as u64, values);
     match micro.emit {
         Emit::RawDot(_) | Emit::PairedDot(_) => dots(micro, source),
-        Emit::BlockDot(_) => block_dots(micro, source),
         Emit::RawLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_) => lanes(micro, source),
         Emit::RawTile(_) | Emit::ConfiguredTile(_) => tiles(micro, source),
         Emit::IntegerTile(..) => integer_tiles(micro, source),
@@ -109,29 +108,6 @@ fn dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
         [1, 2, 3, 4, 5, 7, 8, 9, 16, 21, 36, 58, 67]
             .into_iter()
             .for_each(|blocks| add(dtype, blocks * BLOCK));
-    }
-    cases
-}
-
-fn block_dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
-    let mut cases = vec![];
-    for dtype in DType::ALL.into_iter().filter(|d| !micro::raw_reads(*d)) {
-        let format = dtype.format().unwrap();
-        // Sums of scales that are integers of many bits are not exact.
-        if source.values == Values::Small && format.block > BLOCK {
-            continue;
-        }
-        for blocks in (1..=9).chain([16, 21]) {
-            let k = blocks * format.block;
-            let (x, values) = rounded_x(micro, dtype, k, source);
-            let row = source.row(dtype, k);
-            let want = dot(0.0, row.values.iter().zip(values.iter().copied()));
-            cases.push(Case {
-                raw: Raw::Dot(Dot::of_one_row(micro.operands, dtype, k, 1)),
-                operands: vec![Operand::In(x), Operand::In(row.bytes), Operand::Out(vec![0xa5; 4])],
-                want: Want::Floats(vec![Some(want)]),
-            });
-        }
     }
     cases
 }

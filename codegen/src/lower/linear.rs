@@ -112,7 +112,7 @@ pub(super) fn raw_code(
             widen.chain(tiles.map(|raw| (micro, raw))).chain(few).collect()
         }
         Emit::RawLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_) => lanes(micro).collect(),
-        Emit::RawDot(_) | Emit::PairedDot(_) | Emit::BlockDot(_) => {
+        Emit::RawDot(_) | Emit::PairedDot(_) => {
             let k = fixed(&weights[0], 1);
             let x_stride = match linear.prologue {
                 _ if micro.operands == DType::Q8 => micro::int8_row_bytes(k) as i64,

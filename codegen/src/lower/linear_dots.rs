@@ -65,7 +65,7 @@ impl Job<'_> {
         };
         for (weight, &c) in weights.iter().zip(&self.results) {
             let base = e.base(weight);
-            if let Emit::RawDot(_) | Emit::PairedDot(_) | Emit::BlockDot(_) = self.linear.micro.emit {
+            if let Emit::RawDot(_) | Emit::PairedDot(_) = self.linear.micro.emit {
                 let base = e.step(weight, 0, base, first);
                 self.raw_dots(e, weight, base, width, (x, x_stride), c);
                 continue;

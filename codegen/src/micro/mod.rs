@@ -253,8 +253,6 @@ pub enum Emit {
     /// The same of x rounded to 8 bits, with long rows a result's blocks in turn to [`SUMS`] sums; weights of 4 bits
     /// meet it in pairs of blocks: see [`int8_row_bytes`].
     PairedDot(fn(Dot) -> Code),
-    /// The same with blocks of formats that no other row reads as they lie.
-    BlockDot(fn(Dot) -> Code),
     /// The same of a few rows of x, rounded to the operands' type, with weight rows in lanes, as machine code so too:
     /// see [`Raw::Lanes`].
     RawLanes(fn(Lanes) -> Code),
@@ -370,7 +368,7 @@ impl Microkernel {
     /// If this microkernel has no such function.
     pub fn assemble(&self, raw: Raw) -> Code {
         match (self.emit, raw) {
-            (Emit::RawDot(emit) | Emit::PairedDot(emit) | Emit::BlockDot(emit), Raw::Dot(dot)) => emit(dot),
+            (Emit::RawDot(emit) | Emit::PairedDot(emit), Raw::Dot(dot)) => emit(dot),
             (
                 Emit::RawTile(emit) | Emit::IntegerTile(emit, _) | Emit::ConfiguredTile(emit),
                 Raw::Tile(tile),
@@ -429,7 +427,7 @@ impl Microkernel {
     /// Whether it takes x as it holds it for weights that are so.
     fn takes(&self, quantised: Quantised) -> bool {
         match (self.emit, self.operands) {
-            (Emit::BlockDot(_) | Emit::BlockLanes(_), _) => quantised == Quantised::Blocks,
+            (Emit::BlockLanes(_), _) => quantised == Quantised::Blocks,
             (Emit::RawLanes(_), DType::BF16) => quantised == Quantised::Halves,
             (_, DType::Q8) => quantised == Quantised::Own,
             _ => true,
@@ -584,7 +582,7 @@ pub enum Quantised {
     Halves,
     /// All in one format that most raw code reads as it lies.
     Own,
-    /// All in blocks that [`Emit::BlockDot`] reads.
+    /// All in blocks that [`Emit::BlockLanes`] alone reads.
     Blocks,
 }
 

@@ -14,7 +14,7 @@ const CAPACITIES: [usize; 15] = [1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 32, 40,
 /// What weights must be for a row of the table to be taken.
 fn form(microkernel: &Microkernel) -> Quantised {
     match (microkernel.operands, microkernel.emit) {
-        (DType::Q8, Emit::BlockDot(_) | Emit::BlockLanes(_)) => Quantised::Blocks,
+        (DType::Q8, Emit::BlockLanes(_)) => Quantised::Blocks,
         (DType::Q8, _) => Quantised::Own,
         (DType::BF16, Emit::RawLanes(_)) => Quantised::Halves,
         _ => Quantised::No,

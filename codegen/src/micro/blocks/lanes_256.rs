@@ -1,4 +1,4 @@
-//! Integer dot products with weight rows in lanes, with AVX2 or AVX-VNNI: few rows of x against 8 weight rows as they
+//! Integer dot products with weight rows in lanes, with AVX2, AVX-VNNI or AVX-512 VNNI: few rows of x against 8 weight rows as they
 //! lie, in any format of blocks.
 //!
 //! Of each 32 elements of k the rows' quants are brought into registers, transposed: four elements a register, a weight
@@ -60,14 +60,47 @@ pub(super) const PART: AsmRegisterYmm = ymm12;
 pub(super) const SUM: AsmRegisterYmm = ymm13;
 pub(super) const ONES: AsmRegisterYmm = ymm14;
 
+/// With AVX-512 VNNI, whose vectors of 256 bits are these.
+pub(in crate::micro) fn lanes_avx512_vnni(lanes: Lanes) -> Code {
+    lanes_256(lanes, Products::Evex)
+}
+
 /// With AVX-VNNI.
 pub(in crate::micro) fn lanes_avx_vnni(lanes: Lanes) -> Code {
-    lanes_256(lanes, true)
+    lanes_256(lanes, Products::Vex)
 }
 
 /// With AVX2.
 pub(in crate::micro) fn lanes_avx2(lanes: Lanes) -> Code {
-    lanes_256(lanes, false)
+    lanes_256(lanes, Products::Words)
+}
+
+/// How bytes are multiplied.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Products {
+    /// By AVX-512 VNNI.
+    Evex,
+    /// By AVX-VNNI.
+    Vex,
+    /// In words, by AVX2.
+    Words,
+}
+
+impl Products {
+    /// Four products to each sum, of `w` and a register's x in memory.
+    pub(super) fn add(
+        self,
+        a: &mut CodeAssembler,
+        to: AsmRegisterYmm,
+        w: AsmRegisterYmm,
+        x: AsmMemoryOperand,
+    ) -> Done {
+        match self {
+            Products::Evex => a.evex().vpdpbusd(to, w, x),
+            Products::Vex => a.vex().vpdpbusd(to, w, x),
+            Products::Words => unreachable!("there is no such instruction"),
+        }
+    }
 }
 
 /// What quants are in registers.
@@ -142,22 +175,22 @@ pub(super) fn halves(bits: &Bits, first: usize) -> [Place; 2] {
 pub(super) struct Rows<'a> {
     pub(super) lanes: Lanes,
     pub(super) format: &'a Format,
-    pub(super) vnni: bool,
+    pub(super) by: Products,
     pub(super) quants: Quants,
     pub(super) frame: Frame,
     pub(super) constants: Constants,
 }
 
-fn lanes_256(lanes: Lanes, vnni: bool) -> Code {
+fn lanes_256(lanes: Lanes, by: Products) -> Code {
     let Some(format) = lanes.dtype.format() else { unreachable!("blocks have a format") };
     let width: usize = format.quants.bits.iter().map(|b| b.width).sum();
     let quants = match format.quants.reading {
         Reading::Less(zero) => Quants::Unsigned { zero, most: (1 << width) - 1 },
-        Reading::Signed | Reading::Table(_) if vnni => Quants::Unsigned { zero: 128, most: 255 },
-        Reading::Signed | Reading::Table(_) => Quants::Signed,
+        Reading::Signed | Reading::Table(_) if by == Products::Words => Quants::Signed,
+        Reading::Signed | Reading::Table(_) => Quants::Unsigned { zero: 128, most: 255 },
     };
     let frame = Frame::new(format, quants, lanes);
-    let mut rows = Rows { lanes, format, vnni, quants, frame, constants: Constants::default() };
+    let mut rows = Rows { lanes, format, by, quants, frame, constants: Constants::default() };
     rows.all()
 }
 

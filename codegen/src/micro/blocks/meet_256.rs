@@ -4,7 +4,8 @@ use iced_x86::code_asm::*;
 use lapidary_ir::{BLOCK, DType};
 
 use super::lanes_256::{
-    COUNT, ONES, PART, Quants, RESULTS, ROW, ROWS, Rows, SCALE, STACK, STEPS, SUM, T, TOTAL, VECTOR, X,
+    COUNT, ONES, PART, Products, Quants, RESULTS, ROW, ROWS, Rows, SCALE, STACK, STEPS, SUM, T, TOTAL,
+    VECTOR, X,
 };
 use super::offset;
 use crate::micro::dot::{Done, YMM};
@@ -40,7 +41,7 @@ impl Rows<'_> {
             a.vmovups(SUM, ymmword_ptr(RESULTS))?;
         }
         let row = if alone { X } else { ROW };
-        let word = |i: usize| dword_ptr(row + (x + 4 * i) as i32);
+        let word = |i: usize| row + (x + 4 * i) as i32;
         for g in 0..groups {
             if let Some(quants) = quants {
                 let steps = g * STEPS / groups..(g + 1) * STEPS / groups;
@@ -51,7 +52,7 @@ impl Rows<'_> {
                 self.shift(a, (g, groups), &word)?;
             }
             a.vcvtdq2ps(TOTAL, TOTAL)?;
-            a.vbroadcastss(T, word(0))?;
+            a.vbroadcastss(T, dword_ptr(word(0)))?;
             a.vmulps(TOTAL, TOTAL, T)?;
             a.vfmadd231ps(SUM, TOTAL, YMM[SCALE[g]])?;
             if offset && groups > 1 {
@@ -62,7 +63,7 @@ impl Rows<'_> {
             }
         }
         if offset && groups == 1 {
-            a.vbroadcastss(T, word(3))?;
+            a.vbroadcastss(T, dword_ptr(word(3)))?;
             a.vfmadd231ps(SUM, T, YMM[SCALE[1]])?;
         }
         if !alone {
@@ -87,7 +88,7 @@ impl Rows<'_> {
             Quants::Signed => {
                 for (i, &(step, quant)) in steps.iter().enumerate() {
                     let signed = ymmword_ptr(STACK + self.frame.signed + step as i32 * VECTOR);
-                    a.vpbroadcastd(T, word(4 + step))?;
+                    a.vpbroadcastd(T, dword_ptr(word(4 + step)))?;
                     a.vpsignb(T, T, signed)?;
                     // Two products of at most 128 * 127 each: no overflow.
                     a.vpmaddubsw(T, YMM[quant], T)?;
@@ -102,23 +103,30 @@ impl Rows<'_> {
             }
             Quants::Unsigned { zero, most } => (zero, most),
         };
-        if self.vnni {
+        if self.by != Products::Words {
             if zero > 0 {
                 sum_of(a, group, word, TOTAL, T)?;
                 times(a, zero, TOTAL)?;
             } else {
                 a.vpxor(TOTAL, TOTAL, TOTAL)?;
             }
-            for &(step, quant) in steps {
-                a.vpbroadcastd(T, word(4 + step))?;
-                a.vex().vpdpbusd(TOTAL, YMM[quant], T)?;
+            // Two sums, so that each waits half as long for those before it.
+            a.vpxor(PART, PART, PART)?;
+            for (&(step, quant), sum) in steps.iter().zip([TOTAL, PART].into_iter().cycle()) {
+                let x = word(4 + step);
+                if self.by == Products::Evex {
+                    self.by.add(a, sum, YMM[quant], dword_bcst(x))?;
+                    continue;
+                }
+                a.vpbroadcastd(T, dword_ptr(x))?;
+                a.vex().vpdpbusd(sum, YMM[quant], T)?;
             }
-            return Ok(());
+            return a.vpaddd(TOTAL, TOTAL, PART);
         }
         for (i, steps) in steps.chunks((ROOM / most) as usize).enumerate() {
             let sum = if i == 0 { TOTAL } else { PART };
             for (i, &(step, quant)) in steps.iter().enumerate() {
-                a.vpbroadcastd(T, word(4 + step))?;
+                a.vpbroadcastd(T, dword_ptr(word(4 + step)))?;
                 if i == 0 {
                     a.vpmaddubsw(sum, YMM[quant], T)?;
                 } else {
@@ -166,11 +174,11 @@ fn sum_of(
     other: AsmRegisterYmm,
 ) -> Done {
     match (g, groups) {
-        (_, 1) => a.vpbroadcastd(to, word(1)),
-        (0, _) => a.vpbroadcastd(to, word(2)),
+        (_, 1) => a.vpbroadcastd(to, dword_ptr(word(1))),
+        (0, _) => a.vpbroadcastd(to, dword_ptr(word(2))),
         (_, _) => {
-            a.vpbroadcastd(to, word(1))?;
-            a.vpbroadcastd(other, word(2))?;
+            a.vpbroadcastd(to, dword_ptr(word(1)))?;
+            a.vpbroadcastd(other, dword_ptr(word(2)))?;
             a.vpsubd(to, to, other)
         }
     }

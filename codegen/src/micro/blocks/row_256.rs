@@ -13,7 +13,7 @@ use lapidary_ir::BLOCK;
 use lapidary_ir::format::{Bits, Reading};
 
 use super::lanes_256::{
-    COUNT, LANES, ONES, Quants, RESULTS, ROW, ROWS, Rows, STACK, T, VECTOR, W, X, halves,
+    COUNT, LANES, ONES, Products, Quants, RESULTS, ROW, ROWS, Rows, STACK, T, VECTOR, W, X, halves,
 };
 use crate::micro::LANE_BLOCK;
 use crate::micro::dot::{Done, XMM, YMM};
@@ -168,9 +168,9 @@ impl Rows<'_> {
                 a.vpshufb(w, T, w)?;
             }
         }
-        if self.vnni {
+        if self.by != Products::Words {
             a.vpxor(YMM[to], YMM[to], YMM[to])?;
-            return a.vex().vpdpbusd(YMM[to], w, x);
+            return self.by.add(a, YMM[to], w, x);
         }
         if signed {
             a.vmovdqu(T, x)?;
