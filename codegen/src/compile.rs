@@ -360,8 +360,9 @@ fn form(function: &Function, options: &Options, features: Features) -> Result<Fu
     let start = Instant::now();
     let regimes = regimes(options.chunk);
     let mut forms = Vec::with_capacity(regimes.len());
-    let priced: Vec<usize> = regimes.iter().map(|&rows| regime_of(rows, options.chunk)).collect();
-    for &rows in &priced {
+    let chosen: Vec<usize> = regimes.iter().map(|&rows| regime_of(rows, options.chunk)).collect();
+    for regime in &chosen {
+        let rows = options.chunk.min(*regime);
         let extent = Extent { rows, keys: (options.context / 2).max(rows) };
         if let Some(measured) = options.machine.measured {
             candidates::fill(measured, &saturated, options, extent)?;
@@ -382,7 +383,7 @@ fn form(function: &Function, options: &Options, features: Features) -> Result<Fu
         }
     }
     let mut variants = vec![];
-    for ((&rows, regime), form) in regimes.iter().zip(priced).zip(forms) {
+    for ((&rows, regime), form) in regimes.iter().zip(chosen).zip(forms) {
         let capacity = Capacity { rows, keys: options.context };
         let (rounded, machine) = (options.rounded, options.machine);
         let setting = Setting { capacity, regime, rings: rings.clone(), features, rounded, machine };

@@ -75,7 +75,8 @@ impl Predictor {
             let mut variants = vec![];
             for lowered in &report.variants {
                 let regime = regime_of(lowered.rows, options.chunk);
-                let extent = Extent { rows: regime, keys: (options.context / 2).max(regime) };
+                let rows = options.chunk.min(regime);
+                let extent = Extent { rows, keys: (options.context / 2).max(rows) };
                 let form = select(&saturated, options.machine, extent)?;
                 ensure!(
                     form.function.body == lowered.function.body,
