@@ -116,12 +116,15 @@ impl Compiled {
     }
 }
 
+/// A function, and the weights of its inputs, by number.
+type Weighted = (Arc<ir::Function>, Vec<(usize, Weight)>);
+
 /// A function without its terms of weights, which are computed now, and its weights.
 fn folded(
     function: Arc<ir::Function>,
     options: &Options,
     weights: Vec<(usize, Weight)>,
-) -> PyResult<(Arc<ir::Function>, Vec<(usize, Weight)>)> {
+) -> PyResult<Weighted> {
     let Some(folded) = call::Folded::new(&function, options).map_err(of)? else {
         return Ok((function, weights));
     };

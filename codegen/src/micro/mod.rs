@@ -612,10 +612,14 @@ pub fn choose(
 ) -> &'static Microkernel {
     let fits = |m: &&Microkernel| {
         let operands = (m.operands == DType::F32 || rounded) && m.takes(quantised);
+        // Shorter rows are of models that caches hold: they take longer to turn than dot products do.
+        const TURNED: usize = 2048;
+        let turned = m.operands == DType::BF16 && m.has_lanes();
+        let pays = !turned || DType::BF16.row_bytes(k) >= TURNED;
         // Blocks that CLIF would widen to scratch it multiplies sooner itself.
         let widened = matches!(m.emit, Emit::RawDot(_)) && quantised == Quantised::Blocks;
         let read = !widened || widening(features, TO_FLOATS).is_some();
-        operands && read && rows <= m.max_rows && k.is_multiple_of(m.kr) && (m.runs_on)(features)
+        operands && pays && read && rows <= m.max_rows && k.is_multiple_of(m.kr) && (m.runs_on)(features)
     };
     match MICROKERNELS.iter().find(fits) {
         Some(m) => m,

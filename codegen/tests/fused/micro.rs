@@ -11,6 +11,9 @@ use super::linear::{Case, weights, whole_blocks};
 /// Numbers of rows that a kernel may be made for.
 const CAPACITIES: [usize; 15] = [1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 32, 40, 512];
 
+/// Elements of k that every row of the table takes.
+const LONG: usize = 1024;
+
 /// What weights must be for a row of the table to be taken.
 fn form(microkernel: &Microkernel) -> Quantised {
     match (microkernel.operands, microkernel.emit) {
@@ -29,7 +32,7 @@ fn taken(microkernel: &Microkernel) -> Vec<(&'static str, usize)> {
         let fits = |&rows: &usize| {
             let rounded = microkernel.operands != F32;
             let quantised = form(microkernel);
-            micro::choose(rows, microkernel.kr, rounded, quantised, &features).name == microkernel.name
+            micro::choose(rows, LONG, rounded, quantised, &features).name == microkernel.name
         };
         places.extend(CAPACITIES.into_iter().filter(fits).map(|rows| (cpu, rows)));
     }
