@@ -97,7 +97,9 @@ def test_ctrl_c_stops():
         "except KeyboardInterrupt:\n"
         "    sys.exit(7)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    # What runs in the background of a shell ignores the signal, and so would its child.
+    default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, preexec_fn=default)
     assert process.stdout.readline() == b".\n"
     process.send_signal(signal.SIGINT)
     start = time.monotonic()
