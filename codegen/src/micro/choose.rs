@@ -1,0 +1,125 @@
+//! Which row of the table is taken: by rows of a call, length of the sums, formats of the weights and CPU.
+
+use lapidary_ir::DType;
+
+use super::{Emit, MICROKERNELS, Microkernel, Widen};
+use crate::emit::Features;
+
+/// Widening that not only integer tiles ask for.
+const TO_FLOATS: Widen = Widen { from: DType::BF16, to: DType::F32 };
+
+/// The widening of weights that the CPU has, if it has one.
+pub fn widening(features: &Features, widen: Widen) -> Option<&'static Microkernel> {
+    let does = |m: &&Microkernel| match m.emit {
+        Emit::RawWiden(_) => true,
+        Emit::RawHold(_) => widen.to == DType::Q8,
+        _ => false,
+    };
+    MICROKERNELS.iter().filter(does).find(|m| (m.runs_on)(features))
+}
+
+/// The scores of several queries that the CPU has, if it has them.
+pub fn scoring(features: &Features) -> Option<&'static Microkernel> {
+    MICROKERNELS.iter().find(|m| matches!(m.emit, Emit::RawScores(_)) && (m.runs_on)(features))
+}
+
+/// What makes shares of the scores of many rows, rounded to `operands`, that the CPU has, if it has it.
+pub fn softening(operands: DType, features: &Features) -> Option<&'static Microkernel> {
+    let does = |m: &&Microkernel| matches!(m.emit, Emit::RawSoften(_)) && m.operands == operands;
+    MICROKERNELS.iter().filter(does).find(|m| (m.runs_on)(features))
+}
+
+/// The weighted sum of rows that the CPU has, if it has one.
+pub fn mixing(features: &Features) -> Option<&'static Microkernel> {
+    MICROKERNELS.iter().find(|m| matches!(m.emit, Emit::RawMix(_)) && (m.runs_on)(features))
+}
+
+/// The microkernel for calls of up to `rows` rows whose x, rows of `k` elements, is held as `operands`.
+pub fn select(rows: usize, k: usize, operands: DType, features: &Features) -> &'static Microkernel {
+    select_for(rows, k, operands, Quantised::Own, features)
+}
+
+/// The same for weights that are so.
+pub fn select_for(
+    rows: usize,
+    k: usize,
+    operands: DType,
+    quantised: Quantised,
+    features: &Features,
+) -> &'static Microkernel {
+    let fits = |m: &&Microkernel| {
+        m.operands == operands
+            && m.takes(quantised)
+            && rows <= m.max_rows
+            && k.is_multiple_of(m.kr)
+            && (m.runs_on)(features)
+    };
+    match MICROKERNELS.iter().find(fits) {
+        Some(m) => m,
+        None => {
+            unreachable!("the portable rows fit everything, and other operands are chosen with their row")
+        }
+    }
+}
+
+/// Whether products in raw code read weights of this type as they lie. Others are widened first, as `lower::hold` does.
+pub fn raw_reads(weights: DType) -> bool {
+    match weights {
+        DType::Block(_) => weights == DType::Q8 || weights == DType::Q4,
+        DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Bool => true,
+    }
+}
+
+/// What products' weights are, as far as it matters to how their x may be rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantised {
+    /// Floats are among them, or formats that read x each in its own way.
+    No,
+    /// None is, and all are bf16.
+    Halves,
+    /// All in one format that most raw code reads as it lies.
+    Own,
+    /// All in blocks that [`Emit::BlockLanes`] alone reads.
+    Blocks,
+}
+
+impl Quantised {
+    /// Of weights of these types.
+    pub fn of(weights: impl Iterator<Item = DType>) -> Quantised {
+        let weights: Vec<DType> = weights.collect();
+        if weights.iter().all(|w| *w == DType::BF16) {
+            return Quantised::Halves;
+        }
+        if weights.iter().all(|w| !raw_reads(*w)) {
+            return Quantised::Blocks;
+        }
+        let one = weights[0].is_quantised() && weights.iter().all(|w| *w == weights[0]);
+        if one { Quantised::Own } else { Quantised::No }
+    }
+}
+
+/// The best microkernel for calls of up to `rows` rows of `k` elements: `rounded` says whether it may round
+/// activations.
+pub fn choose(
+    rows: usize,
+    k: usize,
+    rounded: bool,
+    quantised: Quantised,
+    features: &Features,
+) -> &'static Microkernel {
+    let fits = |m: &&Microkernel| {
+        let operands = (m.operands == DType::F32 || rounded) && m.takes(quantised);
+        // Shorter rows are of models that caches hold: they take longer to turn than dot products do.
+        const TURNED: usize = 2048;
+        let turned = m.operands == DType::BF16 && m.has_lanes();
+        let pays = !turned || DType::BF16.row_bytes(k) >= TURNED;
+        // Blocks that CLIF would widen to scratch it multiplies sooner itself.
+        let widened = matches!(m.emit, Emit::RawDot(_)) && quantised == Quantised::Blocks;
+        let read = !widened || widening(features, TO_FLOATS).is_some();
+        operands && pays && read && rows <= m.max_rows && k.is_multiple_of(m.kr) && (m.runs_on)(features)
+    };
+    match MICROKERNELS.iter().find(fits) {
+        Some(m) => m,
+        None => unreachable!("the portable rows fit everything"),
+    }
+}

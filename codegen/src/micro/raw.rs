@@ -1,0 +1,243 @@
+//! What raw code is specialised to, and what it is called with: the fixed measures of each kind of function, its
+//! operands, and rows of x as it reads them.
+
+use cranelift_codegen::ir::Value;
+use lapidary_ir::{BLOCK, DType};
+
+/// One block of dot products: operands of a [`Emit::Dot`](super::Emit::Dot).
+pub struct Block {
+    /// Weights' element type.
+    pub dtype: DType,
+    /// Address of each weight row of the block (`nr` of them; past the matrix' end the last row again).
+    pub weights: Vec<Value>,
+    /// Length of the sums.
+    pub k: usize,
+    /// Address of x, f32 rows contiguous along k.
+    pub x: Value,
+    /// Bytes from one row of x to the next.
+    pub x_stride: i64,
+    /// Rows of x (i64).
+    pub rows: Value,
+    /// Address of the block of results, f32 `(rows, nr)`, contiguous.
+    pub c: Value,
+}
+
+/// A tile's fixed measures: what the code of a [`Emit::RawTile`](super::Emit::RawTile) or
+/// [`Emit::Inline`](super::Emit::Inline) is specialised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tile {
+    /// How x is held: f32, bf16 or q8.
+    pub operands: DType,
+    /// How the weights are held: as x, or with q8 in halves of q8 or q4.
+    pub weights: DType,
+    /// Rows of x, in lanes: at most the panel's.
+    pub columns: usize,
+    /// Weight rows.
+    pub nr: usize,
+    /// Rows of x in a panel: `columns` of them are read.
+    pub panel: usize,
+    /// Bytes from one weight row to the next.
+    pub weight_stride: i32,
+    /// Bytes from one row of results to the next.
+    pub c_stride: i32,
+    /// How many bytes ahead of the first weight row what follows is fetched meanwhile, in the order that it lies in; 0
+    /// if it is not. Of [`Emit::ConfiguredTile`](super::Emit::ConfiguredTile) alone.
+    pub ahead: i32,
+    /// Whether k lies in fours in both operands: see [`Microkernel::has_fours`](super::Microkernel::has_fours).
+    pub fours: bool,
+}
+
+/// Dot products' fixed measures: what the code of a [`Emit::RawDot`](super::Emit::RawDot) is specialised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Dot {
+    /// How x is held: f32, or q8 as [`int8_row_bytes`] says.
+    pub operands: DType,
+    /// Weights' element type.
+    pub dtype: DType,
+    /// Length of the sums.
+    pub k: usize,
+    /// Weight rows, each a stream; they follow one another in memory.
+    pub rows: usize,
+    /// Rows of x: with `rows` a pair of [`Microkernel::dot_shapes`](super::Microkernel::dot_shapes).
+    pub xs: usize,
+    /// Bytes from one row of x to the next.
+    pub x_stride: i32,
+    /// Bytes from one row's results to the next's.
+    pub c_stride: i32,
+}
+
+impl Dot {
+    /// Of one row of x.
+    pub fn of_one_row(operands: DType, dtype: DType, k: usize, rows: usize) -> Dot {
+        Dot { operands, dtype, k, rows, xs: 1, x_stride: 0, c_stride: 0 }
+    }
+}
+
+/// Dot products with weight rows in lanes: what the code of a [`Emit::RawLanes`](super::Emit::RawLanes) is specialised
+/// to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lanes {
+    /// Weights' element type.
+    pub dtype: DType,
+    /// Length of the sums.
+    pub k: usize,
+    /// The most rows of x, at most those that the microkernel takes at a time.
+    pub rows: usize,
+    /// Bytes from one weight row to the next: quantised ones follow one another.
+    pub weight_stride: i32,
+    /// Bytes from one row of results to the next.
+    pub c_stride: i32,
+    /// Sums of a result that blocks go to in turn: one, or [`SUMS`].
+    pub sums: usize,
+}
+
+/// Scores: what the code of a [`Emit::RawScores`](super::Emit::RawScores) is specialised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Scores {
+    /// The keys' element type; not q4.
+    pub dtype: DType,
+    /// Length of the sums, a multiple of [`BLOCK`].
+    pub k: usize,
+    /// Keys; they follow one another in memory. At most four.
+    pub rows: usize,
+    /// Queries: at most 2.
+    pub heads: usize,
+    /// Bytes from one query to the next.
+    pub q_stride: i32,
+    /// Bytes from one query's scores to the next's.
+    pub c_stride: i32,
+}
+
+/// A weighted sum of rows: what the code of a [`Emit::RawMix`](super::Emit::RawMix) is specialised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mix {
+    /// The rows' element type; not q4.
+    pub dtype: DType,
+    /// Their length; they follow one another in memory.
+    pub k: usize,
+    /// First column that is summed, a multiple of [`BLOCK`].
+    pub column: usize,
+    /// Columns, a multiple of [`BLOCK`]: at most those of the microkernel's shape.
+    pub columns: usize,
+    /// Sums side by side: at most 2.
+    pub heads: usize,
+    /// Bytes from one head's weights to the next's.
+    pub weight_stride: i32,
+    /// Bytes from one head's sums to the next's.
+    pub c_stride: i32,
+}
+
+/// Scores to shares: what the code of a [`Emit::RawSoften`](super::Emit::RawSoften) is specialised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Soften {
+    /// Columns of a panel, a multiple of 16: elements from one key's scores to the next's.
+    pub panel: usize,
+    /// Keys of a block, an even number.
+    pub keys: usize,
+    /// What products are multiplied by, the bits of an f32.
+    pub scale: u32,
+    /// What scores are capped by, if they are, the bits of an f32.
+    pub cap: Option<u32>,
+    /// Whether the columns' maximum is taken off first.
+    pub online: bool,
+}
+
+/// Widening: what the code of a [`Emit::RawWiden`](super::Emit::RawWiden) is specialised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Widen {
+    /// Weights' element type.
+    pub from: DType,
+    /// f32, bf16, or q8 for blocks as integer tiles read them.
+    pub to: DType,
+}
+
+/// A function of raw code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Raw {
+    /// Operands: x, weights, c, k, accumulate.
+    Tile(Tile),
+    /// Operands: x (f32 of length k; or, for a row of the table with operands q8, what [`int8_row_bytes`] says),
+    /// weights, c (f32, rows).
+    Dot(Dot),
+    /// Readies this thread for tiles of a row of the table with
+    /// [`Microkernel::is_configured`](super::Microkernel::is_configured); no operands.
+    Configure,
+    /// Undoes that; no operands.
+    Release,
+    /// Operands: x (rounded, as [`lane_row_bytes`] says), weights (the first row), c f32 `[rows][lanes]`, rows of x
+    /// (not 0).
+    Lanes(Lanes),
+    /// Operands: queries (f32), keys (the first row), c f32 `[heads][rows]`, as many bytes as the keys to fetch
+    /// meanwhile.
+    Scores(Scores),
+    /// Operands: values (the first row), weights f32 `[heads][rows]`, c f32 `[heads][columns]` (added to), rows (not
+    /// 0), as many bytes to fetch meanwhile.
+    Mix(Mix),
+    /// Operands: products f32 `[keys][panel]`, which are clobbered; shares bf16 `[keys / 2][panel][2]`; the columns'
+    /// state, arrays one after another, `[panel]` each: the first key that a column sees and one past the last (i32),
+    /// its denominator, its maximum and what its sums are to be multiplied by (f32); the first key; keys (not 0);
+    /// columns.
+    Soften(Soften),
+    /// Operands: the first element's block in its format's first plane, in its last, results, blocks (not 0); of floats
+    /// the elements, anything, results, times [`BLOCK`] elements.
+    Widen(Widen),
+}
+
+impl Raw {
+    /// How many operands the function takes, all 64-bit words.
+    pub fn operands(self) -> usize {
+        match self {
+            Raw::Soften(_) => 6,
+            Raw::Tile(_) | Raw::Mix(_) => 5,
+            Raw::Dot(_) => 3,
+            Raw::Lanes(_) | Raw::Scores(_) | Raw::Widen(_) => 4,
+            Raw::Configure | Raw::Release => 0,
+        }
+    }
+}
+
+/// A tile's operands in one call.
+#[derive(Clone, Copy)]
+pub struct TileOperands {
+    /// Address of the panel of x, f32 `[k][panel]`, bf16 `[k / 2][panel][2]`, or q8 in blocks: for each scales f32
+    /// `[panel]`, -8 times the sums of quants i32 `[panel]`, quants `[8][panel][4]`.
+    pub x: Value,
+    /// Address of the first weight row, f32 or bf16 `[nr][k]`, or integers as
+    /// [`Microkernel::held_bytes`](super::Microkernel::held_bytes) counts them, rows `weight_stride` apart.
+    pub weights: Value,
+    /// Address of the results, f32 `[nr][columns]`, rows `c_stride` apart.
+    pub c: Value,
+    /// Length of the sums, of bf16 in pairs, of q8 in blocks (i64).
+    pub k: Value,
+    /// 0 to start the sums, else they are added to what `c` holds (i64).
+    pub accumulate: Value,
+}
+
+/// Bytes of the quants of a row of x rounded to 8 bits: k (i8), and what is left of a pair of blocks.
+pub fn int8_quant_bytes(k: usize) -> usize {
+    k.next_multiple_of(2 * BLOCK)
+}
+
+/// 1.5 times 2^23: this and an integer below 2^22 is a float whose bits are this one's and the integer.
+pub const MAGIC: f32 = 12_582_912.0;
+
+/// Bytes of a row of x rounded to 8 bits: quants, then for each block its scale (f32), then for each block the sum of
+/// its quants (i32), or for [`Emit::RawDot`](super::Emit::RawDot) 8 times that and [`MAGIC`] (f32); a multiple of 64.
+/// Quants lie as they follow one another, or in pairs of blocks as [`Emit::PairedDot`](super::Emit::PairedDot) reads
+/// them: the first halves of both, then their second halves.
+pub fn int8_row_bytes(k: usize) -> usize {
+    (int8_quant_bytes(k) + k / BLOCK * 8).next_multiple_of(64)
+}
+
+/// Bytes of a block of such a row, for [`Emit::RawLanes`](super::Emit::RawLanes): its scale (f32), -8 times the sum of
+/// its quants (i32), the same of the first half of them (i32), the scale times the first of these sums (f32), and the
+/// quants.
+pub const LANE_BLOCK: usize = 4 * size_of::<f32>() + BLOCK;
+
+/// Bytes of a row of x rounded for [`Emit::RawLanes`](super::Emit::RawLanes): to 8 bits, block by block; or to bf16.
+pub fn lane_row_bytes(operands: DType, k: usize) -> usize {
+    match operands {
+        DType::BF16 => operands.row_bytes(k),
+        _ => k / BLOCK * LANE_BLOCK,
+    }
+}
