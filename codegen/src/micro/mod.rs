@@ -211,8 +211,8 @@ impl Microkernel {
         self.block.1
     }
 
-    /// Whether it reads bf16 in fours of k, as linear kernels bring them: panels of x `[k / 4][panel][4]`, and of two weight
-    /// rows four elements each in turn.
+    /// Whether it reads bf16 in fours of k, as linear kernels bring them: panels of x `[k / 4][panel][4]`, and of two
+    /// weight rows four elements each in turn.
     pub fn has_fours(&self) -> bool {
         self.operands == DType::BF16 && self.kr == 4
     }

@@ -87,7 +87,7 @@ pub struct Lanes {
     pub weight_stride: i32,
     /// Bytes from one row of results to the next.
     pub c_stride: i32,
-    /// Sums of a result that blocks go to in turn: one, or [`SUMS`].
+    /// Sums of a result that blocks go to in turn: one, or [`SUMS`](super::SUMS).
     pub sums: usize,
 }
 
