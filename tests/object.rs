@@ -284,8 +284,8 @@ fn every_format_of_weights_agrees_on_riscv64() {
     }
 }
 
-/// Products of rounded activations, each CPU's code on one that has no more than it asks for. Architectures round x to 8
-/// bits alike, so what differs is the order of sums, and now and then a rounding that falls the other way.
+/// Products of rounded activations, each CPU's code on one that has no more than it asks for. Architectures round x to
+/// 8 bits alike, so what differs is the order of sums, and now and then a rounding that falls the other way.
 #[test]
 fn rounded_products_of_aarch64_agree_under_qemu() {
     let (tools, here) = (["gcc", "aarch64-linux-gnu-gcc", "qemu-aarch64"], "x86-64-v3");

@@ -55,8 +55,8 @@ pub(crate) struct ServingArgs {
     /// Most tokens of prompts in a step while answers are made [default: as many as make it twice as long]
     #[arg(long, value_name = "TOKENS", value_parser = count())]
     prefill_budget: Option<usize>,
-    /// Most tokens of an answer to guess at a time, by what followed the latest ones earlier in the text, while it pays:
-    /// the same answer, faster; 0 is none
+    /// Most tokens of an answer to guess at a time, by what followed the latest ones earlier in the text, while it
+    /// pays: the same answer, faster; 0 is none
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = guesses(0))]
     lookup: usize,
     /// Guess them by a smaller model with the same tokens, of an answer that is made alone

@@ -1,7 +1,7 @@
 //! Axes of length 1 taken out of a function, as those of a batch of one: what rules know are rows, heads and features.
 //!
-//! In: a typed function. Out: one with the same inputs, outputs and values, whose operators work without such axes where
-//! they can, and reshapes at its edges. An operator that is not listed keeps its operands' shapes.
+//! In: a typed function. Out: one with the same inputs, outputs and values, whose operators work without such axes
+//! where they can, and reshapes at its edges. An operator that is not listed keeps its operands' shapes.
 
 use std::collections::HashMap;
 

@@ -1,9 +1,9 @@
 //! Functions that an answer may call: what is asked for, the grammar of a call, and calls found in answers.
 //!
-//! In: `tools` and `tool_choice`, the text of an answer as it comes. Out: what of it is said, and what is called. A call
-//! is a JSON object `{"name", "arguments"}` and nothing else, alone or in a list, maybe within `tool_call`, `tool_calls`
-//! or a fence; `parameters` means `arguments`, as Google's documentation of Gemma has it. Invariant: what is no call of
-//! a function that was given is text, unchanged.
+//! In: `tools` and `tool_choice`, the text of an answer as it comes. Out: what of it is said, and what is called. A
+//! call is a JSON object `{"name", "arguments"}` and nothing else, alone or in a list, maybe within `tool_call`,
+//! `tool_calls` or a fence; `parameters` means `arguments`, as Google's documentation of Gemma has it. Invariant: what
+//! is no call of a function that was given is text, unchanged.
 
 use serde_json::{Map, Value, json};
 

@@ -262,8 +262,8 @@ fn objects_of_functions_agree_under_qemu() {
     }
 }
 
-/// A row has the same bits in a whole panel of x and in what is left of one at the end, on each kind of CPU; products of
-/// integers have the same by `sdot` and by `smmla`.
+/// A row has the same bits in a whole panel of x and in what is left of one at the end, on each kind of CPU; products
+/// of integers have the same by `sdot` and by `smmla`.
 #[test]
 fn rows_of_aarch64_do_not_meet() {
     if !have(&["aarch64-linux-gnu-gcc", "qemu-aarch64"]) {

@@ -1,5 +1,6 @@
 //! Packing: rows of x (T, K) to panels for tile microkernels, `[T / mr][K][mr]` f32, the same in pairs of bf16, or
-//! rounded to 8 bits in blocks; or, for weight rows in lanes, to rows of such blocks or of bf16; normed on the way if asked.
+//! rounded to 8 bits in blocks; or, for weight rows in lanes, to rows of such blocks or of bf16; normed on the way if
+//! asked.
 //!
 //! A tile is a panel. Floats go in fours of rows, transposed; past the last row the last row comes again, or nothing,
 //! and what such lanes make is never stored by anyone.

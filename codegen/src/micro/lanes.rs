@@ -216,6 +216,27 @@ fn scales(a: &mut CodeAssembler, lanes: Lanes, some: bool) -> Done {
     Ok(())
 }
 
+/// Sixteen bytes of every row, `stride` bytes apart, from byte `byte` of each on: a register has those of each fourth
+/// row. Fetches so many of the lines ahead with each of them.
+pub(super) fn load(
+    a: &mut CodeAssembler,
+    registers: [usize; 4],
+    (stride, byte): (i32, i32),
+    (ahead, lines): (&mut dyn Iterator<Item = i32>, usize),
+) -> Done {
+    for (row, register) in registers.into_iter().enumerate() {
+        let at = |quarter: usize| xmmword_ptr(W + ((row + 4 * quarter) as i32 * stride + byte));
+        a.vmovdqu(XMM[register], at(0))?;
+        for line in ahead.take(lines) {
+            a.prefetcht1(byte_ptr(FETCH + line))?;
+        }
+        for quarter in 1..LANES / 4 {
+            a.vinserti32x4(ZMM[register], ZMM[register], at(quarter), quarter as u32)?;
+        }
+    }
+    Ok(())
+}
+
 /// A block's quants, unsigned, elements 4 i to 4 i + 3 in the i-th register; and one of [`WORK`] that is free. Fetches
 /// these bytes' lines ahead on the way.
 fn quants(
@@ -224,22 +245,9 @@ fn quants(
     ahead: Range<i32>,
 ) -> Result<([usize; BLOCK / STEP], AsmRegisterZmm), IcedError> {
     let row_bytes = lanes.dtype.row_bytes(lanes.k) as i32;
-    let mut ahead = ahead.step_by(64);
-    let mut load = |a: &mut CodeAssembler, registers: [usize; 4], byte: i32| -> Done {
-        for (row, register) in registers.into_iter().enumerate() {
-            let at = |quarter: usize| xmmword_ptr(W + ((row + 4 * quarter) as i32 * row_bytes + byte));
-            a.vmovdqu(XMM[register], at(0))?;
-            for line in ahead.by_ref().take(LINES) {
-                a.prefetcht1(byte_ptr(FETCH + line))?;
-            }
-            for quarter in 1..LANES / 4 {
-                a.vinserti32x4(ZMM[register], ZMM[register], at(quarter), quarter as u32)?;
-            }
-        }
-        Ok(())
-    };
+    let ahead = &mut ahead.step_by(64);
     let [p, q, r, s, spare, t, u, v, w] = WORK;
-    load(a, [p, q, r, s], 0)?;
+    load(a, [p, q, r, s], (row_bytes, 0), (ahead, LINES))?;
     let (first, free) = turn(a, [p, q, r, s], spare)?;
     let second = if lanes.dtype == DType::Q4 {
         // The second half of the elements are the bytes' upper halves.
@@ -251,7 +259,7 @@ fn quants(
         }
         return Ok((join(first, second), ZMM[w]));
     } else {
-        load(a, [t, u, v, w], 16)?;
+        load(a, [t, u, v, w], (row_bytes, 16), (ahead, LINES))?;
         turn(a, [t, u, v, w], free)?
     };
     let all = join(first, second.0);

@@ -11,8 +11,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr64, *};
 use lapidary_ir::{BLOCK, DType};
 
-use super::dot::{Done, XMM};
-use super::lanes::{AHEAD, COUNT, FETCH, LANES, LEFT, SUMS, W, WORK, X, join, store, turn};
+use super::lanes::{AHEAD, COUNT, FETCH, LANES, LEFT, SUMS, W, WORK, X, join, load, store, turn};
 use super::tile::ZMM;
 use super::{Code, Lanes};
 
@@ -80,30 +79,14 @@ fn pairs(
     step: usize,
     fetch: bool,
 ) -> Result<[usize; STEP / 2], IcedError> {
-    let bytes = STEP as i32 * 2;
-    let mut lines =
-        (0..LANES as i32 * bytes).step_by(64).map(|line| step as i32 * LANES as i32 * bytes + line);
-    let mut load = |a: &mut CodeAssembler, registers: [usize; 4], byte: i32| -> Done {
-        for (row, register) in registers.into_iter().enumerate() {
-            let at = |quarter: usize| {
-                xmmword_ptr(
-                    W + ((row + 4 * quarter) as i32 * lanes.weight_stride + step as i32 * bytes + byte),
-                )
-            };
-            a.vmovdqu(XMM[register], at(0))?;
-            if let Some(line) = lines.next().filter(|_| fetch) {
-                a.prefetcht1(byte_ptr(FETCH + line))?;
-            }
-            for quarter in 1..LANES / 4 {
-                a.vinserti32x4(ZMM[register], ZMM[register], at(quarter), quarter as u32)?;
-            }
-        }
-        Ok(())
-    };
+    let (bytes, stride) = (STEP as i32 * 2, lanes.weight_stride);
+    let (first, all) = (step as i32 * bytes, LANES as i32 * bytes);
+    let lines = step as i32 * all..(step as i32 + 1) * all;
+    let ahead = &mut lines.step_by(64).filter(|_| fetch);
     let [p, q, r, s, spare, t, u, v, w] = WORK;
-    load(a, [p, q, r, s], 0)?;
-    let (first, free) = turn(a, [p, q, r, s], spare)?;
-    load(a, [t, u, v, w], 16)?;
-    let (second, _) = turn(a, [t, u, v, w], free)?;
-    Ok(join(first, second))
+    load(a, [p, q, r, s], (stride, first), (ahead, 1))?;
+    let (low, free) = turn(a, [p, q, r, s], spare)?;
+    load(a, [t, u, v, w], (stride, first + 16), (ahead, 1))?;
+    let (high, _) = turn(a, [t, u, v, w], free)?;
+    Ok(join(low, high))
 }

@@ -6,8 +6,8 @@
 //! Cephes' exp2f: the nearest integer goes to the exponent, a polynomial takes the rest. Keys outside of a column's
 //! range have a share of 0.
 //!
-//! With a running maximum ([`Soften::online`]) scores are walked twice; the first time they are capped, masked and kept,
-//! and the columns' maximum rises.
+//! With a running maximum ([`Soften::online`]) scores are walked twice; the first time they are capped, masked and
+//! kept, and the columns' maximum rises.
 
 use std::f32::consts::LOG2_E;
 

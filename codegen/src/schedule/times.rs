@@ -12,8 +12,8 @@ use crate::view::{Capacity, View};
 /// As many keys as a call is taken to have at most.
 const KEYS: usize = 512;
 
-/// Predicted nanoseconds of one tile on one thread of a usual machine, in the largest call: enough to tell a launch worth
-/// sharing from one that is not.
+/// Predicted nanoseconds of one tile on one thread of a usual machine, in the largest call: enough to tell a launch
+/// worth sharing from one that is not.
 pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
     let machine = Machine::GENERIC.on(1.0);
     let extent = Capacity { rows: kernel.capacity.rows, keys: kernel.capacity.keys.min(KEYS) };

@@ -1,9 +1,9 @@
 //! The scheduler: one thread with the engine, which steps everything that runs.
 //!
 //! In: [`Job`]s, from a bounded queue. Out: [`Event`]s, a channel a request. Each turn is one step of the engine: a
-//! token of every answer, and a bounded chunk of prompts; without prompts answers have some guessed. Invariants: jobs begin in the order that they came in; one
-//! begins only when there is memory for its prompt and some of its answer, and what it needs beyond is taken from those that
-//! came after it; one whose client is gone, or whose time is up, is
+//! token of every answer, and a bounded chunk of prompts; without prompts answers have some guessed. Invariants: jobs
+//! begin in the order that they came in; one begins only when there is memory for its prompt and some of its answer,
+//! and what it needs beyond is taken from those that came after it; one whose client is gone, or whose time is up, is
 //! dropped before the next step, and nobody else's with it. What a step holds changes no bit of an answer: prompts are
 //! prefilled and answers are decoded, whoever else is there.
 

@@ -1,5 +1,5 @@
-//! Integer dot products with weight rows in lanes, with AVX2, AVX-VNNI or AVX-512 VNNI: few rows of x against 8 weight rows as they
-//! lie, in any format of blocks.
+//! Integer dot products with weight rows in lanes, with AVX2, AVX-VNNI or AVX-512 VNNI: few rows of x against 8 weight
+//! rows as they lie, in any format of blocks.
 //!
 //! Of each 32 elements of k the rows' quants are brought into registers, transposed: four elements a register, a weight
 //! row a lane. Every row of x then meets them, its quants broadcast, four at a time. So weights are read and unpacked

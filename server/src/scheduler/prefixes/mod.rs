@@ -1,8 +1,8 @@
 //! Texts whose KV caches are kept, for prompts that begin as they do.
 //!
 //! In: sequences that are done with, which are kept as they are for the text that goes on from them, and copies at
-//! places where texts part, which a [`Tree`] holds. Out: for a prompt, a sequence that holds the longest beginning of it
-//! that can be had. Where memory is short a sequence becomes a text of the tree, so that what it has in common with
+//! places where texts part, which a [`Tree`] holds. Out: for a prompt, a sequence that holds the longest beginning of
+//! it that can be had. Where memory is short a sequence becomes a text of the tree, so that what it has in common with
 //! others is there once; then leaves go. Invariants: the bytes of all are at most what was given; the one used longest
 //! ago goes first; what is told to be prefilled was never decoded.
 

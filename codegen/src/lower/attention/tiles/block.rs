@@ -80,21 +80,13 @@ impl Tile<'_> {
             });
             vec![]
         });
-        // Some keys at a time; past the last the last again, which no sum reaches, and before the first the first,
-        // whose share is 0 there.
+        // Some keys at a time.
         if lies(self.op.v) {
             return self.turn_values(e, v, key, (before, count));
         }
         let first = e.b.ins().band_imm_s(before, !3);
         e.for_range(first, count, 4, &[], |e, j, _| {
-            let last = e.offset(count, -1);
-            let rows: [Value; 4] = std::array::from_fn(|i| {
-                let j = e.offset(j, i as i64);
-                let j = e.min(j, last);
-                let j = e.b.ins().smax(j, before);
-                let key = e.b.ins().iadd(key, j);
-                e.step(self.op.v, 1, v, key)
-            });
+            let rows: [Value; 4] = self.value_rows(e, (v, key), j, (before, count));
             let at = e.scale(j, bytes);
             let to = e.b.ins().iadd(self.values, at);
             let stride = self.value_row();
@@ -112,19 +104,31 @@ impl Tile<'_> {
         });
     }
 
+    /// Addresses of the values of some keys from the block's key `j` on; past the last the last again, which no sum
+    /// reaches, and before the first the first, whose share is 0 there.
+    fn value_rows<const N: usize>(
+        &self,
+        e: &mut Emitter<'_>,
+        (v, key): (Value, Value),
+        j: Value,
+        (before, count): (Value, Value),
+    ) -> [Value; N] {
+        let last = e.offset(count, -1);
+        std::array::from_fn(|i| {
+            let j = e.offset(j, i as i64);
+            let j = e.min(j, last);
+            let j = e.b.ins().smax(j, before);
+            let key = e.b.ins().iadd(key, j);
+            e.step(self.op.v, 1, v, key)
+        })
+    }
+
     /// Values that lie in bf16, to columns: eight keys by eight elements at a time.
     fn turn_values(&self, e: &mut Emitter<'_>, v: Value, key: Value, (before, count): (Value, Value)) {
         let (bytes, stride) = (DType::BF16.bytes() as i64, self.value_row());
         let first = e.b.ins().band_imm_s(before, !7);
         e.for_range(first, count, 8, &[], |e, j, _| {
-            let last = e.offset(count, -1);
-            let rows: [Value; 8] = std::array::from_fn(|i| {
-                let j = e.offset(j, i as i64);
-                let j = e.min(j, last);
-                let j = e.b.ins().smax(j, before);
-                let key = e.b.ins().iadd(key, j);
-                e.step(self.op.v, 1, v, key)
-            });
+            let rows: [Value; 8] = self.value_rows(e, (v, key), j, (before, count));
             let at = e.scale(j, bytes);
             let to = e.b.ins().iadd(self.values, at);
             let (zero, n) = (e.i64(0), e.i64(self.op.head_dim as i64));
