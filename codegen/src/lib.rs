@@ -26,6 +26,7 @@ pub mod callable;
 pub mod compile;
 pub mod emit;
 mod error;
+mod form;
 pub mod image;
 pub mod jit;
 pub mod kernel;

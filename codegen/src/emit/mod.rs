@@ -8,6 +8,7 @@
 mod blocks;
 mod control;
 mod features;
+mod halves;
 mod lanes;
 
 use std::collections::HashMap;

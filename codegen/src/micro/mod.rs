@@ -6,7 +6,7 @@
 //! lanes, so that weights need no transpose. Contract: no allocation, no calls out, no state; pointers and counts in,
 //! a block of results out.
 //!
-//! Add a microkernel as a row of [`MICROKERNELS`] (`table.rs`); of those that fit, the first one is taken. Tests walk
+//! Add a microkernel as a row of [`MICROKERNELS`] (`table/`); of those that fit, the first one is taken. Tests walk
 //! the table.
 
 mod aarch64;
@@ -106,6 +106,7 @@ pub fn is_long(dtype: DType, k: usize) -> bool {
 }
 
 /// A row of the table.
+#[derive(Clone, Copy)]
 pub struct Microkernel {
     /// Name.
     pub name: &'static str,

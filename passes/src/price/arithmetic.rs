@@ -6,7 +6,9 @@
 use egg::Id;
 use lapidary_ir::{DType, Op, Type};
 
-use super::cost::{CostModel, Work, from_weights, head_dim, sees_all, weights_of};
+use super::cost::CostModel;
+use super::operands::{from_weights, head_dim, sees_all, weights_of};
+use super::work::Work;
 use crate::analysis::{Data, Graph};
 
 /// How much longer what is done to a score takes with a running maximum.

@@ -11,8 +11,9 @@ use std::sync::{Mutex, MutexGuard};
 use egg::{Id, Language};
 use lapidary_ir::{Builder, DType, Dim, Extent, Function, InputKind, Num, Op, Type, verify};
 
-use super::cost::{CostModel, from_memory};
+use super::cost::CostModel;
 use super::machine::Machine;
+use super::operands::from_memory;
 use crate::analysis::{Data, Graph};
 use crate::extract::{extract, extract_with};
 use crate::saturate::Saturated;

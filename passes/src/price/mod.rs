@@ -6,7 +6,9 @@
 //! | module | holds |
 //! |---|---|
 //! | `machine` | the constants of a machine, as rows of one table |
-//! | `cost` | a node's bytes and operations, and the roofline that makes a time of them |
+//! | `work` | a node's bytes and operations |
+//! | `operands` | what is a view of weights or of caches |
+//! | `cost` | the roofline that makes a time of work |
 //! | `arithmetic` | what a node's arithmetic takes, by kind of kernel, format and row regime |
 //! | `products` | the two ways of a product of two activations, and which is taken |
 //! | `program` | what a program of elements and rows does |
@@ -18,12 +20,15 @@ mod cost;
 mod machine;
 mod measured;
 mod objective;
+mod operands;
 mod products;
 mod program;
+mod work;
 
 pub(crate) use arithmetic::is_folded;
-pub use cost::{CostModel, Parts, Work};
+pub use cost::{CostModel, Parts};
 pub use machine::{FIGURES, Figure, Formats, Machine, Scaling, Shapes};
 pub use measured::{Candidate, Measured, UNMEASURED, candidates};
 pub use objective::Objective;
 pub use products::Product;
+pub use work::Work;

@@ -13,25 +13,27 @@ pub(crate) mod call;
 mod empty;
 mod guessed;
 mod step;
+mod work;
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, room};
 use crate::kv::{Ledger, touched};
 use crate::layout::{Area, Call, HEAD_ROWS, Layout, Weight, Word};
 use crate::pool::Pool;
-use crate::program::{Aligned, Phase, Plan, Program, Segment, WeightSource};
+use crate::program::{Aligned, Plan, Program, Segment, WeightSource};
 use crate::sequence::Sequence;
 
 pub use call::Profile;
 pub use guessed::Prediction;
+pub use work::{Outputs, Want, Work};
 
 pub(crate) use empty::Empty;
 
 use call::{Caller, Frame};
 use empty::check;
 use step::{Head, Part};
+use work::Output;
 
 /// Where an engine's memory goes, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,103 +58,6 @@ impl Memory {
         let own = self.kv_local + self.kv_global + self.arena + self.scratch + self.activations;
         self.weights + own
     }
-}
-
-/// What is wanted of the tokens of some work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Want {
-    /// That the caches hold them.
-    Nothing,
-    /// The logits after the last.
-    Logits,
-    /// The logits after each.
-    AllLogits,
-    /// The most likely token after the last, the lowest id among equals.
-    Argmax,
-    /// The most likely token after each.
-    AllArgmax,
-}
-
-impl Want {
-    /// The head that computes it, and whether after each token.
-    fn head(self) -> Option<(Head, bool)> {
-        match self {
-            Want::Nothing => None,
-            Want::Logits => Some((Head::Logits, false)),
-            Want::AllLogits => Some((Head::Logits, true)),
-            Want::Argmax => Some((Head::Tokens, false)),
-            Want::AllArgmax => Some((Head::Tokens, true)),
-        }
-    }
-}
-
-/// Tokens to append to a sequence.
-pub struct Work<'a> {
-    /// The sequence, of this engine.
-    pub sequence: &'a mut Sequence,
-    /// At least one if anything is wanted.
-    pub tokens: &'a [u32],
-    /// What they are computed as.
-    pub phase: Phase,
-    /// What is wanted of them.
-    pub want: Want,
-}
-
-impl Work<'_> {
-    /// Rows of a head that are wanted.
-    fn wanted(&self, head: Head) -> usize {
-        match self.want.head() {
-            Some((of, each)) if of == head => {
-                if each {
-                    self.tokens.len()
-                } else {
-                    1
-                }
-            }
-            _ => 0,
-        }
-    }
-}
-
-/// What came of a step's work, by its index; valid until the next.
-pub struct Outputs<'a> {
-    engine: &'a Engine,
-}
-
-impl Outputs<'_> {
-    /// The logits that were wanted, `(rows, vocab)`, if any were.
-    ///
-    /// # Panics
-    /// If there was no such work.
-    pub fn logits(&self, work: usize) -> &[f32] {
-        let Range { start, end } = self.engine.outputs[work].logits;
-        let vocab = self.engine.plan().vocab;
-        &floats(self.engine.area(Area::Logits))[start * vocab..end * vocab]
-    }
-
-    /// The token that was wanted.
-    ///
-    /// # Panics
-    /// If there was no such work, or no token of it was wanted.
-    pub fn token(&self, work: usize) -> u32 {
-        self.tokens(work)[0]
-    }
-
-    /// The most likely tokens that were wanted, if any were.
-    ///
-    /// # Panics
-    /// If there was no such work.
-    pub fn tokens(&self, work: usize) -> &[u32] {
-        &self.engine.tokens[self.engine.outputs[work].tokens.clone()]
-    }
-}
-
-/// Where what is wanted of some work lies.
-struct Output {
-    /// Rows of logits.
-    logits: Range<usize>,
-    /// Of the most likely tokens.
-    tokens: Range<usize>,
 }
 
 /// See the module's documentation.

@@ -8,7 +8,8 @@ use crate::layout::{Area, HEAD_ROWS};
 use crate::program::{Aligned, Phase, Segment};
 use crate::sequence::Sequence;
 
-use super::{Engine, Output, Want, Work, address, floats};
+use super::work::{Output, Want, Work};
+use super::{Engine, address, floats};
 
 /// What is given rows of logits as they are made: the work's index, the token's, and the row.
 pub(super) type Sink<'a> = &'a mut dyn FnMut(usize, usize, &[f32]);
