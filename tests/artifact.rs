@@ -23,6 +23,8 @@ use lapidary_runtime::program::WeightSource;
 mod damage;
 #[path = "artifact/fuzz.rs"]
 mod fuzz;
+#[path = "artifact/limited.rs"]
+mod limited;
 #[path = "artifact/signing.rs"]
 mod signing;
 

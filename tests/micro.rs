@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use lapidary_codegen::micro::{Emit, MICROKERNELS, Microkernel};
 use lapidary_codegen::target::{Placement, TARGETS, Target};
 
-#[path = "micro/cases.rs"]
+#[path = "micro/cases/mod.rs"]
 mod cases;
 #[path = "micro/inline.rs"]
 mod inline;

@@ -6,30 +6,32 @@
 //!
 //! Extraction picks the cheapest form, which may hide what a rule made. So the whole e-graph is checked: every node of
 //! every class is evaluated over one value for each of its operands' classes, and must give its class's value.
+//!
+//! `extraction` holds what extraction chooses against trees, and against all forms of small graphs.
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use egg::{Extractor, Id, Language, Searcher};
+use egg::Searcher;
 use lapidary::Graph;
 use lapidary_ir::interp::{Precision, evaluate};
 use lapidary_ir::{DType, Extent, Function, text};
 use lapidary_models::{Config, Model};
-use lapidary_passes::check::forms::{check_graph, compare, flatten, near};
+use lapidary_passes::check::forms::{check_graph, compare, flatten};
 use lapidary_passes::check::values;
 use lapidary_passes::rules::{self, Class, Rule, Search};
 use lapidary_passes::{
-    CostModel, Error, Limits, Machine, Report, RuleSet, Saturated, Selection, StopReason, prepare, saturate,
-    select,
+    Error, Limits, Machine, Report, RuleSet, Saturated, Selection, StopReason, prepare, saturate, select,
 };
 use lapidary_tests::exact;
-use oracle::{Prices, Tree, shared_cost};
 use proptest::prelude::*;
 
+#[path = "rules/extraction.rs"]
+mod extraction;
 #[path = "generate/functions.rs"]
 mod functions;
 #[path = "generate/oracle.rs"]
@@ -334,69 +336,4 @@ proptest! {
         check_graph(&flatten(&saturated), &EXTENTS[3..], Precision::F64, 1e-6).unwrap();
         check_extracted(&saturated, 1e-6).unwrap();
     }
-
-    #[test]
-    fn extraction_is_no_dearer_than_trees(choices in prop::collection::vec(any::<functions::Choice>(), 1..12)) {
-        let function = functions::function(&choices);
-        let saturated = prepare(&function, &Selection::all(), Limits::default()).unwrap();
-        for extent in REGIMES {
-            let model = CostModel { machine: Machine::GENERIC, extent };
-            let extracted = select(&saturated, Machine::GENERIC, extent).unwrap();
-            let cost = shared_cost(&extracted.function, &saturated.graph, &model);
-            prop_assert!(near(cost, extracted.nanoseconds, 1e-9), "told {} ns, costs {cost}", extracted.nanoseconds);
-
-            let trees = Extractor::new(&saturated.graph, Tree(&saturated.graph, &model));
-            let mut open: Vec<Id> = saturated.outputs.iter().map(|(_, id)| saturated.graph.find(*id)).collect();
-            let mut paid: HashMap<Id, f64> = HashMap::new();
-            while let Some(class) = open.pop() {
-                let node = trees.find_best_node(class);
-                if paid.insert(class, model.price(&saturated.graph, class, node)).is_none() {
-                    open.extend(node.children().iter().map(|&c| saturated.graph.find(c)));
-                }
-            }
-            let tree: f64 = paid.values().sum();
-            prop_assert!(cost <= tree * (1.0 + 1e-9), "{cost} ns, trees {tree} ns: {}\n{}", function, extracted.function);
-        }
-    }
-}
-
-/// How much dearer than the cheapest an extracted form may be: extraction is greedy. Sharing a norm between a product
-/// that could take it as a prologue and a sum that could be one kernel with it takes three changes at once, and is not
-/// found.
-const MOST_EXCESS: f64 = 0.07;
-
-/// Steps of the exhaustive search of one graph.
-const STEPS: usize = 300_000;
-
-#[test]
-fn extraction_is_the_cheapest_of_all() {
-    let mut random = values::Random(7);
-    let (mut decided, mut cheapest, mut failures) = (0, 0, String::new());
-    for _ in 0..100 {
-        let pieces = 1 + random.below(3);
-        let choices: Vec<functions::Choice> =
-            (0..pieces).map(|_| (random.below(9) as u8, random.below(8), random.below(8))).collect();
-        let function = functions::function(&choices);
-        let saturated = prepare(&function, &Selection::all(), Limits::default()).unwrap();
-        for extent in REGIMES {
-            let extracted = select(&saturated, Machine::GENERIC, extent).unwrap();
-            let prices = Prices::new(&saturated, &CostModel { machine: Machine::GENERIC, extent });
-            let mut steps = STEPS;
-            let Some(least) = prices.cheaper_than(extracted.nanoseconds, &mut steps) else { continue };
-            decided += 1;
-            let excess = extracted.nanoseconds / least - 1.0;
-            cheapest += usize::from(excess < 1e-9);
-            if excess > MOST_EXCESS {
-                writeln!(
-                    failures,
-                    "{:.1} ns where {least:.1} do:\n{function}\n{}",
-                    extracted.nanoseconds, extracted.function
-                )
-                .unwrap();
-            }
-        }
-    }
-    assert!(failures.is_empty(), "{failures}");
-    assert!(decided >= 100, "only {decided} of 200 graphs are searched");
-    assert!(100 * cheapest >= 95 * decided, "only {cheapest} of {decided} are the cheapest");
 }

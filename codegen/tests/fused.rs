@@ -30,5 +30,7 @@ mod norm;
 mod reduce;
 #[path = "fused/rope.rs"]
 mod rope;
+#[path = "fused/slots.rs"]
+mod slots;
 #[path = "fused/softmax.rs"]
 mod softmax;

@@ -6,12 +6,12 @@
 //! Code is damaged with its old hash only: code of the right hash may do anything. So may a program, which says what
 //! code is run on what memory: it is loaded and bound, but not run.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use sha2::{Digest, Sha256};
 
+use super::limited::{Limited, MOST, REFUSED, SEEN};
 use super::*;
 
 /// The most bytes beyond what was held before that the loader may take: the file's size, and this.
@@ -24,66 +24,6 @@ const CASES: usize = 10_000;
 const SHARDS: usize = 2;
 /// Set in such a process: which of them it is.
 const SHARD: &str = "LAPIDARY_SHARD";
-
-/// Bytes from which an allocation is large: its size comes from the file.
-const LARGE: usize = 50 << 10;
-
-/// Refuses what would go beyond a limit, and one large allocation of many.
-struct Limited;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(usize::MAX);
-/// Large allocations so far, and which of them is refused.
-static SEEN: AtomicUsize = AtomicUsize::new(0);
-static REFUSED: AtomicUsize = AtomicUsize::new(usize::MAX);
-
-#[global_allocator]
-static ALLOCATOR: Limited = Limited;
-
-impl Limited {
-    /// Whether so much more may be held; if so, it is.
-    fn take(size: usize) -> bool {
-        if size >= LARGE && SEEN.fetch_add(1, Ordering::Relaxed) == REFUSED.load(Ordering::Relaxed) {
-            return false;
-        }
-        let before = HELD.fetch_add(size, Ordering::Relaxed);
-        let fits = before.saturating_add(size) <= MOST.load(Ordering::Relaxed);
-        if !fits {
-            HELD.fetch_sub(size, Ordering::Relaxed);
-        }
-        fits
-    }
-
-    /// Lets so much more be held than is now.
-    fn allow(bytes: usize) {
-        MOST.store(HELD.load(Ordering::Relaxed).saturating_add(bytes), Ordering::Relaxed);
-    }
-}
-
-// SAFETY: memory comes from and goes back to the system's allocator; refusing with null is allowed.
-unsafe impl GlobalAlloc for Limited {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if !Limited::take(layout.size()) {
-            return std::ptr::null_mut();
-        }
-        // SAFETY: the caller's promise on `layout`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        if !Limited::take(layout.size()) {
-            return std::ptr::null_mut();
-        }
-        // SAFETY: the caller's promise on `layout`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise: `at` came from `alloc` with this layout.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
 
 /// xorshift64*.
 struct Random(u64);

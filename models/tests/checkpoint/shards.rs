@@ -10,7 +10,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{EMBEDDING, Parts, UP, message, offsets, small};
+use super::names::EMBEDDING;
+use super::{Parts, UP, message, offsets, small};
 
 /// Two shards and an index: (folder, index).
 fn sharded() -> (TempDir, Value) {

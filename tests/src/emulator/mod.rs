@@ -11,6 +11,7 @@
 //!
 //! `signal` makes this the hand that goes on where the machine's own CPU meets an instruction it lacks.
 
+mod arithmetic;
 mod elements;
 mod scalar;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -1,0 +1,172 @@
+//! Products of few rows: dot products, and weight rows in lanes.
+
+use lapidary_codegen::micro::{
+    self, DOT_ROWS, Dot, Emit, Lanes, Microkernel, Raw, int8_quant_bytes, int8_row_bytes,
+};
+use lapidary_ir::{BLOCK, DType};
+
+use super::{Case, Operand, Want, dot};
+use crate::operands::{Source, Values, float_bytes};
+
+const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+pub(super) fn dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
+    let mut cases = vec![];
+    let mut add = |dtype: DType, k: usize| {
+        let together = micro.dot_shapes(dtype).iter().copied();
+        for (xs, rows) in [(1, 1), (1, DOT_ROWS)].into_iter().chain(together) {
+            let pad = if xs == 1 { 0 } else { k % 3 };
+            let (x, values) = match micro.operands {
+                DType::Q8 => {
+                    let (bytes, rows): (Vec<_>, _) =
+                        (0..xs).map(|_| rounded_x(micro, dtype, k, source)).unzip();
+                    (bytes.concat(), rows)
+                }
+                _ => source.rows(DType::F32, xs, k, 4 * pad),
+            };
+            let (weights, ws) = source.rows(dtype, rows, k, 0);
+            let c_row = rows + pad;
+            let mut want = vec![None; xs * c_row];
+            for (t, x) in values.iter().enumerate() {
+                for (n, w) in ws.iter().enumerate() {
+                    want[t * c_row + n] = Some(dot(0.0, w.iter().zip(x.iter().copied())));
+                }
+            }
+            let one = Dot::of_one_row(micro.operands, dtype, k, rows);
+            let x_row = if micro.operands == DType::Q8 { int8_row_bytes(k) } else { (k + pad) * 4 };
+            let (x_stride, c_stride) = (x_row as i32, c_row as i32 * 4);
+            cases.push(Case {
+                raw: Raw::Dot(if xs == 1 { one } else { Dot { xs, x_stride, c_stride, ..one } }),
+                operands: vec![
+                    Operand::In(x),
+                    Operand::In(weights),
+                    Operand::Out(vec![0xa5; 4 * xs * c_row]),
+                ],
+                want: Want::Floats(want),
+            });
+        }
+    };
+    for dtype in FLOATS.into_iter().filter(|_| micro.operands != DType::Q8) {
+        [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 67, 131].into_iter().for_each(|k| add(dtype, k));
+    }
+    for dtype in [DType::Q8, DType::Q4] {
+        [1, 2, 3, 4, 5, 7, 8, 9, 16, 21, 36, 58, 67]
+            .into_iter()
+            .for_each(|blocks| add(dtype, blocks * BLOCK));
+    }
+    cases
+}
+
+/// Whether quants of x lie in pairs of blocks.
+fn is_paired(micro: &Microkernel, weights: DType) -> bool {
+    matches!(micro.emit, Emit::PairedDot(_)) && weights == DType::Q4
+}
+
+/// A row of x rounded to 8 bits: quants, if asked both first halves of a pair of blocks, then both second halves;
+/// scales; sums.
+fn rounded_x(micro: &Microkernel, weights: DType, k: usize, source: &mut Source) -> (Vec<u8>, Vec<f64>) {
+    let quants: Vec<i64> = (0..k).map(|_| source.quant(-127, 127)).collect();
+    let scales: Vec<f32> = (0..k / BLOCK).map(|_| source.scale()).collect();
+    let mut bytes = vec![0; int8_quant_bytes(k)];
+    for (i, &quant) in quants.iter().enumerate() {
+        let (pair, block, half, rest) = (i / 64, i / 32 % 2, i / 16 % 2, i % 16);
+        let at = if is_paired(micro, weights) { 64 * pair + 32 * half + 16 * block + rest } else { i };
+        bytes[at] = quant as i8 as u8;
+    }
+    bytes.extend(float_bytes(&scales));
+    for block in quants.chunks(BLOCK) {
+        let sum = block.iter().sum::<i64>() as i32;
+        match micro.emit {
+            Emit::RawDot(_) => bytes.extend((micro::MAGIC + 8.0 * sum as f32).to_le_bytes()),
+            _ => bytes.extend(sum.to_le_bytes()),
+        }
+    }
+    bytes.resize(int8_row_bytes(k), 0);
+    (bytes, quants.iter().enumerate().map(|(i, &q)| q as f64 * f64::from(scales[i / BLOCK])).collect())
+}
+
+pub(super) fn lanes(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
+    let (own, all) = (|d: &DType| micro::raw_reads(*d), matches!(micro.emit, Emit::BlockLanes(_)));
+    let mut cases = vec![];
+    let reads = |d: &DType| match micro.operands {
+        DType::BF16 => *d == micro.operands,
+        _ => d.is_quantised() && (all || own(d)),
+    };
+    for dtype in DType::ALL.into_iter().filter(reads) {
+        let block = dtype.format().map_or(BLOCK, |f| f.block);
+        // Sums of scales that are integers of many bits are not exact.
+        if source.values == Values::Small && block > BLOCK {
+            continue;
+        }
+        for blocks in if block > BLOCK { vec![1, 3] } else { vec![1, 2, 3, 7, 8, 9, 16, 21] } {
+            let most = micro.mr;
+            for (most, rows) in [(1, 1), (3, 1), (3, 2), (3, 3), (most, 1 + blocks % 8), (most, most)] {
+                let pads = if micro.operands == DType::BF16 { vec![0, BLOCK] } else { vec![0] };
+                for pad in pads {
+                    cases.push(lane_case(micro, (dtype, blocks * block, pad), (most, rows), source));
+                }
+            }
+        }
+    }
+    cases
+}
+
+fn lane_case(
+    micro: &Microkernel,
+    (dtype, k, pad): (DType, usize, usize),
+    (most, rows): (usize, usize),
+    source: &mut Source,
+) -> Case {
+    let nr = micro.shapes[0].1;
+    let (x, xs) = match micro.operands {
+        DType::BF16 => source.rows(DType::BF16, rows, k, 0),
+        _ => {
+            let (bytes, values): (Vec<_>, _) = (0..rows).map(|_| lane_row(k, source)).unzip();
+            (bytes.concat(), values)
+        }
+    };
+    let (weights, ws) = source.rows(dtype, nr, k, pad);
+    let weight_stride = (dtype.row_bytes(k) + pad) as i32;
+    let c_row = nr + k / BLOCK % 3;
+    let mut want = vec![None; most * c_row];
+    for t in 0..rows {
+        for n in 0..nr {
+            want[t * c_row + n] = Some(dot(0.0, ws[n].iter().zip(xs[t].iter().copied())));
+        }
+    }
+    Case {
+        raw: Raw::Lanes(Lanes {
+            dtype,
+            k,
+            rows: most,
+            weight_stride,
+            c_stride: c_row as i32 * 4,
+            sums: micro.sums(),
+        }),
+        operands: vec![
+            Operand::In(x),
+            Operand::In(weights),
+            Operand::Out(vec![0xa5; 4 * most * c_row]),
+            Operand::Number(rows as u64),
+        ],
+        want: Want::Floats(want),
+    }
+}
+
+/// A row of x rounded to 8 bits, block by block: the scale, -8 times the sum of quants, the same of the first half of
+/// them, the scale times the first sum, the quants.
+fn lane_row(k: usize, source: &mut Source) -> (Vec<u8>, Vec<f64>) {
+    let (mut bytes, mut values) = (vec![], vec![]);
+    for _ in 0..k / BLOCK {
+        let scale = source.scale();
+        let quants: Vec<i64> = (0..BLOCK).map(|_| source.quant(-127, 127)).collect();
+        bytes.extend(scale.to_le_bytes());
+        let sum = |quants: &[i64]| -8 * quants.iter().sum::<i64>() as i32;
+        bytes.extend(sum(&quants).to_le_bytes());
+        bytes.extend(sum(&quants[..BLOCK / 2]).to_le_bytes());
+        bytes.extend((scale * sum(&quants) as f32).to_le_bytes());
+        bytes.extend(quants.iter().map(|&q| q as i8 as u8));
+        values.extend(quants.iter().map(|&q| q as f64 * f64::from(scale)));
+    }
+    (bytes, values)
+}
