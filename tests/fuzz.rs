@@ -227,8 +227,9 @@ proptest! {
     fn random_rules(
         bytes in prop::collection::vec(any::<u8>(), 0..200),
         words in prop::collection::vec(prop::sample::select(vec![
-        "rule", "r", "exact", "\"a\"", "{", "}", "(", ")", "=>", "if", ",", ":", "?x", "?y", "neg", "add", "mul", "1.0", "2", "[T,4]", "[", "]",
-        "..", "T", "k", "constant", "near", "range", "in", "let", "=", "number", "dims", "matches", ">", "==", "*", "-", "f32", "any",
+        "rule", "r", "exact", "\"a\"", "{", "}", "(", ")", "=>", "if", ",", ":", "?x", "?y", "neg", "add", "mul", "1.0",
+        "2", "[T,4]", "[", "]", "..", "T", "k", "constant", "near", "range", "in", "let", "=", "number", "dims",
+        "matches", ">", "==", "*", "-", "f32", "any",
     ]), 0..30)) {
         rules(&String::from_utf8_lossy(&bytes));
         rules(&words.join(" "));

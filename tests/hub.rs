@@ -69,7 +69,11 @@ fn quants() -> Repo {
 }
 
 fn folder() -> Repo {
-    let index = br#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}"#;
+    let index = concat!(
+        r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "#,
+        r#""c": "model-1.safetensors"}}"#
+    );
+    let index = index.as_bytes();
     let files = vec![
         Sent::small("config.json", br#"{"model_type": "gemma2"}"#),
         Sent::large("tokenizer.json", b"{\"tokens\": 1}"),

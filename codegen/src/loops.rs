@@ -37,10 +37,12 @@ function online(%q: f32[8,T,64] rows, %kn: f32[4,T,64] rows, %pos: i32[T] rows, 
 }
 function linear(%x: f32[T,96] rows, %w: f32[40,96] weight, %a: bf16[40,96] weight, %b: bf16[40,96] weight,
     %c: q8[40,96] weight, %d: q4[40,96] weight, %n: f32[96] weight) {
-    return y=(linear %x (weights %w) store), z=(linear (norm_prologue %x %n 1e-6) (weights (cast %a f32) (cast %b f32)) gate),
+    return y=(linear %x (weights %w) store), \
+        z=(linear (norm_prologue %x %n 1e-6) (weights (cast %a f32) (cast %b f32)) gate),
         u=(linear %x (weights (cast %c f32)) store), v=(linear %x (weights (cast %d f32)) (cap 30.0))
 }
-function elements(%ids: i32[T] rows, %pos: i32[T] rows, %table: bf16[50,64] weight, %w: f32[64] weight, %f: f32[8] weight) {
+function elements(%ids: i32[T] rows, %pos: i32[T] rows, \
+    %table: bf16[50,64] weight, %w: f32[64] weight, %f: f32[8] weight) {
     x = (embedding %table %ids 8.0)
     n = (add_rms_norm x (rms_norm x %w 1e-6) %w 1e-6)
     h = (rope (transpose (reshape n [T,4,16]) [1,0,2]) %pos %f)

@@ -14,7 +14,7 @@
 //! | [`mod@gguf`] | models of one file, as llama.cpp has them |
 //! | [`layout`] | the names and shapes of the tensors of a configuration |
 //! | [`checkpoint`] | all of a model's tensors, mapped and checked |
-//! | [`tokenizer`], [`detokenizer`], [`chat`] | text to ids, ids to text, messages to the text of a prompt: the runtime's |
+//! | [`tokenizer`], [`detokenizer`], [`chat`] | text to ids, ids to text, messages to a prompt's text: the runtime's |
 //! | [`model`] | a folder as a whole; the built-in model |
 //! | [`quantize`] | blocks of 8 and 4 bits: their bytes, their scales |
 //! | [`lora`] | adapters, merged as weights are opened |

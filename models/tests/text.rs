@@ -17,7 +17,15 @@ static THEIRS: LazyLock<tokenizers::Tokenizer> =
     LazyLock::new(|| tokenizers::Tokenizer::from_bytes(TOKENIZER).unwrap());
 
 /// The template of the published gemma-2-2b-it.
-const PUBLISHED: &str = "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}";
+const PUBLISHED: &str = "\
+    {{ bos_token }}{% if messages[0]['role'] == 'system' %}\
+    {{ raise_exception('System role not supported') }}{% endif %}\
+    {% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
+    {{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}\
+    {% if (message['role'] == 'assistant') %}\
+    {% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}\
+    {{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}\
+    {% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}";
 
 fn template(source: &str) -> ChatTemplate {
     ChatTemplate::new(source, &SpecialTokens::of(&[("bos_token", "<bos>"), ("eos_token", "<eos>")]))
@@ -27,7 +35,9 @@ fn chat() -> [Message; 3] {
     [Message::new("user", " Hello. "), Message::new("assistant", "Hi!"), Message::new("user", "Why?\n")]
 }
 
-const RENDERED: &str = "<bos><start_of_turn>user\nHello.<end_of_turn>\n<start_of_turn>model\nHi!<end_of_turn>\n<start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n";
+const RENDERED: &str = "\
+    <bos><start_of_turn>user\nHello.<end_of_turn>\n<start_of_turn>model\nHi!<end_of_turn>\n\
+    <start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n";
 
 #[test]
 fn bos_comes_once() {

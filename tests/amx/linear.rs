@@ -68,7 +68,8 @@ fn blocks_and_parts_end_anywhere() {
 #[test]
 fn several_weights_of_one_call() {
     check(
-        "function f(%x: f32[T,544] rows, %a: bf16[40,544] weight, %b: f32[33,544] weight, %c: bf16[7,544] weight) {\n    \
+        "function f(%x: f32[T,544] rows, %a: bf16[40,544] weight, %b: f32[33,544] weight, \
+         %c: bf16[7,544] weight) {\n    \
          l = (linear %x (weights %a %b %c) store)\n    \
          return a=(output 0 l), b=(output 1 l), third=(output 2 l)\n}",
         544,

@@ -159,7 +159,8 @@ fn a_context_below_the_compiled_one_is_kept() {
 fn both_commands_hold_the_same_conversation() {
     let dir = tempfile::tempdir().unwrap();
     let (file, small) = compiled(dir.path());
-    let input = b"hello\n/system Be brief.\nand you?\n\xff\n\"\"\"\n/quit\n\"\"\"\n/nothing\n/reset\nhello\n/quit\nnever\n";
+    let input = b"hello\n/system Be brief.\nand you?\n\xff\n\
+        \"\"\"\n/quit\n\"\"\"\n/nothing\n/reset\nhello\n/quit\nnever\n";
     let options = ["--context", "90", "-n", "20", "--temp", "0"];
     let large = lapidary_with(&[&["chat", "-m", name(&file)], &options[..]].concat(), input);
     assert!(large.err.contains("left out") && large.err.contains("not UTF-8"), "{}", large.err);

@@ -57,7 +57,10 @@ fn unknown_fields_are_one_warning() {
     let dir = with(json!({ "brand_new": 1, "second\u{1b}]0;x\u{7}\u{9b}2J": "two", "unsloth_version": "x" }));
     let out = tempfile::tempdir().expect("a folder");
     let expected = format!(
-        r#"warning: {}/config.json: fields are not known and ignored: "brand_new", "second\u{{1b}}]0;x\u{{7}}\u{{9b}}2J""#,
+        concat!(
+            r#"warning: {}/config.json: fields are not known and ignored: "brand_new", "#,
+            r#""second\u{{1b}}]0;x\u{{7}}\u{{9b}}2J""#
+        ),
         name(dir.path())
     );
     let all = commands(dir.path(), out.path());

@@ -37,7 +37,8 @@ fn shells_complete() {
     let script = lapidary(&["completions", "bash"]).ok();
     let ask = |words: &str, last: usize| {
         let line = format!(
-            "{script}\nCOMP_WORDS=({words}); COMP_CWORD={last}; _lapidary lapidary \"${{COMP_WORDS[-1]}}\" lapidary; echo \"${{COMPREPLY[@]}}\""
+            "{script}\nCOMP_WORDS=({words}); COMP_CWORD={last}; \
+             _lapidary lapidary \"${{COMP_WORDS[-1]}}\" lapidary; echo \"${{COMPREPLY[@]}}\""
         );
         feed("bash", &["-s"], &line).map(|offered| offered.trim().to_string())
     };

@@ -199,7 +199,8 @@ fn a_broken_template_harms_what_uses_it() {
 
 #[test]
 fn hostile_templates_end() {
-    let doubling = "{% set ns = namespace(s='ab') %}{% for i in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}";
+    let doubling = "{% set ns = namespace(s='ab') %}{% for i in range(64) %}\
+        {% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}";
     let within = "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}";
     let printed = "{% set s = 'x' * 10000 %}{% for i in range(100000) %}{{ s }}{% endfor %}";
     for source in [doubling, within, printed] {

@@ -108,10 +108,12 @@ const TOKENIZER: &str = r#"{"version":"1.0","truncation":null,"padding":null,"ad
 "normalizer":{"type":"Replace","pattern":{"String":" "},"content":"▁"},
 "pre_tokenizer":{"type":"Split","pattern":{"String":" "},"behavior":"MergedWithPrevious","invert":false},
 "post_processor":null,
-"decoder":{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"}]},
+"decoder":{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"▁"},"content":" "},
+{"type":"ByteFallback"},{"type":"Fuse"}]},
 "model":{"type":"BPE","dropout":null,"unk_token":"<unk>","continuing_subword_prefix":null,"end_of_word_suffix":null,
 "fuse_unk":true,"byte_fallback":true,"ignore_merges":false,
-"vocab":{"<pad>":0,"<eos>":1,"<bos>":2,"<unk>":3,"<start_of_turn>":4,"I":5,"t":6,"▁":7,"i":8,"s":9,"a":10,"It":11,"is":12,"▁is":13,
+"vocab":{"<pad>":0,"<eos>":1,"<bos>":2,"<unk>":3,"<start_of_turn>":4,"I":5,"t":6,"▁":7,"i":8,"s":9,"a":10,
+"It":11,"is":12,"▁is":13,
 "▁a":14,"<0xC3>":15,"<0xAF>":16,"<0x00>":17},"merges":[["I","t"],["i","s"],["▁","is"],["▁","a"]]}}"#;
 
 const CHAT: &str =
@@ -141,7 +143,8 @@ proptest! {
         template(&String::from_utf8_lossy(&edited(valid.as_bytes(), &edits)));
         template(&words.join(between));
         template(&format!("{{{{ {} }}}}", words.join(between)));
-        template(&format!("{{% set ns = namespace(x='a') %}}{{% for x in range(9) %}}{{% {} %}}{{% endfor %}}", words.join(" ")));
+        let words = words.join(" ");
+        template(&format!("{{% set ns = namespace(x='a') %}}{{% for x in range(9) %}}{{% {words} %}}{{% endfor %}}"));
     }
 
     #[test]

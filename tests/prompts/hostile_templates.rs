@@ -131,7 +131,9 @@ fn growing_texts() {
     let macros =
         "{% macro f(n) %}{{ 'x' * n }}{{ caller() }}{% endmacro %}{% call f(10 ** 9) %}{% endcall %}";
     refused("a macro's text", macros.into());
-    assert_eq!(render("{% set ns = namespace(s='a') %}{% for i in range(3) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}").unwrap(), "aaaaaaaa");
+    let doubled = "{% set ns = namespace(s='a') %}{% for i in range(3) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}\
+                   {{ ns.s }}";
+    assert_eq!(render(doubled).unwrap(), "aaaaaaaa");
 }
 
 #[test]

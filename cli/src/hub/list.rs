@@ -37,7 +37,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         rows.push((held.name.to_string(), held.bytes, what.to_string(), held.path));
     }
     if args.json {
-        let row = |(name, bytes, what, path): &(String, u64, String, _)| json!({ "name": name, "bytes": bytes, "kind": what, "path": path });
+        let row = |(name, bytes, what, path): &(String, u64, String, _)| {
+            json!({
+                "name": name, "bytes": bytes, "kind": what, "path": path,
+            })
+        };
         return output::print_json(&Value::Array(rows.iter().map(row).collect()));
     }
     let width = rows.iter().map(|(name, ..)| name.chars().count()).max().unwrap_or(0);

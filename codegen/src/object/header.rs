@@ -55,8 +55,8 @@ pub fn text(target: &Target, parts: &Parts<'_>, places: &Places, weights: &Weigh
     let _ = writeln!(
         out,
         "/* The token that a text begins with. */\n#define {upper}_BOS {}\n\
-         /* The tokens that end an answer, all of them: `const int32_t eos[] = {upper}_EOS;`. Where there are none, -1. \
-         */\n\
+         /* The tokens that end an answer, all of them: `const int32_t eos[] = {upper}_EOS;`. Where there are none, \
+         -1. */\n\
          #define {upper}_EOS {{{}}}\n/* How many. */\n#define {upper}_EOS_COUNT {}",
         parts.bos,
         ids.join(", "),

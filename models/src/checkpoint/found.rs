@@ -58,7 +58,8 @@ impl Found {
         let adapter = self.tensors.keys().find(|n| n.contains("lora_"));
         let found = match adapter {
             Some(_) => {
-                "no such tensor, but those of a LoRA adapter (its base model is the model, the adapter is given by `--lora`)"
+                "no such tensor, but those of a LoRA adapter (its base model is the model, \
+                 the adapter is given by `--lora`)"
             }
             None => "no such tensor",
         };

@@ -217,7 +217,11 @@ impl Layout {
         header.insert("__metadata__".into(), Value::Object(metadata));
         let mut end = 0;
         let mut padding = 0;
-        let entry = |dtype: &str, shape: &[usize], from: usize, to: usize| json!({ "dtype": dtype, "shape": shape, "data_offsets": [from, to] });
+        let entry = |dtype: &str, shape: &[usize], from: usize, to: usize| {
+            json!({
+                "dtype": dtype, "shape": shape, "data_offsets": [from, to],
+            })
+        };
         for (part, &at) in parts.iter().zip(&self.offsets) {
             if at > end {
                 header.insert(format!("{PADDING}{padding}"), entry("U8", &[at - end], end, at));

@@ -92,7 +92,8 @@ fn describe(status: Status, signature: &Signature) -> Option<(&'static str, &'st
 fn declaration(signature: &Signature, prefix: &str) -> String {
     let names = names(signature);
     let inputs = signature.operands.iter().filter(|o| o.role == Role::Input).count();
-    let mut out = "\n/* Calls the function: reads inputs and writes outputs, dense, the last axis fastest. They need no\n \
+    let mut out = "\n/* Calls the function: reads inputs and writes outputs, dense, the last axis fastest. \
+                   They need no\n \
                    * alignment but that of their elements, and outputs must not overlap anything else.\n"
         .to_string();
     if signature.has_rows() {
