@@ -177,8 +177,8 @@ def _array(tensor):
 def from_torch(module, example_inputs, kwargs=None, *, name=None, dynamic_shapes=None, **options):
     """Compiles a module for inputs of the shapes of ``example_inputs`` (a tensor, or a tuple).
 
-    ``dynamic_shapes`` is ``torch.export``'s. One dim may be dynamic, the rows: it is ``T`` in the function, and calls may
-    have any number of them. Code is made for each when it first comes.
+    ``dynamic_shapes`` is ``torch.export``'s. One dim may be dynamic, the rows: it is ``T`` in the function, and calls
+    may have any number of them. Code is made for each when it first comes.
 
     The module is exported by ``torch.export`` as it is: ``module.eval()`` first, if it is not to be trained. Its
     weights stay where they are and are not copied. Options are those of ``lapidary.ir.Function.compile``.

@@ -3,9 +3,10 @@
 #
 #     runtime/run/cross.sh [--install] [ARCHITECTURE...]
 #
-# Out: target/boards/lapidary-run-ARCHITECTURE, for x86_64 and aarch64 unless named. Another architecture needs a linker and
-# Rust's standard library for it. --install gets what is missing: the standard library by rustup or, where rustup or its server
-# is missing, Debian's for aarch64; C compilers by apt-get. LAPIDARY_BOARDS_RUST=debian takes Debian's in any case.
+# Out: target/boards/lapidary-run-ARCHITECTURE, for x86_64 and aarch64 unless named. Another architecture needs a linker
+# and Rust's standard library for it. --install gets what is missing: the standard library by rustup or, where rustup or
+# its server is missing, Debian's for aarch64; C compilers by apt-get. LAPIDARY_BOARDS_RUST=debian takes Debian's in any
+# case.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -81,8 +82,8 @@ for architecture in "${architectures[@]}"; do
     find_compiler "$triple"
     find_linker "$architecture"
     variable=${triple//-/_}
-    # A dynamic glibc of another architecture hangs under QEMU 7.2 when the first thread starts; and a static file asks for no
-    # version of glibc. At a fixed address it needs no relocations, which are another tenth of the file.
+    # A dynamic glibc of another architecture hangs under QEMU 7.2 when the first thread starts; and a static file asks
+    # for no version of glibc. At a fixed address it needs no relocations, which are another tenth of the file.
     env "RUSTC=$rustc" "CARGO_TARGET_${variable^^}_LINKER=$linker" \
         RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
         cargo rustc --profile small -p lapidary-run --target "$triple" --target-dir "$out/build" -- \

@@ -1,5 +1,5 @@
-/* What the header of liblapidary promises, tried with the artifact that is the first argument; the second is a file that
- * may be written. */
+/* What the header of liblapidary promises, tried with the artifact that is the first argument; the second is a file
+ * that may be written. */
 #include <lapidary.h>
 #include <math.h>
 #include <stdio.h>

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Small random Gemma 1, 2 and 3 as GGUF files, written by the package gguf, and their logits by transformers in float32.
+"""Small random Gemma 1, 2 and 3 as GGUF files, written by the package gguf, and their logits by transformers in
+float32.
 
 usage: make_models.py FOLDER
 

@@ -1,4 +1,5 @@
-/* Holds an object to its header: statuses, bounds of the state, parallel_for. Ends with 0, or names the line that failed. */
+/* Holds an object to its header: statuses, bounds of the state, parallel_for. Ends with 0, or names the line that
+ * failed. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,5 @@
-/* Prints what an object answers on this CPU: `model_supported`, `model_init`, and where that went well the most likely token.
+/* Prints what an object answers on this CPU: `model_supported`, `model_init`, and where that went well the most likely
+ * token.
  *
  *     guard model.weights [blind]
  *
@@ -14,7 +15,8 @@
 int main(int argc, char **argv)
 {
     size_t bytes = MODEL_ENGINE_BYTES, state_bytes = MODEL_STATE_BYTES, file_bytes = MODEL_WEIGHTS_BYTES;
-    unsigned char *weights = aligned_alloc(MODEL_WEIGHTS_ALIGN, file_bytes), *engine = aligned_alloc(MODEL_STATE_ALIGN, bytes);
+    unsigned char *weights = aligned_alloc(MODEL_WEIGHTS_ALIGN, file_bytes);
+    unsigned char *engine = aligned_alloc(MODEL_STATE_ALIGN, bytes);
     unsigned char *state = aligned_alloc(MODEL_STATE_ALIGN, state_bytes);
     FILE *file = argc > 1 ? fopen(argv[1], "rb") : NULL;
     if (!weights || !engine || !state || !file || fread(weights, 1, file_bytes, file) != file_bytes)

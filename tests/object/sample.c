@@ -1,4 +1,5 @@
-/* Draws tokens by the header's helper from rows of random logits: `sample ROWS SEED TEMPERATURE TOP_K TOP_P`, a token a line. */
+/* Draws tokens by the header's helper from rows of random logits: `sample ROWS SEED TEMPERATURE TOP_K TOP_P`, a token a
+ * line. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

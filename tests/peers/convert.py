@@ -1,7 +1,8 @@
 """Converts a Gemma 2 checkpoint for peers: GGUF for llama.cpp, OpenVINO's IR. torch reads the checkpoint as it is.
 
-In: a Hugging Face folder with bf16 matrices. Out: a file or folder whose name holds the format, made under another name and renamed
-once it is whole, so what is there is reused. GGUF is written tensor by tensor; an export to OpenVINO holds the whole model.
+In: a Hugging Face folder with bf16 matrices. Out: a file or folder whose name holds the format, made under another name
+and renamed once it is whole, so what is there is reused. GGUF is written tensor by tensor; an export to OpenVINO holds
+the whole model.
 """
 import json, os, pathlib, shutil, subprocess, sys
 
@@ -11,7 +12,9 @@ SHARDS = "*.safetensors"
 def bytes_of(path):
     """Bytes of the weights of a file or folder."""
     path = pathlib.Path(path)
-    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for s in (SHARDS, "*.bin") for f in path.glob(s))
+    if path.is_file():
+        return path.stat().st_size
+    return sum(f.stat().st_size for s in (SHARDS, "*.bin") for f in path.glob(s))
 
 
 def convert(peer, model, to, work):
@@ -46,7 +49,8 @@ def tensors(model):
 
 
 def write_gguf(model, target, to):
-    """llama.cpp's file, every matrix in the format `to` (BF16, Q8_0, Q4_0), the embedding too; norms in f32 with Gemma's 1 added."""
+    """llama.cpp's file, every matrix in the format `to` (BF16, Q8_0, Q4_0), the embedding too; norms in f32 with
+    Gemma's 1 added."""
     import gguf
     import numpy
 

@@ -1,10 +1,12 @@
 """One peer in a process of its own: `engines.py NAME PATH THREADS CONTEXT`.
 
 On stdin one JSON object a line, on stdout one in answer; first, unasked, {"version"}:
-    {"phase": "prefill", "tokens": N, "depth": 0}   {"seconds"}: N tokens from position 0 in one call, logits of the last
+    {"phase": "prefill", "tokens": N, "depth": 0}   {"seconds"}: N tokens from position 0 in one call, logits of the
+                                                    last
     {"phase": "decode", "tokens": N, "depth": D, "sequences": S}
-                                                    {"seconds"}: N tokens of each of S sequences (1 if not given), a token of each at a
-                                                    time, each the likeliest, after D that are not timed
+                                                    {"seconds"}: N tokens of each of S sequences (1 if not
+                                                    given), a token of each at a time, each the likeliest, after
+                                                    D that are not timed
     {"phase": "memory"}                             {"rss"}: resident bytes, the mapped weights included
 What libraries print goes to stderr.
 """
@@ -35,7 +37,8 @@ class Torch:
         self.past = None
 
     def call(self, ids):
-        out = self.model(input_ids=self.torch.tensor([ids]), past_key_values=self.past, use_cache=True, logits_to_keep=1)
+        ids = self.torch.tensor([ids])
+        out = self.model(input_ids=ids, past_key_values=self.past, use_cache=True, logits_to_keep=1)
         self.past = out.past_key_values
         return int(out.logits[0, -1].argmax())
 
@@ -88,7 +91,8 @@ def last_row_only(model, op, numpy):
 
 
 class Llama:
-    """llama.cpp through the C functions that llama-cpp-python exposes; weights mapped, flash attention on, F16 KV cache."""
+    """llama.cpp through the C functions that llama-cpp-python exposes; weights mapped, flash attention on, F16 KV
+    cache."""
 
     def __init__(self, path, threads, context):
         import llama_cpp

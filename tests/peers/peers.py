@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Lapidary beside other engines: the same random weights, the same threads, in turns.
 
-Makes a checkpoint of random weights (`lapidary synth`) or takes one, converts it for each peer, and measures prefill and decode.
-A pair of engines takes turns, phase by phase and who is first alternating, so that both meet the same noise; figures are medians,
-ratios are medians of the ratios of the turns. The head is computed for the last position only, of each of --sequences where they are
-decoded together (llama.cpp alone is asked for that). With --gguf both read the same file as it is stored, llama.cpp being the only peer.
+Makes a checkpoint of random weights (`lapidary synth`) or takes one, converts it for each peer, and measures prefill
+and decode. A pair of engines takes turns, phase by phase and who is first alternating, so that both meet the same
+noise; figures are medians, ratios are medians of the ratios of the turns. The head is computed for the last position
+only, of each of --sequences where they are decoded together (llama.cpp alone is asked for that). With --gguf both read
+the same file as it is stored, llama.cpp being the only peer.
 
     pip install torch transformers             # bf16, eager attention
     pip install openvino optimum-intel nncf    # bf16, int8 a channel, int4 in groups of 128
@@ -12,7 +13,8 @@ decoded together (llama.cpp alone is asked for that). With --gguf both read the 
     python3 tests/peers/peers.py --lapidary target/release/lapidary --model 2b --work /tmp/peers
     python3 tests/peers/peers.py --gguf gemma-2-2b-it-Q4_K_M.gguf --sequences 1,8 --depth 128,4096 --work /tmp/peers
 
-A peer that is not installed is said to be absent and left out. Converted checkpoints stay in --work (13 GB for 2B, all formats).
+A peer that is not installed is said to be absent and left out. Converted checkpoints stay in --work (13 GB for 2B, all
+formats).
 """
 import argparse, json, os, pathlib, select, statistics, subprocess, sys
 
@@ -45,7 +47,8 @@ class Peer:
         self.log = open(log, "w+")
         command = [sys.executable, str(HERE / "engines.py"), name, str(path), str(threads), str(context)]
         env = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")} | {"OMP_NUM_THREADS": str(threads)}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=env)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
+                                        text=True, env=env)
         try:
             self.about = self.answer()
         except Failure:
@@ -78,12 +81,14 @@ class Peer:
 
 def lapidary(binary, *arguments):
     """stdout of a command, and the most bytes that were resident."""
-    with subprocess.Popen([str(binary), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    command = [str(binary), *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         out, errors = child.stdout.read(), child.stderr.read()
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode != 0:
-        raise Failure(f"lapidary {arguments[0]}: {errors.strip().splitlines()[-1] if errors.strip() else child.returncode}")
+        reason = errors.strip().splitlines()[-1] if errors.strip() else child.returncode
+        raise Failure(f"lapidary {arguments[0]}: {reason}")
     return out, usage.ru_maxrss * 1024
 
 
@@ -129,8 +134,8 @@ def compare(args, peer, weights, path, phases):
         about = worker.about | worker.ask(phase="memory")
     finally:
         worker.close()
-    # Ours in a process that has seen as many positions: `bench` holds the buffer that it measures bandwidth with. A letter is a
-    # token of the tokenizer that `synth` writes, and at most one of any other.
+    # Ours in a process that has seen as many positions: `bench` holds the buffer that it measures bandwidth with. A
+    # letter is a token of the tokenizer that `synth` writes, and at most one of any other.
     out, resident = lapidary(args.lapidary, "run", "-m", args.model, *as_held(weights), "--threads", args.threads,
                              "--raw", "--json", "--tokens", 1, "x" * (longest - 2))
     held = json.loads(out)["stats"]["weight_bytes"]
@@ -139,8 +144,9 @@ def compare(args, peer, weights, path, phases):
     for (kind, tokens, depth, sequences), found in turns.items():
         of = statistics.median
         row = {
-            "phase": kind, "tokens": tokens, "depth": depth, "sequences": sequences, "threads": args.threads, "turns": len(found),
-            "weights": weights, "peer": peer, "peer_version": about["version"], "peer_format": PEERS[peer][2].get(weights, "the same file"),
+            "phase": kind, "tokens": tokens, "depth": depth, "sequences": sequences, "threads": args.threads,
+            "turns": len(found), "weights": weights, "peer": peer, "peer_version": about["version"],
+            "peer_format": PEERS[peer][2].get(weights, "the same file"),
             "tokens_per_s": of(f[0] for f in found), "peer_tokens_per_s": of(f[2] for f in found),
             "ratio": of(f[0] / f[2] for f in found), "ratios": [f[0] / f[2] for f in found],
             "read_gbps": of(f[1] for f in found) / 1e9, "rss_bytes": resident, "peer_rss_bytes": about["rss"],
@@ -155,14 +161,16 @@ def compare(args, peer, weights, path, phases):
 
 def table(rows):
     """Rows as Markdown."""
-    lines = ["| ours | peer | phase | ours, tok/s | peer, tok/s | ratio (range) | of read: ours, peer | weights, GB | resident, GB |",
+    lines = ["| ours | peer | phase | ours, tok/s | peer, tok/s | ratio (range) | of read: ours, peer | weights, GB "
+             "| resident, GB |",
              "|---|---|---|---|---|---|---|---|---|"]
     for r in rows:
         phase = f"prefill {r['tokens']}" if r["phase"] == "prefill" else f"decode at {r['depth']}"
         phase += f", {r['sequences']} sequences" if r["sequences"] > 1 else ""
         share = f"{r['bandwidth_share']:.2f}, {r['peer_bandwidth_share']:.2f}" if "bandwidth_share" in r else ""
         lines.append(
-            f"| {r['weights']} | {r['peer']} {r['peer_format']} | {phase} | {r['tokens_per_s']:.2f} | {r['peer_tokens_per_s']:.2f} "
+            f"| {r['weights']} | {r['peer']} {r['peer_format']} | {phase} "
+            f"| {r['tokens_per_s']:.2f} | {r['peer_tokens_per_s']:.2f} "
             f"| {r['ratio']:.2f} ({min(r['ratios']):.2f} - {max(r['ratios']):.2f}) | {share} "
             f"| {r['weight_bytes'] / 1e9:.2f}, {r['peer_weight_bytes'] / 1e9:.2f} "
             f"| {r['rss_bytes'] / 1e9:.2f}, {r['peer_rss_bytes'] / 1e9:.2f} |")
@@ -211,16 +219,20 @@ def arguments():
     add("--lapidary", type=pathlib.Path, default=HERE.parent.parent / "target/release/lapidary", metavar="FILE",
         help="the command [target/release/lapidary]")
     add("--model", type=pathlib.Path, metavar="DIR", help="a Gemma 2 in bf16 [made with `lapidary synth` in --work]")
-    add("--gguf", type=pathlib.Path, metavar="FILE", help="a GGUF that both read as it is, in the place of --model and --formats")
+    add("--gguf", type=pathlib.Path, metavar="FILE",
+        help="a GGUF that both read as it is, in the place of --model and --formats")
     add("--preset", choices=("2b", "9b", "27b"), default="2b", help="size of the model made without --model [2b]")
     add("--work", type=pathlib.Path, required=True, metavar="DIR", help="where converted checkpoints are kept")
-    add("--peers", type=several(one_of(tuple(PEERS))), default=list(PEERS), metavar="NAME,..", help=f"[{','.join(PEERS)}]")
+    add("--peers", type=several(one_of(tuple(PEERS))), default=list(PEERS), metavar="NAME,..",
+        help=f"[{','.join(PEERS)}]")
     add("--formats", type=several(one_of(FORMATS)), default=list(FORMATS), metavar="FORMAT,..",
         help=f"ours; each peer runs its nearest [{','.join(FORMATS)}]")
     add("--prompt-tokens", type=several(whole(1)), default=[128, 512], metavar="N,..", help="[128,512]; '' for none")
     add("--gen-tokens", type=whole(1), default=16, metavar="N", help="tokens to decode [16]")
-    add("--depth", type=several(whole(1)), default=[128], metavar="N,..", help="tokens before decode starts [128]; '' for none")
-    add("--sequences", type=several(whole(1)), default=[1], metavar="N,..", help="sequences that are decoded at once [1]")
+    add("--depth", type=several(whole(1)), default=[128], metavar="N,..",
+        help="tokens before decode starts [128]; '' for none")
+    add("--sequences", type=several(whole(1)), default=[1], metavar="N,..",
+        help="sequences that are decoded at once [1]")
     add("--threads", type=whole(1), default=len(os.sched_getaffinity(0)), metavar="N", help="[one a CPU]")
     add("--repeat", type=whole(1), default=5, metavar="N", help="turns of each engine [5]")
     add("--prepare", action="store_true", help="only make and convert checkpoints")
@@ -284,7 +296,8 @@ def main():
         sys.exit("error: nothing was compared")
     for version in dict.fromkeys(f"{r['peer']} {r['peer_format']}: {r['peer_version']}" for r in rows):
         print(version)
-    print(f"reads: {statistics.median(r['read_gbps'] for r in rows):.1f} GB/s; {args.threads} threads; medians of {args.repeat} turns\n")
+    read = statistics.median(r["read_gbps"] for r in rows)
+    print(f"reads: {read:.1f} GB/s; {args.threads} threads; medians of {args.repeat} turns\n")
     print(table(rows))
     if args.json:
         part = args.json.with_name(args.json.name + ".part")

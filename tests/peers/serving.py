@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
 """Times servers of OpenAI's API that run already, in turns: `serving.py NAME=URL [NAME=URL ...]`.
 
-Each of so many clients asks for a completion of its own prompt, streamed, all at once; what is printed of each server and number of
-clients is the median over the repeats: tokens a second of all clients together, seconds to the first token and between tokens (median
-and 99th percentile over all clients). With `--shared N` the prompts begin with the same N words. With `--chat N` one client holds a
-conversation of N turns after a system prompt of `--system-words`; what is printed is the seconds to the first token of each turn, beside
-those of a prompt of the turn's new words alone. With `--beside-prompt N` each number of clients streams answers before and while a
-prompt of N words is prefilled; what is printed is the median and 99th percentile of the seconds between tokens, without it and with it,
-and their ratios to the median without. Servers need `ignore_eos` (llama.cpp's and Lapidary's have it); standard library alone.
+Each of so many clients asks for a completion of its own prompt, streamed, all at once; what is printed of each server
+and number of clients is the median over the repeats: tokens a second of all clients together, seconds to the first
+token and between tokens (median and 99th percentile over all clients). With `--shared N` the prompts begin with the
+same N words. With `--chat N` one client holds a conversation of N turns after a system prompt of `--system-words`; what
+is printed is the seconds to the first token of each turn, beside those of a prompt of the turn's new words alone. With
+`--beside-prompt N` each number of clients streams answers before and while a prompt of N words is prefilled; what is
+printed is the median and 99th percentile of the seconds between tokens, without it and with it, and their ratios to the
+median without. Servers need `ignore_eos` (llama.cpp's and Lapidary's have it); standard library alone.
 """
 import argparse, http.client, json, random, statistics, threading, time, urllib.parse
 
-WORDS = "the and of to a in that was his he it with is for as had you not be her on at by which have or from this him but all she they were".split()
+WORDS = ("the and of to a in that was his he it with is for as had you not be her on at by which have or from this him "
+         "but all she they were").split()
 
 
 def text(words, seed):
@@ -33,7 +35,8 @@ class Server:
         return json.load(connection.getresponse())["tokens"][-1]
 
     def stream(self, path, body, seen=None):
-        """(seconds to the first text, seconds between texts after it, tokens of the answer, its text); `seen` says at each whether to go on."""
+        """(seconds to the first text, seconds between texts after it, tokens of the answer, its text); `seen` says at
+        each whether to go on."""
         body = dict(body, stream=True, stream_options={"include_usage": True})
         start = time.perf_counter()
         connection = http.client.HTTPConnection(self.host, self.port, timeout=600)
@@ -81,7 +84,8 @@ def crowd(server, clients, args, turn):
 
 
 def crowds(servers, args):
-    print(f"{'server':12} {'clients':>7} {'tok/s':>8} {'x one':>6} {'TTFT p50':>9} {'p99':>8} {'ITL p50':>9} {'p99':>8}")
+    print(f"{'server':12} {'clients':>7} {'tok/s':>8} {'x one':>6} {'TTFT p50':>9} {'p99':>8} {'ITL p50':>9} "
+          f"{'p99':>8}")
     one = {}
     for clients in args.clients:
         found = {server.name: [] for server in servers}
@@ -92,15 +96,18 @@ def crowds(servers, args):
             runs = found[server.name]
             rate = statistics.median(r[0] for r in runs)
             first, between = (sorted(x for r in runs for x in r[part]) for part in (1, 2))
-            at = lambda values, share: values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+            place = lambda values, share: min(len(values) - 1, int(share * len(values)))
+            at = lambda values, share: values[place(values, share)] if values else float("nan")
             one.setdefault(server.name, rate)
-            print(f"{server.name:12} {clients:7} {rate:8.1f} {rate / one[server.name]:6.2f} {at(first, .5):9.3f} {at(first, .99):8.3f} "
+            print(f"{server.name:12} {clients:7} {rate:8.1f} {rate / one[server.name]:6.2f} "
+                  f"{at(first, .5):9.3f} {at(first, .99):8.3f} "
                   f"{at(between, .5):9.4f} {at(between, .99):8.4f}", flush=True)
 
 
 def beside(servers, args):
     """Seconds between tokens of so many clients, without and with a prompt that is prefilled beside them."""
-    print(f"{'server':12} {'clients':>7} {'without':>9} {'p99':>9} {'with':>9} {'p99':>9} {'max':>9} {'p99 / median':>13} {'prompt s':>9}")
+    print(f"{'server':12} {'clients':>7} {'without':>9} {'p99':>9} {'with':>9} {'p99':>9} {'max':>9} "
+          f"{'p99 / median':>13} {'prompt s':>9}")
     for clients, server in ((clients, server) for clients in args.clients for server in servers):
         apart, among, prefilling = [], [], []
         # Each token has a text, so that each is an event.
@@ -111,7 +118,8 @@ def beside(servers, args):
             def client(index):
                 body = {"prompt": text(args.prompt_words, hash((repeat, index))), "max_tokens": args.most_tokens}
                 seen = lambda at: times[index].append(at) or not stop.is_set()
-                server.stream("/v1/completions", dict(body, temperature=0, ignore_eos=True, seed=1, logit_bias=same), seen)
+                body = dict(body, temperature=0, ignore_eos=True, seed=1, logit_bias=same)
+                server.stream("/v1/completions", body, seen)
 
             threads = [threading.Thread(target=client, args=(index,)) for index in range(clients)]
             [thread.start() for thread in threads]
@@ -121,7 +129,8 @@ def beside(servers, args):
             while any(sum(at > start for at in own) < args.tokens for own in times):
                 time.sleep(0.01)
             begin = time.perf_counter()
-            body = {"prompt": text(args.beside_prompt, hash((repeat, "long"))), "max_tokens": 1, "temperature": 0, "ignore_eos": True}
+            long = text(args.beside_prompt, hash((repeat, "long")))
+            body = {"prompt": long, "max_tokens": 1, "temperature": 0, "ignore_eos": True}
             first = server.stream("/v1/completions", body)[0]
             end = begin + first
             stop.set()
@@ -133,7 +142,8 @@ def beside(servers, args):
                 among += [b - a for a, b in gaps if b > begin and a < end]
         at = lambda values, share: sorted(values)[min(len(values) - 1, int(share * len(values)))]
         plain = statistics.median(apart)
-        print(f"{server.name:12} {clients:7} {plain:9.4f} {at(apart, .99):9.4f} {statistics.median(among):9.4f} {at(among, .99):9.4f} "
+        print(f"{server.name:12} {clients:7} {plain:9.4f} {at(apart, .99):9.4f} "
+              f"{statistics.median(among):9.4f} {at(among, .99):9.4f} "
               f"{max(among):9.4f} {at(among, .99) / plain:13.2f} {statistics.median(prefilling):9.2f}", flush=True)
 
 

@@ -5,10 +5,10 @@ C++ compiler), and lapidary.from_torch, on the same threads, weights and inputs,
     pip install ./python torch
     python3 tests/peers/torch_modules.py --threads 2 --width 512 --rows 1,16,512
 
-A figure is the median time of a call; what is compared is called in turns, so that all meet the same noise. `kernels` is
-how many Lapidary's function has, `unfused` without any rule. The last columns are the times of eager and of torch.compile
-over Lapidary's, their geometric mean at the end; above 1 Lapidary is faster. Before it is timed, each result is held to
-within 1e-4 of eager's.
+A figure is the median time of a call; what is compared is called in turns, so that all meet the same noise. `kernels`
+is how many Lapidary's function has, `unfused` without any rule. The last columns are the times of eager and of
+torch.compile over Lapidary's, their geometric mean at the end; above 1 Lapidary is faster. Before it is timed, each
+result is held to within 1e-4 of eager's.
 """
 import argparse
 import math

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Gets the clients that the server is tested with into a folder: the packages openai of Python and of npm, and schemathesis.
+# Gets the clients that the server is tested with into a folder: the packages openai of Python and of npm, and
+# schemathesis.
 #
 #     tests/server/clients.sh DIR
 set -euo pipefail

@@ -1,4 +1,5 @@
-// The package `openai` of npm, unchanged, against a server: chat, streams, logprobs, stop, schemas, errors, cancellation.
+// The package `openai` of npm, unchanged, against a server: chat, streams, logprobs, stop, schemas, errors,
+// cancellation.
 import assert from "node:assert";
 import OpenAI from "openai";
 
@@ -28,7 +29,8 @@ assert.ok(told.every((place) => place.top_logprobs.length === 2));
 const stopped = (await chat({ max_tokens: 12, stop: [text.slice(3, 6)] })).choices[0];
 assert.equal(stopped.message.content, text.slice(0, text.indexOf(text.slice(3, 6))));
 
-const schema = { type: "object", properties: { ok: { type: "boolean" } }, required: ["ok"], additionalProperties: false };
+const properties = { ok: { type: "boolean" } };
+const schema = { type: "object", properties, required: ["ok"], additionalProperties: false };
 const format = { type: "json_schema", json_schema: { name: "it", schema, strict: true } };
 const answer = JSON.parse((await chat({ max_tokens: 60, response_format: format })).choices[0].message.content);
 assert.equal(typeof answer.ok, "boolean");

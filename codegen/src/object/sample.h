@@ -1,6 +1,6 @@
 
-/* Random numbers: number `position` of a seed is a function of the two alone, the same everywhere and for `lapidary run --seed`, which
- * draws a token at the position that it takes. Not for secrets. */
+/* Random numbers: number `position` of a seed is a function of the two alone, the same everywhere and for `lapidary run
+ * --seed`, which draws a token at the position that it takes. Not for secrets. */
 typedef struct {
     uint64_t seed, position;
 } @lower_rng;
@@ -68,10 +68,10 @@ static inline void @lower_sink(const float *logits, int32_t *heap, int32_t at, i
     }
 }
 
-/* Draws a token from a row of logits: of the `top_k` most likely ones (0: of all) the fewest whose probabilities add up to
- * `top_p` (1: all), their logits divided by `temperature`; the most likely one if that is 0. The order of steps is that of
- * `lapidary run`, and so are the tokens of the same seed where `rng->position` is the state's. `scratch` is room for @UPPER_VOCAB tokens. -1: there is no number among the
- * logits, or no row. */
+/* Draws a token from a row of logits: of the `top_k` most likely ones (0: of all) the fewest whose probabilities add up
+ * to `top_p` (1: all), their logits divided by `temperature`; the most likely one if that is 0. The order of steps is
+ * that of `lapidary run`, and so are the tokens of the same seed where `rng->position` is the state's. `scratch` is
+ * room for @UPPER_VOCAB tokens. -1: there is no number among the logits, or no row. */
 static inline int32_t @lower_sample(const float *logits, float temperature, int32_t top_k, float top_p, @lower_rng *rng,
                                     int32_t *scratch)
 {

@@ -163,5 +163,6 @@ def count(shape):
     if not named:
         return fixed
     if len(named) > 1 or fixed != 1:
-        raise Error(f"{' x '.join(map(str, shape))} elements, one after the other: the rows, T, stay an axis of their own")
+        shown = " x ".join(map(str, shape))
+        raise Error(f"{shown} elements, one after the other: the rows, T, stay an axis of their own")
     return named[0]

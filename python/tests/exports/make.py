@@ -1,5 +1,5 @@
-"""Makes the stored exports beside this file: of each module its graph (NAME.json), and its weights, inputs and what torch
-made of them (NAME.safetensors, under ``weight.``, ``input.`` and ``output.``).
+"""Makes the stored exports beside this file: of each module its graph (NAME.json), and its weights, inputs and what
+torch made of them (NAME.safetensors, under ``weight.``, ``input.`` and ``output.``).
 
 Needs torch and the package itself: ``python3 python/tests/exports/make.py``.
 """
