@@ -19,6 +19,7 @@
 //! | [`interp`] | the meaning of every operator: the reference interpreter |
 
 #![forbid(unsafe_code)]
+#![warn(clippy::wildcard_enum_match_arm)]
 
 mod error;
 pub mod format;

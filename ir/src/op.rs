@@ -294,6 +294,21 @@ impl Op {
         self.to_string()
     }
 
+    /// The value, of a number of elements.
+    pub fn number(&self) -> Option<f32> {
+        if let Op::Num(n) = self { Some(n.value()) } else { None }
+    }
+
+    /// The value, of an integer.
+    pub fn integer(&self) -> Option<i64> {
+        if let Op::Int(n) = self { Some(*n) } else { None }
+    }
+
+    /// The value, of a number or an integer.
+    pub fn value(&self) -> Option<f64> {
+        self.number().map(f64::from).or(self.integer().map(|n| n as f64))
+    }
+
     /// Whether this is an attribute or another node that stands for no computed tensor, nor for a number.
     pub fn is_attribute(&self) -> bool {
         let tensor = Kinds::COMPUTED.or(Kinds::NUMBER).or(Kinds::PROLOGUE);

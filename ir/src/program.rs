@@ -51,11 +51,10 @@ impl Program {
 
     /// Whether an operator may stand in a program.
     pub fn admits(op: &Op) -> bool {
-        match op {
-            Op::Num(_) | Op::Int(_) | Op::Input(_) | Op::DType(_) => true,
-            Op::Cast(_) | Op::Select(_) | Op::Softcap(_) | Op::GatedGelu(_) => true,
-            _ => op.signature().class.is_elementwise() || Program::reduces(op),
-        }
+        matches!(op, Op::Num(_) | Op::Int(_) | Op::Input(_) | Op::DType(_))
+            || matches!(op, Op::Cast(_) | Op::Select(_) | Op::Softcap(_) | Op::GatedGelu(_))
+            || op.signature().class.is_elementwise()
+            || Program::reduces(op)
     }
 
     /// Whether an operator puts the elements of a row together.
@@ -119,18 +118,19 @@ impl Program {
     }
 
     fn write(&self, at: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0[at] {
-            Op::Input(id) => write!(f, "${}", id.0),
-            op if op.is_leaf() => fmt::Display::fmt(op, f),
-            op => {
-                write!(f, "{op}[")?;
-                for (i, &child) in op.children().iter().enumerate() {
-                    f.write_str(if i > 0 { "," } else { "" })?;
-                    self.write(usize::from(child), f)?;
-                }
-                f.write_str("]")
-            }
+        let op = &self.0[at];
+        if let Op::Input(id) = op {
+            return write!(f, "${}", id.0);
         }
+        if op.is_leaf() {
+            return fmt::Display::fmt(op, f);
+        }
+        write!(f, "{op}[")?;
+        for (i, &child) in op.children().iter().enumerate() {
+            f.write_str(if i > 0 { "," } else { "" })?;
+            self.write(usize::from(child), f)?;
+        }
+        f.write_str("]")
     }
 }
 

@@ -74,17 +74,11 @@ fn place(shape: &[Dim], axis: usize) -> usize {
 
 impl Squeezer<'_> {
     fn shape(&self, id: Id) -> Vec<Dim> {
-        match &self.types[usize::from(id)] {
-            Type::Tensor(t) | Type::Prologue(t) => t.shape.0.clone(),
-            _ => vec![],
-        }
+        self.types[usize::from(id)].tensor_or_prologue().map_or(vec![], |t| t.shape.0.clone())
     }
 
     fn int(&self, id: Id) -> usize {
-        match self.function.body[id] {
-            Op::Int(n) => n as usize,
-            _ => 0,
-        }
+        self.function.body[id].integer().map_or(0, |n| n as usize)
     }
 
     fn made(&mut self, shape: Vec<Dim>, id: Id) -> Value {
@@ -115,9 +109,9 @@ impl Squeezer<'_> {
             self.form(c, &shape)
         });
         let made = self.builder.add(op);
-        match &self.types[usize::from(id)] {
-            Type::Tensor(t) => self.made(t.shape.0.clone(), made),
-            _ => Value::Attribute(made),
+        match self.types[usize::from(id)].tensor() {
+            Some(t) => self.made(t.shape.0.clone(), made),
+            None => Value::Attribute(made),
         }
     }
 
@@ -132,6 +126,10 @@ impl Squeezer<'_> {
         under
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "what has no arm is told by its class, or stays as it is"
+    )]
     fn node(&mut self, id: Id) -> Value {
         let op = self.function.body[id].clone();
         let shape = self.shape(id);

@@ -298,6 +298,24 @@ pub enum Type {
     Attribute,
 }
 
+impl Type {
+    /// The tensor, of what is one in memory.
+    pub fn tensor(&self) -> Option<&TensorType> {
+        match self {
+            Type::Tensor(t) => Some(t),
+            Type::Prologue(_) | Type::Tuple(_) | Type::Weights(_) | Type::Epilogue | Type::Attribute => None,
+        }
+    }
+
+    /// The tensor, also of what a consumer computes as it reads it.
+    pub fn tensor_or_prologue(&self) -> Option<&TensorType> {
+        match self {
+            Type::Tensor(t) | Type::Prologue(t) => Some(t),
+            Type::Tuple(_) | Type::Weights(_) | Type::Epilogue | Type::Attribute => None,
+        }
+    }
+}
+
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |f: &mut fmt::Formatter<'_>, name: &str, types: &[TensorType]| {

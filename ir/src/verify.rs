@@ -184,12 +184,10 @@ fn caches(function: &Function) -> Result<(), String> {
     let nodes = function.body.as_ref();
     // Per input: the cache's one reader.
     let mut readers: Vec<Option<Id>> = vec![None; function.inputs.len()];
-    let cache = |id: Id| match &function.body[id] {
-        Op::Input(input) => {
-            let at = input.0 as usize;
-            matches!(function.inputs[at].kind, InputKind::Cache { .. }).then_some(at)
-        }
-        _ => None,
+    let cache = |id: Id| {
+        let Op::Input(input) = &function.body[id] else { return None };
+        let at = input.0 as usize;
+        matches!(function.inputs[at].kind, InputKind::Cache { .. }).then_some(at)
     };
     for (at, op) in nodes.iter().enumerate() {
         let id = Id::from(at);

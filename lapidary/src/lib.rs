@@ -55,6 +55,8 @@
 //! and extraction, [`codegen`] kernels, [`models`] checkpoints, [`hub`] models by name, [`runtime`] engines and text,
 //! which knows no compiler.
 
+#![warn(clippy::wildcard_enum_match_arm)]
+
 pub mod call;
 pub mod choice;
 mod compile;

@@ -226,9 +226,8 @@ pub(crate) fn write(
         let path = folder.path(&shard.name);
         let sink = Sink::File { path: &path, file: &file, offset: shard.header.len() as u64 };
         let report = |done, _| (*progress.borrow_mut())(base + done, total);
-        quantize::stream(&own, sink, threads, &report).map_err(|error| match error {
-            Error::Write { path, source, .. } => failed(path, source),
-            other => other,
+        quantize::stream(&own, sink, threads, &report).map_err(|error| {
+            if let Error::Write { path, source, .. } = error { failed(path, source) } else { error }
         })?;
         base += own.iter().map(|m| (m.n * m.from.row_bytes(m.k)) as u64).sum::<u64>();
     }

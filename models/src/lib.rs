@@ -25,6 +25,7 @@
 //! Invariant: nothing read from a file is trusted. A malformed file is an [`Error`] of one line, never a panic.
 
 #![deny(unsafe_code)]
+#![warn(clippy::wildcard_enum_match_arm)]
 
 pub mod checkpoint;
 pub mod config;

@@ -122,10 +122,7 @@ fn is_absurd(t: &lapidary_ir::TensorType) -> bool {
 
 /// Whether a cast from this type to `to` loses nothing, so that loads can do it.
 pub(crate) fn widens(from: &Type, to: DType) -> bool {
-    match from {
-        Type::Tensor(t) => t.dtype.is_float() && t.dtype != to && to == DType::F32,
-        _ => false,
-    }
+    from.tensor().is_some_and(|t| t.dtype.is_float() && t.dtype != to && to == DType::F32)
 }
 
 /// The node with its operands' types, `mul f32[T,4] i32[]`.

@@ -20,6 +20,7 @@
 //! | [`mod@what_if`] | what another machine would change |
 
 #![forbid(unsafe_code)]
+#![warn(clippy::wildcard_enum_match_arm)]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

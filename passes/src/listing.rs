@@ -6,6 +6,7 @@
 use std::fmt::Write;
 
 use egg::{Id, Language};
+use lapidary_ir::Op;
 
 use crate::range::Range;
 use crate::{CostModel, Saturated};
@@ -43,15 +44,12 @@ pub fn classes(saturated: &Saturated, model: &CostModel) -> Vec<ListedClass> {
         let mut nodes: Vec<_> = graph[id].nodes.iter().collect();
         nodes.sort_unstable();
         let data = &graph[id].data;
-        let node = |op: &&lapidary_ir::Op| ListedNode {
-            op: match op {
-                lapidary_ir::Op::Input(input) => saturated
-                    .source
-                    .inputs
-                    .get(input.0 as usize)
-                    .map_or_else(|| op.to_string(), |i| format!("%{}", i.name)),
-                _ => op.to_string(),
-            },
+        let named = |op: &Op| {
+            let Op::Input(input) = op else { return None };
+            saturated.source.inputs.get(input.0 as usize).map(|i| format!("%{}", i.name))
+        };
+        let node = |op: &&Op| ListedNode {
+            op: named(op).unwrap_or_else(|| op.to_string()),
             operands: op.children().iter().map(|&c| usize::from(graph.find(c))).collect(),
             nanoseconds: model.price(graph, id, op),
         };

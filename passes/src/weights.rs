@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use egg::Language;
 use lapidary_ir::function::Builder;
-use lapidary_ir::{Extent, Function, Id, InputKind, Op, TensorType, Type};
+use lapidary_ir::{Extent, Function, Id, InputKind, Op, TensorType};
 
 /// Bytes of terms that are never too many: else there are at most as many as of weights.
 const LEAST_BYTES: usize = 1 << 20;
@@ -44,23 +44,24 @@ enum Made {
 pub fn split(function: &Function) -> Result<Option<Split>, lapidary_ir::Error> {
     let types = function.types()?;
     let nodes = function.body.as_ref();
-    let tensor = |at: usize| match &types[at] {
-        Type::Tensor(t) => Some(t),
-        _ => None,
-    };
+    let tensor = |at: usize| types[at].tensor();
     let fixed = |at: usize| tensor(at).is_none_or(|t| t.shape.iter().all(|d| d.fixed().is_some()));
     let mut made: Vec<Made> = Vec::with_capacity(nodes.len());
     for (at, op) in nodes.iter().enumerate() {
         let operands = op.children().iter().map(|c| made[usize::from(*c)]);
-        let of = match op {
-            Op::Input(id) => match &function.inputs[id.0 as usize] {
-                input if input.kind == InputKind::Weight && !input.ty.dtype.is_quantised() => Made::Weights,
-                _ => Made::Call,
-            },
-            _ if !fixed(at) || operands.clone().any(|m| m == Made::Call) => Made::Call,
-            _ if op.is_fused() && tensor(at).is_none() => Made::Call,
-            _ if operands.clone().any(|m| m == Made::Weights) => Made::Weights,
-            _ => Made::Constants,
+        let of = if let Op::Input(id) = op {
+            let input = &function.inputs[id.0 as usize];
+            let is_plain = input.kind == InputKind::Weight && !input.ty.dtype.is_quantised();
+            if is_plain { Made::Weights } else { Made::Call }
+        } else if !fixed(at)
+            || operands.clone().any(|m| m == Made::Call)
+            || op.is_fused() && tensor(at).is_none()
+        {
+            Made::Call
+        } else if operands.clone().any(|m| m == Made::Weights) {
+            Made::Weights
+        } else {
+            Made::Constants
         };
         made.push(of);
     }
@@ -134,10 +135,11 @@ fn is_read(function: &Function, input: usize, replaced: &HashMap<Id, String>) ->
         if replaced.contains_key(&id) || std::mem::replace(&mut seen[usize::from(id)], true) {
             continue;
         }
-        match &function.body[id] {
-            Op::Input(i) if i.0 as usize == input => return true,
-            op => open.extend_from_slice(op.children()),
+        let op = &function.body[id];
+        if matches!(op, Op::Input(i) if i.0 as usize == input) {
+            return true;
         }
+        open.extend_from_slice(op.children());
     }
     false
 }
@@ -165,19 +167,16 @@ impl<'a> Copied<'a> {
             return place;
         }
         let op = self.function.body[id].clone();
-        let place = match op {
-            Op::Input(input) => {
-                let name = &self.function.inputs[input.0 as usize].name;
-                let declared = self.builder.function().inputs.iter().position(|i| i.name == *name);
-                match declared {
-                    Some(at) => self.builder.add(Op::Input(lapidary_ir::InputId(at as u32))),
-                    None => self.input(input.0 as usize),
-                }
+        let place = if let Op::Input(input) = op {
+            let name = &self.function.inputs[input.0 as usize].name;
+            let declared = self.builder.function().inputs.iter().position(|i| i.name == *name);
+            match declared {
+                Some(at) => self.builder.add(Op::Input(lapidary_ir::InputId(at as u32))),
+                None => self.input(input.0 as usize),
             }
-            op => {
-                let op = op.map_children(|c| self.node(c));
-                self.builder.add(op)
-            }
+        } else {
+            let op = op.map_children(|c| self.node(c));
+            self.builder.add(op)
         };
         self.places.insert(id, place);
         place

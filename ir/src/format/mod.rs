@@ -274,7 +274,10 @@ impl Format {
                 let at = self.plane_at(scale.plane, k) + block * self.planes[scale.plane] + scale.byte;
                 let bytes = match scale.dtype {
                     DType::BF16 => half::bf16::from_f32(next()).to_le_bytes(),
-                    _ => half::f16::from_f32(next()).to_le_bytes(),
+                    DType::F16 => half::f16::from_f32(next()).to_le_bytes(),
+                    DType::F32 | DType::I32 | DType::Bool | DType::Block(_) => {
+                        unreachable!("{}: scales have 16 bits", self.name)
+                    }
                 };
                 row[at..at + 2].copy_from_slice(&bytes);
             }

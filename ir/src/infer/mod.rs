@@ -52,6 +52,10 @@ impl Operands<'_> {
     }
 
     /// Of operators that are not elementwise by their row.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "elementwise operators are told by their rows of the table"
+    )]
     fn infer_own(&self, op: &Op, inputs: &[Input]) -> Inferred {
         match op {
             Op::Num(_) => tensor(DType::F32, vec![]),
@@ -219,22 +223,22 @@ impl Operands<'_> {
                 }
                 let mut shape = table.shape;
                 shape.0[0] = ids.shape[0];
-                match op {
-                    Op::Embedding([_, _, scale]) => {
-                        self.number("scale", *scale)?;
-                        if !table.dtype.is_float() {
-                            return Err(format!("table: expected floats, found {}", table.dtype));
-                        }
-                        tensor(DType::F32, shape)
-                    }
-                    _ => tensor(table.dtype, shape),
+                let Op::Embedding([_, _, scale]) = op else { return tensor(table.dtype, shape) };
+                self.number("scale", *scale)?;
+                if !table.dtype.is_float() {
+                    return Err(format!("table: expected floats, found {}", table.dtype));
                 }
+                tensor(DType::F32, shape)
             }
             Op::Iota([shape, dtype]) => {
                 let shape = self.dims("shape", *shape)?;
-                match (self.leaf)(*dtype) {
-                    Op::DType(d @ (DType::I32 | DType::F32)) if shape.len() == 1 => tensor(d, shape),
-                    other => Err(format!("expected one axis and i32 or f32, found {shape} and {other}")),
+                let op = (self.leaf)(*dtype);
+                if let Op::DType(d @ (DType::I32 | DType::F32)) = op
+                    && shape.len() == 1
+                {
+                    tensor(d, shape)
+                } else {
+                    Err(format!("expected one axis and i32 or f32, found {shape} and {op}"))
                 }
             }
             Op::Append([cache, rows]) => {
@@ -278,12 +282,11 @@ impl Operands<'_> {
             }
             Op::Output([index, tuple]) => {
                 let index = self.int("index", *index)?;
-                match (self.ty)(*tuple) {
-                    Type::Tuple(types) => match usize::try_from(index).ok().and_then(|i| types.get(i)) {
-                        Some(t) => Ok(Type::Tensor(t.clone())),
-                        None => Err(format!("index {index} of a tuple of {}", types.len())),
-                    },
-                    other => Err(format!("expected a tuple, found {other}")),
+                let ty = (self.ty)(*tuple);
+                let Type::Tuple(types) = ty else { return Err(format!("expected a tuple, found {ty}")) };
+                match usize::try_from(index).ok().and_then(|i| types.get(i)) {
+                    Some(t) => Ok(Type::Tensor(t.clone())),
+                    None => Err(format!("index {index} of a tuple of {}", types.len())),
                 }
             }
             Op::Store | Op::Gate => Ok(Type::Epilogue),

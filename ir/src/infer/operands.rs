@@ -47,39 +47,31 @@ impl Operands<'_> {
     }
 
     pub(super) fn tensor(&self, what: &str, id: Id) -> Result<TensorType, String> {
-        match (self.ty)(id) {
-            Type::Tensor(t) => Ok(t),
-            other => Err(format!("{what}: expected a tensor, found {other}")),
-        }
+        let ty = (self.ty)(id);
+        if let Type::Tensor(t) = ty { Ok(t) } else { Err(format!("{what}: expected a tensor, found {ty}")) }
     }
 
     pub(super) fn number(&self, what: &str, id: Id) -> Result<f32, String> {
-        match (self.leaf)(id) {
-            Op::Num(n) => Ok(n.value()),
-            other => Err(format!("{what}: expected a number, found {other}")),
-        }
+        let op = (self.leaf)(id);
+        op.number().ok_or_else(|| format!("{what}: expected a number, found {op}"))
     }
 
     pub(super) fn optional_number(&self, what: &str, id: Id) -> Result<Option<f32>, String> {
-        match (self.leaf)(id) {
-            Op::None => Ok(None),
-            Op::Num(n) => Ok(Some(n.value())),
-            other => Err(format!("{what}: expected a number or none, found {other}")),
+        let op = (self.leaf)(id);
+        match op.number() {
+            None if op != Op::None => Err(format!("{what}: expected a number or none, found {op}")),
+            number => Ok(number),
         }
     }
 
     pub(super) fn int(&self, what: &str, id: Id) -> Result<i64, String> {
-        match (self.leaf)(id) {
-            Op::Int(n) => Ok(n),
-            other => Err(format!("{what}: expected an integer, found {other}")),
-        }
+        let op = (self.leaf)(id);
+        op.integer().ok_or_else(|| format!("{what}: expected an integer, found {op}"))
     }
 
     pub(super) fn dims(&self, what: &str, id: Id) -> Result<Dims, String> {
-        match (self.leaf)(id) {
-            Op::Dims(d) => Ok(d),
-            other => Err(format!("{what}: expected a list of dims, found {other}")),
-        }
+        let op = (self.leaf)(id);
+        if let Op::Dims(d) = op { Ok(d) } else { Err(format!("{what}: expected a list of dims, found {op}")) }
     }
 
     pub(super) fn axis(&self, id: Id, rank: usize) -> Result<usize, String> {
@@ -91,10 +83,9 @@ impl Operands<'_> {
     }
 
     pub(super) fn mode(&self, id: Id) -> Result<(), String> {
-        match (self.leaf)(id) {
-            Op::Online | Op::Bounded => Ok(()),
-            other => Err(format!("mode: expected online or bounded, found {other}")),
-        }
+        let op = (self.leaf)(id);
+        let is_mode = matches!(op, Op::Online | Op::Bounded);
+        if is_mode { Ok(()) } else { Err(format!("mode: expected online or bounded, found {op}")) }
     }
 
     pub(super) fn norm(&self, x: Id, w: Id, eps: Id) -> Result<TensorType, String> {
@@ -109,7 +100,9 @@ impl Operands<'_> {
     pub(super) fn linear(&self, x: Id, weights: Id, epilogue: Id) -> Inferred {
         let x = match (self.ty)(x) {
             Type::Tensor(t) | Type::Prologue(t) => t,
-            other => return Err(format!("x: expected a tensor or a prologue, found {other}")),
+            other @ (Type::Tuple(_) | Type::Weights(_) | Type::Epilogue | Type::Attribute) => {
+                return Err(format!("x: expected a tensor or a prologue, found {other}"));
+            }
         };
         expect_dtype("x", &x, DType::F32)?;
         let Type::Weights(weights) = (self.ty)(weights) else { return Err("expected weights".into()) };
@@ -149,10 +142,8 @@ impl Operands<'_> {
         before: Option<&[TensorType]>,
     ) -> Result<(Program, Vec<Type>), String> {
         let Some((&program, rest)) = operands.split_first() else { return Err("expected a program".into()) };
-        let program = match (self.leaf)(program) {
-            Op::Program(program) => program,
-            other => return Err(format!("expected a program, found {other}")),
-        };
+        let op = (self.leaf)(program);
+        let Op::Program(program) = op else { return Err(format!("expected a program, found {op}")) };
         let rest = rest.iter().map(|&id| self.tensor("operand", id)).collect::<Result<Vec<_>, _>>()?;
         let types = match before {
             Some(before) => program.types(&[before, &rest[..]].concat())?,
@@ -184,10 +175,12 @@ impl Operands<'_> {
         if r < 2 || pos != TensorType::new(DType::I32, vec![scores.shape[r - 2]]) {
             return Err(format!("expected scores (.., T, S) and pos i32 (T), found {scores} and {pos}"));
         }
-        match (self.leaf)(window) {
-            Op::None => Ok(()),
-            Op::Int(w) if w > 0 => Ok(()),
-            other => Err(format!("window: expected a positive integer or none, found {other}")),
+        let op = (self.leaf)(window);
+        let is_window = op == Op::None || op.integer().is_some_and(|w| w > 0);
+        if is_window {
+            Ok(())
+        } else {
+            Err(format!("window: expected a positive integer or none, found {op}"))
         }
     }
 }

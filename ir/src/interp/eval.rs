@@ -167,10 +167,11 @@ impl Call<'_> {
                 normed
             }
             Op::Linear(_) => return self.linear_of(op),
-            Op::Output([index, tuple]) => match &self.values[usize::from(*tuple)] {
-                Value::Tuple(parts) => parts[self.int(*index) as usize].clone(),
-                other => unreachable!("a tuple was inferred, not {other:?}"),
-            },
+            Op::Output([index, tuple]) => {
+                let value = &self.values[usize::from(*tuple)];
+                let Value::Tuple(parts) = value else { unreachable!("a tuple was inferred, not {value:?}") };
+                parts[self.int(*index) as usize].clone()
+            }
 
             Op::Softcap([cap, x]) => {
                 let cap = self.num(*cap);

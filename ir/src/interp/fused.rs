@@ -35,6 +35,10 @@ impl Call<'_> {
     }
 
     /// A linear of one output or several.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "an epilogue was inferred: it stores, if it is none of these"
+    )]
     pub(super) fn linear_of(&self, op: &Op) -> Result<Value, Error> {
         let Op::Linear([x, weights, epilogue]) = op else { unreachable!("only linears give tuples") };
         let Op::Weights(weights) = self.op(*weights) else { unreachable!("weights were inferred") };

@@ -55,7 +55,7 @@ pub fn evaluate(
         .iter()
         .map(|(name, id)| match &values[usize::from(*id)] {
             Value::Tensor(t) => Ok(t.clone()),
-            _ => Err(fail(function, format!("output `{name}` is no tensor"))),
+            Value::None | Value::Tuple(_) => Err(fail(function, format!("output `{name}` is no tensor"))),
         })
         .collect()
 }
@@ -93,9 +93,10 @@ pub fn evaluate_all(
             fail(function, format!("{}: {e}", crate::text::statement(function, Id::from(at))))
         })?;
         let call = Call { function, values: &values, extent, precision };
-        let value = match op {
-            Op::Input(id) => Value::Tensor(inputs[id.0 as usize].clone()),
-            _ => call.eval(op, &types[at])?,
+        let value = if let Op::Input(id) = op {
+            Value::Tensor(inputs[id.0 as usize].clone())
+        } else {
+            call.eval(op, &types[at])?
         };
         values.push(value);
     }
@@ -174,10 +175,9 @@ impl Call<'_> {
     }
 
     fn tensor(&self, id: Id) -> &Tensor {
-        match &self.values[usize::from(id)] {
-            Value::Tensor(t) => t,
-            other => unreachable!("a tensor was inferred, not {other:?}"),
-        }
+        let value = &self.values[usize::from(id)];
+        let Value::Tensor(t) = value else { unreachable!("a tensor was inferred, not {value:?}") };
+        t
     }
 
     fn op(&self, id: Id) -> &Op {
@@ -185,10 +185,8 @@ impl Call<'_> {
     }
 
     fn num(&self, id: Id) -> f64 {
-        match self.op(id) {
-            Op::Num(n) => n.value().into(),
-            other => unreachable!("a number was inferred, not {other}"),
-        }
+        let op = self.op(id);
+        op.number().unwrap_or_else(|| unreachable!("a number was inferred, not {op}")).into()
     }
 
     fn optional(&self, id: Id) -> Option<f64> {
@@ -196,10 +194,8 @@ impl Call<'_> {
     }
 
     fn int(&self, id: Id) -> i64 {
-        match self.op(id) {
-            Op::Int(n) => *n,
-            other => unreachable!("an integer was inferred, not {other}"),
-        }
+        let op = self.op(id);
+        op.integer().unwrap_or_else(|| unreachable!("an integer was inferred, not {op}"))
     }
 
     fn window(&self, id: Id) -> Option<i64> {
@@ -207,10 +203,9 @@ impl Call<'_> {
     }
 
     fn dims(&self, id: Id) -> Vec<usize> {
-        match self.op(id) {
-            Op::Dims(d) => d.iter().map(|d| d.at(self.extent)).collect(),
-            other => unreachable!("dims were inferred, not {other}"),
-        }
+        let op = self.op(id);
+        let Op::Dims(d) = op else { unreachable!("dims were inferred, not {op}") };
+        d.iter().map(|d| d.at(self.extent)).collect()
     }
 
     fn shape(&self, ty: &TensorType) -> Vec<usize> {

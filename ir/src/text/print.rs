@@ -83,22 +83,22 @@ impl<'a> Printer<'a> {
         let Some(op) = self.function.body.as_ref().get(usize::from(id)) else {
             return format!("<node {id}>");
         };
-        match op {
-            Op::Input(input) => match self.function.inputs.get(input.0 as usize) {
+        if let Op::Input(input) = op {
+            return match self.function.inputs.get(input.0 as usize) {
                 Some(declared) => format!("%{}", declared.name),
                 None => input.to_string(),
-            },
-            _ if op.is_leaf() && !matches!(op, Op::Weights(_) | Op::Then(_) | Op::Map(_)) => op.to_string(),
-            _ => {
-                let mut text = format!("({op}");
-                for &child in op.children() {
-                    text.push(' ');
-                    text.push_str(&self.operand(child));
-                }
-                text.push(')');
-                text
-            }
+            };
         }
+        if op.is_leaf() && !matches!(op, Op::Weights(_) | Op::Then(_) | Op::Map(_)) {
+            return op.to_string();
+        }
+        let mut text = format!("({op}");
+        for &child in op.children() {
+            text.push(' ');
+            text.push_str(&self.operand(child));
+        }
+        text.push(')');
+        text
     }
 
     fn statement(&self, id: Id) -> String {

@@ -5,7 +5,7 @@
 
 use lapidary_codegen::callable::{operand, without_rings};
 use lapidary_codegen::compile::FunctionReport;
-use lapidary_ir::{Extent, Function, InputKind, TensorType, Type};
+use lapidary_ir::{Extent, Function, InputKind, TensorType};
 use lapidary_runtime::callable::tensors::Named;
 use lapidary_runtime::program::{Counts, Role, Signature};
 
@@ -72,12 +72,11 @@ impl Placed {
     pub fn outputs(function: &Function) -> Result<Vec<(String, TensorType, Option<usize>)>> {
         let types = function.types().map_err(|e| Error::Graph(e.to_string()))?;
         let is_cache = |kind: &InputKind| matches!(kind, InputKind::Cache { .. });
-        let output = |(name, id): &(String, _)| match &types[usize::from(*id)] {
-            Type::Tensor(ty) => {
-                let cache = function.inputs.iter().position(|i| is_cache(&i.kind) && i.name == *name);
-                Ok((name.clone(), ty.clone(), cache))
-            }
-            _ => Err(Error::Graph(format!("function `{}`: output `{name}` is no tensor", function.name))),
+        let output = |(name, id): &(String, _)| {
+            let none = || Error::Graph(format!("function `{}`: output `{name}` is no tensor", function.name));
+            let ty = types[usize::from(*id)].tensor().ok_or_else(none)?;
+            let cache = function.inputs.iter().position(|i| is_cache(&i.kind) && i.name == *name);
+            Ok((name.clone(), ty.clone(), cache))
         };
         function.outputs.iter().map(output).collect()
     }

@@ -189,12 +189,10 @@ impl Wanted<'_> {
         output.file().set_len(needed).map_err(failed)?;
         cache.make_room(output.temporary(), needed).map_err(Failure::Cache)?;
         let sink = Sink::File { path: &path, file: output.file(), offset: start as u64 };
-        quantize::stream(self.matrices, sink, self.options.threads, progress).map_err(
-            |error| match error {
-                Error::Write { .. } => Failure::Cache(error),
-                _ => Failure::Model(error),
-            },
-        )?;
+        let of = |error| {
+            if matches!(error, Error::Write { .. }) { Failure::Cache(error) } else { Failure::Model(error) }
+        };
+        quantize::stream(self.matrices, sink, self.options.threads, progress).map_err(of)?;
         let map = Map::new(&path, output.file()).map_err(failed)?;
         map.advise_huge();
         let body = digest_of(&map[start..], self.options.threads);

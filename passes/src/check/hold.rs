@@ -87,10 +87,7 @@ pub fn differences(saturated: &Saturated, rule: &Rule, seed: u64) -> Result<bool
         .body
         .as_ref()
         .iter()
-        .filter_map(|op| match op {
-            Op::Argmax([x, _]) => Some(*x),
-            _ => None,
-        })
+        .filter_map(|op| if let Op::Argmax([x, _]) = op { Some(*x) } else { None })
         .collect();
     let mut has_value = false;
     for extent in EXTENTS {

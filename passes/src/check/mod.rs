@@ -259,7 +259,7 @@ fn find(
                 }
             }
             Checked::Silent => {}
-            checked => return Some((function, checked)),
+            checked @ (Checked::Agrees { .. } | Checked::Fails(_)) => return Some((function, checked)),
         }
     }
     None
@@ -293,10 +293,7 @@ fn check_function(rules: &RuleSet, rule: &Rule, function: &Function, seed: u64) 
     let saturated = match alone(rules, rule, function) {
         Ok(saturated) => saturated,
         Err(error) => {
-            let reason = match error {
-                Error::Unsound { reason, .. } => reason,
-                other => other.to_string(),
-            };
+            let reason = if let Error::Unsound { reason, .. } = error { reason } else { error.to_string() };
             return Checked::Fails(Counter { fault: Fault::Types, reason: format!("typed merge: {reason}") });
         }
     };

@@ -136,15 +136,13 @@ pub fn draw(function: &Function, extent: Extent, seed: u64, values: Values) -> V
 /// Rows of the table that an input indexes, if it does.
 fn table_rows(function: &Function, ids: InputId) -> Option<usize> {
     let body = function.body.as_ref();
-    let table = body.iter().find_map(|op| match op {
-        Op::Gather([table, by]) | Op::Embedding([table, by, _]) if function.body[*by] == Op::Input(ids) => {
-            Some(*table)
-        }
-        _ => None,
+    let table = body.iter().find_map(|op| {
+        let (Op::Gather([table, by]) | Op::Embedding([table, by, _])) = op else { return None };
+        (function.body[*by] == Op::Input(ids)).then_some(*table)
     });
-    let declared = table.and_then(|t| match function.body[t] {
-        Op::Input(id) => function.inputs.get(id.0 as usize),
-        _ => None,
+    let declared = table.and_then(|t| {
+        let Op::Input(id) = function.body[t] else { return None };
+        function.inputs.get(id.0 as usize)
     });
     table?;
     declared.and_then(|i| i.ty.shape.first()?.fixed()).or(Some(10))

@@ -89,9 +89,9 @@ impl Edges {
                 for m in by.pattern.search(graph) {
                     for subst in &m.substs {
                         let Ok(subst) = prepared.judge(graph, subst, by) else { continue };
-                        let also = by.when.iter().filter_map(|&at| match &when[at] {
-                            Predicate::Matches { var, further } => Some((*var, further.spellings())),
-                            _ => None,
+                        let also = by.when.iter().filter_map(|&at| {
+                            let Predicate::Matches { var, further } = &when[at] else { return None };
+                            Some((*var, further.spellings()))
                         });
                         let also: Option<Vec<_>> = also
                             .map(|(var, spellings)| Some((var, spelling(graph, var, spellings, &subst)?)))

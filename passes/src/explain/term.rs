@@ -76,10 +76,8 @@ impl Term {
 
     /// The inputs that the term reads, by index.
     pub(super) fn inputs(&self) -> Vec<usize> {
-        let input = |at: usize| match self.cells[at].node {
-            Op::Input(id) => Some(id.0 as usize),
-            _ => None,
-        };
+        let input =
+            |at: usize| if let Op::Input(id) = self.cells[at].node { Some(id.0 as usize) } else { None };
         let found: BTreeSet<usize> = self.live().into_iter().filter_map(input).collect();
         found.into_iter().collect()
     }
@@ -114,13 +112,12 @@ impl Term {
             return id;
         }
         let cell = &self.cells[at];
-        let id = match &cell.node {
-            Op::Input(id) => placement.inputs[id],
-            node => {
-                let ids: Vec<Id> = cell.operands.iter().map(|&o| self.build(o, builder, placement)).collect();
-                let mut ids = ids.into_iter();
-                builder.add(node.clone().map_children(|c| ids.next().unwrap_or(c)))
-            }
+        let id = if let Op::Input(id) = &cell.node {
+            placement.inputs[id]
+        } else {
+            let ids: Vec<Id> = cell.operands.iter().map(|&o| self.build(o, builder, placement)).collect();
+            let mut ids = ids.into_iter();
+            builder.add(cell.node.clone().map_children(|c| ids.next().unwrap_or(c)))
         };
         placement.cells.insert(at, id);
         id

@@ -18,6 +18,10 @@ const CONSTANT_DEPTH: usize = 16;
 
 impl CostModel {
     /// Sets what the arithmetic of a node takes.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "what has no rate of its own is done element by element"
+    )]
     pub(crate) fn arithmetic(&self, graph: &Graph, id: Id, node: &Op, work: &mut Work) {
         let m = &self.machine;
         // Of one thread: figures are for all.
@@ -195,10 +199,8 @@ impl CostModel {
 
     /// Rows of x.
     pub(crate) fn rows(&self, data: &Data) -> f64 {
-        match &data.ty {
-            Type::Tensor(t) | Type::Prologue(t) => t.shape.first().map_or(1, |d| d.at(self.extent)) as f64,
-            _ => 1.0,
-        }
+        let first = data.ty.tensor_or_prologue().and_then(|t| t.shape.first());
+        first.map_or(1, |d| d.at(self.extent)) as f64
     }
 }
 
@@ -208,10 +210,7 @@ pub(crate) fn is_folded(graph: &Graph, class: Id, node: &Op) -> bool {
 }
 
 fn fixed(graph: &Graph, class: Id) -> bool {
-    match &graph[class].data.ty {
-        Type::Tensor(t) => t.shape.iter().all(|d| d.fixed().is_some()),
-        _ => false,
-    }
+    graph[class].data.ty.tensor().is_some_and(|t| t.shape.iter().all(|d| d.fixed().is_some()))
 }
 
 fn of_constants(graph: &Graph, node: &Op, depth: usize) -> bool {

@@ -231,10 +231,7 @@ impl Parts<'_> {
             }
             _ if dims.contains(&Dim::Keys) => None,
             _ if dims.contains(&Dim::Rows) => {
-                let name = match t.dtype {
-                    DType::I32 => format!("pos{at}"),
-                    _ => format!("x{at}"),
-                };
+                let name = format!("{}{at}", if t.dtype == DType::I32 { "pos" } else { "x" });
                 Some(self.builder.input(&name, InputKind::Rows, t.dtype, dims))
             }
             _ => {

@@ -1,7 +1,5 @@
 //! Products of two activations: what the two ways to compute them take, and which is taken.
 
-use lapidary_ir::Type;
-
 use super::cost::CostModel;
 use super::machine::Machine;
 use crate::analysis::Data;
@@ -53,9 +51,9 @@ impl Machine {
 impl CostModel {
     /// The product of these operands.
     pub(crate) fn product(&self, result: &Data, a: &Data, b: &Data) -> Product {
-        let axis = |data: &Data, back: usize| match &data.ty {
-            Type::Tensor(t) => t.shape.iter().rev().nth(back).map_or(1, |d| d.at(self.extent)) as f64,
-            _ => 1.0,
+        let axis = |data: &Data, back: usize| {
+            let dim = data.ty.tensor().and_then(|t| t.shape.iter().rev().nth(back));
+            dim.map_or(1, |d| d.at(self.extent)) as f64
         };
         let (rows, columns, inner) = (axis(result, 1), axis(result, 0), axis(a, 0));
         let count = |data: &Data| self.elements(data);

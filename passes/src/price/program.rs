@@ -29,14 +29,11 @@ impl CostModel {
         let mut steps = Steps::default();
         let Ok(types) = program.types(operands) else { return steps };
         let nodes = program.nodes();
-        let length = |at: usize| match &types[at] {
-            Type::Tensor(t) => t.shape.last().map_or(1, |d| d.at(self.extent)).max(1) as f64,
-            _ => 1.0,
+        let length = |at: usize| {
+            let last = types[at].tensor().and_then(|t| t.shape.last());
+            last.map_or(1, |d| d.at(self.extent)).max(1) as f64
         };
-        let elements = |at: usize| match &types[at] {
-            Type::Tensor(t) => t.elements(self.extent) as f64,
-            _ => 0.0,
-        };
+        let elements = |at: usize| types[at].tensor().map_or(0.0, |t| t.elements(self.extent) as f64);
         let root = nodes.len() - 1;
         let rows = elements(root) / length(root);
         // The terms that loops compute: of the result, and of each reduction.
@@ -68,11 +65,8 @@ impl CostModel {
 
     /// What the program of a linear's epilogue does, over the sums of so many weights.
     pub(crate) fn epilogue(&self, graph: &Graph, linear: Id, weights: usize, operands: &[Id]) -> Steps {
-        let sum = match &graph[linear].data.ty {
-            Type::Tensor(t) => t.clone(),
-            _ => return Steps::default(),
-        };
-        self.map_steps(graph, operands, vec![sum; weights])
+        let Some(sum) = graph[linear].data.ty.tensor() else { return Steps::default() };
+        self.map_steps(graph, operands, vec![sum.clone(); weights])
     }
 
     /// What a program does, by the operands of its node, over tensors that come before these.
@@ -95,6 +89,10 @@ impl CostModel {
 }
 
 impl Steps {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "what else a program admits is one operation an element"
+    )]
     fn count(&mut self, op: &Op, times: f64) {
         match op {
             Op::Input(_) | Op::Num(_) | Op::Int(_) | Op::DType(_) => {}

@@ -48,10 +48,7 @@ impl CostModel {
             Type::Tuple(types) => types.iter().map(|t| t.bytes(self.extent) as f64).sum(),
             Type::Weights(_) | Type::Epilogue | Type::Attribute => 0.0,
         };
-        let size = match &data(id).ty {
-            Type::Tensor(t) | Type::Prologue(t) => elements(t),
-            _ => 0.0,
-        };
+        let size = data(id).ty.tensor_or_prologue().map_or(0.0, elements);
         // Operands are activations (in cache) unless they come straight from the checkpoint or a KV cache.
         let mut work = Work { launches: 1.0, cache_bytes: outputs, ..Work::default() };
         let read = |work: &mut Work, id: Id| {
@@ -151,10 +148,8 @@ impl CostModel {
             Op::Matmul([a, b]) => {
                 read(&mut work, *a);
                 read(&mut work, *b);
-                let inner = match &data(*a).ty {
-                    Type::Tensor(t) => t.shape.last().map_or(1, |d| d.at(self.extent)),
-                    _ => 1,
-                };
+                let inner = data(*a).ty.tensor().and_then(|t| t.shape.last());
+                let inner = inner.map_or(1, |d| d.at(self.extent));
                 work.loose_flops = 2.0 * size * inner as f64;
             }
             Op::Concat([a, b, _]) => {
@@ -205,11 +200,7 @@ impl CostModel {
                     products += self.elements(data(w));
                 }
                 work.memory_bytes += weight_bytes;
-                let rows = match &data(*x).ty {
-                    Type::Tensor(t) | Type::Prologue(t) => t.shape.first().map_or(1, |d| d.at(self.extent)),
-                    _ => 1,
-                };
-                work.flops = 2.0 * rows as f64 * products;
+                work.flops = 2.0 * self.rows(data(*x)) * products;
                 match &data(*epilogue).leaf {
                     Some(Op::Store) => {}
                     Some(Op::Then(operands)) => {
@@ -286,26 +277,16 @@ impl CostModel {
 
     /// The length of an axis; 1 of what is no tensor.
     pub(crate) fn axis(&self, data: &Data, axis: usize) -> usize {
-        match &data.ty {
-            Type::Tensor(t) => t.shape.get(axis).map_or(1, |d| d.at(self.extent)),
-            _ => 1,
-        }
+        data.ty.tensor().and_then(|t| t.shape.get(axis)).map_or(1, |d| d.at(self.extent))
     }
 
     pub(crate) fn elements(&self, data: &Data) -> f64 {
-        match &data.ty {
-            Type::Tensor(t) | Type::Prologue(t) => t.elements(self.extent) as f64,
-            _ => 0.0,
-        }
+        data.ty.tensor_or_prologue().map_or(0.0, |t| t.elements(self.extent) as f64)
     }
 
     fn bytes(&self, data: &Data) -> f64 {
-        match &data.ty {
-            Type::Tensor(t) | Type::Prologue(t) => {
-                data.stored.unwrap_or(t.dtype).row_bytes(t.elements(self.extent)) as f64
-            }
-            _ => 0.0,
-        }
+        let bytes = |t: &TensorType| data.stored.unwrap_or(t.dtype).row_bytes(t.elements(self.extent)) as f64;
+        data.ty.tensor_or_prologue().map_or(0.0, bytes)
     }
 
     /// Whether an operand is in cache, and its bytes as stored.

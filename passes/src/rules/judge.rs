@@ -4,7 +4,7 @@
 //! predicate failed and, if asked, the values it saw. May add attributes to the graph; never merges classes.
 
 use egg::{Id, Pattern, Searcher, Subst, Var};
-use lapidary_ir::{Dim, Dims, InputKind, Num, Op, TensorType, Type};
+use lapidary_ir::{Dim, Dims, InputKind, Num, Op, TensorType};
 
 use super::predicate::{Amount, Binding, DTypePattern, DimPattern, Known, Predicate, ShapePattern};
 use crate::analysis::Graph;
@@ -42,10 +42,7 @@ impl<'a> Match<'a> {
     }
 
     fn tensor(&self, var: Var) -> Option<&TensorType> {
-        match &self.graph[self.id(var)?].data.ty {
-            Type::Tensor(t) => Some(t),
-            _ => None,
-        }
+        self.graph[self.id(var)?].data.ty.tensor()
     }
 
     fn leaf(&self, var: Var) -> Option<&Op> {
@@ -203,14 +200,10 @@ impl<'a> Match<'a> {
                 Some(leaf) => format!("{var} is {leaf}"),
                 None => format!("{var} is {}", data.ty),
             };
-            match predicate {
-                Predicate::Range { .. } => {
-                    text.push_str(&format!(" in [{}, {}]", data.range.lo, data.range.hi));
-                }
-                Predicate::SingleUse(_) => {
-                    text.push_str(&format!(", used {} times", self.graph.analysis.users(self.graph, id)));
-                }
-                _ => {}
+            if let Predicate::Range { .. } = predicate {
+                text.push_str(&format!(" in [{}, {}]", data.range.lo, data.range.hi));
+            } else if let Predicate::SingleUse(_) = predicate {
+                text.push_str(&format!(", used {} times", self.graph.analysis.users(self.graph, id)));
             }
             parts.push(text);
         }
@@ -228,11 +221,7 @@ impl<'a> Match<'a> {
 
 impl Known for Match<'_> {
     fn number(&self, var: Var) -> Option<f64> {
-        match self.leaf(var)? {
-            Op::Num(n) => Some(n.value().into()),
-            Op::Int(n) => Some(*n as f64),
-            _ => None,
-        }
+        self.leaf(var)?.value()
     }
 
     fn named(&self, name: &str) -> Option<Dim> {
@@ -246,14 +235,11 @@ impl Known for Match<'_> {
 
 /// An input declared `weight`, as it is or cast.
 fn is_weight(graph: &Graph, class: Id) -> bool {
-    let declared = |op: &Op| match op {
-        Op::Input(id) => {
-            graph.analysis.inputs.get(id.0 as usize).is_some_and(|i| i.kind == InputKind::Weight)
-        }
-        _ => false,
+    let declared = |op: &Op| {
+        let Op::Input(id) = op else { return false };
+        graph.analysis.inputs.get(id.0 as usize).is_some_and(|i| i.kind == InputKind::Weight)
     };
-    graph[class].iter().any(|op| match op {
-        Op::Cast([x, _]) => graph[*x].iter().any(declared),
-        _ => declared(op),
-    })
+    graph[class]
+        .iter()
+        .any(|op| if let Op::Cast([x, _]) = op { graph[*x].iter().any(declared) } else { declared(op) })
 }

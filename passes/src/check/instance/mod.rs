@@ -148,7 +148,7 @@ impl Attempt<'_> {
                     let index = self.add(Op::Int(0))?;
                     self.add(Op::Output([index, root]))?
                 }
-                _ => return None,
+                Type::Prologue(_) | Type::Weights(_) | Type::Epilogue | Type::Attribute => return None,
             });
         }
         for (name, append) in std::mem::take(&mut self.caches) {
@@ -187,10 +187,7 @@ impl Attempt<'_> {
     }
 
     fn tensor(&self, id: Id) -> Option<TensorType> {
-        match &self.types[usize::from(id)] {
-            Type::Tensor(t) | Type::Prologue(t) => Some(t.clone()),
-            _ => None,
-        }
+        self.types[usize::from(id)].tensor_or_prologue().cloned()
     }
 
     fn chance(&mut self, of: usize) -> bool {

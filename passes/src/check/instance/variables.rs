@@ -8,6 +8,10 @@ use crate::rules::Predicate;
 use crate::rules::predicate::{Amount, DTypePattern, DimPattern, Known, ShapePattern};
 
 impl Attempt<'_> {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "other predicates, and those of others, leave the choice free"
+    )]
     pub(super) fn choose(&mut self, var: Var, expected: Option<TensorType>) -> Option<Id> {
         let mut kinds = self.kinds.get(&var).copied().unwrap_or(Kinds::TENSOR);
         for predicate in self.when {
@@ -204,24 +208,18 @@ impl Attempt<'_> {
         const PLAIN: [f32; 8] = [1e-6, 0.125, 0.5, 1.0, 2.0, 3.0, 30.0, -1.5];
         let mut spoken: Vec<f64> = vec![];
         for predicate in self.when {
-            let (a, b) = match predicate {
-                Predicate::Near { a, b, .. } => (a, b),
-                Predicate::Compare { left, right, .. } => (left, right),
-                _ => continue,
+            let (Predicate::Near { a, b, .. } | Predicate::Compare { left: a, right: b, .. }) = predicate
+            else {
+                continue;
             };
             let speaks = |x: &Amount| x.mentions(var);
             if speaks(a) || speaks(b) {
                 // x, f x = b, x f = b, x / f = b: solved for x.
                 let target = if speaks(a) { b.value(self) } else { a.value(self) };
-                let factor = match if speaks(a) { a } else { b } {
-                    Amount::Binary(_, l, r) => {
-                        if speaks(l) {
-                            r.value(self)
-                        } else {
-                            l.value(self)
-                        }
-                    }
-                    _ => Some(1.0),
+                let factor = if let Amount::Binary(_, l, r) = if speaks(a) { a } else { b } {
+                    if speaks(l) { r.value(self) } else { l.value(self) }
+                } else {
+                    Some(1.0)
                 };
                 if let (Some(t), Some(f)) = (target, factor) {
                     spoken.extend([t / f, t * f, t, t - f]);
@@ -250,11 +248,7 @@ impl Attempt<'_> {
 
 impl Known for Attempt<'_> {
     fn number(&self, var: Var) -> Option<f64> {
-        match self.builder.function().body[*self.vars.get(&var)?] {
-            Op::Num(n) => Some(n.value().into()),
-            Op::Int(n) => Some(n as f64),
-            _ => None,
-        }
+        self.builder.function().body[*self.vars.get(&var)?].value()
     }
 
     fn named(&self, name: &str) -> Option<Dim> {

@@ -45,25 +45,17 @@ impl<'a> Call<'a> {
     }
 
     fn int(&self, id: Id) -> Option<i64> {
-        match self.op(id) {
-            Op::Int(n) => Some(*n),
-            _ => None,
-        }
+        self.op(id).integer()
     }
 
     fn scalar(&self, id: Id) -> Option<BigRational> {
-        match self.op(id) {
-            Op::Num(n) => number(n.value().into()),
-            Op::Int(n) => Some(whole(*n)),
-            _ => None,
-        }
+        let op = self.op(id);
+        op.integer().map(whole).or_else(|| number(op.number()?.into()))
     }
 
     fn shape(&self, id: Id) -> Option<Vec<usize>> {
-        match &self.types[usize::from(id)] {
-            Type::Tensor(t) | Type::Prologue(t) => Some(t.shape.iter().map(|d| d.at(self.extent)).collect()),
-            _ => None,
-        }
+        let t = self.types[usize::from(id)].tensor_or_prologue()?;
+        Some(t.shape.iter().map(|d| d.at(self.extent)).collect())
     }
 
     fn map(&mut self, x: Id, f: impl Fn(&BigRational) -> Option<BigRational>) -> Option<Exact> {
@@ -128,6 +120,7 @@ impl<'a> Call<'a> {
                 let x = self.value(*x)?;
                 let (n, inner): (usize, usize) = (x.shape[axis], x.shape[axis + 1..].iter().product());
                 let shape = self.shape(id)?;
+                #[expect(clippy::wildcard_enum_match_arm, reason = "of the arm's operators the sum is left")]
                 let of = |at: usize| {
                     let (outer, rest) = (at / inner, at % inner);
                     let all = (0..n).map(|i| &x.data[(outer * n + i) * inner + rest]);
@@ -209,11 +202,11 @@ impl<'a> Call<'a> {
                 let [w] = ws[..] else { return None };
                 let (x, w) = (self.value(*x)?, self.value(w)?);
                 let (m, n, k) = (x.shape[0], w.shape[0], x.shape[1]);
-                let c = match self.op(*epilogue) {
-                    Op::Store => None,
-                    Op::Cap(c) => Some(self.scalar(*c)?),
-                    _ => return None,
-                };
+                let epilogue = self.op(*epilogue);
+                let c = if let Op::Cap(c) = epilogue { Some(self.scalar(*c)?) } else { None };
+                if c.is_none() && *epilogue != Op::Store {
+                    return None;
+                }
                 let at = |i: usize| {
                     let sum =
                         (0..k).fold(whole(0), |s, j| s + &x.data[i / n * k + j] * &w.data[i % n * k + j]);
@@ -225,12 +218,9 @@ impl<'a> Call<'a> {
                 Some(Exact { shape: vec![m, n], data: (0..m * n).map(at).collect::<Option<_>>()? })
             }
             Op::Scores([q, k, scale, c]) => {
-                let (scale, c) = (self.scalar(*scale)?, self.op(*c).clone());
-                let c = match c {
-                    Op::None => None,
-                    Op::Num(c) => Some(number(c.value().into())?),
-                    _ => return None,
-                };
+                let scale = self.scalar(*scale)?;
+                let c =
+                    if *self.op(*c) == Op::None { None } else { Some(number(self.op(*c).number()?.into())?) };
                 let (q, k) = (self.value(*q)?, self.value(*k)?);
                 let (h, t, d) = (q.shape[0], q.shape[1], q.shape[2]);
                 let (g, s) = (k.shape[0], k.shape[1]);

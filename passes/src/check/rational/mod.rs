@@ -76,12 +76,9 @@ pub fn transcendental(function: &Function, root: Id) -> bool {
     while let Some(id) = open.pop() {
         let op = &body[id];
         // A power of -0.5 is a root, and scores may have a cap.
-        let hidden = match op {
-            Op::Pow([_, p]) => !matches!(&body[*p], Op::Num(n) if n.value().fract() == 0.0),
-            Op::Scores([_, _, _, cap]) => body[*cap] != Op::None,
-            _ => false,
-        };
-        if hidden || op.signature().class.is_irrational() {
+        let root = matches!(op, Op::Pow([_, p]) if body[*p].number().is_none_or(|n| n.fract() != 0.0));
+        let capped = matches!(op, Op::Scores([_, _, _, cap]) if body[*cap] != Op::None);
+        if root || capped || op.signature().class.is_irrational() {
             return true;
         }
         open.extend(op.children().iter().filter(|&&c| seen.insert(c)));

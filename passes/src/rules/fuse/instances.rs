@@ -14,17 +14,14 @@ pub(super) fn instances(graph: &Graph, mode: Mode) -> Vec<Instance> {
     let mut classes: Vec<Id> = graph.classes().map(|c| c.id).collect();
     classes.sort_unstable();
     for node in classes.iter().flat_map(|&class| graph[class].iter()) {
-        let instance = match node {
-            Op::Map(operands) => written_out(graph, operands, None, mode),
-            Op::Linear([x, weights, epilogue]) => match &graph[*epilogue].data.leaf {
-                Some(Op::Then(operands)) if mode == Mode::Epilogues => {
-                    written_out(graph, operands, Some((*x, *weights)), mode)
-                }
-                _ => None,
-            },
-            _ => None,
-        };
-        found.extend(instance);
+        if let Op::Map(operands) = node {
+            found.extend(written_out(graph, operands, None, mode));
+        } else if let Op::Linear([x, weights, epilogue]) = node
+            && let Some(Op::Then(operands)) = &graph[*epilogue].data.leaf
+            && mode == Mode::Epilogues
+        {
+            found.extend(written_out(graph, operands, Some((*x, *weights)), mode));
+        }
     }
     found
 }
@@ -46,10 +43,8 @@ fn written_out(graph: &Graph, operands: &[Id], linear: Option<(Id, Id)>, mode: M
     let mut sums = None;
     if let Some((x, weights)) = linear {
         let x = bind("?x".into(), x);
-        let list = graph[weights].nodes.iter().find_map(|n| match n {
-            Op::Weights(ws) => Some(ws.clone()),
-            _ => None,
-        })?;
+        let of_list = |n: &Op| if let Op::Weights(ws) = n { Some(ws.clone()) } else { None };
+        let list = graph[weights].nodes.iter().find_map(of_list)?;
         let ws: Vec<Term> = list.iter().enumerate().map(|(i, &w)| bind(format!("?w{i}"), w)).collect();
         let of = |list: &[Term], epilogue: Term| {
             let weights = Term::new(&Op::Weights(vec![none; list.len()].into()), list);
@@ -64,13 +59,11 @@ fn written_out(graph: &Graph, operands: &[Id], linear: Option<(Id, Id)>, mode: M
     inputs.extend(rest.iter().cloned());
     let mut terms: Vec<Term> = vec![];
     for op in program.nodes() {
-        terms.push(match op {
-            Op::Input(id) => inputs.get(id.0 as usize)?.clone(),
-            op => {
-                let operands: Vec<Term> =
-                    op.children().iter().map(|&c| terms[usize::from(c)].clone()).collect();
-                Term::new(op, &operands)
-            }
+        terms.push(if let Op::Input(id) = op {
+            inputs.get(id.0 as usize)?.clone()
+        } else {
+            let operands: Vec<Term> = op.children().iter().map(|&c| terms[usize::from(c)].clone()).collect();
+            Term::new(op, &operands)
         });
     }
     let mut list = vec![Term::new(&Op::Program(program.clone()), &[])];

@@ -12,7 +12,7 @@ mod uses;
 use std::collections::{HashMap, HashSet};
 
 use egg::{Id, Language};
-use lapidary_ir::{DType, Op, Program, TensorType, Type};
+use lapidary_ir::{DType, Op, Program, Type};
 
 use super::native::Instance;
 use crate::analysis::Graph;
@@ -109,9 +109,9 @@ impl Fused {
     /// The largest program of a class in a mode.
     fn of(graph: &Graph, uses: &Uses, root: Id, mode: Mode) -> Option<Fused> {
         let node = operator(graph, root, mode == Mode::Rows && reads_operators(graph, uses, root))?;
-        let has_epilogue = |op: &Op| match op {
-            Op::Linear([.., epilogue]) => matches!(graph[*epilogue].data.leaf, Some(Op::Cap(_) | Op::Gate)),
-            _ => false,
+        let has_epilogue = |op: &Op| {
+            let Op::Linear([.., epilogue]) = op else { return false };
+            matches!(graph[*epilogue].data.leaf, Some(Op::Cap(_) | Op::Gate))
         };
         let done = mode == Mode::Epilogues && graph[root].nodes.iter().any(has_epilogue);
         if done || mode != Mode::Rows && Program::reduces(&node) {
@@ -276,37 +276,29 @@ const MOST_SUMS: usize = 2;
 fn linear(graph: &Graph, node: &Op) -> Option<(Id, Id)> {
     let Op::Linear([x, weights, epilogue]) = node else { return None };
     let plain = graph[*epilogue].data.leaf == Some(Op::Store) && matches!(graph[*x].data.ty, Type::Tensor(_));
-    let one = graph[*weights].nodes.iter().find_map(|n| match n {
-        Op::Weights(ws) if ws.len() == 1 => Some(ws[0]),
-        _ => None,
+    let one = graph[*weights].nodes.iter().find_map(|n| {
+        let Op::Weights(ws) = n else { return None };
+        (ws.len() == 1).then(|| ws[0])
     });
     one.filter(|_| plain).map(|w| (graph.find(*x), graph.find(w)))
 }
 
 fn fits(ty: &Type) -> bool {
-    match ty {
-        Type::Tensor(TensorType { dtype, .. }) => matches!(dtype, DType::F32 | DType::I32 | DType::Bool),
-        _ => false,
-    }
+    ty.tensor().is_some_and(|t| matches!(t.dtype, DType::F32 | DType::I32 | DType::Bool))
 }
 
 /// Whether a kernel does to rows what a program could do.
 fn is_of_rows(graph: &Graph, op: &Op) -> bool {
-    match op {
-        Op::RmsNorm(_) => true,
-        Op::Softmax([_, pos, ..]) => graph[*pos].data.leaf == Some(Op::None),
-        _ => false,
-    }
+    let whole = |pos: &Id| graph[*pos].data.leaf == Some(Op::None);
+    matches!(op, Op::RmsNorm(_)) || matches!(op, Op::Softmax([_, pos, ..]) if whole(pos))
 }
 
 /// Whether a class is a norm or a softmax of what operators make, which its own kernel would have to read.
 fn reads_operators(graph: &Graph, uses: &Uses, class: Id) -> bool {
-    graph[class].nodes.iter().any(|op| match op {
-        Op::RmsNorm([x, ..]) | Op::Softmax([x, ..]) if is_of_rows(graph, op) => {
-            let x = graph.find(*x);
-            operator(graph, x, false).is_some() && uses.leads_through(x, class)
-        }
-        _ => false,
+    graph[class].nodes.iter().any(|op| {
+        let (Op::RmsNorm([x, ..]) | Op::Softmax([x, ..])) = op else { return false };
+        let x = graph.find(*x);
+        is_of_rows(graph, op) && operator(graph, x, false).is_some() && uses.leads_through(x, class)
     })
 }
 
@@ -327,13 +319,15 @@ fn operator(graph: &Graph, class: Id, norms: bool) -> Option<Op> {
         let tensors = op.children().iter().filter(|c| graph[**c].data.ty != Type::Attribute);
         let fit = !op.is_leaf() && Program::admits(op) && tensors.clone().all(|c| fits(&graph[*c].data.ty));
         let computes = tensors.clone().any(|c| graph[*c].data.leaf.is_none());
-        let ordinary = match op {
-            Op::Cast(_) => tensors.clone().all(|c| is(graph, *c, DType::I32)) && is(graph, class, DType::F32),
-            _ if Program::reduces(op) => match (&graph[op.children()[1]].data.leaf, &graph[class].data.ty) {
+        let ordinary = if let Op::Cast(_) = op {
+            tensors.clone().all(|c| is(graph, *c, DType::I32)) && is(graph, class, DType::F32)
+        } else if Program::reduces(op) {
+            match (&graph[op.children()[1]].data.leaf, &graph[class].data.ty) {
                 (Some(Op::Int(axis)), Type::Tensor(t)) => axis + 1 == t.rank() as i64,
                 _ => false,
-            },
-            _ => true,
+            }
+        } else {
+            true
         };
         fit && computes && ordinary
     };

@@ -24,11 +24,9 @@ pub(super) fn roots(graph: &Graph) -> Vec<Id> {
     let mut open: Vec<Id> = uses.iter().filter(|(_, user)| user.is_none()).map(|u| graph.find(u.0)).collect();
     let mut live: HashSet<Id> = HashSet::new();
     let is_kernel = |op: &&Op| {
-        let own = match op {
-            Op::Map(_) => true,
-            Op::Linear([.., epilogue]) => matches!(graph[*epilogue].data.leaf, Some(Op::Then(_))),
-            _ => false,
-        };
+        let has_program = |epilogue: &Id| matches!(graph[*epilogue].data.leaf, Some(Op::Then(_)));
+        let own =
+            matches!(op, Op::Map(_)) || matches!(op, Op::Linear([.., epilogue]) if has_program(epilogue));
         op.is_fused() && !op.is_attribute() && !own
     };
     while let Some(class) = open.pop() {
