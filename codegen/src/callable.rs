@@ -85,31 +85,26 @@ fn unsupported(function: &Function, id: Id, reason: &str) -> Error {
 
 /// What is read by ids.
 fn lookups(function: &Function, types: &[Type]) -> Result<Vec<Lookup>, Error> {
-    let dim = |id: Id, axis: usize| match &types[usize::from(id)] {
-        Type::Tensor(t) => t.shape.get(axis).copied(),
-        _ => None,
-    };
+    let dim = |id: Id, axis: usize| types[usize::from(id)].tensor()?.shape.get(axis).copied();
     let mut all = vec![];
     for (at, op) in function.body.as_ref().iter().enumerate() {
-        let (ids, most) = match *op {
-            Op::Gather([table, ids]) | Op::Embedding([table, ids, _]) => (ids, dim(table, 0)),
-            Op::Take([x, ids, axis]) => match function.body[axis] {
-                Op::Int(axis) => (ids, dim(x, axis as usize)),
-                _ => continue,
-            },
-            _ => continue,
+        let (ids, most) = if let Op::Gather([table, ids]) | Op::Embedding([table, ids, _]) = *op {
+            (ids, dim(table, 0))
+        } else if let Op::Take([x, ids, axis]) = *op
+            && let Some(axis) = function.body[axis].integer()
+        {
+            (ids, dim(x, axis as usize))
+        } else {
+            continue;
         };
         let Some(most) = most else { continue };
-        match function.body[ids] {
-            Op::Input(input) => {
-                let by = text::statement(function, at.into());
-                all.push(Lookup { ids: input.0 as usize, entries: length(most), by });
-            }
-            Op::Iota(_) if count_fits(dim(ids, 0), most) => {}
-            _ => {
-                let reason = "expected ids that are an input, which can be checked, found computed ones";
-                return Err(unsupported(function, at.into(), reason));
-            }
+        let counted = matches!(function.body[ids], Op::Iota(_)) && count_fits(dim(ids, 0), most);
+        if let Op::Input(input) = function.body[ids] {
+            let by = text::statement(function, at.into());
+            all.push(Lookup { ids: input.0 as usize, entries: length(most), by });
+        } else if !counted {
+            let reason = "expected ids that are an input, which can be checked, found computed ones";
+            return Err(unsupported(function, at.into(), reason));
         }
     }
     Ok(all)

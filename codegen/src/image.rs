@@ -304,15 +304,12 @@ fn raw_signature(raw: Raw) -> Signature {
 
 /// The piece that a relocation is to: what [`ImageBuilder::define`] named it.
 fn callee(target: &FinalizedRelocTarget, function: &Function) -> Option<u32> {
-    match target {
-        FinalizedRelocTarget::ExternalName(ExternalName::User(name)) => {
-            function.params.user_named_funcs().get(*name).map(|name| name.index)
-        }
-        _ => None,
-    }
+    let FinalizedRelocTarget::ExternalName(ExternalName::User(name)) = target else { return None };
+    function.params.user_named_funcs().get(*name).map(|name| name.index)
 }
 
 /// Writes a call's distance, in bytes from the relocation's place.
+#[expect(clippy::wildcard_enum_match_arm, reason = "Cranelift has many more kinds than calls have")]
 fn patch(code: &mut [u8], at: usize, kind: Reloc, distance: i64) -> Result<(), String> {
     let too_far = || format!("a call over {distance} bytes");
     let word: &mut [u8; 4] = code

@@ -90,9 +90,12 @@ impl Code {
 /// # Errors
 /// [`Error::Memory`] if memory cannot be had or executed.
 pub fn map(image: &CodeImage) -> Result<Code, Error> {
-    let refuse = |error: ModuleError| match error {
-        ModuleError::Allocation { err } => Error::Memory(err),
-        other => Error::Kernel { kernel: "all".into(), reason: other.to_string() },
+    let refuse = |error: ModuleError| {
+        if let ModuleError::Allocation { err } = error {
+            Error::Memory(err)
+        } else {
+            Error::Kernel { kernel: "all".into(), reason: error.to_string() }
+        }
     };
     // An empty function would have no address.
     let bytes = if image.bytes.is_empty() { &[0; CODE_ALIGN][..] } else { &image.bytes };

@@ -21,6 +21,8 @@
 //! | [`call`] | a compiled function called on tensors |
 //! | [`callable`] | a function that is no model's, to be called by itself |
 
+#![warn(clippy::wildcard_enum_match_arm)]
+
 pub mod call;
 pub mod callable;
 pub mod compile;

@@ -135,13 +135,11 @@ fn is_made_anew(context: &Context, inst: Inst) -> bool {
         ValueDef::Result(by, _) => dfg.insts[by].opcode() == Opcode::Iconst,
         ValueDef::Param(..) | ValueDef::Union(..) => false,
     };
-    match dfg.insts[inst].opcode() {
-        Opcode::Iconst | Opcode::F32const | Opcode::F64const | Opcode::Bnot => true,
-        Opcode::Iadd | Opcode::Isub | Opcode::Band | Opcode::Bor | Opcode::Bxor => {
-            dfg.inst_args(inst).iter().any(number)
-        }
-        _ => false,
-    }
+    let opcode = dfg.insts[inst].opcode();
+    let with_number =
+        matches!(opcode, Opcode::Iadd | Opcode::Isub | Opcode::Band | Opcode::Bor | Opcode::Bxor);
+    matches!(opcode, Opcode::Iconst | Opcode::F32const | Opcode::F64const | Opcode::Bnot)
+        || with_number && dfg.inst_args(inst).iter().any(number)
 }
 
 #[test]

@@ -70,6 +70,10 @@ pub enum Elementwise {
 impl Elementwise {
     /// The operator of a node, if it is elementwise; `number` gives a constant operand. Its tensor operands are the
     /// node's last ones, but for a cast, whose only one is its first.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "what is not elementwise has a kernel of another kind"
+    )]
     pub fn of(op: &Op, number: impl Fn(Id) -> f32) -> Option<Elementwise> {
         Some(match op {
             Op::Cast(_) => Elementwise::Copy,

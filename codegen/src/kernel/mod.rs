@@ -273,13 +273,9 @@ impl Kernel {
 
     /// Whether calls leave in scratch what later calls of the same launch take up: x normed or rounded.
     pub fn resumes(&self) -> bool {
-        match &self.body {
-            Body::Linear(linear) => {
-                let rounds = linear.micro.operands == DType::Q8 || linear.micro.has_lanes();
-                !linear.ready && (linear.prologue.is_some() || rounds)
-            }
-            _ => false,
-        }
+        let Body::Linear(linear) = &self.body else { return false };
+        let rounds = linear.micro.operands == DType::Q8 || linear.micro.has_lanes();
+        !linear.ready && (linear.prologue.is_some() || rounds)
     }
 
     /// The axes of `outputs[0]` that tiles count over, outermost first: every axis but the last, those of keys, and any

@@ -105,10 +105,7 @@ struct Form {
 impl Form {
     /// What a microkernel reads.
     fn of(micro: &Microkernel) -> Form {
-        let size = match micro.operands {
-            DType::BF16 => 2,
-            _ => 4,
-        };
+        let size = if micro.operands == DType::BF16 { 2 } else { 4 };
         Form { operands: micro.operands, pitch: size * if micro.has_fours() { 2 } else { 1 } }
     }
 }

@@ -190,10 +190,8 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
         } else {
             let int8 = micro.operands == DType::Q8;
             let int8 = int8.then(|| e.take_scratch(rows * micro::int8_row_bytes(k)));
-            let widened = match micro.emit {
-                Emit::RawDot(_) => weights.iter().any(|w| !micro::raw_reads(w.dtype)),
-                _ => false,
-            };
+            let widened =
+                matches!(micro.emit, Emit::RawDot(_)) && weights.iter().any(|w| !micro::raw_reads(w.dtype));
             let widened = widened.then(|| e.take_scratch(micro.shapes[0].1 * k * 4));
             (Operand::Rows { normed, int8, widened }, rows * micro.block_rows() * 4)
         }

@@ -29,10 +29,10 @@ pub(super) fn dot_rows(weight: &View) -> usize {
 /// Rows of x and weight rows that go together, besides one row of x: see [`Microkernel::dot_shapes`].
 pub(super) fn shapes(micro: &Microkernel, weight: &View) -> &'static [(usize, usize)] {
     let short = matches!(micro.emit, Emit::PairedDot(_)) && !micro::is_long(weight.dtype, fixed(weight, 1));
-    match micro.operands {
-        DType::Q8 if short => &[],
-        operands => micro.dot_shapes(read_as(weight, operands)),
+    if short && micro.operands == DType::Q8 {
+        return &[];
     }
+    micro.dot_shapes(read_as(weight, micro.operands))
 }
 
 /// Dot products of some rows of x, `x_stride` bytes apart, with some weight rows.
@@ -59,9 +59,10 @@ impl Job<'_> {
         let nr = self.linear.micro.block_rows() as i64;
         let n = fixed(&weights[0], 0) as i64;
         let rows = self.rows(e);
-        let (x, x_stride) = match self.x {
-            Operand::Rows { int8: Some(scratch), .. } => (scratch, micro::int8_row_bytes(self.k) as i64),
-            _ => self.plain_rows(e),
+        let (x, x_stride) = if let Operand::Rows { int8: Some(scratch), .. } = self.x {
+            (scratch, micro::int8_row_bytes(self.k) as i64)
+        } else {
+            self.plain_rows(e)
         };
         for (weight, &c) in weights.iter().zip(&self.results) {
             let base = e.base(weight);
@@ -79,10 +80,10 @@ impl Job<'_> {
                 })
                 .collect();
             let block = Block { dtype: weight.dtype, weights, k: self.k, x, x_stride, rows, c };
-            match self.linear.micro.emit {
-                Emit::Dot(emit) => emit(e, &block),
-                _ => unreachable!("dot products alone read rows"),
-            }
+            let Emit::Dot(emit) = self.linear.micro.emit else {
+                unreachable!("dot products alone read rows")
+            };
+            emit(e, &block);
         }
         self.row_epilogue(e, first, width, (nr * 4, 0));
     }

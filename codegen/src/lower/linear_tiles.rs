@@ -236,7 +236,7 @@ impl Job<'_> {
                 e.b.ins().ushr_imm_u(up, 1)
             }
             DType::Q8 => e.b.ins().ushr_imm_u(length, i64::from(BLOCK.trailing_zeros())),
-            _ => length,
+            DType::F32 | DType::F16 | DType::I32 | DType::Bool | DType::Block(_) => length,
         }
     }
 

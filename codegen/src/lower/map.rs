@@ -81,10 +81,8 @@ impl Then {
         });
         let types: Vec<TensorType> = std::iter::repeat_n(result, given).chain(stored).collect();
         let types = program.types(&types).unwrap_or_else(|e| unreachable!("types were inferred: {e}"));
-        let tensor = |ty: Type| match ty {
-            Type::Tensor(t) => t,
-            _ => TensorType::new(DType::F32, vec![]),
-        };
+        let none = || TensorType::new(DType::F32, vec![]);
+        let tensor = |ty: &Type| ty.tensor().cloned().unwrap_or_else(none);
         let views = operands.iter().map(|view| {
             let mut dims = dims.to_vec();
             if let (Some(last), Some(own)) = (dims.last_mut(), view.axes.last()) {
@@ -99,13 +97,14 @@ impl Then {
         });
         Then {
             program: program.clone(),
-            types: types.into_iter().map(tensor).collect(),
+            types: types.iter().map(tensor).collect(),
             given,
             views: views.collect(),
         }
     }
 
     /// Computes what is the same along a row, the one at these indices of the result's outer axes.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "what a program admits and has no arm is elementwise")]
     pub(super) fn row(&self, e: &mut Emitter<'_>, at: &[(usize, Value)]) -> Row {
         let nodes = self.program.nodes();
         let addresses = row_addresses(e, &self.views, at);
@@ -172,16 +171,15 @@ impl Then {
             if !needed[node] || values[node].is_some() {
                 continue;
             }
-            values[node] = Some(match op {
-                Op::Input(id) => match self.stored(id.0) {
+            values[node] = Some(if let Op::Input(id) = op {
+                match self.stored(id.0) {
                     Some(at) => load_along_row(e, &self.views[at], row.addresses[at], i, lanes),
                     None => given[id.0 as usize],
-                },
-                op => {
-                    let operands = self.operands(op);
-                    let x: Vec<Value> = operands.iter().filter_map(|&c| values[usize::from(c)]).collect();
-                    self.apply(e, node, &x, i)
                 }
+            } else {
+                let operands = self.operands(op);
+                let x: Vec<Value> = operands.iter().filter_map(|&c| values[usize::from(c)]).collect();
+                self.apply(e, node, &x, i)
             });
         }
         values[root].unwrap_or_else(|| unreachable!("the root is needed"))
@@ -202,18 +200,11 @@ impl Then {
 
     /// An operator's tensors.
     fn operands<'a>(&self, op: &'a Op) -> &'a [Id] {
-        match op {
-            Op::Cast([x, _]) => std::slice::from_ref(x),
-            Op::Softcap([_, x]) => std::slice::from_ref(x),
-            op => op.children(),
-        }
+        if let Op::Cast([x, _]) | Op::Softcap([_, x]) = op { std::slice::from_ref(x) } else { op.children() }
     }
 
     fn number(&self, id: Id) -> Option<f32> {
-        match self.program.nodes()[usize::from(id)] {
-            Op::Num(n) => Some(n.value()),
-            _ => None,
-        }
+        self.program.nodes()[usize::from(id)].number()
     }
 
     fn apply(&self, e: &mut Emitter<'_>, node: usize, x: &[Value], i: Value) -> Value {
@@ -221,10 +212,8 @@ impl Then {
         let number = |id: Id| self.number(id).unwrap_or_else(|| unreachable!("a number was inferred"));
         let Some(apart) = Elementwise::of(op, number) else { unreachable!("{op} is elementwise") };
         let last = self.operands(op).last().map(|&c| usize::from(c));
-        let power = match op {
-            Op::Pow([_, by]) => self.number(*by).or_else(|| self.immediate(*by)),
-            _ => None,
-        };
+        let power =
+            if let Op::Pow([_, by]) = op { self.number(*by).or_else(|| self.immediate(*by)) } else { None };
         let of = Operands {
             integer: last.is_some_and(|last| self.types[last].dtype == DType::I32),
             to: self.types[node].dtype,
@@ -236,9 +225,6 @@ impl Then {
     /// The number that an operand is, if it lies in no memory.
     fn immediate(&self, id: Id) -> Option<f32> {
         let Op::Input(operand) = self.program.nodes()[usize::from(id)] else { return None };
-        match self.views[self.stored(operand.0)?].base {
-            Base::Number(n) => Some(n),
-            _ => None,
-        }
+        if let Base::Number(n) = self.views[self.stored(operand.0)?].base { Some(n) } else { None }
     }
 }

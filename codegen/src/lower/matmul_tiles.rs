@@ -36,7 +36,9 @@ fn tiles(view: &View, each: usize, capacity: Capacity) -> Tiles {
     let matrices: usize = view.axes[..tail].iter().map(|a| capacity.of(a.dim)).product();
     match view.axes[tail].dim {
         Dim::Rows => Tiles { fixed: matrices as u32, rows: each as u32 },
-        dim => Tiles { fixed: (matrices * capacity.of(dim).div_ceil(each)) as u32, rows: 0 },
+        dim @ (Dim::Fixed(_) | Dim::Keys) => {
+            Tiles { fixed: (matrices * capacity.of(dim).div_ceil(each)) as u32, rows: 0 }
+        }
     }
 }
 

@@ -52,7 +52,7 @@ pub fn packed(rows: Dim, k: usize, capacity: Capacity, micro: &Microkernel) -> V
             let panels = panels.max(few.div_ceil(micro.panel_bytes(BLOCK) * micro.mr));
             [panels, k / BLOCK, micro.panel_bytes(BLOCK) / 4 * micro.mr]
         }
-        _ => [panels, k, micro.mr],
+        DType::F32 | DType::F16 | DType::I32 | DType::Bool | DType::Block(_) => [panels, k, micro.mr],
     };
     let dtype = if micro.operands == DType::BF16 && !micro.has_lanes() { DType::BF16 } else { DType::F32 };
     View::contiguous(Base::Number(0.0), dtype, &dims.map(Dim::Fixed), capacity)
@@ -101,9 +101,10 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, Pack { prologue, micro
             let run = micro.held().map_or(if micro.has_fours() { 4 } else { 2 }, Held::run);
             let k = e.i64(k as i64);
             let read = Read { view: &view, base, rows: (first, end), k, out, panel, run };
-            match micro.operands {
-                DType::Q8 => read.blocks(e),
-                operands => read.floats(e, operands == DType::BF16),
+            if micro.operands == DType::Q8 {
+                read.blocks(e);
+            } else {
+                read.floats(e, micro.operands == DType::BF16);
             }
         };
         if few.is_none() {

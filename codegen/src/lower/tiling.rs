@@ -43,15 +43,12 @@ impl Tiling {
 
     /// The raw code that tiles of these strides call.
     pub(super) fn raw_code(&self) -> Vec<Raw> {
-        match self.micro.emit {
-            Emit::RawTile(_) | Emit::IntegerTile(..) | Emit::ConfiguredTile(_) => {
-                let tiles = (0..self.micro.shapes.len()).map(|i| Raw::Tile(self.tile(i)));
-                let around =
-                    [Raw::Configure, Raw::Release].into_iter().filter(|_| self.micro.is_configured());
-                tiles.chain(around).collect()
-            }
-            _ => vec![],
-        }
+        let (Emit::RawTile(_) | Emit::IntegerTile(..) | Emit::ConfiguredTile(_)) = self.micro.emit else {
+            return vec![];
+        };
+        let tiles = (0..self.micro.shapes.len()).map(|i| Raw::Tile(self.tile(i)));
+        let around = [Raw::Configure, Raw::Release].into_iter().filter(|_| self.micro.is_configured());
+        tiles.chain(around).collect()
     }
 
     /// The most rows of weights and results beyond the last that are touched.
@@ -94,12 +91,12 @@ impl Tiling {
             let at = e.scale(n, self.c_stride as i64);
             let c = e.b.ins().iadd(operands.c, at);
             let TileOperands { x, k, accumulate, .. } = *operands;
-            match self.micro.emit {
-                Emit::RawTile(_) | Emit::IntegerTile(..) | Emit::ConfiguredTile(_) => {
-                    e.call_raw(Raw::Tile(tile), &[x, weights, c, k, accumulate])
-                }
-                Emit::Inline(emit) => emit(e, tile, &TileOperands { weights, c, ..*operands }),
-                _ => unreachable!("tiles alone read panels"),
+            if let Emit::Inline(emit) = self.micro.emit {
+                emit(e, tile, &TileOperands { weights, c, ..*operands });
+            } else if self.micro.is_packed() {
+                e.call_raw(Raw::Tile(tile), &[x, weights, c, k, accumulate]);
+            } else {
+                unreachable!("tiles alone read panels");
             }
             vec![]
         });

@@ -49,7 +49,7 @@ impl Cached for AsmRegisterZmm {
                 a.vpslld(self, self, 16)
             }
             DType::F16 => a.vcvtph2ps(self, ymmword_ptr(at)),
-            _ => a.vmovups(self, zmmword_ptr(at)),
+            DType::F32 | DType::I32 | DType::Bool | DType::Block(_) => a.vmovups(self, zmmword_ptr(at)),
         }
     }
     fn fold(a: &mut CodeAssembler, i: usize) -> Done {
@@ -79,7 +79,7 @@ impl Cached for AsmRegisterYmm {
                 a.vpslld(self, self, 16)
             }
             DType::F16 => a.vcvtph2ps(self, xmmword_ptr(at)),
-            _ => a.vmovups(self, ymmword_ptr(at)),
+            DType::F32 | DType::I32 | DType::Bool | DType::Block(_) => a.vmovups(self, ymmword_ptr(at)),
         }
     }
     fn fold(_: &mut CodeAssembler, _: usize) -> Done {

@@ -39,10 +39,12 @@ impl Dot {
 
     /// Bytes that `n` elements' quants take.
     fn bytes(self, n: usize) -> i32 {
-        match self.dtype {
-            DType::Q8 => n as i32,
-            DType::Q4 => n as i32 / 2,
-            plain => plain.row_bytes(n) as i32,
+        if self.dtype == DType::Q8 {
+            n as i32
+        } else if self.dtype == DType::Q4 {
+            n as i32 / 2
+        } else {
+            self.dtype.row_bytes(n) as i32
         }
     }
 
@@ -154,7 +156,7 @@ pub(super) fn dot_512(dot: Dot) -> Code {
                 Ok(())
             })?;
         }
-        plain => {
+        plain @ (DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Bool | DType::Block(_)) => {
             let (ws, x) = ([zmm0, zmm1, zmm2, zmm3], zmm4);
             dot.walk(a, 32, &mut |a, n| {
                 for (half, k) in (0..n).step_by(16).enumerate() {
@@ -171,7 +173,9 @@ pub(super) fn dot_512(dot: Dot) -> Code {
                                 a.vpslld(w, w, 16)?;
                             }
                             DType::F16 => a.vcvtph2ps(part(w), ymmword_ptr(dot.weight(r, k)))?,
-                            _ => a.vmovups(part(w), zmmword_ptr(dot.weight(r, k)))?,
+                            DType::F32 | DType::I32 | DType::Bool | DType::Block(_) => {
+                                a.vmovups(part(w), zmmword_ptr(dot.weight(r, k)))?;
+                            }
                         }
                     }
                     for t in 0..xs {
@@ -238,7 +242,7 @@ pub(super) fn dot_256(dot: Dot) -> Code {
     let Dot { rows, xs, .. } = dot;
     match dot.dtype {
         DType::Q8 | DType::Q4 => quantised_256(a, dot)?,
-        plain => {
+        plain @ (DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::Bool | DType::Block(_)) => {
             // Two sums a row of x and weight row.
             let sum = |t: usize, r: usize, half: usize| 2 * (t * rows + r) + half;
             for &sum in &YMM[..2 * rows * xs] {
@@ -252,7 +256,9 @@ pub(super) fn dot_256(dot: Dot) -> Code {
                     a.vpslld(w, w, 16)
                 }
                 DType::F16 => a.vcvtph2ps(w, xmmword_ptr(dot.weight(r, k))),
-                _ => a.vmovups(w, ymmword_ptr(dot.weight(r, k))),
+                DType::F32 | DType::I32 | DType::Bool | DType::Block(_) => {
+                    a.vmovups(w, ymmword_ptr(dot.weight(r, k)))
+                }
             };
             let mut tail = 0;
             dot.walk(a, 32, &mut |a, n| {
@@ -282,17 +288,16 @@ pub(super) fn dot_256(dot: Dot) -> Code {
             let after = dot.k % 32 / 8 * 8;
             for k in after..after + tail {
                 for r in 0..rows {
-                    match plain {
-                        DType::F32 => a.vmovss(xmm15, dword_ptr(dot.weight(r, k)))?,
-                        _ => {
-                            a.movzx(gpr32::eax, word_ptr(dot.weight(r, k)))?;
-                            if plain == DType::BF16 {
-                                a.shl(gpr32::eax, 16)?;
-                            }
-                            a.vmovd(xmm15, gpr32::eax)?;
-                            if plain == DType::F16 {
-                                a.vcvtph2ps(xmm15, xmm15)?;
-                            }
+                    if plain == DType::F32 {
+                        a.vmovss(xmm15, dword_ptr(dot.weight(r, k)))?;
+                    } else {
+                        a.movzx(gpr32::eax, word_ptr(dot.weight(r, k)))?;
+                        if plain == DType::BF16 {
+                            a.shl(gpr32::eax, 16)?;
+                        }
+                        a.vmovd(xmm15, gpr32::eax)?;
+                        if plain == DType::F16 {
+                            a.vcvtph2ps(xmm15, xmm15)?;
                         }
                     }
                     for t in 0..xs {

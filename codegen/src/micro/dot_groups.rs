@@ -39,9 +39,12 @@ pub(super) fn dot(dot: Dot, vnni: bool) -> Code {
     }
     let mut products = Products { dot, vnni, constants: Constants::default() };
     dot.walk(a, GROUP * BLOCK, &mut |a, n| {
-        (0..dot.rows).try_for_each(|r| match dot.dtype {
-            DType::Q4 => products.four_bits(a, r, n / BLOCK),
-            _ => products.eight_bits(a, r, n / BLOCK),
+        (0..dot.rows).try_for_each(|r| {
+            if dot.dtype == DType::Q4 {
+                products.four_bits(a, r, n / BLOCK)
+            } else {
+                products.eight_bits(a, r, n / BLOCK)
+            }
         })
     })?;
     store_sums(a, dot)?;

@@ -55,9 +55,10 @@ fn dot_of(dot: Dot, products: Products) -> Code {
     for &sum in &YMM[..DOT_ROWS] {
         a.vpxor(sum, sum, sum)?;
     }
-    match dot.dtype {
-        DType::Q4 => four_bits(a, dot, products)?,
-        _ => eight_bits(a, dot, products)?,
+    if dot.dtype == DType::Q4 {
+        four_bits(a, dot, products)?;
+    } else {
+        eight_bits(a, dot, products)?;
     }
     a.assemble(0)
 }

@@ -27,9 +27,10 @@ impl Mix {
     /// Where elements from `i` of a row lie, and their block's scale as a dword's upper half.
     fn at(self, i: usize) -> (i32, i32) {
         let i = self.column + i;
-        match self.dtype {
-            DType::Q8 => (i as i32, (self.k + i / BLOCK * 2) as i32 - 2),
-            plain => (plain.row_bytes(i) as i32, 0),
+        if self.dtype == DType::Q8 {
+            (i as i32, (self.k + i / BLOCK * 2) as i32 - 2)
+        } else {
+            (self.dtype.row_bytes(i) as i32, 0)
         }
     }
 }

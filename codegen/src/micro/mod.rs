@@ -150,15 +150,15 @@ impl std::fmt::Debug for Microkernel {
 impl Microkernel {
     /// Rows of x and weight rows that dot products take together, the most rows of x first, besides one row of x.
     pub fn dot_shapes(&self, dtype: DType) -> &'static [(usize, usize)] {
-        match self.emit {
-            Emit::RawDot(_) if self.operands == DType::F32 => match self.mr {
+        let is_raw = matches!(self.emit, Emit::RawDot(_));
+        if is_raw && self.operands == DType::F32 {
+            return match self.mr {
                 8 => &[(8, 1), (4, 2), (2, 4)],
                 _ if dtype.is_quantised() => &[],
                 _ => &[(4, 1), (2, 2)],
-            },
-            Emit::RawDot(_) | Emit::PairedDot(_) => &[(4, 1), (2, 2)],
-            _ => &[],
+            };
         }
+        if is_raw || matches!(self.emit, Emit::PairedDot(_)) { &[(4, 1), (2, 2)] } else { &[] }
     }
 
     /// Weight rows of a tile of a linear kernel's tile space.
@@ -195,15 +195,15 @@ impl Microkernel {
         match self.operands {
             DType::Q8 => n / BLOCK * tile_int8::PANEL_BLOCK,
             DType::BF16 => n.div_ceil(2) * 4,
-            _ => n * 4,
+            DType::F32 | DType::F16 | DType::I32 | DType::Bool | DType::Block(_) => n * 4,
         }
     }
 
     /// Bytes that `n` elements of a row of weights take as tiles read them.
     pub fn held_bytes(&self, weights: DType, n: usize) -> usize {
-        match self.emit {
-            Emit::IntegerTile(_, held) => n / BLOCK * held.block_bytes(weights),
-            _ => n * self.operands.bytes(),
+        match self.held() {
+            Some(held) => n / BLOCK * held.block_bytes(weights),
+            None => n * self.operands.bytes(),
         }
     }
 
@@ -251,11 +251,8 @@ impl Microkernel {
     /// The microkernel for calls of up to [`FEW_ROWS`] rows of `k` elements that adds up in this one's order, and so
     /// comes to the same bits, if the CPU has one.
     pub fn of_few_rows(&self, k: usize, features: &Features) -> Option<&'static Microkernel> {
-        let one_by_one = match self.emit {
-            Emit::IntegerTile(..) => true,
-            Emit::RawTile(_) => !self.has_fours(),
-            _ => false,
-        };
+        let one_by_one = matches!(self.emit, Emit::IntegerTile(..))
+            || matches!(self.emit, Emit::RawTile(_)) && !self.has_fours();
         let same = |m: &&Microkernel| {
             one_by_one
                 && m.has_lanes()

@@ -34,11 +34,12 @@ impl Features {
     /// What operands held so are multiplied in: the tile unit or dot products of bf16, dot products of 8-bit integers,
     /// or AVX2's 8-bit products, where the CPU has them for such operands, else f32.
     pub fn unit(&self, operands: DType) -> DType {
-        match operands {
-            DType::BF16 if self.avx512 && (self.amx || self.bf16) => DType::BF16,
-            DType::Q8 if self.avx2 && self.fma && (!self.avx512 || self.vnni) => DType::Q8,
-            _ => DType::F32,
-        }
+        let has = match operands {
+            DType::BF16 => self.avx512 && (self.amx || self.bf16),
+            DType::Q8 => self.avx2 && self.fma && (!self.avx512 || self.vnni),
+            DType::F32 | DType::F16 | DType::I32 | DType::Bool | DType::Block(_) => false,
+        };
+        if has { operands } else { DType::F32 }
     }
 
     /// What products of many rows multiply in; `rounded` says whether they may round their activations, `quantised`
@@ -72,10 +73,11 @@ pub fn flops(features: &Features, unit: DType) -> f64 {
 pub fn assemble(probe: Probe, features: &Features) -> Option<Code> {
     (features.avx2 && features.fma).then(|| match probe {
         Probe::Read => read(features.avx512),
-        Probe::Multiply(unit) => match features.unit(unit) {
-            DType::BF16 if features.amx => amx::multiply(ROUNDS),
-            unit => multiply(features.avx512, unit),
-        },
+        Probe::Multiply(unit) => {
+            let unit = features.unit(unit);
+            let tiles = unit == DType::BF16 && features.amx;
+            if tiles { amx::multiply(ROUNDS) } else { multiply(features.avx512, unit) }
+        }
     })
 }
 
@@ -146,7 +148,9 @@ fn multiply(wide: bool, unit: DType) -> Code {
             match unit {
                 DType::BF16 => a.vdpbf16ps(sum, zmm30, zmm30)?,
                 DType::Q8 => a.evex().vpdpbusd(sum, zmm30, zmm30)?,
-                _ => a.vfmadd231ps(sum, zmm30, zmm30)?,
+                DType::F32 | DType::F16 | DType::I32 | DType::Bool | DType::Block(_) => {
+                    a.vfmadd231ps(sum, zmm30, zmm30)?;
+                }
             }
         }
     } else if unit == DType::Q8 {

@@ -236,8 +236,5 @@ pub const LANE_BLOCK: usize = 4 * size_of::<f32>() + BLOCK;
 
 /// Bytes of a row of x rounded for [`Emit::RawLanes`](super::Emit::RawLanes): to 8 bits, block by block; or to bf16.
 pub fn lane_row_bytes(operands: DType, k: usize) -> usize {
-    match operands {
-        DType::BF16 => operands.row_bytes(k),
-        _ => k / BLOCK * LANE_BLOCK,
-    }
+    if operands == DType::BF16 { operands.row_bytes(k) } else { k / BLOCK * LANE_BLOCK }
 }

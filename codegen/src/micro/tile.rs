@@ -44,10 +44,7 @@ impl Vector for AsmRegisterZmm {
         a.vbroadcastss(self, at)
     }
     fn add_product(self, a: &mut CodeAssembler, w: Self, x: Self, operands: DType) -> Result<(), IcedError> {
-        match operands {
-            DType::BF16 => a.vdpbf16ps(self, w, x),
-            _ => a.vfmadd231ps(self, w, x),
-        }
+        if operands == DType::BF16 { a.vdpbf16ps(self, w, x) } else { a.vfmadd231ps(self, w, x) }
     }
 }
 

@@ -46,7 +46,7 @@ pub(super) fn widen_512(widen: Widen) -> Code {
             a.vcvtph2ps(low, ymmword_ptr(FROM))?;
             a.vcvtph2ps(high, ymmword_ptr(FROM + 32))?;
         }
-        _ => {
+        DType::F32 | DType::I32 | DType::Bool | DType::Block(_) => {
             a.vmovups(low, zmmword_ptr(FROM))?;
             a.vmovups(high, zmmword_ptr(FROM + 64))?;
         }
@@ -85,7 +85,9 @@ pub(super) fn widen_256(widen: Widen) -> Code {
                 a.vpslld(x, x, 16)?;
             }
             DType::F16 => a.vcvtph2ps(x, xmmword_ptr(FROM + i * 16))?,
-            _ => a.vmovups(x, ymmword_ptr(FROM + i * 32))?,
+            DType::F32 | DType::I32 | DType::Bool | DType::Block(_) => {
+                a.vmovups(x, ymmword_ptr(FROM + i * 32))?
+            }
         }
         a.vmovups(ymmword_ptr(TO + i * 32), x)?;
     }

@@ -37,10 +37,8 @@ impl TensorType {
     /// Of a weight as kernels hold it: truth values are I32, rows of blocks their bytes.
     pub fn held(operand: &Operand) -> TensorType {
         let mut shape = operand.shape_at(Counts { rows: 1, keys: 1 });
-        let dtype = match operand.element {
-            Element::Bool => Element::I32.stored(),
-            element => element.stored(),
-        };
+        let held = if operand.element == Element::Bool { Element::I32 } else { operand.element };
+        let dtype = held.stored();
         if let (true, Some(last)) = (operand.element.is_block(), shape.last_mut()) {
             *last = operand.element.bytes(*last);
         }

@@ -143,14 +143,11 @@ impl Integers {
         }
         // Any table of the function: the smallest will do for all.
         let types = source.types().unwrap_or_default();
-        let tables = source.body.as_ref().iter().filter_map(|op| match op {
-            Op::Gather([table, _]) => types.get(usize::from(*table)),
-            _ => None,
+        let tables = source.body.as_ref().iter().filter_map(|op| {
+            let Op::Gather([table, _]) = op else { return None };
+            types.get(usize::from(*table))
         });
-        let rows = tables.filter_map(|t| match t {
-            lapidary_ir::Type::Tensor(t) => t.shape.first().and_then(|d| d.fixed()),
-            _ => None,
-        });
+        let rows = tables.filter_map(|t| t.tensor()?.shape.first()?.fixed());
         Integers::Below(rows.min().unwrap_or(1).max(1))
     }
 }

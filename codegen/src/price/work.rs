@@ -62,7 +62,18 @@ pub fn work(kernel: &Kernel, extent: Capacity) -> Work {
             Work { memory_bytes: elements * 2.0, cache_bytes: cache(&kernel.outputs), flops: elements }
         }
         Body::Append => Work { memory_bytes: 0.0, cache_bytes: 2.0 * cache(&kernel.inputs), flops: 0.0 },
-        _ => {
+        Body::Elementwise(_)
+        | Body::Map(_)
+        | Body::Reduce(_)
+        | Body::RmsNorm { .. }
+        | Body::AddRmsNorm { .. }
+        | Body::Pack(_)
+        | Body::Rope
+        | Body::PackColumns(_)
+        | Body::Product(_)
+        | Body::WindowMask { .. }
+        | Body::Softmax { .. }
+        | Body::MergeAttention { .. } => {
             let memory = weights_of(kernel, extent);
             Work { memory_bytes: memory, cache_bytes: everything - memory, flops: elements }
         }
@@ -74,7 +85,7 @@ pub fn demand(kernel: &Kernel, features: &Features) -> Demand {
     let unit = match features.unit(operands(kernel)) {
         DType::BF16 => Unit::Bf16,
         DType::Q8 => Unit::Int8,
-        _ => Unit::F32,
+        DType::F32 | DType::F16 | DType::I32 | DType::Bool | DType::Block(_) => Unit::F32,
     };
     if let Body::Attention { window, .. } = &kernel.body {
         return Demand { attention: Some(attention(kernel, *window)), unit, ..Demand::default() };
@@ -101,10 +112,12 @@ fn attention(kernel: &Kernel, window: Option<usize>) -> Attention {
 
 /// How a kernel's products hold their operands: f32, bf16 or q8.
 pub fn operands(kernel: &Kernel) -> DType {
-    match &kernel.body {
-        Body::Linear(linear) => linear.micro.operands,
-        Body::Attention { way, .. } => way.operands(),
-        _ => DType::F32,
+    if let Body::Linear(linear) = &kernel.body {
+        linear.micro.operands
+    } else if let Body::Attention { way, .. } = &kernel.body {
+        way.operands()
+    } else {
+        DType::F32
     }
 }
 

@@ -46,14 +46,11 @@ impl Scheduler<'_> {
                 .filter(move |(at, op)| self.live[*at] && op.children().first() == Some(&of))
         };
         let liked = |of: Id| {
-            users(of).find_map(|(at, op)| match op {
-                Op::Transpose([_, p]) if users(Id::from(at)).any(|(_, u)| matches!(u, Op::Reshape(_))) => {
-                    match self.op(*p) {
-                        Op::Dims(d) => d.permutation(),
-                        _ => None,
-                    }
-                }
-                _ => None,
+            users(of).find_map(|(at, op)| {
+                let Op::Transpose([_, p]) = op else { return None };
+                let Op::Dims(order) = self.op(*p) else { return None };
+                let reshaped = users(Id::from(at)).any(|(_, user)| matches!(user, Op::Reshape(_)));
+                if reshaped { order.permutation() } else { None }
             })
         };
         // The same under an axis of length 1 before all others, which stays there.
@@ -64,10 +61,7 @@ impl Scheduler<'_> {
             Some(order[1..].iter().map(|a| a - 1).collect())
         };
         liked(id).or_else(|| {
-            users(id).find_map(|(at, op)| match op {
-                Op::Reshape([_, to]) => batched(at, to),
-                _ => None,
-            })
+            users(id).find_map(|(at, op)| if let Op::Reshape([_, to]) = op { batched(at, to) } else { None })
         })
     }
 }

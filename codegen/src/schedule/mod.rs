@@ -79,17 +79,15 @@ pub fn cache_can_wrap(function: &Function, input: &str) -> bool {
     let mut views: Vec<bool> = vec![false; nodes.len()];
     for (at, op) in nodes.iter().enumerate() {
         let is_view = |x: &Id| views[usize::from(*x)];
-        match op {
-            Op::Append([cache, _]) => views[at] = nodes[usize::from(*cache)] == Op::Input(id),
-            Op::Cast([x, _]) => views[at] = is_view(x),
-            Op::Attention([_, _, _, _, _, _, w, _]) => {
-                let fits = matches!(nodes[usize::from(*w)], Op::Int(w) if w as usize <= window);
-                if op.children().iter().any(is_view) && !fits {
-                    return false;
-                }
+        if let Op::Append([cache, _]) = op {
+            views[at] = nodes[usize::from(*cache)] == Op::Input(id);
+        } else if let Op::Cast([x, _]) = op {
+            views[at] = is_view(x);
+        } else if op.children().iter().any(is_view) {
+            let fits = |w: &Id| nodes[usize::from(*w)].integer().is_some_and(|w| w as usize <= window);
+            if !matches!(op, Op::Attention([_, _, _, _, _, _, w, _]) if fits(w)) {
+                return false;
             }
-            _ if op.children().iter().any(is_view) => return false,
-            _ => {}
         }
     }
     true
@@ -153,10 +151,12 @@ fn live(function: &Function) -> Vec<bool> {
     }
     for at in (0..nodes.len()).rev() {
         if live[at] {
-            let weights = match nodes[at] {
-                Op::RmsNorm(_) | Op::NormPrologue(_) => Some(1),
-                Op::AddRmsNorm(_) => Some(2),
-                _ => None,
+            let weights = if let Op::RmsNorm(_) | Op::NormPrologue(_) = nodes[at] {
+                Some(1)
+            } else if let Op::AddRmsNorm(_) = nodes[at] {
+                Some(2)
+            } else {
+                None
             };
             for (operand, &c) in nodes[at].children().iter().enumerate() {
                 let whole = one_added(function, c).filter(|_| weights == Some(operand));
@@ -169,24 +169,15 @@ fn live(function: &Function) -> Vec<bool> {
 
 /// The weights w of which a norm reads w - 1: its kernel, which would add 1 again, takes them as they are.
 fn one_added(function: &Function, w: Id) -> Option<Id> {
-    let number = |id: Id| match function.body[id] {
-        Op::Num(n) => Some(n.value()),
-        _ => None,
-    };
-    match function.body[w] {
-        Op::Sub([whole, one]) if number(one) == Some(1.0) => Some(whole),
-        _ => None,
-    }
+    let Op::Sub([whole, one]) = function.body[w] else { return None };
+    (function.body[one].number() == Some(1.0)).then_some(whole)
 }
 
 /// Tensors of fixed shape that depend on no input.
 fn constants(function: &Function, types: &[Type]) -> Vec<bool> {
     let mut constant = vec![false; types.len()];
     for (at, op) in function.body.as_ref().iter().enumerate() {
-        let fixed = match &types[at] {
-            Type::Tensor(t) => t.shape.iter().all(|d| d.fixed().is_some()),
-            _ => false,
-        };
+        let fixed = types[at].tensor().is_some_and(|t| t.shape.iter().all(|d| d.fixed().is_some()));
         let operands = op
             .children()
             .iter()
@@ -212,10 +203,9 @@ impl Scheduler<'_> {
     }
 
     fn tensor_type(&self, id: Id) -> (DType, Vec<Dim>) {
-        match &self.types[usize::from(id)] {
-            Type::Tensor(t) | Type::Prologue(t) => (t.dtype, t.shape.0.clone()),
-            other => unreachable!("a tensor was inferred, not {other}"),
-        }
+        let ty = &self.types[usize::from(id)];
+        let t = ty.tensor_or_prologue().unwrap_or_else(|| unreachable!("a tensor was inferred, not {ty}"));
+        (t.dtype, t.shape.0.clone())
     }
 
     /// Declares slots: every input, then the outputs that are no caches.

@@ -299,9 +299,10 @@ impl Scheduler<'_> {
     }
 
     fn linear(&mut self, id: Id, x: Id, weights: Id, epilogue: Id) -> Done {
-        let (mut inputs, prologue) = match &self.values[usize::from(x)] {
-            Value::Prologue { x, w, eps } => (vec![x.clone(), w.clone()], Some(*eps)),
-            _ => (vec![self.wide_rows(x)?], None),
+        let (mut inputs, prologue) = if let Value::Prologue { x, w, eps } = &self.values[usize::from(x)] {
+            (vec![x.clone(), w.clone()], Some(*eps))
+        } else {
+            (vec![self.wide_rows(x)?], None)
         };
         let Op::Weights(list) = self.op(weights).clone() else { unreachable!("weights were inferred") };
         let mut views = vec![];
@@ -309,6 +310,10 @@ impl Scheduler<'_> {
             views.push(self.weight(w)?);
         }
         let mut taken = vec![];
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "an epilogue was inferred: it stores, if none of these"
+        )]
         let epilogue = match self.op(epilogue).clone() {
             Op::Cap(cap) => Epilogue::Softcap(self.number(cap)),
             Op::Gate => Epilogue::Gate,
@@ -341,21 +346,18 @@ impl Scheduler<'_> {
         let body = Body::Linear(kernel);
         inputs.extend(views);
         inputs.extend(taken);
-        match self.types[usize::from(id)].clone() {
-            Type::Tuple(types) => {
-                let outputs: Vec<View> = types
-                    .iter()
-                    .map(|t| self.temporary(t.dtype, &t.shape, &(0..t.rank()).collect::<Vec<_>>()))
-                    .collect();
-                self.push(id, body, inputs, outputs.clone(), tiles);
-                self.values[usize::from(id)] = Value::Tuple(outputs);
-            }
-            _ => {
-                let (dtype, dims) = self.tensor_type(id);
-                let output = self.result(id, dtype, &dims);
-                self.push(id, body, inputs, vec![output.clone()], tiles);
-                self.set(id, output);
-            }
+        if let Type::Tuple(types) = self.types[usize::from(id)].clone() {
+            let outputs: Vec<View> = types
+                .iter()
+                .map(|t| self.temporary(t.dtype, &t.shape, &(0..t.rank()).collect::<Vec<_>>()))
+                .collect();
+            self.push(id, body, inputs, outputs.clone(), tiles);
+            self.values[usize::from(id)] = Value::Tuple(outputs);
+        } else {
+            let (dtype, dims) = self.tensor_type(id);
+            let output = self.result(id, dtype, &dims);
+            self.push(id, body, inputs, vec![output.clone()], tiles);
+            self.set(id, output);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Operands as views: immediates, folded tables, tensors as they lie, and copies of what no kernel reads so.
 
-use lapidary_ir::{DType, Dim, Id, Num, Op, Program, interp};
+use lapidary_ir::{DType, Dim, Id, Op, Program, interp};
 
 use super::{Scheduler, Value};
 use crate::Error;
@@ -26,10 +26,9 @@ impl Scheduler<'_> {
         if self.constant[usize::from(id)] {
             return self.fold(id);
         }
-        match &self.values[usize::from(id)] {
-            Value::Tensor(view) => Ok(view.clone()),
-            other => unreachable!("a tensor was scheduled, not {other:?}"),
-        }
+        let value = &self.values[usize::from(id)];
+        let Value::Tensor(view) = value else { unreachable!("a tensor was scheduled, not {value:?}") };
+        Ok(view.clone())
     }
 
     /// A matrix for a kernel that reads quantised rows too.
@@ -74,10 +73,11 @@ impl Scheduler<'_> {
     pub(super) fn fold(&mut self, id: Id) -> Result<View, Error> {
         let capacity = self.setting.capacity;
         let immediate = |base, dtype| View::contiguous(base, dtype, &[], capacity);
-        match *self.op(id) {
-            Op::Num(n) => return Ok(immediate(Base::Number(n.value()), DType::F32)),
-            Op::Int(n) => return Ok(immediate(Base::Integer(n as i32), DType::I32)),
-            _ => {}
+        if let Some(n) = self.op(id).number() {
+            return Ok(immediate(Base::Number(n), DType::F32));
+        }
+        if let Some(n) = self.op(id).integer() {
+            return Ok(immediate(Base::Integer(n as i32), DType::I32));
         }
         if let Some(view) = self.folded.get(&id) {
             return Ok(view.clone());
@@ -103,31 +103,22 @@ impl Scheduler<'_> {
     }
 
     pub(super) fn program(&self, id: Id) -> Program {
-        match self.op(id) {
-            Op::Program(program) => program.clone(),
-            other => unreachable!("a program was inferred, not {other}"),
-        }
+        let op = self.op(id);
+        let Op::Program(program) = op else { unreachable!("a program was inferred, not {op}") };
+        program.clone()
     }
 
     pub(super) fn number(&self, id: Id) -> f32 {
-        match self.op(id) {
-            Op::Num(n) => Num::value(*n),
-            other => unreachable!("a number was inferred, not {other}"),
-        }
+        let op = self.op(id);
+        op.number().unwrap_or_else(|| unreachable!("a number was inferred, not {op}"))
     }
 
     pub(super) fn optional_number(&self, id: Id) -> Option<f32> {
-        match self.op(id) {
-            Op::None => None,
-            _ => Some(self.number(id)),
-        }
+        (*self.op(id) != Op::None).then(|| self.number(id))
     }
 
     pub(super) fn window(&self, id: Id) -> Option<usize> {
-        match self.op(id) {
-            Op::Int(n) => Some(*n as usize),
-            _ => None,
-        }
+        self.op(id).integer().map(|n| n as usize)
     }
 
     pub(super) fn maximum(&self, id: Id) -> Maximum {
@@ -135,16 +126,13 @@ impl Scheduler<'_> {
     }
 
     pub(super) fn int(&self, id: Id) -> i64 {
-        match self.op(id) {
-            Op::Int(n) => *n,
-            other => unreachable!("an integer was inferred, not {other}"),
-        }
+        let op = self.op(id);
+        op.integer().unwrap_or_else(|| unreachable!("an integer was inferred, not {op}"))
     }
 
     pub(super) fn dims(&self, id: Id) -> Vec<Dim> {
-        match self.op(id) {
-            Op::Dims(d) => d.0.clone(),
-            other => unreachable!("dims were inferred, not {other}"),
-        }
+        let op = self.op(id);
+        let Op::Dims(d) = op else { unreachable!("dims were inferred, not {op}") };
+        d.0.clone()
     }
 }

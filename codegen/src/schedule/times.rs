@@ -29,7 +29,18 @@ pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
             all(&kernel.inputs).max(all(&kernel.outputs)) * each
         }
         Body::RmsNorm { .. } | Body::AddRmsNorm { .. } => all(&kernel.outputs) * machine.norm,
-        _ => all(&kernel.inputs[..1.min(kernel.inputs.len())]).max(all(&kernel.outputs)) * machine.element,
+        Body::Elementwise(_)
+        | Body::Reduce(_)
+        | Body::Gather { .. }
+        | Body::Append
+        | Body::Pack(_)
+        | Body::Rope
+        | Body::PackColumns(_)
+        | Body::WindowMask { .. }
+        | Body::Softmax { .. }
+        | Body::MergeAttention { .. } => {
+            all(&kernel.inputs[..1.min(kernel.inputs.len())]).max(all(&kernel.outputs)) * machine.element
+        }
     };
     let tiles = match kernel.tiles.rows {
         0 => kernel.tiles.fixed,
@@ -42,10 +53,9 @@ pub fn tile_nanoseconds(kernel: &Kernel) -> u32 {
 
 /// An operator of a program, of one element.
 fn nanoseconds(machine: &Machine, op: &Op) -> f64 {
-    match op {
-        Op::Exp(_) | Op::Log(_) | Op::Tanh(_) | Op::Cos(_) | Op::Sin(_) | Op::Pow(_) | Op::GeluTanh(_) => {
-            machine.transcendental
-        }
-        _ => machine.element,
-    }
+    let is_slow = matches!(
+        op,
+        Op::Exp(_) | Op::Log(_) | Op::Tanh(_) | Op::Cos(_) | Op::Sin(_) | Op::Pow(_) | Op::GeluTanh(_)
+    );
+    if is_slow { machine.transcendental } else { machine.element }
 }

@@ -92,7 +92,7 @@ pub(crate) fn dot_f32(dot: Dot) -> Code {
                 match dtype {
                     DType::BF16 => a.widen_bf16(to, to),
                     DType::F16 => a.widen_f16(to, to),
-                    _ => {}
+                    DType::F32 | DType::I32 | DType::Bool | DType::Block(_) => {}
                 }
                 for t in 0..xs {
                     if n == 1 {
@@ -139,11 +139,8 @@ fn quantised(
     for eight in 0..BLOCK / STEP {
         (0..2).for_each(|half| a.load_q(XS[half], x, 32 * eight as i32 + 16 * half as i32));
         for r in 0..rows {
-            let at = match dtype {
-                // The second half of the elements are the bytes' upper halves.
-                DType::Q4 => eight as i32 % 2 * 8,
-                _ => eight as i32 * 8,
-            };
+            // Of Q4 the second half of the elements are the bytes' upper halves.
+            let at = if dtype == DType::Q4 { eight as i32 % 2 * 8 } else { eight as i32 * 8 };
             a.load_d(WEIGHTS[0], w(r), at);
             if dtype == DType::Q4 {
                 NIBBLES.split(a, WEIGHTS[0], eight >= BLOCK / STEP / 2);

@@ -61,7 +61,7 @@ pub(super) fn widen(
             a.load_d(first, address, bytes);
             integers(a, [first, second]);
         }
-        _ => {
+        DType::F32 | DType::I32 | DType::Bool | DType::Block(_) => {
             a.load_q(first, address, bytes);
             a.load_q(second, address, bytes + 16);
         }

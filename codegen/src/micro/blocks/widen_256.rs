@@ -79,7 +79,7 @@ fn scales_256(
             a.vpshufb(xmm4, xmm4, xmmword_ptr(places))?;
             match reading {
                 Reading::Signed => a.vpmovsxbd(x, xmm4)?,
-                _ => a.vpmovzxbd(x, xmm4)?,
+                Reading::Less(_) | Reading::Table(_) => a.vpmovzxbd(x, xmm4)?,
             }
             if field.shifts.iter().any(|&s| s > 0) {
                 let shifts = constants.dwords(a, field.shifts.clone());

@@ -40,8 +40,8 @@ pub(in crate::micro) fn widen_512(widen: Widen, format: &Format) -> Code {
         a.vmulps(x, x, scale)?;
         match format.offset {
             Offset::None => {}
-            _ if minus => a.vsubps(x, x, added)?,
-            _ => a.vaddps(x, x, added)?,
+            Offset::Plus(_) | Offset::Minus(_) if minus => a.vsubps(x, x, added)?,
+            Offset::Plus(_) | Offset::Minus(_) => a.vaddps(x, x, added)?,
         }
         let at = TO + (first * widen.to.bytes()) as i32;
         match (widen.to, chunk % 2) {
@@ -82,7 +82,7 @@ pub(super) fn scales_512(
         a.vpshufb(XMM[part], XMM[part], xmmword_ptr(places))?;
         match reading {
             Reading::Signed => a.vpmovsxbd(x, XMM[part])?,
-            _ => a.vpmovzxbd(x, XMM[part])?,
+            Reading::Less(_) | Reading::Table(_) => a.vpmovzxbd(x, XMM[part])?,
         }
         if field.shifts.iter().any(|&s| s > 0) {
             let shifts = constants.dwords(a, field.shifts.clone());
