@@ -31,7 +31,18 @@ fn rows() -> Vec<&'static Microkernel> {
 fn tile(micro: &Microkernel, shape: usize, weight_stride: i32, c_stride: i32) -> Tile {
     let (columns, nr) = micro.shapes[shape];
     let (operands, weights, panel) = (micro.operands, micro.operands, micro.mr);
-    Tile { operands, weights, columns, nr, panel, weight_stride, c_stride, ahead: 0, fours: false }
+    Tile {
+        operands,
+        weights,
+        columns,
+        nr,
+        panel,
+        weight_stride,
+        c_stride,
+        ahead: 0,
+        fours: false,
+        streams: None,
+    }
 }
 
 /// Makes code with tiles run here, and what of AVX-512 it uses beside them: by the CPU, or else by the emulator. False

@@ -13,7 +13,7 @@ use lapidary_runtime::program::{self, Aligned, Image, Plan, Program, Step, Varia
 use lapidary_runtime::threads;
 
 use crate::Error;
-use crate::form::form;
+use crate::form::{HEADS, form};
 use crate::image::{CodeImage, Compiled, ImageBuilder};
 use crate::jit;
 use crate::memory::MemoryPlan;
@@ -181,8 +181,8 @@ pub fn compile_image_for(
         chunk: options.chunk,
         embed: index("embed")?,
         layers,
-        head: index("head")?,
-        head_argmax: index("head_argmax")?,
+        head: index(HEADS[0])?,
+        head_argmax: index(HEADS[1])?,
     };
     let image = Image { functions, constants, plan, code: code.bytes, symbols: code.symbols };
     Ok(ImageCompilation { image, functions: reports, time: start.elapsed() })

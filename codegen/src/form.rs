@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use lapidary_ir::{Extent, Function, InputKind};
+use lapidary_ir::{Extent, Function, Input, InputKind};
 use lapidary_passes::Limits;
 use lapidary_runtime::layout::ring_rows;
 
@@ -34,6 +34,16 @@ pub fn regime_of(rows: usize, chunk: usize) -> usize {
     if rows == chunk && chunk > 1 { chunk.max(FEW_ROWS + 1) } else { 1 }
 }
 
+/// The functions that make logits of hidden states, and tokens.
+pub(crate) const HEADS: [&str; 2] = ["head", "head_argmax"];
+
+/// Whether a function goes by one row's kernels whatever is asked of it: a head of quantised weights, which a prompt
+/// calls for one row, where tiles would widen all of them for it.
+fn is_of_one_row(function: &Function, features: Features) -> bool {
+    let quantised = |input: &Input| input.kind == InputKind::Weight && input.ty.dtype.is_quantised();
+    features.amx && HEADS.contains(&function.name.as_str()) && function.inputs.iter().any(quantised)
+}
+
 /// A function up to its kernels: saturated once, then extracted and scheduled for each row regime.
 pub(crate) fn form(
     function: &Function,
@@ -47,7 +57,9 @@ pub(crate) fn form(
     let start = Instant::now();
     let regimes = regimes(options.chunk);
     let mut forms = Vec::with_capacity(regimes.len());
-    let chosen: Vec<usize> = regimes.iter().map(|&rows| regime_of(rows, options.chunk)).collect();
+    let one = options.rounded && is_of_one_row(function, features);
+    let regime = |&rows: &usize| if one { 1 } else { regime_of(rows, options.chunk) };
+    let chosen: Vec<usize> = regimes.iter().map(regime).collect();
     for regime in &chosen {
         let rows = options.chunk.min(*regime);
         let extent = Extent { rows, keys: (options.context / 2).max(rows) };

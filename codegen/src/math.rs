@@ -33,6 +33,12 @@ fn polynomial(e: &mut Emitter<'_>, x: Value, coefficients: &[f32]) -> Value {
 /// 1.5 * 2^23: added to a whole number below 2^22 it leaves that number in the low bits.
 const MAGIC: f32 = 12_582_912.0;
 
+/// -ln 2 in two parts, the first exact times whole numbers.
+pub(crate) const LN_2: [f32; 2] = [-0.693_359_4, 2.121_944_4e-4];
+/// Coefficients of (e^r - 1 - r) / r^2, from the highest power down (Cephes' expf).
+pub(crate) const EXP: [f32; 6] =
+    [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+
 /// e^x. Cephes' expf: x = n ln 2 + r, a polynomial in r, n added to the exponent.
 pub fn exp(e: &mut Emitter<'_>, x: Value) -> Value {
     let lowest = e.splat(-87.33);
@@ -100,12 +106,11 @@ pub fn exp_below(e: &mut Emitter<'_>, x: Value) -> Value {
 
 /// e^(x - n ln 2), of a size of at most half of ln 2.
 fn exp_of_rest(e: &mut Emitter<'_>, x: Value, n: Value) -> Value {
-    // ln 2 in two parts, the first exact times n.
-    let (high, low) = (e.splat(-0.693_359_4), e.splat(2.121_944_4e-4));
-    let r = e.fma(n, high, x);
-    let r = e.fma(n, low, r);
-    let p =
-        polynomial(e, r, &[1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
+    let r = LN_2.into_iter().fold(x, |r, part| {
+        let part = e.splat(part);
+        e.fma(n, part, r)
+    });
+    let p = polynomial(e, r, &EXP);
     let one = e.splat(1.0);
     let square = e.b.ins().fmul(r, r);
     let linear = e.b.ins().fadd(r, one);

@@ -24,7 +24,8 @@ pub(super) fn widening(
     micro: &Microkernel,
     features: &Features,
 ) -> Option<(&'static Microkernel, Raw)> {
-    if weight.dtype == micro.operands && !weight.dtype.is_quantised() {
+    let copied = weight.dtype == micro.operands && !weight.dtype.is_quantised();
+    if copied && !micro.is_configured() {
         return None;
     }
     let widen = Widen { from: weight.dtype, to: micro.operands };

@@ -14,8 +14,9 @@ use lapidary_runtime::program::{RESUMED, Tiles};
 
 use super::hold::{weight_row, widening};
 use super::linear_dots::{dot_rows, raw_dot, raw_dots_of, shapes};
+use super::linear_epilogue::{turned_bytes, turning};
 use super::linear_lanes::{self, raw_lanes};
-use super::linear_tiles::{block_bytes, by_panels, tiling, turned_bytes, whole};
+use super::linear_tiles::{self, block_bytes, by_panels, streaming, whole};
 use super::map::Then;
 use super::norm::norm_row;
 use super::pack;
@@ -99,17 +100,18 @@ pub(super) fn raw_code(
     let weights = linear.weights(&kernel.inputs);
     let micro = linear.micro;
     let lanes = |few: &'static Microkernel| {
-        weights.iter().map(move |w| (few, raw_lanes(w, few, micro, most_rows(kernel))))
+        weights.iter().map(move |w| (few, raw_lanes(w, few, micro, most_rows(kernel), features)))
     };
     match micro.emit {
         Emit::RawTile(_) | Emit::IntegerTile(..) | Emit::ConfiguredTile(_) => {
             let widen = weights.iter().filter_map(|w| widening(w, micro, features));
-            let tilings = |w: &View| std::iter::once(tiling(micro, w.dtype)).chain(whole(micro, w));
+            let tilings = |w: &View| std::iter::once(streaming(micro, w)).chain(whole(micro, w));
             let by_parts = || weights.iter().flat_map(tilings).collect();
             let tilings = by_panels(linear, weights).unwrap_or_else(by_parts);
             let tiles = tilings.into_iter().flat_map(|tiling| tiling.raw_code());
             let few = linear.few.into_iter().flat_map(lanes);
-            widen.chain(tiles.map(|raw| (micro, raw))).chain(few).collect()
+            let turn = kernel.outputs.iter().filter_map(|output| turning(linear, output, features));
+            widen.chain(tiles.map(|raw| (micro, raw))).chain(few).chain(turn).collect()
         }
         Emit::RawLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_) => lanes(micro).collect(),
         Emit::RawDot(_) | Emit::PairedDot(_) => {
@@ -138,13 +140,14 @@ pub(super) fn raw_code(
         | Emit::RawScores(_)
         | Emit::RawMix(_)
         | Emit::RawSoften(_)
+        | Emit::RawTurn(_)
         | Emit::RawWiden(_)
         | Emit::RawHold(_) => vec![],
     }
 }
 
 /// The most rows of a call, as the kernel sees them.
-fn most_rows(kernel: &Kernel) -> usize {
+pub(super) fn most_rows(kernel: &Kernel) -> usize {
     kernel.capacity.of(kernel.outputs[0].axes[0].dim)
 }
 
@@ -161,6 +164,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
     let micro = linear.micro;
     let k = fixed(&weights[0], 1);
     let rows = most_rows(kernel);
+    let mut together = 1;
     let lane_rows = linear.few.map_or(rows, |_| FEW_ROWS.min(rows));
     let lane_bytes = lane_rows * linear_lanes::row_bytes(micro);
     let (x, bytes) = if micro.is_packed() {
@@ -175,10 +179,13 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
         let (row, panels) = match by_panels(&linear, weights) {
             Some(tilings) if linear.is_joint() => (tilings.iter().map(|t| t.weight_stride).sum(), 1),
             Some(tilings) => (tilings.iter().map(|t| t.weight_stride).max().unwrap_or(0), 1),
-            None => (row, rows.div_ceil(micro.mr)),
+            None => {
+                together = linear_tiles::together(micro, rows);
+                (row, rows.div_ceil(micro.mr))
+            }
         };
         let held = e.take_scratch(micro.block_rows() * row);
-        let bytes = panels * block_bytes(micro);
+        let bytes = together * panels * block_bytes(micro);
         let bytes = if linear.few.is_some() { bytes.max(lane_bytes) } else { bytes };
         (Operand::Packed { held, part }, bytes)
     } else {
@@ -230,12 +237,19 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
             let low = e.b.ins().smax(low, begin);
             let high = e.min(high, end);
             job.output = output;
-            e.for_range(low, high, 1, &[], |e, tile, _| {
+            e.for_range(low, high, together as i64, &[], |e, tile, _| {
                 let block = e.offset(tile, -first);
                 let first = e.scale(block, micro.block_rows() as i64);
                 let n = e.i64(fixed(&group[0], 0) as i64);
                 let left = e.b.ins().isub(n, first);
-                let width = e.i64(micro.block_rows() as i64);
+                let width = if together > 1 {
+                    let tiles = e.b.ins().isub(high, tile);
+                    let most = e.i64(together as i64);
+                    let tiles = e.min(tiles, most);
+                    e.scale(tiles, micro.block_rows() as i64)
+                } else {
+                    e.i64(micro.block_rows() as i64)
+                };
                 let width = e.min(left, width);
                 job.block(e, group, first, width);
                 vec![]

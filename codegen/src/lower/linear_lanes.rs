@@ -10,8 +10,8 @@ use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Value};
 use lapidary_ir::DType;
 
 use super::hold::{hold_row, widened_row};
-use super::linear::{Job, Operand, fixed};
-use crate::emit::Emitter;
+use super::linear::{Job, Operand, fixed, most_rows};
+use crate::emit::{Emitter, Features};
 use crate::kernel::Linear;
 use crate::micro::{self, Lanes, Microkernel, Raw};
 use crate::view::View;
@@ -25,7 +25,13 @@ pub(super) fn row_bytes(micro: &Microkernel) -> usize {
 const MARGIN: usize = 16;
 
 /// The code for a weight: `micro` multiplies, in blocks of `of`.
-pub(super) fn raw_lanes(weight: &View, micro: &Microkernel, of: &Microkernel, rows: usize) -> Raw {
+pub(super) fn raw_lanes(
+    weight: &View,
+    micro: &Microkernel,
+    of: &Microkernel,
+    rows: usize,
+    features: &Features,
+) -> Raw {
     let k = fixed(weight, 1);
     let held = is_held(weight, micro);
     Raw::Lanes(Lanes {
@@ -35,6 +41,7 @@ pub(super) fn raw_lanes(weight: &View, micro: &Microkernel, of: &Microkernel, ro
         weight_stride: if held { widened_row(k) } else { weight.dtype.row_bytes(k) } as i32,
         c_stride: row_bytes(of) as i32,
         sums: micro.sums(),
+        streams: features.streams(),
     })
 }
 
@@ -79,8 +86,7 @@ impl Job<'_> {
         let rows = self.rows(e);
         let zero = e.i64(0);
         for (weight, &c) in weights.iter().zip(&self.results) {
-            let raw =
-                raw_lanes(weight, micro, of, self.kernel.capacity.of(self.kernel.outputs[0].axes[0].dim));
+            let raw = raw_lanes(weight, micro, of, most_rows(self.kernel), &e.features);
             e.for_range(zero, width, lanes(micro) as i64, &[], |e, n, _| {
                 let row = e.b.ins().iadd(first, n);
                 let (weights, back) = self.lanes_from(e, weight, row, micro);

@@ -4,13 +4,11 @@ use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{BLOCK, DType};
 
-use super::elementwise::store_along_row;
 use super::hold::{held_row, hold, weight_row};
-use super::linear::{Job, fixed};
+use super::linear::{Job, fixed, most_rows};
 use super::tiling::Tiling;
-use super::transpose;
 use crate::emit::Emitter;
-use crate::kernel::{Epilogue, Linear};
+use crate::kernel::Linear;
 use crate::micro::{Microkernel, TileOperands};
 use crate::view::View;
 
@@ -18,7 +16,15 @@ use crate::view::View;
 pub(super) fn tiling(micro: &'static Microkernel, stored: DType) -> Tiling {
     let weights = if micro.operands.is_quantised() { stored } else { micro.operands };
     let (weight_stride, c_stride) = (weight_row(micro, stored), micro.mr * 4);
-    Tiling { micro, weights, weight_stride, c_stride, ahead: 0, fours: micro.has_fours() }
+    let fours = micro.has_fours();
+    Tiling { micro, weights, weight_stride, c_stride, ahead: 0, fours, streams: None }
+}
+
+/// The same for calls of many rows where the unit multiplies faster than caches bring x: it streams past the weights,
+/// of which the next block's are fetched meanwhile.
+pub(super) fn streaming(micro: &'static Microkernel, weight: &View) -> Tiling {
+    let stored = weight.step_bytes(0) as i32;
+    Tiling { streams: micro.is_configured().then_some(stored), ..tiling(micro, weight.dtype) }
 }
 
 /// Panels of calls that take blocks of weight rows whole: more of them would not stay in the second cache beside these.
@@ -29,12 +35,11 @@ const WHOLE_BYTES: usize = 1 << 20;
 /// Tiles for calls of few rows, which take all of k at a time, for memory serves rows best in the order of their bytes:
 /// of weight rows as they lie, if the unit reads those, and the rows after them are fetched meanwhile; else held whole.
 pub(super) fn whole(micro: &'static Microkernel, weight: &View) -> Option<Tiling> {
-    let (k, c_stride) = (fixed(weight, 1), micro.mr * 4);
+    let k = fixed(weight, 1);
     if micro.is_configured() && weight.dtype == micro.operands && weight.inner_stride() == 1 {
         let weight_stride = weight.step_bytes(0) as usize;
         let ahead = micro.block_rows() * weight_stride;
-        let fours = micro.has_fours();
-        return Some(Tiling { micro, weights: micro.operands, weight_stride, c_stride, ahead, fours });
+        return Some(Tiling { weight_stride, ahead, ..tiling(micro, weight.dtype) });
     }
     let weight_stride = held_row(micro, weight.dtype, k);
     let fits = micro.is_raw() && k > micro.part() && micro.block_rows() * weight_stride <= WHOLE_BYTES;
@@ -61,24 +66,54 @@ pub(super) fn by_panels(linear: &Linear, weights: &[View]) -> Option<Vec<Tiling>
     (micro.is_packed() && micro.operands == DType::F32 && fits).then_some(tilings)
 }
 
+/// The most bytes of the results of blocks that panels meet together: they stay in the second cache.
+const TOGETHER_BYTES: usize = 512 << 10;
+
+/// The most blocks of weight rows that panels of `rows` rows of x meet before the next part of k: x comes once for all
+/// of them. What a tile register holds is fast next to what brings x from the last cache.
+pub(super) fn together(micro: &Microkernel, rows: usize) -> usize {
+    if micro.is_configured() { (TOGETHER_BYTES / results_bytes(micro, rows)).clamp(1, 8) } else { 1 }
+}
+
+/// Bytes of the results of a block with all panels of so many rows.
+pub(super) fn results_bytes(micro: &Microkernel, rows: usize) -> usize {
+    rows.div_ceil(micro.mr) * block_bytes(micro)
+}
+
 /// Bytes of the results of a block with one panel: f32 (nr, mr), contiguous.
 pub(super) fn block_bytes(micro: &Microkernel) -> usize {
     micro.block_rows() * micro.mr * 4
 }
 
-/// Bytes of a row of a panel's results by rows.
-fn turned_row(micro: &Microkernel) -> usize {
-    micro.block_rows().next_multiple_of(4) * 4
-}
-
-/// Bytes of a panel's results by rows, whole fours of rows.
-pub(super) fn turned_bytes(micro: &Microkernel) -> usize {
-    micro.mr.next_multiple_of(4) * turned_row(micro)
+/// Where the stored weights begin that are held after those of the block of `rows` from row `n` of `width`: the next
+/// block's, or the first one's of the next part.
+fn next_block(
+    e: &mut Emitter<'_>,
+    weight: &View,
+    (first, width): (Value, Value),
+    (n, rows): (Value, usize),
+    (from, part): (Value, usize),
+) -> Value {
+    let (zero, next, later) = (e.i64(0), e.offset(n, rows as i64), e.offset(from, part as i64));
+    let more = e.b.ins().icmp(IntCC::SignedLessThan, next, width);
+    let n = e.b.ins().select(more, next, zero);
+    let from = e.b.ins().select(more, from, later);
+    let (base, row) = (e.base(weight), e.b.ins().iadd(first, n));
+    let row = e.step(weight, 0, base, row);
+    let at = match weight.dtype.format() {
+        Some(format) => {
+            let block = e.b.ins().ushr_imm_u(from, i64::from(format.block.trailing_zeros()));
+            let at = e.scale(block, format.planes[0] as i64);
+            e.offset(at, format.plane_at(0, fixed(weight, 1)) as i64)
+        }
+        None => e.scale(from, weight.dtype.bytes() as i64),
+    };
+    e.b.ins().iadd(row, at)
 }
 
 impl Job<'_> {
-    /// Outer products of `width` weight rows from `first` with every panel of x, for each of the tile's weights; then
-    /// the epilogue.
+    /// Outer products of `width` weight rows from `first`, of [`together`] blocks at most, with every panel of x, for
+    /// each of the tile's weights; then the epilogue.
     pub(super) fn tile_block(
         &self,
         e: &mut Emitter<'_>,
@@ -88,10 +123,68 @@ impl Job<'_> {
         held: Value,
         part: usize,
     ) {
-        let rows = self.rows(e);
         if let Some(tilings) = by_panels(&self.linear, weights) {
             return self.panels(e, weights, (first, width), &tilings, (held, part));
         }
+        if self.together() == 1 {
+            return self.one_block(e, weights, (first, width), (held, part));
+        }
+        let most = e.i64((WHOLE_PANELS * self.linear.micro.mr) as i64);
+        let rows = self.rows(e);
+        let few = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, rows, most);
+        e.choose_path(
+            few,
+            |e| {
+                self.each_block(e, width, &mut |e, (n, width), _| {
+                    let first = e.b.ins().iadd(first, n);
+                    self.one_block(e, weights, (first, width), (held, part));
+                });
+            },
+            |e| {
+                for (weight, &c) in weights.iter().zip(&self.results) {
+                    self.tiles(e, weight, first, width, (held, part), c);
+                }
+                self.tile_epilogue(e, rows, first, width);
+            },
+        );
+    }
+
+    fn together(&self) -> usize {
+        together(self.linear.micro, most_rows(self.kernel))
+    }
+
+    /// Blocks of `width` weight rows, one after the other: the first row and how many, and where their results lie.
+    pub(super) fn each_block(
+        &self,
+        e: &mut Emitter<'_>,
+        width: Value,
+        block: &mut dyn FnMut(&mut Emitter<'_>, (Value, Value), Value),
+    ) {
+        let (zero, micro) = (e.i64(0), self.linear.micro);
+        if self.together() == 1 {
+            return block(e, (zero, width), zero);
+        }
+        let rows = micro.block_rows() as i64;
+        let each = results_bytes(micro, most_rows(self.kernel)) as i64 / rows;
+        e.for_range(zero, width, rows, &[], |e, n, _| {
+            let left = e.b.ins().isub(width, n);
+            let most = e.i64(rows);
+            let width = e.min(left, most);
+            let at = e.scale(n, each);
+            block(e, (n, width), at);
+            vec![]
+        });
+    }
+
+    /// The same of a block alone.
+    fn one_block(
+        &self,
+        e: &mut Emitter<'_>,
+        weights: &[View],
+        (first, width): (Value, Value),
+        (held, part): (Value, usize),
+    ) {
+        let rows = self.rows(e);
         for (weight, &c) in weights.iter().zip(&self.results) {
             let by_parts = |e: &mut Emitter<'_>| self.tiles(e, weight, first, width, (held, part), c);
             let Some(tiling) = whole(self.linear.micro, weight) else {
@@ -144,7 +237,7 @@ impl Job<'_> {
                 let along = e.scale(from, 4);
                 for ((tiling, &held), &c) in tilings.iter().zip(&places).zip(&self.results) {
                     let weights = e.b.ins().iadd(held, along);
-                    let operands = TileOperands { x, weights, c, k: steps, accumulate: from };
+                    let operands = TileOperands { x, weights, c, k: steps, accumulate: from, fetch: None };
                     tiling.run(e, &operands, left, width);
                 }
                 vec![]
@@ -167,7 +260,7 @@ impl Job<'_> {
         let rows = self.rows(e);
         let x = e.base(&self.kernel.inputs[0]);
         let mr = self.linear.micro.mr as i64;
-        let tiling = tiling(self.linear.micro, weight.dtype);
+        let tiling = streaming(self.linear.micro, weight);
         // Bytes that a block of k takes, of one row of x.
         let block_bytes = self.linear.micro.panel_bytes(BLOCK) as i64;
         let (zero, k) = (e.i64(0), e.i64(self.k as i64));
@@ -175,21 +268,36 @@ impl Job<'_> {
             let left = e.b.ins().isub(k, from);
             let length = e.i64(part as i64);
             let length = e.min(left, length);
-            hold(e, weight, first, (from, length), held, (tiling.micro, tiling.weight_stride));
             let steps = self.steps(e, length);
-            e.for_range(zero, rows, mr, &[], |e, t, _| {
-                let panel = e.scale(t, self.linear.micro.panel_bytes(self.k) as i64);
-                let panel = e.b.ins().iadd(x, panel);
-                // Parts start at whole blocks.
-                let at = e.scale(from, mr * block_bytes / BLOCK as i64);
-                let panel = e.b.ins().iadd(panel, at);
-                // Block t / mr, of block_rows rows of mr words.
-                let at = e.scale(t, self.linear.micro.block_rows() as i64 * 4);
+            self.each_block(e, width, &mut |e, (n, width), at| {
+                let wanted = tiling.streams.map(|_| {
+                    let block = (n, self.linear.micro.block_rows());
+                    next_block(e, weight, (first, width), block, (from, part))
+                });
+                let first = e.b.ins().iadd(first, n);
                 let c = e.b.ins().iadd(c, at);
-                let left = e.b.ins().isub(rows, t);
-                let operands = TileOperands { x: panel, weights: held, c, k: steps, accumulate: from };
-                tiling.run(e, &operands, left, width);
-                vec![]
+                hold(e, weight, first, (from, length), held, (tiling.micro, tiling.weight_stride));
+                e.for_range(zero, rows, mr, &[], |e, t, _| {
+                    let panel = e.scale(t, self.linear.micro.panel_bytes(self.k) as i64);
+                    let panel = e.b.ins().iadd(x, panel);
+                    // Parts start at whole blocks.
+                    let at = e.scale(from, mr * block_bytes / BLOCK as i64);
+                    let panel = e.b.ins().iadd(panel, at);
+                    // Block t / mr, of block_rows rows of mr words.
+                    let at = e.scale(t, self.linear.micro.block_rows() as i64 * 4);
+                    let c = e.b.ins().iadd(c, at);
+                    let left = e.b.ins().isub(rows, t);
+                    // Two rows a panel.
+                    let fetch = wanted.zip(tiling.streams).map(|(wanted, stored)| {
+                        let pair = e.b.ins().ushr_imm_u(t, i64::from(mr.trailing_zeros()));
+                        let at = e.scale(pair, 2 * i64::from(stored));
+                        e.b.ins().iadd(wanted, at)
+                    });
+                    let (weights, accumulate) = (held, from);
+                    let operands = TileOperands { x: panel, weights, c, k: steps, accumulate, fetch };
+                    tiling.run(e, &operands, left, width);
+                    vec![]
+                });
             });
             vec![]
         });
@@ -223,7 +331,7 @@ impl Job<'_> {
             let at = e.scale(t, micro.block_rows() as i64 * 4);
             let c = e.b.ins().iadd(c, at);
             let left = e.b.ins().isub(rows, t);
-            tiling.run(e, &TileOperands { x, weights, c, k, accumulate: zero }, left, width);
+            tiling.run(e, &TileOperands { x, weights, c, k, accumulate: zero, fetch: None }, left, width);
             vec![]
         });
     }
@@ -239,148 +347,4 @@ impl Job<'_> {
             DType::F32 | DType::F16 | DType::I32 | DType::Bool | DType::Block(_) => length,
         }
     }
-
-    /// The epilogue of every panel, whose results lie one after the other.
-    fn tile_epilogue(&self, e: &mut Emitter<'_>, rows: Value, first: Value, width: Value) {
-        let (zero, micro) = (e.i64(0), self.linear.micro);
-        e.for_range(zero, rows, micro.mr as i64, &[], |e, panel, _| {
-            let at = e.scale(panel, micro.block_rows() as i64 * 4);
-            self.panel_epilogue(e, (panel, at), rows, first, width);
-            vec![]
-        });
-    }
-
-    /// Results of a panel, a block (nr, mr) at so many bytes, finished where they lie, then to the output (rows, nr),
-    /// four by four.
-    fn panel_epilogue(
-        &self,
-        e: &mut Emitter<'_>,
-        (panel, at): (Value, Value),
-        rows: Value,
-        first: Value,
-        width: Value,
-    ) {
-        if let Some(turned) = &self.turned {
-            return self.program_epilogue(e, (panel, at), rows, (first, width), turned);
-        }
-        let output = &self.kernel.outputs[self.output];
-        let mr = self.linear.micro.mr as i64;
-        let stride = mr * 4;
-        let zero = e.i64(0);
-        self.finish_block(e, at, width);
-        let left = e.b.ins().isub(rows, panel);
-        let columns = e.i64(mr);
-        let columns = e.min(left, columns);
-        e.for_range(zero, columns, 4, &[], |e, column, _| {
-            let t = e.b.ins().iadd(panel, column);
-            let lane = e.scale(column, 4);
-            let at = e.b.ins().iadd(at, lane);
-            e.for_range(zero, width, 4, &[], |e, n, _| {
-                let c = e.b.ins().iadd(self.results[0], at);
-                let lane = e.scale(n, stride);
-                let c = e.b.ins().iadd(c, lane);
-                let finished = std::array::from_fn(|i| e.load(DType::F32, c, i as i64 * stride, 4));
-                let by_row = transpose(e, finished);
-                let column = e.b.ins().iadd(first, n);
-                let left = e.b.ins().isub(width, n);
-                for (i, value) in by_row.into_iter().enumerate() {
-                    let row = e.offset(t, i as i64);
-                    let inside = e.b.ins().icmp(IntCC::SignedLessThan, row, rows);
-                    e.when(inside, |e| {
-                        let out = e.base(output);
-                        let out = e.step(output, 0, out, row);
-                        store_some(e, output, value, out, column, left);
-                    });
-                }
-                vec![]
-            });
-            vec![]
-        });
-    }
-
-    /// Results of a panel, a block (nr, mr), brought to rows in `turned`, finished there and to the output.
-    fn program_epilogue(
-        &self,
-        e: &mut Emitter<'_>,
-        (panel, block): (Value, Value),
-        rows: Value,
-        (first, width): (Value, Value),
-        turned: &[Value],
-    ) {
-        let output = &self.kernel.outputs[self.output];
-        let micro = self.linear.micro;
-        let (mr, stride, row_bytes) = (micro.mr as i64, micro.mr as i64 * 4, turned_row(micro) as i64);
-        let zero = e.i64(0);
-        let left = e.b.ins().isub(rows, panel);
-        let columns = e.i64(mr);
-        let columns = e.min(left, columns);
-        e.for_range(zero, columns, 4, &[], |e, column, _| {
-            let lane = e.scale(column, 4);
-            let at = e.b.ins().iadd(block, lane);
-            let row = e.scale(column, row_bytes);
-            e.for_range(zero, width, 4, &[], |e, n, _| {
-                let lane = e.scale(n, stride);
-                let at = e.b.ins().iadd(at, lane);
-                let lane = e.scale(n, 4);
-                let to = e.b.ins().iadd(row, lane);
-                for (&c, &turned) in self.results.iter().zip(turned) {
-                    let c = e.b.ins().iadd(c, at);
-                    let four = std::array::from_fn(|i| e.load(DType::F32, c, i as i64 * stride, 4));
-                    let to = e.b.ins().iadd(turned, to);
-                    for (i, value) in transpose(e, four).into_iter().enumerate() {
-                        e.store(DType::F32, value, to, i as i64 * row_bytes, 4);
-                    }
-                }
-                vec![]
-            });
-            vec![]
-        });
-        e.for_range(zero, columns, 1, &[], |e, column, _| {
-            let t = e.b.ins().iadd(panel, column);
-            let out = e.base(output);
-            let out = e.at(output, out, &[(0, t), (1, first)]);
-            let row = e.scale(column, row_bytes);
-            let sums: Vec<Value> = turned.iter().map(|&at| e.b.ins().iadd(at, row)).collect();
-            self.finish_row(e, (t, first), width, &sums, out);
-            vec![]
-        });
-    }
-
-    /// The epilogue on a panel's block, `at` bytes into each weight's results, `width` weight rows of it.
-    fn finish_block(&self, e: &mut Emitter<'_>, at: Value, width: Value) {
-        if self.linear.epilogue == Epilogue::Store {
-            return;
-        }
-        let count = e.scale(width, self.linear.micro.mr as i64);
-        let blocks: Vec<Value> = self.results.iter().map(|&c| e.b.ins().iadd(c, at)).collect();
-        e.for_lanes(count, &[], |e, i, lanes, _| {
-            let at = e.scale(i, 4);
-            let places: Vec<Value> = blocks.iter().map(|&c| e.b.ins().iadd(c, at)).collect();
-            let sums: Vec<Value> = places.iter().map(|&c| e.load(DType::F32, c, 0, lanes)).collect();
-            let value = self.finish(e, &sums);
-            e.store(DType::F32, value, places[0], 0, lanes);
-            vec![]
-        });
-    }
-}
-
-/// Stores four elements of a row from column `i`, or the first `left` of them.
-fn store_some(e: &mut Emitter<'_>, output: &View, value: Value, row: Value, i: Value, left: Value) {
-    let four = e.i64(4);
-    let whole = e.b.ins().icmp(IntCC::SignedGreaterThanOrEqual, left, four);
-    e.choose_path(
-        whole,
-        |e| store_along_row(e, output, value, row, i, 4),
-        |e| {
-            for lane in 0..3u8 {
-                let at = e.i64(i64::from(lane));
-                let inside = e.b.ins().icmp(IntCC::SignedLessThan, at, left);
-                e.when(inside, |e| {
-                    let element = e.shuffle(value, value, [lane; 4]);
-                    let i = e.offset(i, i64::from(lane));
-                    store_along_row(e, output, element, row, i, 1);
-                });
-            }
-        },
-    );
 }

@@ -78,6 +78,7 @@ fn tilings(a: &View, capacity: Capacity, micro: &'static Microkernel) -> (Option
         c_stride: micro.mr * 4,
         ahead: 0,
         fours: false,
+        streams: None,
     };
     let stride = a.axes[tail].stride * 4;
     let lies = a.dtype == DType::F32 && a.inner_stride() == 1 && (1..1 << 20).contains(&stride);
@@ -239,7 +240,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, product: Product) {
                 let along = e.scale(from_k, 4);
                 let operands = |e: &mut Emitter<'_>, rows: Value, c: Value| {
                     let weights = e.b.ins().iadd(rows, along);
-                    TileOperands { x, weights, c, k: steps, accumulate: from_k }
+                    TileOperands { x, weights, c, k: steps, accumulate: from_k, fetch: None }
                 };
                 if let Some(direct) = direct {
                     let operands = operands(e, from, c);

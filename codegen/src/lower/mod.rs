@@ -10,6 +10,7 @@ mod hold;
 mod lanes;
 pub mod linear;
 mod linear_dots;
+mod linear_epilogue;
 mod linear_lanes;
 mod linear_tiles;
 mod map;

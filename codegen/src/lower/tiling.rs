@@ -23,6 +23,8 @@ pub(super) struct Tiling {
     pub(super) ahead: usize,
     /// Whether k lies in fours in both operands.
     pub(super) fours: bool,
+    /// If x passes the first cache by: bytes from one weight row to the next as they are stored.
+    pub(super) streams: Option<i32>,
 }
 
 impl Tiling {
@@ -38,6 +40,7 @@ impl Tiling {
             c_stride: self.c_stride as i32,
             ahead: self.ahead as i32,
             fours: self.fours,
+            streams: self.streams,
         }
     }
 
@@ -90,11 +93,13 @@ impl Tiling {
             let weights = e.b.ins().iadd(operands.weights, at);
             let at = e.scale(n, self.c_stride as i64);
             let c = e.b.ins().iadd(operands.c, at);
-            let TileOperands { x, k, accumulate, .. } = *operands;
+            let TileOperands { x, k, accumulate, fetch, .. } = *operands;
             if let Emit::Inline(emit) = self.micro.emit {
                 emit(e, tile, &TileOperands { weights, c, ..*operands });
             } else if self.micro.is_packed() {
-                e.call_raw(Raw::Tile(tile), &[x, weights, c, k, accumulate]);
+                let fixed = [x, weights, c, k, accumulate];
+                let operands: Vec<Value> = fixed.into_iter().chain(fetch).collect();
+                e.call_raw(Raw::Tile(tile), &operands);
             } else {
                 unreachable!("tiles alone read panels");
             }

@@ -2,7 +2,7 @@
 
 use lapidary_ir::DType;
 
-use super::{Emit, MICROKERNELS, Microkernel, Widen};
+use super::{Emit, FEW_ROWS, MICROKERNELS, Microkernel, Widen};
 use crate::emit::Features;
 
 /// Widening that not only integer tiles ask for.
@@ -25,6 +25,11 @@ pub fn scoring(features: &Features) -> Option<&'static Microkernel> {
 pub fn softening(operands: DType, features: &Features) -> Option<&'static Microkernel> {
     let does = |m: &&Microkernel| matches!(m.emit, Emit::RawSoften(_)) && m.operands == operands;
     MICROKERNELS.iter().filter(does).find(|m| (m.runs_on)(features))
+}
+
+/// What brings sums of panels to rows that the CPU has, if it has it.
+pub fn turning(features: &Features) -> Option<&'static Microkernel> {
+    MICROKERNELS.iter().find(|m| matches!(m.emit, Emit::RawTurn(_)) && (m.runs_on)(features))
 }
 
 /// The weighted sum of rows that the CPU has, if it has one.
@@ -114,7 +119,15 @@ pub fn choose(
         // Blocks that CLIF would widen to scratch it multiplies sooner itself.
         let widened = matches!(m.emit, Emit::RawDot(_)) && quantised == Quantised::Blocks;
         let read = !widened || widening(features, TO_FLOATS).is_some();
-        operands && pays && read && rows <= m.max_rows && k.is_multiple_of(m.kr) && (m.runs_on)(features)
+        // Tiles of the matrix unit multiply what they widen sooner than vectors what lies.
+        let many = !features.amx || rows <= FEW_ROWS || !matches!(m.emit, Emit::BlockLanes(_));
+        operands
+            && pays
+            && read
+            && many
+            && rows <= m.max_rows
+            && k.is_multiple_of(m.kr)
+            && (m.runs_on)(features)
     };
     match MICROKERNELS.iter().find(fits) {
         Some(m) => m,

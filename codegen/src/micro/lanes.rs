@@ -6,10 +6,8 @@
 //! to [`ROWS`] rows of x. A block's products are summed exactly, multiplied by x's scale, and added times the weights'
 //! scales: what tiles of integers do (`tile_int8.rs`), in the same order, so that a result has the same bits.
 //!
-//! Weight rows follow one another in memory. The 16 after these are fetched meanwhile in the order of their bytes, so
-//! that memory serves one stream.
-
-use std::ops::Range;
+//! Weight rows follow one another in memory. The 16 after these are fetched meanwhile in the order of their bytes, or
+//! in as many streams as memory serves best.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
@@ -110,12 +108,15 @@ pub(super) fn lanes_vnni(lanes: Lanes) -> Code {
     }
 
     a.set_label(&mut pair)?;
-    // Whole lines, and with an odd block's more of them than with the even one's.
-    let pair_bytes = LANES as i32 * 2 * dtype.row_bytes(BLOCK) as i32;
-    let even_bytes = pair_bytes / 2 / 64 * 64;
+    // Whole lines of each stream, and with an odd block's more of them than with the even one's.
+    let streams = lanes.streams as i32;
+    let pair_bytes = LANES as i32 * 2 * dtype.row_bytes(BLOCK) as i32 / streams;
+    let of =
+        |stream: i32| (0..pair_bytes).step_by(64).map(move |line| stream * bytes as i32 / streams + line);
+    let fetched: Vec<i32> = (0..streams).flat_map(of).collect();
+    let halves: [&[i32]; 2] = fetched.split_at(fetched.len() / 2).into();
     for (odd, labels) in entries.iter_mut().enumerate() {
-        let lines = if odd == 0 { 0..even_bytes } else { even_bytes..pair_bytes };
-        let (quants, total) = quants(a, lanes, lines)?;
+        let (quants, total) = quants(a, lanes, halves[odd])?;
         if odd == 0 {
             a.vpslld(SCALE, ZMM[PAIRS[0]], 16)?;
         } else {
@@ -242,10 +243,10 @@ pub(super) fn load(
 fn quants(
     a: &mut CodeAssembler,
     lanes: Lanes,
-    ahead: Range<i32>,
+    ahead: &[i32],
 ) -> Result<([usize; BLOCK / STEP], AsmRegisterZmm), IcedError> {
     let row_bytes = lanes.dtype.row_bytes(lanes.k) as i32;
-    let ahead = &mut ahead.step_by(64);
+    let ahead = &mut ahead.iter().copied();
     let [p, q, r, s, spare, t, u, v, w] = WORK;
     load(a, [p, q, r, s], (row_bytes, 0), (ahead, LINES))?;
     let (first, free) = turn(a, [p, q, r, s], spare)?;

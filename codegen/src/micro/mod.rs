@@ -29,17 +29,18 @@ mod soften;
 mod table;
 mod tile;
 mod tile_int8;
+mod turn;
 mod widen;
 
 use iced_x86::IcedError;
 use lapidary_ir::{BLOCK, DType};
 
 pub use self::choose::{
-    Quantised, choose, mixing, raw_reads, scoring, select, select_for, softening, widening,
+    Quantised, choose, mixing, raw_reads, scoring, select, select_for, softening, turning, widening,
 };
 pub use self::held::Held;
 pub use self::raw::{
-    Block, Dot, LANE_BLOCK, Lanes, MAGIC, Mix, Raw, Scores, Soften, Tile, TileOperands, Widen,
+    Block, Dot, LANE_BLOCK, Lanes, MAGIC, Mix, Raw, Scores, Soften, Tile, TileOperands, Turn, Widen,
     int8_quant_bytes, int8_row_bytes, lane_row_bytes,
 };
 pub use self::soften::UNSEEN;
@@ -77,6 +78,8 @@ pub enum Emit {
     RawMix(fn(Mix) -> Code),
     /// Scores to shares, as machine code so too: see [`Raw::Soften`].
     RawSoften(fn(Soften) -> Code),
+    /// Sums of panels to rows, as machine code so too: see [`Raw::Turn`].
+    RawTurn(fn(Turn) -> Code),
     /// Widening, as machine code so too: see [`Raw::Widen`].
     RawWiden(fn(Widen) -> Code),
     /// The same of quantised rows for integer tiles alone.
@@ -185,6 +188,7 @@ impl Microkernel {
             (Emit::RawScores(emit), Raw::Scores(scores)) => emit(scores),
             (Emit::RawMix(emit), Raw::Mix(mix)) => emit(mix),
             (Emit::RawSoften(emit), Raw::Soften(soften)) => emit(soften),
+            (Emit::RawTurn(emit), Raw::Turn(turn)) => emit(turn),
             (Emit::RawWiden(emit) | Emit::RawHold(emit), Raw::Widen(widen)) => emit(widen),
             (emit, raw) => unreachable!("{}: {raw:?} of {}", self.name, matches!(emit, Emit::Dot(_))),
         }

@@ -45,6 +45,10 @@ pub struct Tile {
     pub ahead: i32,
     /// Whether k lies in fours in both operands: see [`Microkernel::has_fours`](super::Microkernel::has_fours).
     pub fours: bool,
+    /// If x passes the first cache by, which the weights then have to themselves: bytes from one weight row to the next
+    /// as they are stored, of two of which each step fetches a line. Of
+    /// [`Emit::ConfiguredTile`](super::Emit::ConfiguredTile) alone.
+    pub streams: Option<i32>,
 }
 
 /// Dot products' fixed measures: what the code of a [`Emit::RawDot`](super::Emit::RawDot) is specialised to.
@@ -89,6 +93,9 @@ pub struct Lanes {
     pub c_stride: i32,
     /// Sums of a result that blocks go to in turn: one, or [`SUMS`](super::SUMS).
     pub sums: usize,
+    /// Streams in which the weight rows after these are fetched: see
+    /// [`Features::streams`](crate::emit::Features::streams).
+    pub streams: usize,
 }
 
 /// Scores: what the code of a [`Emit::RawScores`](super::Emit::RawScores) is specialised to.
@@ -142,6 +149,17 @@ pub struct Soften {
     pub online: bool,
 }
 
+/// Sums of panels to rows: what the code of a [`Emit::RawTurn`](super::Emit::RawTurn) is specialised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Turn {
+    /// Rows of x in a panel, a multiple of 16: elements from one weight row's sums to the next's.
+    pub panel: usize,
+    /// Whether a result is the tanh approximation of GELU of the first weight's sum times the second's.
+    pub gated: bool,
+    /// Bytes from one row of the output to the next.
+    pub out_stride: i32,
+}
+
 /// Widening: what the code of a [`Emit::RawWiden`](super::Emit::RawWiden) is specialised to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Widen {
@@ -154,7 +172,7 @@ pub struct Widen {
 /// A function of raw code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Raw {
-    /// Operands: x, weights, c, k, accumulate.
+    /// Operands: x, weights, c, k, accumulate; if x streams, where the first line is that is fetched.
     Tile(Tile),
     /// Operands: x (f32 of length k; or, for a row of the table with operands q8, what [`int8_row_bytes`] says),
     /// weights, c (f32, rows).
@@ -178,6 +196,9 @@ pub enum Raw {
     /// its denominator, its maximum and what its sums are to be multiplied by (f32); the first key; keys (not 0);
     /// columns.
     Soften(Soften),
+    /// Operands: the first weight's sums f32 `[width][panel]`, the second's or anything, the output (the first row's
+    /// element), rows of x, weight rows (neither 0; sums of whole sixteens of them are read).
+    Turn(Turn),
     /// Operands: the first element's block in its format's first plane, in its last, results, blocks (not 0); of floats
     /// the elements, anything, results, times [`BLOCK`] elements.
     Widen(Widen),
@@ -188,7 +209,8 @@ impl Raw {
     pub fn operands(self) -> usize {
         match self {
             Raw::Soften(_) => 6,
-            Raw::Tile(_) | Raw::Mix(_) => 5,
+            Raw::Tile(Tile { streams: Some(_), .. }) => 6,
+            Raw::Tile(_) | Raw::Mix(_) | Raw::Turn(_) => 5,
             Raw::Dot(_) => 3,
             Raw::Lanes(_) | Raw::Scores(_) | Raw::Widen(_) => 4,
             Raw::Configure | Raw::Release => 0,
@@ -211,6 +233,8 @@ pub struct TileOperands {
     pub k: Value,
     /// 0 to start the sums, else they are added to what `c` holds (i64).
     pub accumulate: Value,
+    /// Address of weights as they are stored that are wanted next, if x streams.
+    pub fetch: Option<Value>,
 }
 
 /// Bytes of the quants of a row of x rounded to 8 bits: k (i8), and what is left of a pair of blocks.

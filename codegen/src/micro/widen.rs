@@ -35,6 +35,16 @@ pub(super) fn widen_512(widen: Widen) -> Code {
     let mut again = a.create_label();
     a.set_label(&mut again)?;
     a.prefetcht0(byte_ptr(FROM + AHEAD))?;
+    if widen.from == widen.to {
+        for part in (0..widen.from.row_bytes(BLOCK) as i32).step_by(64) {
+            a.vmovups(low, zmmword_ptr(FROM + part))?;
+            a.vmovups(zmmword_ptr(TO + part), low)?;
+        }
+        next(a, widen, again)?;
+        a.vzeroupper()?;
+        a.ret()?;
+        return a.assemble(0);
+    }
     match widen.from {
         DType::BF16 => {
             a.vpmovzxwd(low, ymmword_ptr(FROM))?;

@@ -136,6 +136,7 @@ fn lane_case(
     }
     Case {
         raw: Raw::Lanes(Lanes {
+            streams: if rows.is_multiple_of(2) { 4 } else { 1 },
             dtype,
             k,
             rows: most,

@@ -4,6 +4,7 @@
 mod attention;
 mod few;
 mod tiles;
+mod turns;
 mod widenings;
 
 use lapidary_codegen::micro::{Emit, Microkernel, Raw};
@@ -54,6 +55,7 @@ pub(crate) fn all(micro: &Microkernel, targets: &[Target], values: Values) -> Ve
         Emit::RawScores(_) => attention::scores(micro, source),
         Emit::RawMix(_) => attention::mixes(micro, source),
         Emit::RawSoften(_) => attention::softenings(source),
+        Emit::RawTurn(_) => turns::turns(micro, source, values),
         Emit::RawWiden(_) | Emit::RawHold(_) => widenings::widenings(micro, targets, source),
         Emit::Dot(_) | Emit::Inline(_) => unreachable!("no raw code"),
     }

@@ -59,18 +59,18 @@ pub(super) fn tiles(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
                     c_stride: c_row as i32 * 4,
                     ahead: if micro.is_configured() { 1024 * pad as i32 } else { 0 },
                     fours,
+                    streams: (micro.is_configured() && pad > 0).then_some(128),
                 };
-                cases.push(Case {
-                    raw: Raw::Tile(tile),
-                    operands: vec![
-                        Operand::In(x),
-                        Operand::In(weights),
-                        Operand::Out(c),
-                        Operand::Number((k / step) as u64),
-                        Operand::Number(accumulate.into()),
-                    ],
-                    want: Want::Floats(want),
-                });
+                let mut operands = vec![
+                    Operand::In(x),
+                    Operand::In(weights),
+                    Operand::Out(c),
+                    Operand::Number((k / step) as u64),
+                    Operand::Number(accumulate.into()),
+                ];
+                // What is fetched may lie anywhere.
+                operands.extend(tile.streams.map(|_| Operand::Number(0)));
+                cases.push(Case { raw: Raw::Tile(tile), operands, want: Want::Floats(want) });
             }
         }
     }
@@ -172,6 +172,7 @@ fn integer_tile(
             c_stride,
             ahead: 0,
             fours: false,
+            streams: None,
         }),
         operands: vec![
             Operand::In(x),

@@ -99,6 +99,17 @@ impl Cpu {
             self.general[super::scalar::number(i.op_register(0))] = u64::from(word);
             return Ok(());
         }
+        // Masks: greater, and no number on either side.
+        if i.mnemonic() == Mnemonic::Vcmpps && i.op_register(0).is_k() {
+            if i.immediate8() != 30 || i.op_mask() != Register::None {
+                return Err(Fault::Unknown(*i));
+            }
+            let (a, b) = (self.vector(i, 1)?, self.vector(i, 2)?);
+            let greater = |lane: usize| f32::from_bits(a[lane]) > f32::from_bits(b[lane]);
+            let lanes = (0..width(i.op_register(1)) / 4).filter(|&lane| greater(lane));
+            self.masks[mask(i.op_register(0))] = lanes.fold(0, |all, lane| all | 1 << lane);
+            return Ok(());
+        }
         let value = self.result(i)?;
         self.set(i, value)
     }
@@ -169,6 +180,10 @@ impl Cpu {
                 let from = vector(1)?;
                 lanes(|lane| i32::from(byte(&from, lane) as i8) as u32)
             }
+            M::Vpmovzxbw => {
+                let from = vector(1)?;
+                half_lanes(|at| u16::from(byte(&from, at)))
+            }
             M::Vpmovzxwd => {
                 let from = vector(1)?;
                 lanes(|lane| u32::from(half(&from, lane)))
@@ -212,6 +227,12 @@ impl Cpu {
                 let quarters = width(i.op_register(0)) / 16;
                 let (into, from, first) = (vector(1)?, vector(2)?, 4 * (count as usize % quarters));
                 lanes(|lane| if (first..first + 4).contains(&lane) { from[lane - first] } else { into[lane] })
+            }
+            // Of quarters: two of one, two of the other.
+            M::Vshufi32x4 if width(i.op_register(0)) == BYTES => {
+                let (a, b, count) = (vector(1)?, vector(2)?, count as usize);
+                let quarter = |lane: usize| count >> (2 * (lane / 4)) & 3;
+                lanes(|lane| if lane < 8 { &a } else { &b }[quarter(lane) * 4 + lane % 4])
             }
             M::Vperm2i128 => {
                 let (a, b, count) = (vector(1)?, vector(2)?, count as usize);

@@ -4,7 +4,7 @@
 
 use lapidary_ir::{BLOCK, DType};
 
-use crate::micro::{Emit, Microkernel, aarch64, mix, scores, soften, widen};
+use crate::micro::{Emit, Microkernel, aarch64, mix, scores, soften, turn, widen};
 
 /// In the order in which they are tried, of each kind.
 pub(super) const ROWS: &[Microkernel] = &[
@@ -51,6 +51,17 @@ pub(super) const ROWS: &[Microkernel] = &[
         max_rows: 0,
         runs_on: |f| f.avx512 && (f.bf16 || f.amx),
         emit: Emit::RawSoften(soften::soften_512),
+    },
+    Microkernel {
+        name: "avx512_turn",
+        operands: DType::F32,
+        mr: 16,
+        shapes: &[(16, 16)],
+        block: (1, 0),
+        kr: 1,
+        max_rows: 0,
+        runs_on: |f| f.avx512,
+        emit: Emit::RawTurn(turn::turn_512),
     },
     Microkernel {
         name: "avx512_mix",

@@ -113,6 +113,7 @@ pub(super) fn parts(sums: &Microkernel, repeat: usize, head_dim: usize) -> Vec<P
                 c_stride: row as i32 * 4,
                 ahead: 0,
                 fours: false,
+                streams: None,
             };
             parts.push(Part { head, column, tile });
             column += columns;

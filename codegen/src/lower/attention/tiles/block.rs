@@ -21,8 +21,14 @@ impl Tile<'_> {
         let head_dim = e.i64(self.op.head_dim as i64);
         let micro = self.shape.micro;
         let steps = if self.rounds() { e.i64(self.op.head_dim as i64 / 2) } else { head_dim };
-        let scores =
-            TileOperands { x: self.queries, weights: self.keys, c: self.scores, k: steps, accumulate: zero };
+        let scores = TileOperands {
+            x: self.queries,
+            weights: self.keys,
+            c: self.scores,
+            k: steps,
+            accumulate: zero,
+            fetch: None,
+        };
         score_tiling(micro, self.op.head_dim).run(e, &scores, columns, count);
         match self.shape.soften {
             Some(_) => {
@@ -44,8 +50,14 @@ impl Tile<'_> {
         } else {
             count
         };
-        let values =
-            TileOperands { x: self.shares, weights: self.values, c: self.sums, k: steps, accumulate: one };
+        let values = TileOperands {
+            x: self.shares,
+            weights: self.values,
+            c: self.sums,
+            k: steps,
+            accumulate: one,
+            fetch: None,
+        };
         value_tiling(micro).run(e, &values, columns, head_dim);
     }
 

@@ -79,6 +79,7 @@ fn score_tiling(micro: &'static Microkernel, head_dim: usize) -> Tiling {
         c_stride: micro.mr * 4,
         ahead: 0,
         fours: false,
+        streams: None,
     }
 }
 
@@ -90,6 +91,7 @@ fn value_tiling(micro: &'static Microkernel) -> Tiling {
         c_stride: micro.mr * 4,
         ahead: 0,
         fours: false,
+        streams: None,
     }
 }
 

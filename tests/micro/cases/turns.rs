@@ -1,0 +1,53 @@
+//! Sums of panels brought to rows.
+
+use lapidary_codegen::micro::{Microkernel, Raw, Turn};
+
+use super::{Case, Operand, Want, before};
+use crate::operands::{Source, Values, float_bytes};
+
+/// Whole blocks and ends of them, plain and, of values that need not come out exactly, gated.
+pub(super) fn turns(micro: &Microkernel, source: &mut Source, values: Values) -> Vec<Case> {
+    let (nr, mr) = micro.shapes[0];
+    let sizes = [(1, 1), (nr, mr), (nr + 1, mr - 1), (2 * nr, 2 * mr), (2 * nr - 3, 2 * mr + 5), (3 * nr, 7)];
+    let all = sizes.into_iter().flat_map(|size| [(size, false), (size, true)]);
+    let all = all.filter(|(_, gated)| !gated || values != Values::Small);
+    all.map(|((width, rows), gated)| turn(micro, (width, rows), gated, source)).collect()
+}
+
+fn turn(micro: &Microkernel, (width, rows): (usize, usize), gated: bool, source: &mut Source) -> Case {
+    let panel = 3 * micro.mr;
+    let out_stride = width + 3;
+    let height = width.next_multiple_of(micro.shapes[0].0);
+    let [mut first, second]: [Vec<f32>; 2] =
+        std::array::from_fn(|_| (0..height * panel).map(|_| source.float()).collect());
+    // Where the exponential has its ends.
+    for (at, &x) in [0.0, -0.0, 12.0, -12.0, 60.0, -60.0, 1e9, -1e9].iter().enumerate() {
+        if gated && at < panel {
+            first[at] = x;
+        }
+    }
+    let (out, _) = before(source, rows * out_stride);
+    let result = |row: usize, column: usize| {
+        let [x, up] = [&first, &second].map(|sums| f64::from(sums[column * panel + row]));
+        if !gated {
+            return (x, 0.0);
+        }
+        let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+        (0.5 * x * (1.0 + inner.tanh()) * up, (x * up).abs())
+    };
+    let want = (0..rows * out_stride).map(|at| {
+        let (row, column) = (at / out_stride, at % out_stride);
+        (column < width).then(|| result(row, column))
+    });
+    Case {
+        raw: Raw::Turn(Turn { panel, gated, out_stride: 4 * out_stride as i32 }),
+        want: Want::Floats(want.collect()),
+        operands: vec![
+            Operand::In(float_bytes(&first)),
+            Operand::In(float_bytes(&second)),
+            Operand::Out(out),
+            Operand::Number(rows as u64),
+            Operand::Number(width as u64),
+        ],
+    }
+}
