@@ -33,7 +33,7 @@ impl Features {
     /// How many streams, each in the order of its bytes, weights are best fetched in. The second cache's prefetcher
     /// goes 20 lines ahead of each on Intel's CPUs, too few of one for the memory; AMD's serve one best.
     pub fn streams(&self) -> usize {
-        if self.bf16 { 1 } else { 4 }
+        if (self.avx512 || self.avxvnni) && !self.bf16 { 4 } else { 1 }
     }
 
     /// Those of a set, on CPUs tuned so.

@@ -139,6 +139,8 @@ pub struct Mix {
 pub struct Soften {
     /// Columns of a panel, a multiple of 16: elements from one key's scores to the next's.
     pub panel: usize,
+    /// Elements from one array of the columns' state to the next.
+    pub apart: usize,
     /// Keys of a block, an even number.
     pub keys: usize,
     /// What products are multiplied by, the bits of an f32.
@@ -192,9 +194,9 @@ pub enum Raw {
     /// 0), as many bytes to fetch meanwhile.
     Mix(Mix),
     /// Operands: products f32 `[keys][panel]`, which are clobbered; shares bf16 `[keys / 2][panel][2]`; the columns'
-    /// state, arrays one after another, `[panel]` each: the first key that a column sees and one past the last (i32),
-    /// its denominator, its maximum and what its sums are to be multiplied by (f32); the first key; keys (not 0);
-    /// columns.
+    /// state, arrays of which `[panel]` is walked, `apart` elements from one to the next: the first key that a column
+    /// sees and one past the last (i32), its denominator, its maximum and what its sums are to be multiplied by (f32);
+    /// the first key; keys (not 0); columns.
     Soften(Soften),
     /// Operands: the first weight's sums f32 `[width][panel]`, the second's or anything, the output (the first row's
     /// element), rows of x, weight rows (neither 0; sums of whole sixteens of them are read).

@@ -91,9 +91,9 @@ impl Number {
 
 /// With AVX-512 BF16.
 pub(super) fn soften_512(soften: Soften) -> Code {
-    let Soften { panel, keys, cap, online, .. } = soften;
-    let array = panel as i32 * 4;
-    let at = |array_number: i32| zmmword_ptr(STATE + DONE + array_number * array);
+    let Soften { panel, apart, keys, cap, online, .. } = soften;
+    let row = panel as i32 * 4;
+    let at = |array: i32| zmmword_ptr(STATE + DONE + array * apart as i32 * 4);
     let [low, high, denominator, highest, rescale] = std::array::from_fn(|i| at(i as i32));
     let a = &mut CodeAssembler::new(64)?;
     let mut constants = Constants::default();
@@ -126,7 +126,7 @@ pub(super) fn soften_512(soften: Soften) -> Code {
         a.vpord(score, u, v)?;
         a.vmovups(zmmword_ptr(FROM), score)?;
         a.vmaxps(HIGHEST, HIGHEST, score)?;
-        a.add(FROM, array)?;
+        a.add(FROM, row)?;
         a.dec(LEFT)?;
         a.jnz(again)?;
         // The sums so far, to the new maximum.
@@ -149,7 +149,7 @@ pub(super) fn soften_512(soften: Soften) -> Code {
     a.set_label(&mut again)?;
     for (key, work) in WORK.into_iter().enumerate() {
         let [score, t, ..] = work;
-        a.vmovups(score, zmmword_ptr(FROM + key as i32 * array))?;
+        a.vmovups(score, zmmword_ptr(FROM + key as i32 * row))?;
         if online {
             a.vsubps(score, score, HIGHEST)?;
             // What is not a number stays none.
@@ -170,8 +170,8 @@ pub(super) fn soften_512(soften: Soften) -> Code {
     a.vcvtne2ps2bf16(first, second, first)?;
     a.vpermw(first, PAIRS, first)?;
     a.vmovups(zmmword_ptr(TO), first)?;
-    a.add(FROM, 2 * array)?;
-    a.add(TO, array)?;
+    a.add(FROM, 2 * row)?;
+    a.add(TO, row)?;
     a.dec(LEFT)?;
     a.jnz(again)?;
     a.vmovups(denominator, TOTAL)?;
@@ -185,7 +185,7 @@ pub(super) fn soften_512(soften: Soften) -> Code {
     a.vpxord(first, first, first)?;
     a.set_label(&mut clear)?;
     a.vmovups(zmmword_ptr(TO), first)?;
-    a.add(TO, array)?;
+    a.add(TO, row)?;
     a.inc(LEFT)?;
     a.jnz(clear)?;
     a.set_label(&mut cleared)?;

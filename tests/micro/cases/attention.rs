@@ -155,6 +155,7 @@ fn softening(
     Case {
         raw: Raw::Soften(Soften {
             panel,
+            apart: panel,
             keys: KEYS,
             scale: scale.to_bits(),
             cap: cap.map(f32::to_bits),

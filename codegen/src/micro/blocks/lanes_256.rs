@@ -310,6 +310,20 @@ impl Rows<'_> {
     fn fetch(&self, a: &mut CodeAssembler, first: usize) -> Done {
         const LINE: usize = 64;
         let bytes = LANES * self.format.block_bytes();
+        // Of each stream its share of a block's bytes, and of the rows.
+        let streams = self.lanes.streams;
+        let (share, apart) = (bytes / streams, LANES * self.format.row_bytes(self.lanes.k) / streams);
+        if streams > 1 && share >= LINE {
+            let count = (share + LINE / 2) / LINE;
+            let of = |stream: usize| (0..count).map(move |i| stream * apart + i * share / count);
+            let lines: Vec<usize> = (0..streams).flat_map(of).collect();
+            let at = |element: usize| lines.len() * element / self.format.block;
+            for line in &lines[at(first)..at(first + BLOCK)] {
+                a.prefetcht1(byte_ptr(FETCH + *line as i32))?;
+            }
+            let done = first + BLOCK == self.format.block;
+            return if done { a.add(FETCH, share as i32) } else { Ok(()) };
+        }
         let lines = bytes / LINE;
         let line = |element: usize| lines * element / self.format.block;
         for line in line(first)..line(first + BLOCK) {

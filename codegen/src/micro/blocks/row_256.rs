@@ -28,9 +28,10 @@ pub(super) const UNIT: i32 = LANES as i32 * VECTOR;
 const AHEAD: i32 = 16 << 10;
 const LINE: usize = 64;
 
-/// Where the block is read, and a number to spare.
+/// Where the block is read; where what is fetched in streams lies, or else a number to spare.
 const AT: AsmRegister64 = gpr64::r9;
-const SPARE: AsmRegister64 = gpr64::r8;
+const FETCH: AsmRegister64 = gpr64::r8;
+const SPARE: AsmRegister64 = FETCH;
 const FIELD: AsmRegisterYmm = ymm11;
 
 impl Rows<'_> {
@@ -48,20 +49,32 @@ impl Rows<'_> {
         a.mov(AT, W)?;
         a.lea(RESULTS, ptr(STACK + self.frame.sums))?;
         a.mov(ROWS, LANES as i64)?;
+        let rounds = k / ROUND;
+        let streams = if rounds < self.lanes.streams { 1 } else { self.lanes.streams };
+        if streams > 1 {
+            let call = LANES * format.row_bytes(k) as i32;
+            a.lea(FETCH, ptr(W + (AHEAD as u32).div_ceil(call as u32) as i32 * call))?;
+        }
         a.set_label(&mut row)?;
         a.mov(ROW, X)?;
-        if k >= ROUND {
-            a.mov(COUNT, (k / ROUND) as i64)?;
+        if streams > 1 {
+            self.streamed(a, rounds, streams)?;
+        } else if k >= ROUND {
+            a.mov(COUNT, rounds as i64)?;
             a.set_label(&mut again)?;
-            self.round(a, ROUND)?;
+            self.round(a, ROUND, false)?;
             a.dec(COUNT)?;
             a.jnz(again)?;
         }
         if !k.is_multiple_of(ROUND) {
-            self.round(a, k % ROUND)?;
+            self.round(a, k % ROUND, streams > 1)?;
         }
         let rest = format.row_bytes(k) - plane;
-        (0..rest).step_by(LINE).try_for_each(|line| a.prefetcht1(byte_ptr(AT + (AHEAD + line as i32))))?;
+        if streams == 1 {
+            (0..rest)
+                .step_by(LINE)
+                .try_for_each(|line| a.prefetcht1(byte_ptr(AT + (AHEAD + line as i32))))?;
+        }
         a.add(AT, rest as i32)?;
         a.add(RESULTS, VECTOR - units * UNIT)?;
         a.dec(ROWS)?;
@@ -90,9 +103,32 @@ impl Rows<'_> {
         (self.format.block / self.format.group.min(BLOCK)) as i32 * VECTOR
     }
 
-    /// The sums of `n` elements of a weight row, at most a round, and on to the next.
-    fn round(&mut self, a: &mut CodeAssembler, n: usize) -> Done {
-        let bytes = n / self.format.block * self.format.planes[0];
+    /// Whole rounds of a weight row. Meanwhile as many streams bring the rows of a later call, each its share of them: in
+    /// this row's time as much of it as there is of a row.
+    fn streamed(&mut self, a: &mut CodeAssembler, rounds: usize, streams: usize) -> Done {
+        let row = self.format.row_bytes(self.lanes.k);
+        let (visits, share, apart) = (rounds / streams, row.div_ceil(streams), LANES * row / streams);
+        let step = share.div_ceil(visits);
+        let mut again = a.create_label();
+        a.mov(COUNT, visits as i64)?;
+        a.set_label(&mut again)?;
+        for stream in 0..streams {
+            for line in (0..step).step_by(LINE) {
+                a.prefetcht1(byte_ptr(FETCH + (stream * apart + line) as i32))?;
+            }
+            self.round(a, ROUND, true)?;
+        }
+        a.add(FETCH, step as i32)?;
+        a.dec(COUNT)?;
+        a.jnz(again)?;
+        for _ in 0..rounds % streams {
+            self.round(a, ROUND, true)?;
+        }
+        a.sub(FETCH, (visits * step - share) as i32)
+    }
+
+    /// Fetches as many bytes ahead, each line once.
+    fn fetch_ahead(&self, a: &mut CodeAssembler, bytes: usize) -> Done {
         (0..bytes / LINE).try_for_each(|i| a.prefetcht1(byte_ptr(AT + (AHEAD + (i * LINE) as i32))))?;
         if !bytes.is_multiple_of(LINE) {
             let mut within = a.create_label();
@@ -102,6 +138,16 @@ impl Rows<'_> {
             a.jz(within)?;
             a.prefetcht1(byte_ptr(AT + (AHEAD + (bytes / LINE * LINE) as i32)))?;
             a.set_label(&mut within)?;
+        }
+        Ok(())
+    }
+
+    /// The sums of `n` elements of a weight row, at most a round, and on to the next; `fetched` says whether something
+    /// else brings what follows.
+    fn round(&mut self, a: &mut CodeAssembler, n: usize, fetched: bool) -> Done {
+        let bytes = n / self.format.block * self.format.planes[0];
+        if !fetched {
+            self.fetch_ahead(a, bytes)?;
         }
         let halved = self.format.group < BLOCK;
         let blocks = n / BLOCK;

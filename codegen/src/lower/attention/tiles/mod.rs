@@ -45,9 +45,14 @@ pub(super) fn columns_of(
     })
 }
 
-/// The most panels of a tile: of bf16 products run over whole blocks, cleared where no key is for one panel alone.
+/// The most panels of a tile: several where a unit multiplies so fast that bringing keys and values into its form, once
+/// for all of them, takes longer than the products of one.
 fn most_panels(micro: &Microkernel) -> usize {
-    if micro.operands == DType::F32 { (COLUMNS / micro.mr).max(1) } else { 1 }
+    match (micro.operands, micro.is_configured()) {
+        (DType::F32, _) => (COLUMNS / micro.mr).max(1),
+        (_, true) => 2 * COLUMNS / micro.mr,
+        (_, false) => 1,
+    }
 }
 
 /// Columns of a panel and the most panels of a tile, for the largest calls.
@@ -120,6 +125,7 @@ pub(super) fn raw_code(kernel: &Kernel, shape: QueryTiles) -> Vec<(&'static Micr
 fn softening(op: &Attention<'_>, shape: QueryTiles) -> Raw {
     Raw::Soften(Soften {
         panel: shape.micro.mr,
+        apart: shape.panels * shape.micro.mr,
         keys: BLOCK,
         scale: op.scale.to_bits(),
         cap: op.cap.map(f32::to_bits),
@@ -168,7 +174,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, op: Attention<'_>, shape: QueryTiles) {
     let shares = if operands == DType::BF16 { e.take_scratch(BLOCK / 2 * columns) } else { scores };
     let panels = shape.panels;
     let each = |e: &mut Emitter<'_>, bytes: usize| e.take_scratch(panels * bytes);
-    // One array after another, as raw code finds them.
+    // One array after another, of all panels, as raw code finds them.
     let state = each(e, 5 * columns);
     let [low, high, denominator, highest, rescale] =
         std::array::from_fn(|i| e.offset(state, (i * panels * columns) as i64));
