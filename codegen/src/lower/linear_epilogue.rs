@@ -7,6 +7,7 @@ use lapidary_ir::DType;
 
 use super::elementwise::store_along_row;
 use super::linear::Job;
+use super::linear_tiles::Member;
 use super::transpose;
 use crate::emit::{Emitter, Features};
 use crate::kernel::{Epilogue, Linear};
@@ -43,7 +44,7 @@ impl Job<'_> {
     /// The epilogue of every panel, whose results lie one after the other.
     pub(super) fn tile_epilogue(&self, e: &mut Emitter<'_>, rows: Value, first: Value, width: Value) {
         let (zero, micro) = (e.i64(0), self.linear.micro);
-        self.each_block(e, width, &mut |e, (n, width), block| {
+        self.each_block(e, width, &mut |e, Member { n, width, at: block }| {
             let first = e.b.ins().iadd(first, n);
             e.for_range(zero, rows, micro.mr as i64, &[], |e, panel, _| {
                 let at = e.scale(panel, micro.block_rows() as i64 * 4);

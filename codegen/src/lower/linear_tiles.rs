@@ -111,6 +111,16 @@ fn next_block(
     e.b.ins().iadd(row, at)
 }
 
+/// A block of those that panels meet together.
+pub(super) struct Member {
+    /// Its first weight row, counted from theirs.
+    pub(super) n: Value,
+    /// Its weight rows.
+    pub(super) width: Value,
+    /// Where its results lie, in bytes from theirs.
+    pub(super) at: Value,
+}
+
 impl Job<'_> {
     /// Outer products of `width` weight rows from `first`, of [`together`] blocks at most, with every panel of x, for
     /// each of the tile's weights; then the epilogue.
@@ -135,7 +145,7 @@ impl Job<'_> {
         e.choose_path(
             few,
             |e| {
-                self.each_block(e, width, &mut |e, (n, width), _| {
+                self.each_block(e, width, &mut |e, Member { n, width, .. }| {
                     let first = e.b.ins().iadd(first, n);
                     self.one_block(e, weights, (first, width), (held, part));
                 });
@@ -153,16 +163,16 @@ impl Job<'_> {
         together(self.linear.micro, most_rows(self.kernel))
     }
 
-    /// Blocks of `width` weight rows, one after the other: the first row and how many, and where their results lie.
+    /// Blocks of `width` weight rows, one after the other.
     pub(super) fn each_block(
         &self,
         e: &mut Emitter<'_>,
         width: Value,
-        block: &mut dyn FnMut(&mut Emitter<'_>, (Value, Value), Value),
+        block: &mut dyn FnMut(&mut Emitter<'_>, Member),
     ) {
         let (zero, micro) = (e.i64(0), self.linear.micro);
         if self.together() == 1 {
-            return block(e, (zero, width), zero);
+            return block(e, Member { n: zero, width, at: zero });
         }
         let rows = micro.block_rows() as i64;
         let each = results_bytes(micro, most_rows(self.kernel)) as i64 / rows;
@@ -171,7 +181,7 @@ impl Job<'_> {
             let most = e.i64(rows);
             let width = e.min(left, most);
             let at = e.scale(n, each);
-            block(e, (n, width), at);
+            block(e, Member { n, width, at });
             vec![]
         });
     }
@@ -269,7 +279,7 @@ impl Job<'_> {
             let length = e.i64(part as i64);
             let length = e.min(left, length);
             let steps = self.steps(e, length);
-            self.each_block(e, width, &mut |e, (n, width), at| {
+            self.each_block(e, width, &mut |e, Member { n, width, at }| {
                 let wanted = tiling.streams.map(|_| {
                     let block = (n, self.linear.micro.block_rows());
                     next_block(e, weight, (first, width), block, (from, part))

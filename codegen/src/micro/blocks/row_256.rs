@@ -52,8 +52,8 @@ impl Rows<'_> {
         let rounds = k / ROUND;
         let streams = if rounds < self.lanes.streams { 1 } else { self.lanes.streams };
         if streams > 1 {
-            let call = LANES * format.row_bytes(k) as i32;
-            a.lea(FETCH, ptr(W + (AHEAD as u32).div_ceil(call as u32) as i32 * call))?;
+            let call = LANES * format.row_bytes(k);
+            a.lea(FETCH, ptr(W + (call * (AHEAD as usize).div_ceil(call)) as i32))?;
         }
         a.set_label(&mut row)?;
         a.mov(ROW, X)?;
