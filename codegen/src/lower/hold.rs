@@ -9,6 +9,7 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{BLOCK, DType};
 
 use super::linear::fixed;
+use super::tiling::Tiling;
 use crate::emit::{BlockRow, Emitter, Features};
 use crate::micro::{self, Held, Microkernel, Raw, Widen};
 use crate::view::View;
@@ -18,17 +19,19 @@ pub(super) fn widened_row(k: usize) -> usize {
     (k.next_multiple_of(32) + 32) * 2
 }
 
-/// The raw code that widens a weight to the operands' type, if there is one and there is something to do.
+/// The raw code that widens a weight to the operands' type, if there is one and there is something to do; `fetches`
+/// says whether it fetches what follows in a row.
 pub(super) fn widening(
     weight: &View,
     micro: &Microkernel,
+    fetches: bool,
     features: &Features,
 ) -> Option<(&'static Microkernel, Raw)> {
     let copied = weight.dtype == micro.operands && !weight.dtype.is_quantised();
     if copied && !micro.is_configured() {
         return None;
     }
-    let widen = Widen { from: weight.dtype, to: micro.operands };
+    let widen = Widen { from: weight.dtype, to: micro.operands, fetches };
     Some((micro::widening(features, widen)?, Raw::Widen(widen)))
 }
 
@@ -42,16 +45,19 @@ pub(super) fn held_row(micro: &Microkernel, stored: DType, n: usize) -> usize {
     micro.held_bytes(stored, n) + 64
 }
 
-/// Holds `length` elements from `from` of the block's weight rows as tiles read them, `stride` bytes apart; rows past
-/// the end are the last row again. An odd length of bf16 is filled up with a 0.
+/// Holds `length` elements from `from` of the block's weight rows as tiles read them; rows past the end are the last
+/// row again. An odd length of bf16 is filled up with a 0.
 pub(super) fn hold(
     e: &mut Emitter<'_>,
     weight: &View,
     first: Value,
     span: (Value, Value),
     to: Value,
-    (micro, stride): (&Microkernel, usize),
+    tiling: &Tiling,
 ) {
+    let Tiling { micro, weight_stride: stride, .. } = *tiling;
+    // Where x streams something else fetches what comes next.
+    let fetches = tiling.streams.is_none();
     let last = e.i64(fixed(weight, 0) as i64 - 1);
     let (zero, rows) = (e.i64(0), e.i64(micro.block_rows() as i64));
     e.for_range(zero, rows, 1, &[], |e, n, _| {
@@ -65,7 +71,7 @@ pub(super) fn hold(
             None => e.scale(n, stride as i64),
         };
         let to = e.b.ins().iadd(to, at);
-        hold_row(e, weight, row, span, to, micro);
+        hold_row(e, weight, row, span, to, (micro, fetches));
         vec![]
     });
 }
@@ -77,9 +83,9 @@ pub(super) fn hold_row(
     row: Value,
     (from, length): (Value, Value),
     to: Value,
-    micro: &Microkernel,
+    (micro, fetches): (&Microkernel, bool),
 ) {
-    if let Some((_, raw)) = widening(weight, micro, &e.features) {
+    if let Some((_, raw)) = widening(weight, micro, fetches, &e.features) {
         widen_row(e, weight, raw, row, (from, length), to, Form::of(micro));
     } else if let Some(format) = weight.dtype.format() {
         dequantise(

@@ -104,7 +104,11 @@ pub(super) fn raw_code(
     };
     match micro.emit {
         Emit::RawTile(_) | Emit::IntegerTile(..) | Emit::ConfiguredTile(_) => {
-            let widen = weights.iter().filter_map(|w| widening(w, micro, features));
+            // What streaming tiles hold, and others.
+            let fetching = [true, false].into_iter().filter(|fetches| *fetches || micro.is_configured());
+            let widen = fetching.flat_map(|fetches| {
+                weights.iter().filter_map(move |w| widening(w, micro, fetches, features))
+            });
             let tilings = |w: &View| std::iter::once(streaming(micro, w)).chain(whole(micro, w));
             let by_parts = || weights.iter().flat_map(tilings).collect();
             let tilings = by_panels(linear, weights).unwrap_or_else(by_parts);
@@ -123,7 +127,7 @@ pub(super) fn raw_code(
             };
             let widens = |w: &&View| micro.operands == DType::F32 && !micro::raw_reads(w.dtype);
             let unread = weights.iter().filter(widens);
-            let mut raw: Vec<_> = unread.filter_map(|w| widening(w, micro, features)).collect();
+            let mut raw: Vec<_> = unread.filter_map(|w| widening(w, micro, true, features)).collect();
             for w in weights {
                 for n in [dot_rows(w), 1] {
                     let shapes = shapes(micro, w).iter().filter(|shape| shape.0 <= most_rows(kernel));

@@ -168,7 +168,7 @@ impl Job<'_> {
                 if let (Operand::Rows { widened: Some(scratch), .. }, false) =
                     (self.x, micro::raw_reads(weight.dtype))
                 {
-                    hold_row(e, weight, weights, (zero, k), scratch, self.linear.micro);
+                    hold_row(e, weight, weights, (zero, k), scratch, (self.linear.micro, true));
                     weights = scratch;
                 }
                 let at = e.scale(n, 4);

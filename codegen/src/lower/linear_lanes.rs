@@ -132,7 +132,7 @@ impl Job<'_> {
                     let from = e.step(weight, 0, base, row);
                     let at = e.scale(i, widened_row(self.k) as i64);
                     let to = e.b.ins().iadd(to, at);
-                    hold_row(e, weight, from, (zero, k), to, micro);
+                    hold_row(e, weight, from, (zero, k), to, (micro, true));
                     vec![]
                 });
                 (to, zero)

@@ -229,7 +229,7 @@ impl Job<'_> {
         let mut at = 0;
         for (weight, tiling) in weights.iter().zip(tilings) {
             let to = e.offset(held, at as i64);
-            hold(e, weight, first, (zero, k), to, (micro, tiling.weight_stride));
+            hold(e, weight, first, (zero, k), to, tiling);
             places.push(to);
             at += micro.block_rows() * tiling.weight_stride;
         }
@@ -286,7 +286,7 @@ impl Job<'_> {
                 });
                 let first = e.b.ins().iadd(first, n);
                 let c = e.b.ins().iadd(c, at);
-                hold(e, weight, first, (from, length), held, (tiling.micro, tiling.weight_stride));
+                hold(e, weight, first, (from, length), held, &tiling);
                 e.for_range(zero, rows, mr, &[], |e, t, _| {
                     let panel = e.scale(t, self.linear.micro.panel_bytes(self.k) as i64);
                     let panel = e.b.ins().iadd(x, panel);
@@ -331,7 +331,7 @@ impl Job<'_> {
             let base = e.base(weight);
             e.step(weight, 0, base, first)
         } else {
-            hold(e, weight, first, (zero, k), held, (micro, tiling.weight_stride));
+            hold(e, weight, first, (zero, k), held, &tiling);
             held
         };
         let k = self.steps(e, k);

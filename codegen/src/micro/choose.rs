@@ -6,7 +6,7 @@ use super::{Emit, FEW_ROWS, MICROKERNELS, Microkernel, Widen};
 use crate::emit::Features;
 
 /// Widening that not only integer tiles ask for.
-const TO_FLOATS: Widen = Widen { from: DType::BF16, to: DType::F32 };
+const TO_FLOATS: Widen = Widen { from: DType::BF16, to: DType::F32, fetches: true };
 
 /// The widening of weights that the CPU has, if it has one.
 pub fn widening(features: &Features, widen: Widen) -> Option<&'static Microkernel> {

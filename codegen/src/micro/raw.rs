@@ -169,6 +169,8 @@ pub struct Widen {
     pub from: DType,
     /// f32, bf16, or q8 for blocks as integer tiles read them.
     pub to: DType,
+    /// Whether what follows in the row is fetched meanwhile.
+    pub fetches: bool,
 }
 
 /// A function of raw code.

@@ -52,7 +52,9 @@ fn hold(widen: Widen, halved: bool) -> Code {
     fill(a, 2, 0x0f0f_0f0f)?;
     fill(a, 3, 0x8080_8080)?;
     a.set_label(&mut again)?;
-    a.prefetcht0(byte_ptr(from + AHEAD))?;
+    if widen.fetches {
+        a.prefetcht0(byte_ptr(from + AHEAD))?;
+    }
     if widen.from == DType::Q4 {
         // The second half of the elements are the bytes' upper halves.
         a.vmovdqu(xmm0, xmmword_ptr(from))?;

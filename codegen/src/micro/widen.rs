@@ -34,7 +34,9 @@ pub(super) fn widen_512(widen: Widen) -> Code {
     let (low, high) = (zmm0, zmm1);
     let mut again = a.create_label();
     a.set_label(&mut again)?;
-    a.prefetcht0(byte_ptr(FROM + AHEAD))?;
+    if widen.fetches {
+        a.prefetcht0(byte_ptr(FROM + AHEAD))?;
+    }
     if widen.from == widen.to {
         for part in (0..widen.from.row_bytes(BLOCK) as i32).step_by(64) {
             a.vmovups(low, zmmword_ptr(FROM + part))?;
@@ -86,7 +88,9 @@ pub(super) fn widen_256(widen: Widen) -> Code {
     let eights = [ymm0, ymm1, ymm2, ymm3];
     let mut again = a.create_label();
     a.set_label(&mut again)?;
-    a.prefetcht0(byte_ptr(FROM + AHEAD))?;
+    if widen.fetches {
+        a.prefetcht0(byte_ptr(FROM + AHEAD))?;
+    }
     for (i, &x) in eights.iter().enumerate() {
         let i = i as i32;
         match widen.from {

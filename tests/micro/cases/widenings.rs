@@ -11,7 +11,7 @@ pub(super) fn widenings(micro: &Microkernel, targets: &[Target], source: &mut So
     // To what the tiles read that are chosen with this row.
     let holds = matches!(micro.emit, Emit::RawHold(_));
     let mut forms: Vec<(DType, Option<Held>)> = if holds { vec![] } else { vec![(DType::F32, None)] };
-    let widen = Widen { from: DType::Q8, to: if holds { DType::Q8 } else { DType::F32 } };
+    let widen = Widen { from: DType::Q8, to: if holds { DType::Q8 } else { DType::F32 }, fetches: true };
     for target in
         targets.iter().filter(|t| micro::widening(&t.features, widen).is_some_and(|w| w.name == micro.name))
     {
@@ -42,7 +42,7 @@ pub(super) fn widenings(micro: &Microkernel, targets: &[Target], source: &mut So
                     _ => row.values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect(),
                 };
                 cases.push(Case {
-                    raw: Raw::Widen(Widen { from, to }),
+                    raw: Raw::Widen(Widen { from, to, fetches: blocks.is_multiple_of(2) }),
                     operands: vec![
                         Operand::In(row.bytes),
                         Operand::Within(0, last),

@@ -14,7 +14,9 @@ pub(in crate::micro) fn widen_256(widen: Widen, format: &Format) -> Code {
     let mut constants = Constants::default();
     let mut again = a.create_label();
     a.set_label(&mut again)?;
-    fetch(a, format)?;
+    if widen.fetches {
+        fetch(a, format)?;
+    }
     let groups = format.block / format.group;
     // Each in as many registers as hold all groups.
     let (scales, offsets, scale, added) = ([8, 9], [10, 11], 12, 13);

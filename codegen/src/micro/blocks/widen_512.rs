@@ -15,7 +15,9 @@ pub(in crate::micro) fn widen_512(widen: Widen, format: &Format) -> Code {
     let mut constants = Constants::default();
     let mut again = a.create_label();
     a.set_label(&mut again)?;
-    fetch(a, format)?;
+    if widen.fetches {
+        fetch(a, format)?;
+    }
     let (scales, offsets, scale, added) = (8, 9, 10, 11);
     let groups = format.block / format.group;
     scales_512(a, &mut constants, format, &format.scale, scales)?;
