@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 
 use lapidary::{Activations, Engine, KvCache, Model, Options, Phase, Selection, Sequence, Want, Work};
@@ -232,12 +233,22 @@ fn company_changes_no_bit_of_gemma_3() {
 
 #[test]
 fn company_changes_no_bit_of_q8() {
-    check("tiny-long", Some(QuantFormat::Q8), false, of_cpus(&native_and_avx2()));
+    check("tiny-long", Some(QuantFormat::Q8), false, of_cpus(&cpus_here()));
 }
 
 #[test]
 fn company_changes_no_bit_of_q4() {
-    check("tiny-long", Some(QuantFormat::Q4), false, of_cpus(&native_and_avx2()));
+    check("tiny-long", Some(QuantFormat::Q4), false, of_cpus(&cpus_here()));
+}
+
+/// Files whose roles have blocks of several formats.
+#[test]
+fn company_changes_no_bit_of_blocks() {
+    for name in ["gemma2-mixed", "gemma3-mixed"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("gguf/models/{name}.gguf"));
+        let files = Arc::new(Files::open(path).unwrap());
+        check_files(&files, false, cpus_here().into_iter().map(|cpu| options().cpu(cpu)).collect());
+    }
 }
 
 /// Rows of more than 1 KiB, of which several are decoded by kernels that load a weight once for all of them.

@@ -36,7 +36,7 @@ mod tests {
         let rows = |cpu: &str, rounded: bool| of(cpu, rounded).tile_rows(2, 512);
         assert_eq!(rows("x86-64-v4", true), 24);
         assert_eq!(rows("x86-64-v3", true), 32);
-        assert_eq!(rows("x86-64-v4-amx", true), 16);
+        assert_eq!(rows("x86-64-v4-amx", true), 64);
         assert_eq!(rows("x86-64-v4-amx", false), 24);
         assert_eq!((of("x86-64-v3", false).panel, of("x86-64-v4-amx", true).tile_block), (16, 32));
     }
