@@ -1,9 +1,9 @@
 //! How many tokens of prompts a step takes, by how long steps take.
 //!
 //! In: the times of steps. Out: a number of tokens that makes a step with answers about twice as long as one without.
-//! Prompts take a pass over the weights, however few their tokens are, and more with each token: a line through what was
-//! measured tells both. Where the pass alone takes longer than there is room for, it takes tokens along that add a quarter
-//! to it. Nothing here changes which tokens come out.
+//! Prompts take a pass over the weights, however few their tokens are, and more with each token: a line through what
+//! was measured tells both. Where the pass alone takes longer than there is room for, it takes tokens along that add a
+//! quarter to it. Nothing here changes which tokens come out.
 
 use std::time::Duration;
 
@@ -48,8 +48,8 @@ struct Line {
 }
 
 impl Line {
-    /// Seconds of a pass and of a token, once something was measured. While all calls have been about as long the pass is
-    /// taken to be `likely`.
+    /// Seconds of a pass and of a token, once something was measured. While all calls have been about as long the pass
+    /// is taken to be `likely`.
     fn fit(&self, likely: f64) -> Option<(f64, f64)> {
         if self.weight == 0.0 {
             return None;

@@ -103,8 +103,8 @@ impl Rows<'_> {
         (self.format.block / self.format.group.min(BLOCK)) as i32 * VECTOR
     }
 
-    /// Whole rounds of a weight row. Meanwhile as many streams bring the rows of a later call, each its share of them: in
-    /// this row's time as much of it as there is of a row.
+    /// Whole rounds of a weight row. Meanwhile as many streams bring the rows of a later call, each its share of them:
+    /// in this row's time as much of it as there is of a row.
     fn streamed(&mut self, a: &mut CodeAssembler, rounds: usize, streams: usize) -> Done {
         let row = self.format.row_bytes(self.lanes.k);
         let (visits, share, apart) = (rounds / streams, row.div_ceil(streams), LANES * row / streams);
