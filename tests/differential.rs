@@ -148,6 +148,26 @@ fn epilogues_change_no_bit() {
     }
 }
 
+/// Columns of a matrix, whose rows do not follow one another, as weights.
+#[test]
+fn some_columns_are_multiplied() {
+    let source = "function f(%x: f32[T,40] rows, %m: f16[70,64] weight, %b: bf16[70,96] weight) {
+        return halves=(matmul %x (transpose (cast (slice %m 1 0 40) f32) [1,0])),
+            last=(matmul %x (transpose (cast (slice %b 1 -40 40) f32) [1,0]))
+    }";
+    let function = text::parse_module(source).unwrap().functions.remove(0);
+    for cpu in ["native", "x86-64-v2", "x86-64-v3"] {
+        let compiled = Compiled::new(&function, Selection::all(), cpu);
+        for (seed, extent) in (1..).zip(EXTENTS) {
+            let inputs = values::inputs(&function, extent, seed);
+            let expected = evaluate(&function, &inputs, extent, Precision::F32).unwrap();
+            for (at, found) in compiled.call(&inputs, extent).iter().enumerate() {
+                compare(&format!("{cpu}, {extent:?}, output {at}"), found, &expected[at], 1e-4, 0.0);
+            }
+        }
+    }
+}
+
 /// Every operator comes up in the random functions.
 #[test]
 fn random_functions_have_every_primitive() {

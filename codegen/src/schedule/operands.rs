@@ -31,10 +31,20 @@ impl Scheduler<'_> {
         Ok(view.clone())
     }
 
-    /// A matrix for a kernel that reads quantised rows too.
+    /// A matrix for a kernel that reads quantised rows too; each row follows the one before, as raw code takes it to.
     pub(super) fn weight(&mut self, id: Id) -> Result<View, Error> {
         let view = self.as_held(id)?;
-        if view.dtype.is_quantised() { Ok(view) } else { self.rows(id) }
+        if view.dtype.is_quantised() {
+            return Ok(view);
+        }
+        let view = self.rows(id)?;
+        let follows = match &view.axes[..] {
+            [rows, k] => {
+                rows.dim == Dim::Fixed(1) || usize::try_from(rows.stride).map(Dim::Fixed) == Ok(k.dim)
+            }
+            _ => true,
+        };
+        if follows { Ok(view) } else { Ok(self.copy(id, &view)) }
     }
 
     /// A tensor operand that is in memory.
