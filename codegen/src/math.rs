@@ -19,6 +19,7 @@ use cranelift_codegen::ir::types::{F32X4, F64X2, I32, I32X4};
 use cranelift_codegen::ir::{ConstantData, InstBuilder, Value};
 
 use crate::emit::Emitter;
+use crate::micro::MAGIC;
 
 /// Horner's scheme over coefficients from the highest power down.
 fn polynomial(e: &mut Emitter<'_>, x: Value, coefficients: &[f32]) -> Value {
@@ -29,9 +30,6 @@ fn polynomial(e: &mut Emitter<'_>, x: Value, coefficients: &[f32]) -> Value {
     }
     sum
 }
-
-/// 1.5 * 2^23: added to a whole number below 2^22 it leaves that number in the low bits.
-const MAGIC: f32 = 12_582_912.0;
 
 /// -ln 2 in two parts, the first exact times whole numbers.
 pub(crate) const LN_2: [f32; 2] = [-0.693_359_4, 2.121_944_4e-4];

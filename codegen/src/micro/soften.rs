@@ -19,7 +19,7 @@ use iced_x86::code_asm::{
 use super::blocks::Constants;
 use super::dot::Done;
 use super::tile::ZMM;
-use super::{Code, Soften};
+use super::{Code, MAGIC, Soften};
 
 /// Columns of a register.
 const LANES: i32 = 16;
@@ -60,8 +60,6 @@ const NUMBERS: usize = 15;
 /// Coefficients of 2^r - 1 over r for -0.5 to 0.5, from the highest power down (Cephes' exp2f), then 1.
 const POWER: [f32; 7] =
     [1.535_336_2e-4, 1.339_887_4e-3, 9.618_437e-3, 5.550_332_6e-2, 2.402_264_8e-1, 6.931_472e-1, 1.0];
-/// 1.5 times 2^23: added to a number it leaves the nearest integer in the low bits.
-const MAGIC: f32 = 12_582_912.0;
 /// The largest power of the cap's exponential: beyond it the hyperbolic tangent is 1.
 const LARGEST: f32 = 60.0;
 /// The least power of a share.
