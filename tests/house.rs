@@ -12,11 +12,18 @@ const MOST_LINES: usize = 400;
 /// The most columns of a line.
 const MOST_COLUMNS: usize = 120;
 
-/// Whether a folder holds no sources of ours: hidden, built into (Cargo leaves a mark), an environment of Python.
+/// The folder that holds the workspace's members.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// Whether a folder holds no sources of ours: hidden, built into (the root's `target`, which a cache may have put back
+/// without Cargo's mark, or any with the mark), an environment of Python.
 fn is_foreign(folder: &Path) -> bool {
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let hidden = name.starts_with('.') && name != ".ci" && name != ".github";
-    let made = ["CACHEDIR.TAG", "pyvenv.cfg"].iter().any(|mark| folder.join(mark).exists());
+    let marks = ["CACHEDIR.TAG", "pyvenv.cfg"];
+    let made = folder == root().join("target") || marks.iter().any(|mark| folder.join(mark).exists());
     hidden || made || name == "node_modules" || folder.is_symlink()
 }
 
@@ -36,7 +43,7 @@ fn files(folder: &Path, endings: &[&str], found: &mut Vec<PathBuf>) {
 
 /// Those of the repository, each by its path in it, with its text.
 fn sources(endings: &[&str]) -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let root = root();
     let mut found = vec![];
     files(root, endings, &mut found);
     found.sort();
