@@ -47,6 +47,15 @@ impl Cpu {
                 let (a, b) = (vector(1)?, vector(2)?);
                 lanes(|lane| a[lane] | b[lane])
             }
+            // Of each three bits the one of the immediate that they count.
+            M::Vpternlogd => {
+                let (a, b, c) = (vector(0)?, vector(1)?, vector(2)?);
+                let bit = |lane: usize, at: usize| {
+                    let place = (a[lane] >> at & 1) << 2 | (b[lane] >> at & 1) << 1 | c[lane] >> at & 1;
+                    (count >> place & 1) << at
+                };
+                lanes(|lane| (0..32).fold(0, |all, at| all | bit(lane, at)))
+            }
             // Into a vector alone; into a mask it has another shape.
             M::Vpcmpeqd if i.op_register(0).is_vector_register() => {
                 let (a, b) = (vector(1)?, vector(2)?);

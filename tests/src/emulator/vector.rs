@@ -110,6 +110,12 @@ impl Cpu {
             self.masks[mask(i.op_register(0))] = lanes.fold(0, |all, lane| all | 1 << lane);
             return Ok(());
         }
+        if i.mnemonic() == Mnemonic::Vptestmb && i.op_mask() == Register::None {
+            let (a, b) = (self.vector(i, 1)?, self.vector(i, 2)?);
+            let common = (0..width(i.op_register(1))).filter(|&at| byte(&a, at) & byte(&b, at) != 0);
+            self.masks[mask(i.op_register(0))] = common.fold(0, |all, at| all | 1 << at);
+            return Ok(());
+        }
         let value = self.result(i)?;
         self.set(i, value)
     }
@@ -171,6 +177,14 @@ impl Cpu {
             M::Vpinsrw => {
                 let (into, word) = (vector(1)?, self.scalar_source(i, 2)? as u16);
                 half_lanes(|at| if at == (count & 7) as usize { word } else { half(&into, at) })
+            }
+            M::Vpinsrd => {
+                let (into, word) = (vector(1)?, self.scalar_source(i, 2)? as u32);
+                lanes(|lane| if lane == (count & 3) as usize { word } else { into[lane] })
+            }
+            M::Vpmovdw => {
+                let from = vector(1)?;
+                half_lanes(|at| from.get(at).map_or(0, |dword| *dword as u16))
             }
             M::Vpmovzxbd => {
                 let from = vector(1)?;

@@ -1,5 +1,5 @@
-//! Integer dot products with weight rows in lanes, with AVX2, AVX-VNNI or AVX-512 VNNI: few rows of x against 8 weight
-//! rows as they lie, in any format of blocks.
+//! Integer dot products with weight rows in lanes, with AVX2 or AVX-VNNI: few rows of x against 8 weight rows as they
+//! lie, in any format of blocks.
 //!
 //! Of each 32 elements of k the rows' quants are brought into registers, transposed: four elements a register, a weight
 //! row a lane. Every row of x then meets them, its quants broadcast, four at a time. So weights are read and unpacked
@@ -20,10 +20,11 @@
 use std::collections::BTreeMap;
 
 use iced_x86::IcedError;
-use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
+use iced_x86::code_asm::{registers::gpr64, *};
 use lapidary_ir::format::{Bits, Place, Reading};
 use lapidary_ir::{BLOCK, Format};
 
+use super::fetch::Ahead;
 use super::{Constants, offset};
 use crate::micro::dot::{Done, XMM, YMM};
 use crate::micro::{Code, LANE_BLOCK, Lanes, SUMS};
@@ -33,15 +34,12 @@ pub(in crate::micro) const LANES: usize = 8;
 /// Elements of k whose products a lane adds up at a time, and how often that is done for a block of x.
 const STEP: usize = 4;
 pub(super) const STEPS: usize = BLOCK / STEP;
-/// How many bytes ahead at least the second cache is filled, in whole calls' rows.
-const AHEAD: usize = 32 << 10;
 
 pub(super) const X: AsmRegister64 = gpr64::rdi;
 pub(super) const W: AsmRegister64 = gpr64::rsi;
 pub(super) const C: AsmRegister64 = gpr64::rdx;
 pub(super) const ROWS: AsmRegister64 = gpr64::rcx;
 pub(super) const COUNT: AsmRegister64 = gpr64::rax;
-const FETCH: AsmRegister64 = gpr64::r8;
 /// The second plane.
 const SECOND: AsmRegister64 = gpr64::r9;
 /// A row of x, and its results.
@@ -60,11 +58,6 @@ pub(super) const PART: AsmRegisterYmm = ymm12;
 pub(super) const SUM: AsmRegisterYmm = ymm13;
 pub(super) const ONES: AsmRegisterYmm = ymm14;
 
-/// With AVX-512 VNNI, whose vectors of 256 bits are these.
-pub(in crate::micro) fn lanes_avx512_vnni(lanes: Lanes) -> Code {
-    lanes_256(lanes, Products::Evex)
-}
-
 /// With AVX-VNNI.
 pub(in crate::micro) fn lanes_avx_vnni(lanes: Lanes) -> Code {
     lanes_256(lanes, Products::Vex)
@@ -78,8 +71,6 @@ pub(in crate::micro) fn lanes_avx2(lanes: Lanes) -> Code {
 /// How bytes are multiplied.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Products {
-    /// By AVX-512 VNNI.
-    Evex,
     /// By AVX-VNNI.
     Vex,
     /// In words, by AVX2.
@@ -96,7 +87,6 @@ impl Products {
         x: AsmMemoryOperand,
     ) -> Done {
         match self {
-            Products::Evex => a.evex().vpdpbusd(to, w, x),
             Products::Vex => a.vex().vpdpbusd(to, w, x),
             Products::Words => unreachable!("there is no such instruction"),
         }
@@ -199,6 +189,7 @@ impl Rows<'_> {
         let a = &mut CodeAssembler::new(64)?;
         let Lanes { k, sums, .. } = self.lanes;
         let format = self.format;
+        let ahead = Ahead { lanes: self.lanes, format, rows: LANES };
         a.mov(COUNT, STACK)?;
         a.sub(STACK, self.frame.bytes + VECTOR)?;
         a.and(STACK, -VECTOR)?;
@@ -212,8 +203,7 @@ impl Rows<'_> {
             self.sums(a)?;
             a.vxorps(SUM, SUM, SUM)?;
         } else {
-            let call = LANES * format.row_bytes(k);
-            a.lea(FETCH, ptr(W + (call * AHEAD.div_ceil(call)) as i32))?;
+            ahead.begin(a, W)?;
             let mut again = a.create_label();
             a.vxorps(SUM, SUM, SUM)?;
             self.results(a)?;
@@ -237,7 +227,7 @@ impl Rows<'_> {
                 self.meet(a, first, None)?;
                 continue;
             }
-            self.fetch(a, first)?;
+            ahead.fetch(a, first)?;
             let quants = self.unpack(a, first)?;
             self.meet(a, first, Some(quants))?;
         }
@@ -303,47 +293,6 @@ impl Rows<'_> {
         a.add(RESULTS, self.result_bytes())?;
         a.dec(ROWS)?;
         a.jnz(again)
-    }
-
-    /// Fetches what is ahead of the 32 elements from `first`, each line once: asked for twice it would keep others
-    /// back.
-    fn fetch(&self, a: &mut CodeAssembler, first: usize) -> Done {
-        const LINE: usize = 64;
-        let bytes = LANES * self.format.block_bytes();
-        // Of each stream its share of a block's bytes, and of the rows.
-        let streams = self.lanes.streams;
-        let (share, apart) = (bytes / streams, LANES * self.format.row_bytes(self.lanes.k) / streams);
-        if streams > 1 && share >= LINE {
-            let count = (share + LINE / 2) / LINE;
-            let of = |stream: usize| (0..count).map(move |i| stream * apart + i * share / count);
-            let lines: Vec<usize> = (0..streams).flat_map(of).collect();
-            let at = |element: usize| lines.len() * element / self.format.block;
-            for line in &lines[at(first)..at(first + BLOCK)] {
-                a.prefetcht1(byte_ptr(FETCH + *line as i32))?;
-            }
-            let done = first + BLOCK == self.format.block;
-            return if done { a.add(FETCH, share as i32) } else { Ok(()) };
-        }
-        let lines = bytes / LINE;
-        let line = |element: usize| lines * element / self.format.block;
-        for line in line(first)..line(first + BLOCK) {
-            a.prefetcht1(byte_ptr(FETCH + (line * LINE) as i32))?;
-        }
-        if first + BLOCK < self.format.block {
-            return Ok(());
-        }
-        let (after, rest) = ((lines * LINE) as i32, (bytes % LINE) as i32);
-        if rest > 0 {
-            // What is beyond whole lines begins another one, or lies in the last.
-            let mut within = a.create_label();
-            a.lea(COUNT, ptr(FETCH + rest))?;
-            a.xor(COUNT, FETCH)?;
-            a.test(gpr32::eax, LINE as i32)?;
-            a.jz(within)?;
-            a.prefetcht1(byte_ptr(FETCH + after))?;
-            a.set_label(&mut within)?;
-        }
-        a.add(FETCH, after + rest)
     }
 
     /// Whether there is one row of x alone, whose results stay in a register.

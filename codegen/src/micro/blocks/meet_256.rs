@@ -113,12 +113,7 @@ impl Rows<'_> {
             // Two sums, so that each waits half as long for those before it.
             a.vpxor(PART, PART, PART)?;
             for (&(step, quant), sum) in steps.iter().zip([TOTAL, PART].into_iter().cycle()) {
-                let x = word(4 + step);
-                if self.by == Products::Evex {
-                    self.by.add(a, sum, YMM[quant], dword_bcst(x))?;
-                    continue;
-                }
-                a.vpbroadcastd(T, dword_ptr(x))?;
+                a.vpbroadcastd(T, dword_ptr(word(4 + step)))?;
                 a.vex().vpdpbusd(sum, YMM[quant], T)?;
             }
             return a.vpaddd(TOTAL, TOTAL, PART);

@@ -4,7 +4,9 @@
 //! groups in one register, then its elements a register at a time, each the format's own value to the bit. What is not
 //! in registers comes from constants behind the code.
 
+mod fetch;
 mod lanes_256;
+mod lanes_512;
 mod meet_256;
 mod row_256;
 mod unpack_256;
@@ -15,7 +17,8 @@ use iced_x86::code_asm::{registers::gpr64, *};
 use lapidary_ir::Format;
 use lapidary_ir::format::{Numbers, Offset, Place, Reading, Scale};
 
-pub(super) use self::lanes_256::{LANES, lanes_avx_vnni, lanes_avx2, lanes_avx512_vnni};
+pub(super) use self::lanes_256::{LANES, lanes_avx_vnni, lanes_avx2};
+pub(super) use self::lanes_512::{LANES as LANES_512, lanes_512};
 pub(super) use self::widen_256::widen_256;
 pub(super) use self::widen_512::widen_512;
 use super::Widen;

@@ -1,0 +1,71 @@
+//! What code with weight rows in lanes fetches meanwhile: the rows of a later call, in the order of their bytes.
+
+use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
+use lapidary_ir::{BLOCK, Format};
+
+use crate::micro::Lanes;
+use crate::micro::dot::Done;
+
+/// How many bytes ahead at least the second cache is filled, in whole calls' rows.
+const AHEAD: usize = 32 << 10;
+const LINE: usize = 64;
+
+/// What is fetched next; and a number to spare.
+const FETCH: AsmRegister64 = gpr64::r8;
+const SPARE: AsmRegister64 = gpr64::rax;
+
+/// The rows of a later call.
+pub(super) struct Ahead<'a> {
+    pub(super) lanes: Lanes,
+    pub(super) format: &'a Format,
+    /// Weight rows of a call.
+    pub(super) rows: usize,
+}
+
+impl Ahead<'_> {
+    /// Readies for the first block, of the rows from `weights` on.
+    pub(super) fn begin(&self, a: &mut CodeAssembler, weights: AsmRegister64) -> Done {
+        let call = self.rows * self.format.row_bytes(self.lanes.k);
+        a.lea(FETCH, ptr(weights + (call * AHEAD.div_ceil(call)) as i32))
+    }
+
+    /// Fetches what is ahead of the 32 elements from `first` of a block, each line once: asked for twice it would keep
+    /// others back. Clobbers the count's register.
+    pub(super) fn fetch(&self, a: &mut CodeAssembler, first: usize) -> Done {
+        let block = self.format.block;
+        let bytes = self.rows * self.format.block_bytes();
+        // Of each stream its share of a block's bytes, and of the rows.
+        let streams = self.lanes.streams;
+        let (share, apart) = (bytes / streams, self.rows * self.format.row_bytes(self.lanes.k) / streams);
+        if streams > 1 && share >= LINE {
+            let count = (share + LINE / 2) / LINE;
+            let of = |stream: usize| (0..count).map(move |i| stream * apart + i * share / count);
+            let lines: Vec<usize> = (0..streams).flat_map(of).collect();
+            let at = |element: usize| lines.len() * element / block;
+            for line in &lines[at(first)..at(first + BLOCK)] {
+                a.prefetcht1(byte_ptr(FETCH + *line as i32))?;
+            }
+            return if first + BLOCK == block { a.add(FETCH, share as i32) } else { Ok(()) };
+        }
+        let lines = bytes / LINE;
+        let line = |element: usize| lines * element / block;
+        for line in line(first)..line(first + BLOCK) {
+            a.prefetcht1(byte_ptr(FETCH + (line * LINE) as i32))?;
+        }
+        if first + BLOCK < block {
+            return Ok(());
+        }
+        let (after, rest) = ((lines * LINE) as i32, (bytes % LINE) as i32);
+        if rest > 0 {
+            // What is beyond whole lines begins another one, or lies in the last.
+            let mut within = a.create_label();
+            a.lea(SPARE, ptr(FETCH + rest))?;
+            a.xor(SPARE, FETCH)?;
+            a.test(gpr32::eax, LINE as i32)?;
+            a.jz(within)?;
+            a.prefetcht1(byte_ptr(FETCH + after))?;
+            a.set_label(&mut within)?;
+        }
+        a.add(FETCH, after + rest)
+    }
+}
