@@ -23,6 +23,7 @@ mod metrics;
 mod model;
 mod options;
 mod parameters;
+mod pieces;
 mod prompt;
 mod scheduler;
 mod server;

@@ -6,6 +6,7 @@ use lapidary_runtime::text::{ChatTemplate, Tokenizer};
 use lapidary_runtime::{Engine, Speculation};
 
 use crate::error::ApiError;
+use crate::pieces::Pieces;
 
 /// What a model knows of text.
 pub trait Text: Send + Sync {
@@ -55,6 +56,8 @@ pub(crate) struct Vocabulary {
     pub(crate) created: u64,
     /// See [`Vocabulary::specials`].
     specials: OnceLock<Vec<String>>,
+    /// Ids of texts that come again.
+    pub(crate) pieces: Pieces,
 }
 
 impl Vocabulary {
@@ -65,7 +68,8 @@ impl Vocabulary {
         context: usize,
         created: u64,
     ) -> Vocabulary {
-        Vocabulary { name, text, size, context, created, specials: OnceLock::new() }
+        let pieces = Pieces::of(text.tokenizer(), text.stop_tokens());
+        Vocabulary { name, text, size, context, created, specials: OnceLock::new(), pieces }
     }
 
     pub(crate) fn tokenizer(&self) -> Result<&Tokenizer, ApiError> {

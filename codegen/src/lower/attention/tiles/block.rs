@@ -1,6 +1,6 @@
 //! Blocks of keys and values: widened once, met by each panel's queries, softened, added to each panel's sums.
 
-use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{I32, I32X4, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::DType;
@@ -284,13 +284,20 @@ impl Tile<'_> {
             let rescale = e.b.ins().iadd(self.rescale, at);
             let rescale = e.load(DType::F32, rescale, 0, 4);
             let sums = e.b.ins().iadd(self.sums, at);
-            e.for_range(zero, n, 1, &[], |e, i, _| {
-                let at = e.scale(i, panel as i64 * 4);
-                let at = e.b.ins().iadd(sums, at);
-                let sum = e.load(DType::F32, at, 0, 4);
-                let sum = e.b.ins().fmul(sum, rescale);
-                e.store(DType::F32, sum, at, 0, 4);
-                vec![]
+            // Maxima seldom change after the first keys.
+            let one = e.splat(1.0);
+            let same = e.b.ins().fcmp(FloatCC::Equal, rescale, one);
+            let same = e.b.ins().vall_true(same);
+            let changed = e.b.ins().icmp_imm_u(IntCC::Equal, same, 0);
+            e.when(changed, |e| {
+                e.for_range(zero, n, 1, &[], |e, i, _| {
+                    let at = e.scale(i, panel as i64 * 4);
+                    let at = e.b.ins().iadd(sums, at);
+                    let sum = e.load(DType::F32, at, 0, 4);
+                    let sum = e.b.ins().fmul(sum, rescale);
+                    e.store(DType::F32, sum, at, 0, 4);
+                    vec![]
+                });
             });
             vec![]
         });

@@ -210,9 +210,17 @@ impl Tile<'_> {
         let QueryTiles { heads, rows: panel_rows, panels, .. } = self.shape;
         let (panel_rows, tile_rows) = (panel_rows as i64, (panel_rows * panels) as i64);
         let rows = self.op.rows(e);
-        let block = e.i64(tile_rows);
+        let most = e.i64(tile_rows);
         let up = e.offset(rows, tile_rows - 1);
-        let blocks = e.b.ins().udiv(up, block);
+        let blocks = e.b.ins().udiv(up, most);
+        // As many rows a tile, in whole panels, so that threads have as much to do.
+        let up = e.b.ins().iadd(rows, blocks);
+        let up = e.offset(up, -1);
+        let even = e.b.ins().udiv(up, blocks);
+        let up = e.offset(even, panel_rows - 1);
+        let panel = e.i64(panel_rows);
+        let whole = e.b.ins().udiv(up, panel);
+        let block = e.b.ins().imul(whole, panel);
         let part = e.b.ins().udiv(tile, blocks);
         let first = e.b.ins().urem(tile, blocks);
         let first = e.b.ins().imul(first, block);
