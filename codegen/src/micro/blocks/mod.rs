@@ -10,6 +10,7 @@ mod lanes_512;
 mod meet_256;
 mod row_256;
 mod unpack_256;
+mod unpack_512;
 mod widen_256;
 mod widen_512;
 
