@@ -57,7 +57,6 @@ pub(super) const QUANTS: [usize; STEPS] = [17, 18, 19, 20, 21, 22, 23, 24];
 pub(super) const FIELD: AsmRegisterZmm = zmm25;
 pub(super) const T: AsmRegisterZmm = zmm26;
 const TOTAL: AsmRegisterZmm = zmm27;
-const PART: AsmRegisterZmm = zmm28;
 /// Results of one row of x.
 const SUM: AsmRegisterZmm = zmm29;
 
@@ -246,7 +245,7 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// The products of a group, summed in [`TOTAL`]. Clobbers [`PART`].
+    /// The products of a group, summed in [`TOTAL`].
     fn products(
         &self,
         a: &mut CodeAssembler,
@@ -264,16 +263,9 @@ impl Rows<'_> {
         } else {
             a.vpxord(TOTAL, TOTAL, TOTAL)?;
         }
-        // Of several rows two sums, so that each waits half as long for those before it.
-        let sums = if self.is_alone() { [TOTAL, TOTAL] } else { [TOTAL, PART] };
-        if !self.is_alone() {
-            a.vpxord(PART, PART, PART)?;
-        }
-        for (step, sum) in (g * STEPS / groups..(g + 1) * STEPS / groups).zip(sums.into_iter().cycle()) {
-            a.vpdpbusd(sum, ZMM[QUANTS[step]], dword_bcst(word(4 + step)))?;
-        }
-        if !self.is_alone() {
-            a.vpaddd(TOTAL, TOTAL, PART)?;
+        // One sum: while it waits for those before it other groups and rows go on.
+        for step in g * STEPS / groups..(g + 1) * STEPS / groups {
+            a.vpdpbusd(TOTAL, ZMM[QUANTS[step]], dword_bcst(word(4 + step)))?;
         }
         if lift > 0 { a.vpsrad(TOTAL, TOTAL, lift as i32) } else { Ok(()) }
     }
