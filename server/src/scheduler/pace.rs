@@ -33,15 +33,25 @@ pub(super) struct Pace {
     fixed: Option<usize>,
     /// Seconds of a step of answers alone, by their number.
     decode: Vec<Option<f64>>,
-    /// Seconds that prompts add to a step, by their tokens, each length about 1.4 times the one before.
-    prompts: Vec<(usize, Option<f64>)>,
+    /// By prompts' tokens, each length about 1.4 times the one before.
+    prompts: Vec<Length>,
+}
+
+/// So many tokens of prompts.
+struct Length {
+    tokens: usize,
+    /// Seconds that they add to a step, if that is known.
+    time: Option<f64>,
+    /// Whether that was too long some steps ago, and is less by now than was measured.
+    forgotten: bool,
 }
 
 impl Pace {
     pub(super) fn new(chunk: usize, fixed: Option<usize>) -> Pace {
         let doubled = (0..).map(|i| LEAST << i).take_while(|&length| length < chunk);
         let lengths = doubled.flat_map(|length| [length, length * 3 / 2]).filter(|&length| length < chunk);
-        let prompts = lengths.chain([chunk]).map(|length| (length, None)).collect();
+        let prompts =
+            lengths.chain([chunk]).map(|tokens| Length { tokens, time: None, forgotten: false }).collect();
         Pace { chunk, fixed, decode: vec![], prompts }
     }
 
@@ -55,29 +65,30 @@ impl Pace {
         }
         let Some(decode) = self.decode(answers) else { return START.min(self.chunk) };
         // A pass is as long as the fewest tokens, or else about as an answer.
-        let pass = match self.prompts[0].1 {
+        let pass = match self.prompts[0].time {
             Some(time) => time,
             None => self.decode(1).unwrap_or(decode),
         };
         let most = (SHARE * decode).max((1.0 + ALONG) * pass);
-        let short = |&(_, time): &(usize, Option<f64>)| time.is_some_and(|time| time <= most);
-        let long = |&(_, time): &(usize, Option<f64>)| time.is_some_and(|time| time > most);
+        let short = |length: &Length| length.time.is_some_and(|time| time <= most);
+        let long = |length: &Length| length.time.is_some_and(|time| time > most);
         let at = match self.prompts.iter().rposition(short) {
             Some(at) => (at + 1).min(self.prompts.len() - 1),
             // From where it starts on, or below what was too long.
             None => {
-                let start = self.prompts.iter().rposition(|(length, _)| *length <= START).unwrap_or(0);
+                let start = self.prompts.iter().rposition(|length| length.tokens <= START).unwrap_or(0);
                 let too_long = self.prompts.iter().position(long).unwrap_or(self.prompts.len());
                 start.min(too_long.saturating_sub(1))
             }
         };
         let at = if long(&self.prompts[at]) { at.saturating_sub(1) } else { at };
         // Two calls in place of one take twice as long at most.
-        let twice = 2.0 * self.prompts[at].1.unwrap_or(f64::INFINITY);
-        for (_, time) in self.prompts[at + 1..].iter_mut().filter(|length| long(length)).take(1) {
-            *time = time.map(|time| FORGOTTEN * time.min(twice));
+        let twice = 2.0 * self.prompts[at].time.unwrap_or(f64::INFINITY);
+        if let Some(next) = self.prompts[at + 1..].iter_mut().find(|length| long(length)) {
+            next.time = next.time.map(|time| FORGOTTEN * time.min(twice));
+            next.forgotten = true;
         }
-        self.prompts[at].0
+        self.prompts[at].tokens
     }
 
     /// Seconds of a step of so many answers, or of the number nearest to it that was measured.
@@ -101,9 +112,14 @@ impl Pace {
         // Where answers alone were never measured they are half of it.
         let decode = if answers == 0 { 0.0 } else { self.decode(answers).unwrap_or(time / 2.0) };
         let added = (time - decode).max(time / 10.0);
-        if let Some((_, known)) = self.prompts.iter_mut().find(|(length, _)| prompts <= *length) {
-            *known = mix(*known, added);
+        let Some(own) = self.prompts.iter().position(|length| prompts <= length.tokens) else { return };
+        let known = self.prompts[own].time.filter(|_| !self.prompts[own].forgotten);
+        if let Some(known) = known {
+            // What made this one longer, more keys or others on the machine, makes the rest longer too.
+            let drift = 1.0 + NEWEST / 2.0 * ((added / known).clamp(1.0 / OUTLIER, OUTLIER) - 1.0);
+            self.prompts.iter_mut().for_each(|length| length.time = length.time.map(|time| time * drift));
         }
+        self.prompts[own] = Length { time: mix(known, added), forgotten: false, ..self.prompts[own] };
     }
 }
 
@@ -175,6 +191,23 @@ mod tests {
         // What took long once does not stop prompts.
         pace.note(1, 32, Duration::from_secs(9));
         assert!(pace.budget(1) >= 16, "{}", pace.budget(1));
+    }
+
+    #[test]
+    fn prompts_go_on_as_fast_while_steps_get_longer() {
+        let mut pace = Pace::new(512, None);
+        pace.note(4, 0, Duration::from_millis(85));
+        // A pass takes long, and longer the more keys there are.
+        let mut keys = 0;
+        let mut steps = 0;
+        while keys < 4000 {
+            let budget = pace.budget(4);
+            let pass = 0.150 + budget as f64 * 0.0006;
+            pace.note(4, budget, Duration::from_secs_f64(0.085 + pass * (1.0 + keys as f64 / 10_000.0)));
+            keys += budget;
+            steps += 1;
+        }
+        assert!(steps < 120, "{steps}");
     }
 
     #[test]

@@ -108,12 +108,13 @@ impl Prefixes {
         Ok(Found { beginning, parting: Some(same).filter(|&same| same >= had + PARTING) })
     }
 
-    /// The first tokens of a sequence: itself if it holds no others, a copy if there is room.
+    /// The first tokens of a sequence: itself if it holds hardly others, which are soon computed again, else a copy if
+    /// there is room.
     fn begin_with(&mut self, index: usize, reached: usize, room: usize) -> Result<Beginning, Error> {
         let live = &mut self.live[index];
         live.used = self.clock;
         let prefilled = live.prefilled.min(reached);
-        if live.sequence.position() == reached || live.sequence.kv_bytes() > room {
+        if live.sequence.position() < reached + LEAST || live.sequence.kv_bytes() > room {
             let mut sequence = self.live.swap_remove(index).sequence;
             sequence.truncate(reached);
             return Ok(Beginning { sequence, prefilled });
