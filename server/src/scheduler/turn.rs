@@ -119,7 +119,12 @@ impl Scheduler {
             return;
         }
         let speaking: usize = self.running.iter().map(Running::stepped).sum();
-        let mut budget = self.pace.budget(speaking);
+        let waits = self.running.iter().find(|running| !running.speaks);
+        let left = |running: &Running| {
+            let done = running.sequences.first().and_then(Option::as_ref).map_or(0, Sequence::position);
+            running.job.prompt.len().saturating_sub(done)
+        };
+        let mut budget = self.pace.budget(speaking, waits.map_or(usize::MAX, left));
         let guesses = self.guess();
         let (mut works, mut targets, mut prompts) = (vec![], vec![], 0);
         for running in &mut self.running {
