@@ -21,8 +21,8 @@ const START: usize = 16;
 const LEAST: usize = 4;
 /// The longest that prompts may make a step, in times of a step without.
 const SHARE: f64 = 1.25;
-/// What prompts' tokens may add to their pass, in times of it, where it alone takes longer: the more if steps stay below
-/// three times one without.
+/// What prompts' tokens may add to their pass, in times of it, where it alone takes longer: the more if steps stay
+/// below three times one without.
 const ALONG: [f64; 2] = [0.1, 0.25];
 const THREE: f64 = 1.45;
 /// The same of a prompt's last tokens, after which it takes no more steps.
