@@ -21,11 +21,11 @@ use std::collections::BTreeMap;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr64, *};
-use lapidary_ir::format::{Bits, Place, Reading};
+use lapidary_ir::format::Reading;
 use lapidary_ir::{BLOCK, Format};
 
 use super::fetch::Ahead;
-use super::{Constants, offset};
+use super::{Constants, offset, windows_of_more};
 use crate::micro::dot::{Done, XMM, YMM};
 use crate::micro::{Code, LANE_BLOCK, Lanes, SUMS};
 
@@ -140,25 +140,10 @@ impl Frame {
             Lanes { sums, rows, .. } => sums * rows,
         };
         let sums = take(true, sums as i32);
-        let mut uses = BTreeMap::<usize, usize>::new();
-        for first in (0..format.block).step_by(BLOCK) {
-            for bits in format.quants.bits.iter().filter(|b| b.run > 1) {
-                let [low, high] = halves(bits, first).map(|place| place.byte);
-                *uses.entry(low).or_default() += 1;
-                if high != low {
-                    *uses.entry(high).or_default() += 1;
-                }
-            }
-        }
-        let again = uses.into_iter().filter(|(_, n)| *n > 1);
-        let windows = again.map(|(byte, _)| (byte, (take(true, 4), false))).collect();
+        let windows =
+            windows_of_more(format).into_iter().map(|byte| (byte, (take(true, 4), false))).collect();
         Frame { before: 0, left: 8, turn: 16, scales, signed, sums, windows, bytes }
     }
-}
-
-/// Where a field of the elements from `first` on, and of those 16 later, lies.
-pub(super) fn halves(bits: &Bits, first: usize) -> [Place; 2] {
-    [bits.place(first), bits.place(first + BLOCK / 2)]
 }
 
 /// What goes from block to block of a row.

@@ -17,8 +17,7 @@ use lapidary_ir::format::{Reading, Scale};
 use lapidary_ir::{BLOCK, DType, Format};
 
 use super::fetch::Ahead;
-use super::lanes_256::halves;
-use super::{Constants, offset};
+use super::{Constants, offset, windows_of_more};
 use crate::micro::dot::Done;
 use crate::micro::tile::ZMM;
 use crate::micro::{Code, LANE_BLOCK, Lanes, lane_row_bytes};
@@ -91,18 +90,8 @@ pub(in crate::micro) fn lanes_512(lanes: Lanes) -> Code {
         Reading::Less(zero) => zero,
         Reading::Signed | Reading::Table(_) => 128,
     };
-    let mut uses = BTreeMap::<usize, usize>::new();
-    for first in (0..format.block).step_by(BLOCK) {
-        for bits in format.quants.bits.iter().filter(|bits| bits.run > 1) {
-            let [low, high] = halves(bits, first).map(|place| place.byte);
-            *uses.entry(low).or_default() += 1;
-            if high != low {
-                *uses.entry(high).or_default() += 1;
-            }
-        }
-    }
-    let again = uses.into_iter().filter(|(_, uses)| *uses > 1).zip(0..);
-    let kept: BTreeMap<_, _> = again.map(|((byte, _), i)| (byte, (i * 4 * VECTOR, false))).collect();
+    let again = windows_of_more(format).into_iter().zip(0..);
+    let kept: BTreeMap<_, _> = again.map(|(byte, i)| (byte, (i * 4 * VECTOR, false))).collect();
     let frame = kept.len() as i32 * 4 * VECTOR;
     let integers = integers_at(format);
     Rows { lanes, format, zero, frame, kept, integers, constants: Constants::default() }.all()

@@ -14,9 +14,11 @@ mod unpack_512;
 mod widen_256;
 mod widen_512;
 
+use std::collections::BTreeMap;
+
 use iced_x86::code_asm::{registers::gpr64, *};
-use lapidary_ir::Format;
-use lapidary_ir::format::{Numbers, Offset, Place, Reading, Scale};
+use lapidary_ir::format::{Bits, Numbers, Offset, Place, Reading, Scale};
+use lapidary_ir::{BLOCK, Format};
 
 pub(super) use self::lanes_256::{LANES, lanes_avx_vnni, lanes_avx2};
 pub(super) use self::lanes_512::{LANES as LANES_512, lanes_512};
@@ -89,6 +91,26 @@ fn fields_of(format: &Format, scale: &Scale, lanes: std::ops::Range<usize>) -> O
         Field { from, bytes, shifts: all.iter().map(|p| p[f].shift as u32).collect(), width: first[f].width }
     });
     Some((fields.collect(), reading))
+}
+
+/// Where a field of the elements from `first` on, and of those half a block of x later, lies.
+fn halves(bits: &Bits, first: usize) -> [Place; 2] {
+    [bits.place(first), bits.place(first + BLOCK / 2)]
+}
+
+/// The windows of 16 bytes, by their first bytes in a block, that hold fields of more than 32 elements.
+fn windows_of_more(format: &Format) -> Vec<usize> {
+    let mut uses = BTreeMap::<usize, usize>::new();
+    for first in (0..format.block).step_by(BLOCK) {
+        for bits in format.quants.bits.iter().filter(|bits| bits.run > 1) {
+            let [low, high] = halves(bits, first).map(|place| place.byte);
+            *uses.entry(low).or_default() += 1;
+            if high != low {
+                *uses.entry(high).or_default() += 1;
+            }
+        }
+    }
+    uses.into_iter().filter(|(_, uses)| *uses > 1).map(|(byte, _)| byte).collect()
 }
 
 /// What of a format's offset there is to load.

@@ -12,8 +12,9 @@ use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::BLOCK;
 use lapidary_ir::format::{Bits, Reading};
 
+use super::halves;
 use super::lanes_256::{
-    COUNT, LANES, ONES, Products, Quants, RESULTS, ROW, ROWS, Rows, STACK, T, VECTOR, W, X, halves,
+    COUNT, LANES, ONES, Products, Quants, RESULTS, ROW, ROWS, Rows, STACK, T, VECTOR, W, X,
 };
 use crate::micro::LANE_BLOCK;
 use crate::micro::dot::{Done, XMM, YMM};

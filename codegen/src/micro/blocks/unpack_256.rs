@@ -5,8 +5,8 @@ use iced_x86::code_asm::*;
 use lapidary_ir::DType;
 use lapidary_ir::format::{Offset, Reading, Scale};
 
-use super::lanes_256::{LANES, QUANTS, Quants, Rows, STACK, STEPS, T, VECTOR, WORK, halves};
-use super::offset;
+use super::lanes_256::{LANES, QUANTS, Quants, Rows, STACK, STEPS, T, VECTOR, WORK};
+use super::{halves, offset};
 use crate::micro::dot::{Done, XMM, YMM};
 
 impl Rows<'_> {

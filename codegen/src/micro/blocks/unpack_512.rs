@@ -5,12 +5,11 @@ use iced_x86::code_asm::*;
 use lapidary_ir::format::{Bits, Offset, Place, Reading};
 use lapidary_ir::{BLOCK, DType};
 
-use super::lanes_256::halves;
 use super::lanes_512::{
     FIELD, FLOATS, INTEGERS, LANES, Lifted, QUANTS, Rows, SCALE, SPARE, STACK, T, TURNED, VECTOR, WINDOW,
     Window,
 };
-use super::offset;
+use super::{halves, offset};
 use crate::micro::dot::{Done, XMM, YMM};
 use crate::micro::tile::ZMM;
 
