@@ -41,7 +41,7 @@ impl Pieces {
             let tokenizer = tokenizer?;
             let text = tokenizer.piece(*id)?;
             let ids = |text: &str, add_bos| tokenizer.encode(text, add_bos).ok();
-            let cuts = ["\n<x y", " x", "x\n", "\u{2581}x", "\t\t", ""].iter().all(|after| {
+            let cuts = ["\n<x y", " x", "x\n", "\u{2581}x", "\t\t", ">", ""].iter().all(|after| {
                 ["x", "x ", "\n"].iter().all(|before| {
                     let (whole, first) = (format!("{before}{text}{after}"), format!("{before}{text}"));
                     let parts = ids(&first, true).zip(ids(after, false)).map(|(a, b)| [a, b].concat());
@@ -54,16 +54,19 @@ impl Pieces {
     }
 
     /// The ids of a text, by those of its parts: `encode` makes these, told whether BOS comes first.
+    ///
+    /// # Errors
+    /// As `encode`; [`Error::Long`] once there are more than `most`: the rest is left as it is.
     pub(crate) fn encode(
         &self,
         text: &str,
         add_bos: bool,
+        most: usize,
         encode: impl Fn(&str, bool) -> Result<Vec<u32>, Error>,
     ) -> Result<Vec<u32>, Error> {
-        let (mut ids, mut rest, mut bos) = (vec![], text, add_bos);
-        while !rest.is_empty() || bos {
-            let cut = self.ends.iter().filter_map(|end| Some(rest.find(end.as_str())? + end.len())).min();
-            let (part, after) = rest.split_at(cut.unwrap_or(rest.len()));
+        let mut ids = vec![];
+        for (index, part) in self.parts(text).into_iter().enumerate() {
+            let bos = add_bos && index == 0;
             if (LEAST..MOST / 8).contains(&part.len()) {
                 // One with BOS is another than the same text later.
                 let key = format!("{}{part}", if bos { '^' } else { ' ' });
@@ -79,9 +82,21 @@ impl Pieces {
             } else {
                 ids.extend(encode(part, bos)?);
             }
-            (rest, bos) = (after, false);
+            if ids.len() > most {
+                return Err(Error::Long { tokens: ids.len(), most });
+            }
         }
         Ok(ids)
+    }
+
+    /// A text in parts, each up to an end; an empty one is a part too.
+    fn parts<'t>(&self, text: &'t str) -> Vec<&'t str> {
+        if text.is_empty() {
+            return vec![text];
+        }
+        self.ends.iter().fold(vec![text], |parts, end| {
+            parts.into_iter().flat_map(|part| part.split_inclusive(end.as_str())).collect()
+        })
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -129,7 +144,7 @@ mod tests {
             for _ in 0..3 {
                 for bos in [true, false] {
                     assert_eq!(
-                        pieces.encode(text, bos, bytes).unwrap(),
+                        pieces.encode(text, bos, usize::MAX, bytes).unwrap(),
                         bytes(text, bos).unwrap(),
                         "{text:?}"
                     );
@@ -139,14 +154,28 @@ mod tests {
         // What comes again is not made again.
         let text = format!("{long}<end>\n{long}<end>");
         let never = |_: &str, _| Ok(vec![]);
-        assert_eq!(pieces.encode(&text, true, never).unwrap(), bytes(&text, true).unwrap());
+        assert_eq!(pieces.encode(&text, true, usize::MAX, never).unwrap(), bytes(&text, true).unwrap());
+    }
+
+    #[test]
+    fn texts_that_are_too_long_are_left_early() {
+        let pieces = Pieces { ends: vec!["<end>".into(), "<eos>".into()], kept: Mutex::default() };
+        let made = std::cell::Cell::new(0);
+        let count = |text: &str, bos: bool| {
+            made.set(made.get() + 1);
+            bytes(text, bos)
+        };
+        // Of a million parts, which take as long to find as one does.
+        let found = pieces.encode(&"<end>".repeat(1 << 20), true, 500, count);
+        assert!(matches!(found, Err(Error::Long { most: 500, tokens: 501..520 })), "{found:?}");
+        assert!(made.get() <= 101, "{}", made.get());
     }
 
     #[test]
     fn what_is_kept_is_bounded() {
         let pieces = Pieces { ends: vec!["<end>".into()], kept: Mutex::default() };
         for i in 0..2000 {
-            pieces.encode(&format!("{i}{}<end>", "x".repeat(LEAST + i)), true, bytes).unwrap();
+            pieces.encode(&format!("{i}{}<end>", "x".repeat(LEAST + i)), true, usize::MAX, bytes).unwrap();
         }
         let kept = pieces.kept();
         let all = [&kept.new, &kept.old].into_iter().flatten();

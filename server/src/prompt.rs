@@ -163,7 +163,7 @@ pub(crate) fn encode(vocabulary: &Vocabulary, text: &str, param: &str) -> Result
     let mut ids = vec![];
     for (index, part) in text.split(MARK).enumerate() {
         let encode = |piece: &str, bos| tokenizer.encode_within(piece, bos, context);
-        ids.extend(vocabulary.pieces.encode(part, index == 0, encode).map_err(failed)?);
+        ids.extend(vocabulary.pieces.encode(part, index == 0, context, encode).map_err(failed)?);
         if ids.len() >= context {
             return Err(ApiError::too_long(param, ids.len(), context));
         }
