@@ -5,9 +5,8 @@ use lapidary_ir::{BLOCK, Format};
 
 use crate::micro::Lanes;
 use crate::micro::dot::Done;
+use crate::micro::lanes::AHEAD;
 
-/// How many bytes ahead at least the second cache is filled, in whole calls' rows.
-const AHEAD: usize = 32 << 10;
 const LINE: usize = 64;
 
 /// What is fetched next; and a number to spare.

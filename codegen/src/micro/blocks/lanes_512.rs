@@ -45,9 +45,9 @@ pub(super) const STACK: AsmRegister64 = gpr64::rsp;
 
 /// Registers, by number in [`ZMM`]: the window of the scales' integers.
 pub(super) const INTEGERS: [usize; 4] = [0, 1, 2, 3];
-/// The block's scale, and its offset times -8 or 8; of a group.
+/// The block's scale, and its offset times -8 or 8; the same of each group of 32 elements.
 pub(super) const FLOATS: [usize; 2] = [4, 5];
-pub(super) const SCALE: [usize; 2] = [6, 7];
+pub(super) const SCALE: [[usize; 2]; 2] = [[6, 28], [7, 30]];
 /// Two windows, and what turning takes.
 pub(super) const TURNED: [[usize; 4]; 2] = [[8, 9, 10, 11], [12, 13, 14, 15]];
 pub(super) const SPARE: usize = 16;
@@ -180,22 +180,13 @@ impl Rows<'_> {
     fn meet(&mut self, a: &mut CodeAssembler, first: usize, lifted: Lifted) -> Done {
         let groups = BLOCK / self.format.group.min(BLOCK);
         let offset = offset(self.format).is_some();
-        // Of two groups in a block the scales are made before rows go round; the offsets' registers serve the second.
         let alone = self.is_alone();
         let mut scales = [[0; 2]; 2];
         for g in 0..groups {
             let group = first / self.format.group + g;
             scales[0][g] = self.scale(a, 0, group)?;
-            if g == 0 && groups > 1 && scales[0][0] == SCALE[0] {
-                a.vmovdqa32(ZMM[TURNED[1][0]], ZMM[SCALE[0]])?;
-                scales[0][0] = TURNED[1][0];
-            }
             if offset {
                 scales[1][g] = self.scale(a, 1, group)?;
-                if g == 0 && groups > 1 && scales[1][0] == SCALE[1] {
-                    a.vmovdqa32(ZMM[TURNED[1][1]], ZMM[SCALE[1]])?;
-                    scales[1][0] = TURNED[1][1];
-                }
             }
         }
         let x = first / BLOCK * LANE_BLOCK;
@@ -260,7 +251,7 @@ impl Rows<'_> {
     }
 }
 
-/// -8 times the sum of x's quants in a group. Clobbers [`T`].
+/// -8 times the sum of x's quants in a group.
 fn sum_of(
     a: &mut CodeAssembler,
     (g, groups): (usize, usize),

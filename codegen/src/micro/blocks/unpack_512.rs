@@ -100,7 +100,8 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// A group's scale, or what x's sum is worth, times -8: in which register. Clobbers [`FIELD`].
+    /// A group's scale, or what x's sum is worth, times -8: in which register, of two groups in 32 elements one each.
+    /// Clobbers [`FIELD`].
     pub(super) fn scale(
         &mut self,
         a: &mut CodeAssembler,
@@ -113,7 +114,8 @@ impl Rows<'_> {
         else {
             return Ok(FLOATS[kind]);
         };
-        let x = ZMM[SCALE[kind]];
+        let to = SCALE[kind][group % (BLOCK / self.format.group.min(BLOCK))];
+        let x = ZMM[to];
         let mut width = 0;
         for (f, place) in places.iter().enumerate() {
             let byte = place.byte - from;
@@ -130,8 +132,8 @@ impl Rows<'_> {
                 continue;
             }
             let mask = self.each(a, ((1 << place.width) - 1) << width);
-            let to = if f == 0 { x } else { FIELD };
-            let moved = shifted(a, to, source, bit - width)?;
+            let through = if f == 0 { x } else { FIELD };
+            let moved = shifted(a, through, source, bit - width)?;
             if f == 0 {
                 a.vpandd(x, moved, mask)?;
             } else {
@@ -145,7 +147,7 @@ impl Rows<'_> {
         }
         a.vcvtdq2ps(x, x)?;
         a.vmulps(x, x, ZMM[FLOATS[kind]])?;
-        Ok(SCALE[kind])
+        Ok(to)
     }
 
     /// How far up the quants of the 32 elements from `first` take the least to unpack.
@@ -215,15 +217,10 @@ impl Rows<'_> {
                 let quant = ZMM[QUANTS[4 * half + i]];
                 let through = if is_first { quant } else { FIELD };
                 let moved = match window {
-                    Window::Held(registers) => shifted_words(a, through, ZMM[registers[i]], down)?,
+                    Window::Held(registers) => shifted(a, through, ZMM[registers[i]], down)?,
                     Window::Kept(at) => {
-                        let from = zmmword_ptr(STACK + (at + i as i32 * VECTOR));
-                        match down {
-                            0 => a.vmovdqa32(through, from)?,
-                            1.. => a.vpsrlw(through, from, down)?,
-                            _ => a.vpsllw(through, from, -down)?,
-                        }
-                        through
+                        a.vmovdqa32(through, zmmword_ptr(STACK + (at + i as i32 * VECTOR)))?;
+                        shifted(a, through, through, down)?
                     }
                 };
                 match (is_first, bits.width) {
@@ -270,7 +267,7 @@ impl Rows<'_> {
 /// What `vpternlogd` makes of a register, and of another one where a third has ones: either.
 const OR_MASKED: u32 = 0xf8;
 
-/// Dwords moved down by so many bits: through `to`, or as they are.
+/// Bits moved down in dwords: through `to`, or as they are. What comes from a byte's neighbour is masked after.
 fn shifted(
     a: &mut CodeAssembler,
     to: AsmRegisterZmm,
@@ -281,21 +278,6 @@ fn shifted(
         0 => return Ok(from),
         1.. => a.vpsrld(to, from, down)?,
         _ => a.vpslld(to, from, -down)?,
-    }
-    Ok(to)
-}
-
-/// The same of words.
-fn shifted_words(
-    a: &mut CodeAssembler,
-    to: AsmRegisterZmm,
-    from: AsmRegisterZmm,
-    down: i32,
-) -> Result<AsmRegisterZmm, IcedError> {
-    match down {
-        0 => return Ok(from),
-        1.. => a.vpsrlw(to, from, down)?,
-        _ => a.vpsllw(to, from, -down)?,
     }
     Ok(to)
 }
