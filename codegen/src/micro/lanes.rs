@@ -194,8 +194,8 @@ fn meet(
 /// Scales of a group's blocks, or of those that `k1` counts: [`PAIRS`]. Clobbers [`WORK`].
 fn scales(a: &mut CodeAssembler, lanes: Lanes, some: bool) -> Done {
     let row_bytes = lanes.dtype.row_bytes(lanes.k) as i32;
-    let [p, q, r, s, spare, part, ..] = WORK;
-    for (row, register) in [p, q, r, s].into_iter().enumerate() {
+    let [spare, part, ..] = WORK;
+    for (row, register) in PAIRS.into_iter().enumerate() {
         for quarter in 0..LANES / 4 {
             let at = SCALES + (row + 4 * quarter) as i32 * row_bytes;
             let to = ZMM[register];
@@ -210,11 +210,7 @@ fn scales(a: &mut CodeAssembler, lanes: Lanes, some: bool) -> Done {
             }
         }
     }
-    let (turned, _) = turn(a, [p, q, r, s], spare)?;
-    for (pair, from) in PAIRS.into_iter().zip(turned) {
-        a.vmovdqa32(ZMM[pair], ZMM[from])?;
-    }
-    Ok(())
+    turn(a, PAIRS, spare)
 }
 
 /// Sixteen bytes of every row, `stride` bytes apart, from byte `byte` of each on: a register has those of each fourth
@@ -247,27 +243,25 @@ fn quants(
 ) -> Result<([usize; BLOCK / STEP], AsmRegisterZmm), IcedError> {
     let row_bytes = lanes.dtype.row_bytes(lanes.k) as i32;
     let ahead = &mut ahead.iter().copied();
-    let [p, q, r, s, spare, t, u, v, w] = WORK;
-    load(a, [p, q, r, s], (row_bytes, 0), (ahead, LINES))?;
-    let (first, free) = turn(a, [p, q, r, s], spare)?;
-    let second = if lanes.dtype == DType::Q4 {
+    let [p, q, r, s, t, u, v, w, spare] = WORK;
+    let (first, second) = ([p, q, r, s], [t, u, v, w]);
+    load(a, first, (row_bytes, 0), (ahead, LINES))?;
+    turn(a, first, spare)?;
+    if lanes.dtype == DType::Q4 {
         // The second half of the elements are the bytes' upper halves.
-        let second = [t, u, v, free];
         for (low, high) in first.into_iter().zip(second) {
             a.vpsrlw(ZMM[high], ZMM[low], 4)?;
             a.vpandd(ZMM[low], ZMM[low], MASK)?;
             a.vpandd(ZMM[high], ZMM[high], MASK)?;
         }
-        return Ok((join(first, second), ZMM[w]));
     } else {
-        load(a, [t, u, v, w], (row_bytes, 16), (ahead, LINES))?;
-        turn(a, [t, u, v, w], free)?
-    };
-    let all = join(first, second.0);
-    for quant in all {
-        a.vpxord(ZMM[quant], ZMM[quant], MASK)?;
+        load(a, second, (row_bytes, 16), (ahead, LINES))?;
+        turn(a, second, spare)?;
+        for quant in join(first, second) {
+            a.vpxord(ZMM[quant], ZMM[quant], MASK)?;
+        }
     }
-    Ok((all, ZMM[second.1]))
+    Ok((join(first, second), ZMM[spare]))
 }
 
 pub(super) fn join(first: [usize; 4], second: [usize; 4]) -> [usize; 8] {
@@ -276,21 +270,16 @@ pub(super) fn join(first: [usize; 4], second: [usize; 4]) -> [usize; 8] {
     [a, b, c, d, e, f, g, h]
 }
 
-/// Transposes four registers, dwords within each 128 bits, by way of a fifth: the registers of dwords 0 to 3, and the
-/// one that is free then.
-pub(super) fn turn(
-    a: &mut CodeAssembler,
-    [p, q, r, s]: [usize; 4],
-    spare: usize,
-) -> Result<([usize; 4], usize), IcedError> {
-    let [vp, vq, vr, vs, vspare] = [p, q, r, s, spare].map(|i| ZMM[i]);
-    a.vpunpckldq(vspare, vp, vq)?;
-    a.vpunpckhdq(vq, vp, vq)?;
-    a.vpunpckldq(vp, vr, vs)?;
-    a.vpunpckhdq(vs, vr, vs)?;
-    a.vpunpcklqdq(vr, vspare, vp)?;
-    a.vpunpckhqdq(vp, vspare, vp)?;
-    a.vpunpcklqdq(vspare, vq, vs)?;
-    a.vpunpckhqdq(vq, vq, vs)?;
-    Ok(([r, p, spare, q], s))
+/// Transposes four registers where they are, dwords within each 128 bits, by way of a fifth: the i-th has dword i of
+/// each then.
+pub(super) fn turn(a: &mut CodeAssembler, registers: [usize; 4], spare: usize) -> Done {
+    let ([p, q, r, s], t) = (registers.map(|i| ZMM[i]), ZMM[spare]);
+    a.vpunpckldq(t, p, q)?;
+    a.vpunpckhdq(p, p, q)?;
+    a.vpunpckldq(q, r, s)?;
+    a.vpunpckhdq(s, r, s)?;
+    a.vpunpcklqdq(r, p, s)?;
+    a.vpunpckhqdq(s, p, s)?;
+    a.vpunpcklqdq(p, t, q)?;
+    a.vpunpckhqdq(q, t, q)
 }

@@ -83,10 +83,11 @@ fn pairs(
     let (first, all) = (step as i32 * bytes, LANES as i32 * bytes);
     let lines = step as i32 * all..(step as i32 + 1) * all;
     let ahead = &mut lines.step_by(64).filter(|_| fetch);
-    let [p, q, r, s, spare, t, u, v, w] = WORK;
-    load(a, [p, q, r, s], (stride, first), (ahead, 1))?;
-    let (low, free) = turn(a, [p, q, r, s], spare)?;
-    load(a, [t, u, v, w], (stride, first + 16), (ahead, 1))?;
-    let (high, _) = turn(a, [t, u, v, w], free)?;
+    let [p, q, r, s, t, u, v, w, spare] = WORK;
+    let (low, high) = ([p, q, r, s], [t, u, v, w]);
+    for (registers, from) in [(low, first), (high, first + 16)] {
+        load(a, registers, (stride, from), (ahead, 1))?;
+        turn(a, registers, spare)?;
+    }
     Ok(join(low, high))
 }

@@ -181,13 +181,11 @@ impl Rows<'_> {
         let groups = BLOCK / self.format.group.min(BLOCK);
         let offset = offset(self.format).is_some();
         let alone = self.is_alone();
-        let mut scales = [[0; 2]; 2];
-        for g in 0..groups {
-            let group = first / self.format.group + g;
-            scales[0][g] = self.scale(a, 0, group)?;
-            if offset {
-                scales[1][g] = self.scale(a, 1, group)?;
-            }
+        // Of each group its scale's register, and its offset's.
+        let mut scales = vec![];
+        for group in (first / self.format.group..).take(groups) {
+            let scale = self.scale(a, 0, group)?;
+            scales.push([scale, if offset { self.scale(a, 1, group)? } else { scale }]);
         }
         let x = first / BLOCK * LANE_BLOCK;
         let row = if alone { X } else { ROW };
@@ -200,20 +198,22 @@ impl Rows<'_> {
             a.set_label(&mut again)?;
             a.vmovups(SUM, zmmword_ptr(RESULTS))?;
         }
-        for g in 0..groups {
+        for (g, &[scale, added]) in scales.iter().enumerate() {
             self.products(a, (g, groups), lifted, &word)?;
             a.vcvtdq2ps(TOTAL, TOTAL)?;
             a.vmulps(TOTAL, TOTAL, dword_bcst(word(0)))?;
-            a.vfmadd231ps(SUM, TOTAL, ZMM[scales[0][g]])?;
+            a.vfmadd231ps(SUM, TOTAL, ZMM[scale])?;
             if offset && groups > 1 {
                 sum_of(a, (g, groups), &word, TOTAL)?;
                 a.vcvtdq2ps(TOTAL, TOTAL)?;
                 a.vmulps(TOTAL, TOTAL, dword_bcst(word(0)))?;
-                a.vfmadd231ps(SUM, TOTAL, ZMM[scales[1][g]])?;
+                a.vfmadd231ps(SUM, TOTAL, ZMM[added])?;
             }
         }
-        if offset && groups == 1 {
-            a.vfmadd231ps(SUM, ZMM[scales[1][0]], dword_bcst(word(3)))?;
+        if let [[_, added]] = scales[..]
+            && offset
+        {
+            a.vfmadd231ps(SUM, ZMM[added], dword_bcst(word(3)))?;
         }
         if !alone {
             a.vmovups(zmmword_ptr(RESULTS), SUM)?;

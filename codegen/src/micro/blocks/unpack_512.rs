@@ -11,6 +11,7 @@ use super::lanes_512::{
 };
 use super::{halves, offset};
 use crate::micro::dot::{Done, XMM, YMM};
+use crate::micro::lanes;
 use crate::micro::tile::ZMM;
 
 impl Rows<'_> {
@@ -21,22 +22,9 @@ impl Rows<'_> {
 
     /// A window, transposed: dword i of row r in lane r of the i-th register. Clobbers [`SPARE`].
     pub(super) fn turn(&self, a: &mut CodeAssembler, byte: usize, into: [usize; 4]) -> Done {
-        for (i, register) in into.into_iter().enumerate() {
-            a.vmovdqu(XMM[register], xmmword_ptr(self.at(0, i, byte)))?;
-            for quarter in 1..4 {
-                let row = xmmword_ptr(self.at(0, 4 * quarter + i, byte));
-                a.vinserti32x4(ZMM[register], ZMM[register], row, quarter as u32)?;
-            }
-        }
-        let [p, q, r, s, t] = [into[0], into[1], into[2], into[3], SPARE].map(|i| ZMM[i]);
-        a.vpunpckldq(t, p, q)?;
-        a.vpunpckhdq(p, p, q)?;
-        a.vpunpckldq(q, r, s)?;
-        a.vpunpckhdq(s, r, s)?;
-        a.vpunpcklqdq(r, p, s)?;
-        a.vpunpckhqdq(s, p, s)?;
-        a.vpunpcklqdq(p, t, q)?;
-        a.vpunpckhqdq(q, t, q)
+        let row_bytes = self.format.row_bytes(self.lanes.k) as i32;
+        lanes::load(a, into, (row_bytes, byte as i32), (&mut std::iter::empty(), 0))?;
+        lanes::turn(a, into, SPARE)
     }
 
     /// A window, from the frame if it is there; else it is put there if it is wanted again.
