@@ -9,18 +9,21 @@
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
-use lapidary_ir::{BLOCK, DType, Dim};
+use lapidary_ir::{DType, Dim};
 use lapidary_runtime::program::{RESUMED, Tiles};
 
 use super::hold::{weight_row, widening};
+use super::linear_blocked::{Blocking, FEW};
 use super::linear_dots::{dot_rows, raw_dot, raw_dots_of, shapes};
 use super::linear_epilogue::{turned_bytes, turning};
-use super::linear_lanes::{self, raw_lanes};
-use super::linear_tiles::{self, block_bytes, by_panels, streaming, whole};
+use super::linear_lanes::{self, most_in_lanes, raw_lanes};
+use super::linear_spans;
+pub use super::linear_spans::tiles;
+use super::linear_tiles::{self, block_bytes, by_panels, tiling, whole};
 use super::map::Then;
 use super::norm::norm_row;
 use super::pack;
-use super::round::{Rounding, round_lane_rows, round_rows};
+use super::round::{LaneRows, Rounding, round_rows};
 use crate::emit::{Emitter, Features};
 use crate::kernel::{Body, Elementwise, Epilogue, Kernel, Linear, Pack};
 use crate::math;
@@ -83,14 +86,6 @@ pub fn preparation(linear: &Linear, x: &View, capacity: Capacity) -> Option<Prep
     None
 }
 
-/// The tile space of a linear kernel: blocks of each weight in turn; of all at once, where they make one output.
-pub fn tiles(weights: &[View], linear: &Linear) -> Tiles {
-    let nr = linear.micro.block_rows();
-    let blocks = |w: &View| fixed(w, 0).div_ceil(nr) as u32;
-    let fixed = if linear.is_joint() { blocks(&weights[0]) } else { weights.iter().map(blocks).sum() };
-    Tiles { fixed, rows: 0 }
-}
-
 /// The raw code that a kernel calls.
 pub(super) fn raw_code(
     kernel: &Kernel,
@@ -100,7 +95,8 @@ pub(super) fn raw_code(
     let weights = linear.weights(&kernel.inputs);
     let micro = linear.micro;
     let lanes = |few: &'static Microkernel| {
-        weights.iter().map(move |w| (few, raw_lanes(w, few, micro, most_rows(kernel), features)))
+        let most = most_in_lanes(linear.few, most_rows(kernel));
+        weights.iter().map(move |w| (few, raw_lanes(w, few, micro, most, features)))
     };
     match micro.emit {
         Emit::RawTile(_) | Emit::IntegerTile(..) | Emit::ConfiguredTile(_) => {
@@ -109,7 +105,11 @@ pub(super) fn raw_code(
             let widen = fetching.flat_map(|fetches| {
                 weights.iter().filter_map(move |w| widening(w, micro, fetches, features))
             });
-            let tilings = |w: &View| std::iter::once(streaming(micro, w)).chain(whole(micro, w));
+            let blocking = Blocking::of(linear, most_rows(kernel), weights);
+            let tilings = |w: &View| {
+                let streaming = blocking.map(|blocking| blocking.tiling(linear, w));
+                std::iter::once(tiling(micro, w.dtype)).chain(whole(micro, w)).chain(streaming)
+            };
             let by_parts = || weights.iter().flat_map(tilings).collect();
             let tilings = by_panels(linear, weights).unwrap_or_else(by_parts);
             let tiles = tilings.into_iter().flat_map(|tiling| tiling.raw_code());
@@ -168,28 +168,25 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
     let micro = linear.micro;
     let k = fixed(&weights[0], 1);
     let rows = most_rows(kernel);
-    let mut together = 1;
-    let lane_rows = linear.few.map_or(rows, |_| FEW_ROWS.min(rows));
+    let blocking = Blocking::of(&linear, rows, weights);
+    let met = linear_spans::rows(&linear, rows, weights).unwrap_or(rows);
+    let lane_rows = most_in_lanes(linear.few, met);
     let lane_bytes = lane_rows * linear_lanes::row_bytes(micro);
     let (x, bytes) = if micro.is_packed() {
-        let most = micro.part();
-        // Whole blocks.
-        let blocks = weights.iter().filter_map(|w| Some(w.dtype.format()?.block));
-        let block = blocks.max().unwrap_or(BLOCK);
-        let part = k.div_ceil(k.div_ceil(most)).next_multiple_of(block).min(most);
+        let part = linear_tiles::part(micro, k, weights);
         let whole = |w: &View| whole(micro, w).filter(|tiling| tiling.ahead == 0).map(|t| t.weight_stride);
         let row = weights.iter().map(|w| weight_row(micro, w.dtype).max(whole(w).unwrap_or(0)));
         let row = row.max().unwrap_or(0);
         let (row, panels) = match by_panels(&linear, weights) {
             Some(tilings) if linear.is_joint() => (tilings.iter().map(|t| t.weight_stride).sum(), 1),
             Some(tilings) => (tilings.iter().map(|t| t.weight_stride).max().unwrap_or(0), 1),
-            None => {
-                together = linear_tiles::together(micro, rows);
-                (row, rows.div_ceil(micro.mr))
-            }
+            None => (row, rows.div_ceil(micro.mr)),
         };
         let held = e.take_scratch(micro.block_rows() * row);
-        let bytes = together * panels * block_bytes(micro);
+        let bytes = match &blocking {
+            Some(blocking) => blocking.results_bytes(&linear).max(FEW / micro.mr * block_bytes(micro)),
+            None => panels * block_bytes(micro),
+        };
         let bytes = if linear.few.is_some() { bytes.max(lane_bytes) } else { bytes };
         (Operand::Packed { held, part }, bytes)
     } else {
@@ -214,7 +211,8 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
     let turned = (then.is_some() && micro.is_packed())
         .then(|| results.iter().map(|_| e.take_scratch(turned_bytes(micro))).collect());
     let gathered = linear_lanes::gathered_bytes(&linear, weights).map(|bytes| e.take_scratch(bytes));
-    let mut job = Job { linear, k, x, results, gathered, then, turned, kernel, output: 0 };
+    let mut job =
+        Job { linear, k, x, results, gathered, then, turned, kernel, output: 0, blocking, span: None };
 
     // What is made of x stays in scratch between a launch's calls on one thread.
     let (mut begin, end) = (e.tile_begin, e.tile_end);
@@ -233,33 +231,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
         if let Some(fresh) = fresh {
             e.when(fresh, |e| job.ready_rows(e, weights[0].dtype));
         }
-        let mut first = 0i64;
-        let groups: Vec<&[View]> = if joint { vec![weights] } else { weights.chunks(1).collect() };
-        for (output, group) in groups.into_iter().enumerate() {
-            let blocks = fixed(&group[0], 0).div_ceil(micro.block_rows()) as i64;
-            let (low, high) = (e.i64(first), e.i64(first + blocks));
-            let low = e.b.ins().smax(low, begin);
-            let high = e.min(high, end);
-            job.output = output;
-            e.for_range(low, high, together as i64, &[], |e, tile, _| {
-                let block = e.offset(tile, -first);
-                let first = e.scale(block, micro.block_rows() as i64);
-                let n = e.i64(fixed(&group[0], 0) as i64);
-                let left = e.b.ins().isub(n, first);
-                let width = if together > 1 {
-                    let tiles = e.b.ins().isub(high, tile);
-                    let most = e.i64(together as i64);
-                    let tiles = e.min(tiles, most);
-                    e.scale(tiles, micro.block_rows() as i64)
-                } else {
-                    e.i64(micro.block_rows() as i64)
-                };
-                let width = e.min(left, width);
-                job.block(e, group, first, width);
-                vec![]
-            });
-            first += blocks;
-        }
+        job.run_tiles(e, weights, (begin, end));
         if micro.is_configured() {
             e.call_raw(Raw::Release, &[]);
         }
@@ -318,6 +290,10 @@ pub(super) struct Job<'a> {
     pub(super) kernel: &'a Kernel,
     /// Which output the block belongs to.
     pub(super) output: usize,
+    /// How many rows are cut for the matrix unit.
+    pub(super) blocking: Option<Blocking>,
+    /// The rows of x that the tile meets, if not all: from one to another.
+    pub(super) span: Option<(Value, Value)>,
 }
 
 impl Job<'_> {
@@ -338,14 +314,15 @@ impl Job<'_> {
                 round_rows(e, x, stride, rows, Rounding { k, paired, magic }, scratch);
             }
             Operand::Lanes { rounded: Some(scratch), .. } => {
-                round_lane_rows(e, self.linear.micro.operands, (x, stride), rows, k, scratch);
+                let of = LaneRows { k, micro: self.linear.micro, most: most_rows(self.kernel) };
+                of.round(e, (x, stride), rows, scratch);
             }
             Operand::Rows { .. } | Operand::Lanes { .. } | Operand::Packed { .. } => {}
         }
     }
 
     /// A block: `width` weight rows from `first` of each of the tile's weights.
-    fn block(&self, e: &mut Emitter<'_>, weights: &[View], first: Value, width: Value) {
+    pub(super) fn block(&self, e: &mut Emitter<'_>, weights: &[View], first: Value, width: Value) {
         match self.x {
             Operand::Rows { .. } => self.dot_block(e, weights, first, width),
             Operand::Lanes { .. } => self.lane_block(e, weights, first, width, self.linear.micro),

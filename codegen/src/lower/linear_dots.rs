@@ -96,13 +96,13 @@ impl Job<'_> {
         width: Value,
         (stride, from): (i64, i64),
     ) {
-        let rows = self.rows(e);
         let output = &self.kernel.outputs[self.output];
-        let zero = e.i64(0);
-        e.for_range(zero, rows, 1, &[], |e, t, _| {
+        let (row, end) = self.span(e);
+        e.for_range(row, end, 1, &[], |e, t, _| {
             let out = e.base(output);
             let out = e.at(output, out, &[(0, t), (1, first)]);
-            let at = e.scale(t, stride);
+            let at = e.b.ins().isub(t, row);
+            let at = e.scale(at, stride);
             let at = e.offset(at, from);
             let c: Vec<Value> = self.results.iter().map(|&c| e.b.ins().iadd(c, at)).collect();
             self.finish_row(e, (t, first), width, &c, out);

@@ -7,7 +7,6 @@ use lapidary_ir::DType;
 
 use super::elementwise::store_along_row;
 use super::linear::Job;
-use super::linear_tiles::Member;
 use super::transpose;
 use crate::emit::{Emitter, Features};
 use crate::kernel::{Epilogue, Linear};
@@ -41,17 +40,24 @@ pub(super) fn turning(
 }
 
 impl Job<'_> {
-    /// The epilogue of every panel, whose results lie one after the other.
-    pub(super) fn tile_epilogue(&self, e: &mut Emitter<'_>, rows: Value, first: Value, width: Value) {
-        let (zero, micro) = (e.i64(0), self.linear.micro);
-        self.each_block(e, width, &mut |e, Member { n, width, at: block }| {
-            let first = e.b.ins().iadd(first, n);
-            e.for_range(zero, rows, micro.mr as i64, &[], |e, panel, _| {
-                let at = e.scale(panel, micro.block_rows() as i64 * 4);
-                let at = e.b.ins().iadd(block, at);
-                self.panel_epilogue(e, (panel, at), rows, first, width);
-                vec![]
-            });
+    /// The epilogue of a block's panels of rows `row` to `end`, whose results lie one after the other from `block` bytes
+    /// on.
+    pub(super) fn tile_epilogue(
+        &self,
+        e: &mut Emitter<'_>,
+        block: Value,
+        (row, end): (Value, Value),
+        first: Value,
+        width: Value,
+    ) {
+        let micro = self.linear.micro;
+        let rows = self.rows(e);
+        e.for_range(row, end, micro.mr as i64, &[], |e, panel, _| {
+            let at = e.b.ins().isub(panel, row);
+            let at = e.scale(at, micro.block_rows() as i64 * 4);
+            let at = e.b.ins().iadd(block, at);
+            self.panel_epilogue(e, (panel, at), rows, first, width);
+            vec![]
         });
     }
 

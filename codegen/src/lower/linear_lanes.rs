@@ -13,7 +13,7 @@ use super::hold::{hold_row, widened_row};
 use super::linear::{Job, Operand, fixed, most_rows};
 use crate::emit::{Emitter, Features};
 use crate::kernel::Linear;
-use crate::micro::{self, Lanes, Microkernel, Raw};
+use crate::micro::{self, FEW_ROWS, Lanes, Microkernel, Raw};
 use crate::view::View;
 
 /// Bytes of a row of results: those of lanes that are not used, then a block's.
@@ -45,6 +45,11 @@ pub(super) fn raw_lanes(
     })
 }
 
+/// The most rows that weight rows in lanes meet in calls of so many: all, or as many as are few.
+pub(super) fn most_in_lanes(few: Option<&'static Microkernel>, rows: usize) -> usize {
+    if few.is_some() { rows.min(FEW_ROWS) } else { rows }
+}
+
 /// Whether rows are brought into another type first.
 fn is_held(weight: &View, micro: &Microkernel) -> bool {
     micro.operands == DType::BF16 && weight.dtype != micro.operands
@@ -66,7 +71,7 @@ pub(super) fn gathered_bytes(linear: &Linear, weights: &[View]) -> Option<usize>
 }
 
 impl Job<'_> {
-    /// Dot products of `width` weight rows from `first` with all rows of x, for each of the tile's weights; then the
+    /// Dot products of `width` weight rows from `first` with the tile's rows of x, for each of its weights; then the
     /// epilogue.
     pub(super) fn lane_block(
         &self,
@@ -83,10 +88,11 @@ impl Job<'_> {
                 e.base(&self.kernel.inputs[0])
             }
         };
-        let rows = self.rows(e);
+        let (begin, end) = self.span(e);
         let zero = e.i64(0);
         for (weight, &c) in weights.iter().zip(&self.results) {
-            let raw = raw_lanes(weight, micro, of, most_rows(self.kernel), &e.features);
+            let most = most_in_lanes(self.linear.few, most_rows(self.kernel));
+            let raw = raw_lanes(weight, micro, of, most, &e.features);
             e.for_range(zero, width, lanes(micro) as i64, &[], |e, n, _| {
                 let row = e.b.ins().iadd(first, n);
                 let (weights, back) = self.lanes_from(e, weight, row, micro);
@@ -94,13 +100,14 @@ impl Job<'_> {
                 let at = e.scale(column, 4);
                 let at = e.offset(at, MARGIN as i64 * 4);
                 let c = e.b.ins().iadd(c, at);
-                // All rows of x stay in the second cache beside these weight rows.
-                e.for_range(zero, rows, micro.mr as i64, &[], |e, t, _| {
+                // They stay in the second cache beside these weight rows.
+                e.for_range(begin, end, micro.mr as i64, &[], |e, t, _| {
                     let at = e.scale(t, micro::lane_row_bytes(micro.operands, self.k) as i64);
                     let x = e.b.ins().iadd(x, at);
-                    let at = e.scale(t, row_bytes(of) as i64);
+                    let at = e.b.ins().isub(t, begin);
+                    let at = e.scale(at, row_bytes(of) as i64);
                     let c = e.b.ins().iadd(c, at);
-                    let left = e.b.ins().isub(rows, t);
+                    let left = e.b.ins().isub(end, t);
                     let most = e.i64(micro.mr as i64);
                     let count = e.min(left, most);
                     e.call_raw(raw, &[x, weights, c, count]);

@@ -5,7 +5,7 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{BLOCK, DType};
 
 use super::hold::{held_row, hold, weight_row};
-use super::linear::{Job, fixed, most_rows};
+use super::linear::{Job, fixed};
 use super::tiling::Tiling;
 use crate::emit::Emitter;
 use crate::kernel::Linear;
@@ -20,11 +20,13 @@ pub(super) fn tiling(micro: &'static Microkernel, stored: DType) -> Tiling {
     Tiling { micro, weights, weight_stride, c_stride, ahead: 0, fours, streams: None }
 }
 
-/// The same for calls of many rows where the unit multiplies faster than caches bring x: it streams past the weights,
-/// of which the next block's are fetched meanwhile.
-pub(super) fn streaming(micro: &'static Microkernel, weight: &View) -> Tiling {
-    let stored = weight.step_bytes(0) as i32;
-    Tiling { streams: micro.is_configured().then_some(stored), ..tiling(micro, weight.dtype) }
+/// For how many elements of k, at most `k`, blocks of these weights are held at a time: parts of a length, whole blocks
+/// of each format.
+pub(super) fn part(micro: &Microkernel, k: usize, weights: &[View]) -> usize {
+    let blocks = weights.iter().filter_map(|w| Some(w.dtype.format()?.block));
+    let block = blocks.max().unwrap_or(BLOCK);
+    let most = micro.part() / block * block;
+    k.div_ceil(k.div_ceil(most)).next_multiple_of(block).min(most)
 }
 
 /// Panels of calls that take blocks of weight rows whole: more of them would not stay in the second cache beside these.
@@ -66,64 +68,14 @@ pub(super) fn by_panels(linear: &Linear, weights: &[View]) -> Option<Vec<Tiling>
     (micro.is_packed() && micro.operands == DType::F32 && fits).then_some(tilings)
 }
 
-/// The most bytes of the results of blocks that panels meet together: they stay in the second cache.
-const TOGETHER_BYTES: usize = 512 << 10;
-
-/// The most blocks of weight rows that panels of `rows` rows of x meet before the next part of k: x comes once for all
-/// of them. What a tile register holds is fast next to what brings x from the last cache.
-pub(super) fn together(micro: &Microkernel, rows: usize) -> usize {
-    if micro.is_configured() { (TOGETHER_BYTES / results_bytes(micro, rows)).clamp(1, 8) } else { 1 }
-}
-
-/// Bytes of the results of a block with all panels of so many rows.
-pub(super) fn results_bytes(micro: &Microkernel, rows: usize) -> usize {
-    rows.div_ceil(micro.mr) * block_bytes(micro)
-}
-
 /// Bytes of the results of a block with one panel: f32 (nr, mr), contiguous.
 pub(super) fn block_bytes(micro: &Microkernel) -> usize {
     micro.block_rows() * micro.mr * 4
 }
 
-/// Where the stored weights begin that are held after those of the block of `rows` from row `n` of `width`: the next
-/// block's, or the first one's of the next part.
-fn next_block(
-    e: &mut Emitter<'_>,
-    weight: &View,
-    (first, width): (Value, Value),
-    (n, rows): (Value, usize),
-    (from, part): (Value, usize),
-) -> Value {
-    let (zero, next, later) = (e.i64(0), e.offset(n, rows as i64), e.offset(from, part as i64));
-    let more = e.b.ins().icmp(IntCC::SignedLessThan, next, width);
-    let n = e.b.ins().select(more, next, zero);
-    let from = e.b.ins().select(more, from, later);
-    let (base, row) = (e.base(weight), e.b.ins().iadd(first, n));
-    let row = e.step(weight, 0, base, row);
-    let at = match weight.dtype.format() {
-        Some(format) => {
-            let block = e.b.ins().ushr_imm_u(from, i64::from(format.block.trailing_zeros()));
-            let at = e.scale(block, format.planes[0] as i64);
-            e.offset(at, format.plane_at(0, fixed(weight, 1)) as i64)
-        }
-        None => e.scale(from, weight.dtype.bytes() as i64),
-    };
-    e.b.ins().iadd(row, at)
-}
-
-/// A block of those that panels meet together.
-pub(super) struct Member {
-    /// Its first weight row, counted from theirs.
-    pub(super) n: Value,
-    /// Its weight rows.
-    pub(super) width: Value,
-    /// Where its results lie, in bytes from theirs.
-    pub(super) at: Value,
-}
-
 impl Job<'_> {
-    /// Outer products of `width` weight rows from `first`, of [`together`] blocks at most, with every panel of x, for
-    /// each of the tile's weights; then the epilogue.
+    /// Outer products of `width` weight rows from `first` with every panel of x, or those of the tile's rows, for each
+    /// of the tile's weights; then the epilogue.
     pub(super) fn tile_block(
         &self,
         e: &mut Emitter<'_>,
@@ -136,58 +88,14 @@ impl Job<'_> {
         if let Some(tilings) = by_panels(&self.linear, weights) {
             return self.panels(e, weights, (first, width), &tilings, (held, part));
         }
-        if self.together() == 1 {
-            return self.one_block(e, weights, (first, width), (held, part));
+        match self.blocking {
+            Some(blocking) => self.blocked(e, weights, (first, width), (held, blocking)),
+            None => self.one_block(e, weights, (first, width), (held, part)),
         }
-        let most = e.i64((WHOLE_PANELS * self.linear.micro.mr) as i64);
-        let rows = self.rows(e);
-        let few = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, rows, most);
-        e.choose_path(
-            few,
-            |e| {
-                self.each_block(e, width, &mut |e, Member { n, width, .. }| {
-                    let first = e.b.ins().iadd(first, n);
-                    self.one_block(e, weights, (first, width), (held, part));
-                });
-            },
-            |e| {
-                for (weight, &c) in weights.iter().zip(&self.results) {
-                    self.tiles(e, weight, first, width, (held, part), c);
-                }
-                self.tile_epilogue(e, rows, first, width);
-            },
-        );
     }
 
-    fn together(&self) -> usize {
-        together(self.linear.micro, most_rows(self.kernel))
-    }
-
-    /// Blocks of `width` weight rows, one after the other.
-    pub(super) fn each_block(
-        &self,
-        e: &mut Emitter<'_>,
-        width: Value,
-        block: &mut dyn FnMut(&mut Emitter<'_>, Member),
-    ) {
-        let (zero, micro) = (e.i64(0), self.linear.micro);
-        if self.together() == 1 {
-            return block(e, Member { n: zero, width, at: zero });
-        }
-        let rows = micro.block_rows() as i64;
-        let each = results_bytes(micro, most_rows(self.kernel)) as i64 / rows;
-        e.for_range(zero, width, rows, &[], |e, n, _| {
-            let left = e.b.ins().isub(width, n);
-            let most = e.i64(rows);
-            let width = e.min(left, most);
-            let at = e.scale(n, each);
-            block(e, Member { n, width, at });
-            vec![]
-        });
-    }
-
-    /// The same of a block alone.
-    fn one_block(
+    /// The same of one block.
+    pub(super) fn one_block(
         &self,
         e: &mut Emitter<'_>,
         weights: &[View],
@@ -210,7 +118,8 @@ impl Job<'_> {
             }
             e.choose_path(few, |e| self.whole_tiles(e, weight, first, width, (tiling, held), c), by_parts);
         }
-        self.tile_epilogue(e, rows, first, width);
+        let zero = e.i64(0);
+        self.tile_epilogue(e, zero, (zero, rows), first, width);
     }
 
     /// Panel after panel of x with `width` weight rows from `first` of each weight, held whole, and the epilogue.
@@ -270,7 +179,7 @@ impl Job<'_> {
         let rows = self.rows(e);
         let x = e.base(&self.kernel.inputs[0]);
         let mr = self.linear.micro.mr as i64;
-        let tiling = streaming(self.linear.micro, weight);
+        let tiling = tiling(self.linear.micro, weight.dtype);
         // Bytes that a block of k takes, of one row of x.
         let block_bytes = self.linear.micro.panel_bytes(BLOCK) as i64;
         let (zero, k) = (e.i64(0), e.i64(self.k as i64));
@@ -279,35 +188,21 @@ impl Job<'_> {
             let length = e.i64(part as i64);
             let length = e.min(left, length);
             let steps = self.steps(e, length);
-            self.each_block(e, width, &mut |e, Member { n, width, at }| {
-                let wanted = tiling.streams.map(|_| {
-                    let block = (n, self.linear.micro.block_rows());
-                    next_block(e, weight, (first, width), block, (from, part))
-                });
-                let first = e.b.ins().iadd(first, n);
+            hold(e, weight, first, (from, length), held, &tiling);
+            e.for_range(zero, rows, mr, &[], |e, t, _| {
+                let panel = e.scale(t, self.linear.micro.panel_bytes(self.k) as i64);
+                let panel = e.b.ins().iadd(x, panel);
+                // Parts start at whole blocks.
+                let at = e.scale(from, mr * block_bytes / BLOCK as i64);
+                let panel = e.b.ins().iadd(panel, at);
+                // Block t / mr, of block_rows rows of mr words.
+                let at = e.scale(t, self.linear.micro.block_rows() as i64 * 4);
                 let c = e.b.ins().iadd(c, at);
-                hold(e, weight, first, (from, length), held, &tiling);
-                e.for_range(zero, rows, mr, &[], |e, t, _| {
-                    let panel = e.scale(t, self.linear.micro.panel_bytes(self.k) as i64);
-                    let panel = e.b.ins().iadd(x, panel);
-                    // Parts start at whole blocks.
-                    let at = e.scale(from, mr * block_bytes / BLOCK as i64);
-                    let panel = e.b.ins().iadd(panel, at);
-                    // Block t / mr, of block_rows rows of mr words.
-                    let at = e.scale(t, self.linear.micro.block_rows() as i64 * 4);
-                    let c = e.b.ins().iadd(c, at);
-                    let left = e.b.ins().isub(rows, t);
-                    // Two rows a panel.
-                    let fetch = wanted.zip(tiling.streams).map(|(wanted, stored)| {
-                        let pair = e.b.ins().ushr_imm_u(t, i64::from(mr.trailing_zeros()));
-                        let at = e.scale(pair, 2 * i64::from(stored));
-                        e.b.ins().iadd(wanted, at)
-                    });
-                    let (weights, accumulate) = (held, from);
-                    let operands = TileOperands { x: panel, weights, c, k: steps, accumulate, fetch };
-                    tiling.run(e, &operands, left, width);
-                    vec![]
-                });
+                let left = e.b.ins().isub(rows, t);
+                let (weights, accumulate) = (held, from);
+                let operands = TileOperands { x: panel, weights, c, k: steps, accumulate, fetch: None };
+                tiling.run(e, &operands, left, width);
+                vec![]
             });
             vec![]
         });
@@ -347,7 +242,7 @@ impl Job<'_> {
     }
 
     /// Steps of k in so many elements.
-    fn steps(&self, e: &mut Emitter<'_>, length: Value) -> Value {
+    pub(super) fn steps(&self, e: &mut Emitter<'_>, length: Value) -> Value {
         match self.linear.micro.operands {
             DType::BF16 => {
                 let up = e.offset(length, 1);

@@ -12,7 +12,8 @@ use lapidary_runtime::program::Tiles;
 
 use super::elementwise::load_along_row;
 use super::linear::norm_row_into;
-use super::round::{Rounded, round_block, round_lane_rows};
+use super::linear_lanes::most_in_lanes;
+use super::round::{LaneRows, Rounded, round_block};
 use super::transpose;
 use crate::emit::Emitter;
 use crate::kernel::{Kernel, Pack};
@@ -93,8 +94,16 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, Pack { prologue, micro
             None => e.base(x),
         };
         let out = e.base(output);
+        let most = most_in_lanes(few, kernel.capacity.of(x.axes[0].dim));
+        let lane_rows = |e: &mut Emitter<'_>, micro| {
+            let rows = LaneRows { k, micro, most };
+            let at = rows.at(e, first);
+            let (out, x) = (e.b.ins().iadd(out, at), e.step(&view, 0, base, first));
+            let count = e.b.ins().isub(end, first);
+            rows.round(e, (x, view.step_bytes(0)), count, out);
+        };
         if micro.has_lanes() {
-            return lane_rows(e, micro.operands, (&view, base), (first, end), k, out);
+            return lane_rows(e, micro);
         }
         let panels = |e: &mut Emitter<'_>| {
             let out = e.step(output, 0, out, tile);
@@ -107,29 +116,11 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, Pack { prologue, micro
                 read.floats(e, micro.operands == DType::BF16);
             }
         };
-        if few.is_none() {
-            return panels(e);
-        }
+        let Some(few) = few else { return panels(e) };
         let most = e.i64(FEW_ROWS as i64);
         let fits = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, rows, most);
-        e.choose_path(fits, |e| lane_rows(e, micro.operands, (&view, base), (first, end), k, out), panels);
+        e.choose_path(fits, |e| lane_rows(e, few), panels);
     });
-}
-
-/// Rows rounded to the operands' type, each where its number says.
-fn lane_rows(
-    e: &mut Emitter<'_>,
-    operands: DType,
-    (view, base): (&View, Value),
-    (first, end): (Value, Value),
-    k: usize,
-    out: Value,
-) {
-    let x = e.step(view, 0, base, first);
-    let count = e.b.ins().isub(end, first);
-    let at = e.scale(first, micro::lane_row_bytes(operands, k) as i64);
-    let out = e.b.ins().iadd(out, at);
-    round_lane_rows(e, operands, (x, view.step_bytes(0)), count, k, out);
 }
 
 /// A panel's rows, and where they go.

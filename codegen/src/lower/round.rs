@@ -6,7 +6,7 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{BLOCK, DType};
 
 use crate::emit::Emitter;
-use crate::micro;
+use crate::micro::{self, Microkernel};
 
 /// How rows of x are rounded to 8 bits.
 #[derive(Clone, Copy)]
@@ -58,40 +58,66 @@ pub(super) fn round_rows(
     });
 }
 
-/// Rounds rows of x to the operands' type, as [`micro::lane_row_bytes`] lays them out.
-pub(super) fn round_lane_rows(
-    e: &mut Emitter<'_>,
-    operands: DType,
-    (x, stride): (Value, i64),
-    rows: Value,
-    k: usize,
-    to: Value,
-) {
-    let row_bytes = micro::lane_row_bytes(operands, k);
-    if operands == DType::BF16 {
-        return for_values(e, (x, stride), (to, row_bytes), rows, k, |e, to, b, values| {
-            let at = e.scale(b, micro::lane_row_bytes(operands, BLOCK) as i64);
+/// Rows of x that are rounded for weight rows in lanes.
+pub(super) struct LaneRows {
+    /// Their length.
+    pub(super) k: usize,
+    /// What multiplies them, in calls of so many rows at most.
+    pub(super) micro: &'static Microkernel,
+    pub(super) most: usize,
+}
+
+impl LaneRows {
+    /// Bytes from one row to the next of a panel, and from one block of a row to the next.
+    fn strides(&self) -> (usize, usize) {
+        let panel = self.micro.lane_panel(self.most);
+        let block = micro::lane_row_bytes(self.micro.operands, BLOCK);
+        if panel > 1 { (block, panel * block) } else { (self.k / BLOCK * block, block) }
+    }
+
+    /// Where row `t` begins, a panel's first or one that shares its panel with the rows before it.
+    pub(super) fn at(&self, e: &mut Emitter<'_>, t: Value) -> Value {
+        let (panel, row) = (self.micro.lane_panel(self.most), self.strides().0 as i64);
+        if panel == 1 || self.most <= panel {
+            return e.scale(t, row);
+        }
+        let mask = e.i64(panel as i64 - 1);
+        let within = e.b.ins().band(t, mask);
+        let first = e.b.ins().isub(t, within);
+        let first = e.scale(first, micro::lane_row_bytes(self.micro.operands, self.k) as i64);
+        let within = e.scale(within, row);
+        e.b.ins().iadd(first, within)
+    }
+
+    /// Rounds `rows` rows of one panel to the operands' type, as [`micro::lane_row_bytes`] lays them out, to `to`.
+    pub(super) fn round(&self, e: &mut Emitter<'_>, (x, stride): (Value, i64), rows: Value, to: Value) {
+        let (row, block) = self.strides();
+        let (k, operands) = (self.k, self.micro.operands);
+        if operands == DType::BF16 {
+            return for_values(e, (x, stride), (to, row), rows, k, |e, to, b, values| {
+                let at = e.scale(b, block as i64);
+                let to = e.b.ins().iadd(to, at);
+                for (byte, value) in (0..).step_by(8).zip(values) {
+                    e.store(operands, value, to, byte, 4);
+                }
+            });
+        }
+        for_blocks(e, (x, stride), (to, row), rows, k, |e, to, b, rounded| {
+            let at = e.scale(b, block as i64);
             let to = e.b.ins().iadd(to, at);
-            for (byte, value) in (0..).step_by(8).zip(values) {
-                e.store(operands, value, to, byte, 4);
+            e.store(DType::F32, rounded.scale, to, 0, 1);
+            let sum = e.scale_int(rounded.sum, -8);
+            e.store_int(sum, to, 4, 1);
+            let first = e.scale_int(rounded.first, -8);
+            e.store_int(first, to, 8, 1);
+            let sum = e.b.ins().fcvt_from_sint(F32X4, sum);
+            let scaled = e.b.ins().fmul(sum, rounded.scale);
+            e.store(DType::F32, scaled, to, 12, 1);
+            for (half, byte) in rounded.quants.into_iter().zip([16, 32]) {
+                e.store_int(half, to, byte, 4);
             }
         });
     }
-    for_blocks(e, (x, stride), (to, row_bytes), rows, k, |e, to, b, block| {
-        let at = e.scale(b, micro::lane_row_bytes(operands, BLOCK) as i64);
-        let to = e.b.ins().iadd(to, at);
-        e.store(DType::F32, block.scale, to, 0, 1);
-        let sum = e.scale_int(block.sum, -8);
-        e.store_int(sum, to, 4, 1);
-        let first = e.scale_int(block.first, -8);
-        e.store_int(first, to, 8, 1);
-        let sum = e.b.ins().fcvt_from_sint(F32X4, sum);
-        let scaled = e.b.ins().fmul(sum, block.scale);
-        e.store(DType::F32, scaled, to, 12, 1);
-        for (half, byte) in block.quants.into_iter().zip([16, 32]) {
-            e.store_int(half, to, byte, 4);
-        }
-    });
 }
 
 /// Rounds each block of rows of x, `stride` bytes apart, for `store`: it gets where the row's result goes, of so many

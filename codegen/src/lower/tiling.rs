@@ -6,7 +6,7 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::DType;
 
 use crate::emit::Emitter;
-use crate::micro::{Emit, Microkernel, Raw, Tile, TileOperands};
+use crate::micro::{Emit, Fetched, Microkernel, Raw, Tile, TileOperands};
 
 /// A microkernel and the strides that its operands have in a kernel.
 #[derive(Clone, Copy)]
@@ -23,8 +23,8 @@ pub(super) struct Tiling {
     pub(super) ahead: usize,
     /// Whether k lies in fours in both operands.
     pub(super) fours: bool,
-    /// If x passes the first cache by: bytes from one weight row to the next as they are stored.
-    pub(super) streams: Option<i32>,
+    /// If x passes the first cache by: what each step fetches.
+    pub(super) streams: Option<Fetched>,
 }
 
 impl Tiling {

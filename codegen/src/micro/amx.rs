@@ -23,7 +23,7 @@
 
 use iced_x86::code_asm::{registers::gpr64, *};
 
-use super::{Code, Tile};
+use super::{Code, Fetched, Tile};
 
 /// Rows of a tile register, bytes of each: all of it.
 const ROWS: i32 = 16;
@@ -48,13 +48,17 @@ pub(super) fn tile_bf16(tile: Tile) -> Code {
     a.mov(weight_stride, i64::from(tile.weight_stride))?;
     a.mov(c_stride, i64::from(tile.c_stride))?;
     a.lea(lower, ptr(weights + ROWS * tile.weight_stride))?;
+    let load = |a: &mut CodeAssembler, to: AsmRegisterTmm, from: AsmMemoryOperand| match tile.streams {
+        Some(_) => a.tileloaddt1(to, from),
+        None => a.tileloadd(to, from),
+    };
     let c_at = |i: usize, j: i32| c + c_stride + (i as i32 * ROWS * tile.c_stride + j * ROW_BYTES);
     let (mut clear, mut ready) = (a.create_label(), a.create_label());
     a.test(accumulate, accumulate)?;
     a.jz(clear)?;
     for (i, row) in sums.iter().enumerate() {
         for j in 0..halves {
-            a.tileloadd(row[j as usize], ptr(c_at(i, j)))?;
+            load(a, row[j as usize], ptr(c_at(i, j)))?;
         }
     }
     a.jmp(ready)?;
@@ -77,20 +81,12 @@ pub(super) fn tile_bf16(tile: Tile) -> Code {
     a.jz(done)?;
     a.set_label(&mut step)?;
     for j in 0..halves {
-        let from = ptr(x + x_stride + j * ROW_BYTES);
-        if tile.streams.is_some() {
-            a.tileloaddt1(right[j as usize], from)?;
-        } else {
-            a.tileloadd(right[j as usize], from)?;
-        }
+        load(a, right[j as usize], ptr(x + x_stride + j * ROW_BYTES))?;
     }
     for (i, start) in [weights, lower].into_iter().enumerate() {
         a.tileloadd(left[i], ptr(start + weight_stride))?;
         for j in 0..halves as usize {
             a.tdpbf16ps(sums[i][j], left[i], right[j])?;
-        }
-        if let Some(stored) = tile.streams {
-            a.prefetcht1(byte_ptr(wanted + i as i32 * stored))?;
         }
         let ahead = if tile.streams.is_some() { 0 } else { ROWS / 2 };
         for row in i as i32 * ahead..(i as i32 + 1) * ahead {
@@ -109,8 +105,13 @@ pub(super) fn tile_bf16(tile: Tile) -> Code {
     if tile.ahead > 0 {
         a.add(fetch, 2 * ROWS * ROW_BYTES)?;
     }
-    if tile.streams.is_some() {
-        a.add(wanted, ROW_BYTES)?;
+    if let Some(Fetched { rows, stride, lines }) = tile.streams {
+        for row in 0..rows {
+            for line in 0..lines {
+                a.prefetcht1(byte_ptr(wanted + row * stride + line * ROW_BYTES))?;
+            }
+        }
+        a.add(wanted, lines * ROW_BYTES)?;
     }
     a.add(x, x_step)?;
     a.add(weights, ROW_BYTES)?;

@@ -40,7 +40,7 @@ pub use self::choose::{
 };
 pub use self::held::Held;
 pub use self::raw::{
-    Block, Dot, LANE_BLOCK, Lanes, MAGIC, Mix, Raw, Scores, Soften, Tile, TileOperands, Turn, Widen,
+    Block, Dot, Fetched, LANE_BLOCK, Lanes, MAGIC, Mix, Raw, Scores, Soften, Tile, TileOperands, Turn, Widen,
     int8_quant_bytes, int8_row_bytes, lane_row_bytes,
 };
 pub use self::soften::UNSEEN;
@@ -245,6 +245,12 @@ impl Microkernel {
     /// Whether weight rows are its lanes, and x rows rounded as [`lane_row_bytes`] says.
     pub fn has_lanes(&self) -> bool {
         matches!(self.emit, Emit::RawLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_))
+    }
+
+    /// Rows of x whose blocks lie side by side where weight rows are its lanes, in calls of at most `most` rows.
+    pub fn lane_panel(&self, most: usize) -> usize {
+        let by_block = matches!(self.emit, Emit::SplitLanes(_) | Emit::BlockLanes(_));
+        if by_block { most.min(self.mr) } else { 1 }
     }
 
     /// Sums of a result that blocks go to in turn where weight rows are its lanes.

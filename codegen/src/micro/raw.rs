@@ -45,10 +45,20 @@ pub struct Tile {
     pub ahead: i32,
     /// Whether k lies in fours in both operands: see [`Microkernel::has_fours`](super::Microkernel::has_fours).
     pub fours: bool,
-    /// If x passes the first cache by, which the weights then have to themselves: bytes from one weight row to the next
-    /// as they are stored, of two of which each step fetches a line. Of
+    /// If x and sums pass the first cache by, which the weights then have to themselves: what each step fetches. Of
     /// [`Emit::ConfiguredTile`](super::Emit::ConfiguredTile) alone.
-    pub streams: Option<i32>,
+    pub streams: Option<Fetched>,
+}
+
+/// What a tile that streams fetches in each step: so many lines of so many weight rows as they are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fetched {
+    /// Weight rows.
+    pub rows: i32,
+    /// Bytes from one of them to the next.
+    pub stride: i32,
+    /// Lines of each, which follow one another, and the next step's them.
+    pub lines: i32,
 }
 
 /// Dot products' fixed measures: what the code of a [`Emit::RawDot`](super::Emit::RawDot) is specialised to.
@@ -186,8 +196,9 @@ pub enum Raw {
     Configure,
     /// Undoes that; no operands.
     Release,
-    /// Operands: x (rounded, as [`lane_row_bytes`] says), weights (the first row), c f32 `[rows][lanes]`, rows of x
-    /// (not 0).
+    /// Operands: x (rounded, as [`lane_row_bytes`] says; of [`Emit::SplitLanes`](super::Emit::SplitLanes) and
+    /// [`Emit::BlockLanes`](super::Emit::BlockLanes) block by block, of all `rows` rows), weights (the first row), c
+    /// f32 `[rows][lanes]`, rows of x (not 0).
     Lanes(Lanes),
     /// Operands: queries (f32), keys (the first row), c f32 `[heads][rows]`, as many bytes as the keys to fetch
     /// meanwhile.

@@ -333,7 +333,7 @@ impl Scheduler<'_> {
         let most = capacity.of(row_dim);
         let regime = if row_dim == Dim::Rows { *regime } else { most };
         let mut kernel = linear::choose(prologue, epilogue, &views, (regime, most), *rounded, features);
-        let tiles = linear::tiles(&views, &kernel);
+        let tiles = linear::tiles(&views, &kernel, row_dim, *capacity);
         if let Some(before) = linear::preparation(&kernel, &inputs[0], *capacity) {
             let dims = before.output.dims();
             let order: Vec<usize> = (0..dims.len()).collect();

@@ -4,9 +4,9 @@ use lapidary_codegen::kernel::{Body, Epilogue, Kernel, Linear};
 use lapidary_codegen::lower::linear;
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_codegen::view::{Base, Capacity, View};
-use lapidary_ir::BLOCK;
 use lapidary_ir::DType::{self, F32};
 use lapidary_ir::Dim::{Fixed, Rows};
+use lapidary_ir::{BLOCK, FormatId};
 use lapidary_runtime::program::Tiles;
 
 use super::harness::*;
@@ -171,7 +171,7 @@ impl Case {
         let rows = (if self.decoded { 1 } else { most }, most);
         let epilogue = self.epilogue.clone();
         let body = linear::choose(self.prologue, epilogue, weights, rows, self.rounded, &features);
-        let tiles = linear::tiles(weights, &body);
+        let tiles = linear::tiles(weights, &body, inputs[0].axes[0].dim, Capacity { rows: most, keys: 1 });
         (Body::Linear(body), tiles)
     }
 
@@ -290,6 +290,10 @@ fn every_format() {
     }
 }
 
+fn named(name: &str) -> DType {
+    DType::Block(FormatId::all().find(|f| f.name == name).expect("a format"))
+}
+
 /// A row's result has the same bits whatever rows are beside it, wherever it stands; if it is decoded, also by the
 /// kernels for fewer rows.
 #[test]
@@ -309,6 +313,8 @@ fn rows_do_not_meet() {
             (70, DType::BF16, 64),
             (9, DType::Q4, 1856),
             (6, DType::Q8, 1024),
+            (150, named("q4_k"), 512),
+            (150, named("q6_k"), 256),
         ] {
             let ways = [(None, false, false), (Some(1e-6), true, false), (Some(1e-6), true, true)];
             for (prologue, rounded, decoded) in ways {

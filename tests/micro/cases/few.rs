@@ -122,7 +122,7 @@ fn lane_case(
         DType::BF16 => source.rows(DType::BF16, rows, k, 0),
         _ => {
             let (bytes, values): (Vec<_>, _) = (0..rows).map(|_| lane_row(k, source)).unzip();
-            (bytes.concat(), values)
+            (panel_of(bytes, micro.lane_panel(most)), values)
         }
     };
     let (weights, ws) = source.rows(dtype, nr, k, pad);
@@ -152,6 +152,20 @@ fn lane_case(
         ],
         want: Want::Floats(want),
     }
+}
+
+/// Rows of x, of which so many have their blocks side by side: those that are not there are left out at the end, and
+/// between blocks are bytes that nobody reads.
+fn panel_of(rows: Vec<Vec<u8>>, panel: usize) -> Vec<u8> {
+    if panel == 1 {
+        return rows.concat();
+    }
+    let mut bytes = vec![];
+    for block in 0..rows[0].len() / micro::LANE_BLOCK {
+        bytes.resize(block * panel * micro::LANE_BLOCK, 0xa5);
+        rows.iter().for_each(|row| bytes.extend(&row[block * micro::LANE_BLOCK..][..micro::LANE_BLOCK]));
+    }
+    bytes
 }
 
 /// A row of x rounded to 8 bits, block by block: the scale, -8 times the sum of quants, the same of the first half of

@@ -27,6 +27,10 @@ impl Cpu {
                 let (a, b) = (vector(1)?, vector(2)?);
                 byte_lanes(|at| byte(&a, at).wrapping_add(byte(&b, at)))
             }
+            M::Vpsubb => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                byte_lanes(|at| byte(&a, at).wrapping_sub(byte(&b, at)))
+            }
             M::Vpsrlvw => {
                 let (from, counts) = (vector(1)?, vector(2)?);
                 half_lanes(|at| half(&from, at).checked_shr(half(&counts, at).into()).unwrap_or(0))
@@ -80,6 +84,11 @@ impl Cpu {
             M::Vpslld => shift(&|word| word.checked_shl(count).unwrap_or(0))?,
             M::Vpsrld => shift(&|word| word.checked_shr(count).unwrap_or(0))?,
             M::Vpsrad => shift(&|word| (word as i32 >> count.min(31)) as u32)?,
+            M::Vprold => shift(&|word| word.rotate_left(count))?,
+            M::Vprolvd => {
+                let (from, counts) = (vector(1)?, vector(2)?);
+                lanes(|lane| from[lane].rotate_left(counts[lane]))
+            }
             M::Vpsrlvd => {
                 let (from, counts) = (vector(1)?, vector(2)?);
                 lanes(|lane| from[lane].checked_shr(counts[lane]).unwrap_or(0))

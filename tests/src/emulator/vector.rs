@@ -15,7 +15,7 @@ fn element_bytes(i: &Instruction) -> usize {
     match i.mnemonic() {
         Mnemonic::Vmovdqu8 | Mnemonic::Vpaddb => 1,
         Mnemonic::Vmovdqu16 | Mnemonic::Vcvtne2ps2bf16 | Mnemonic::Vpermw => 2,
-        Mnemonic::Vextractf64x4 | Mnemonic::Vpxorq | Mnemonic::Vpandq => 8,
+        Mnemonic::Vextractf64x4 | Mnemonic::Vextracti64x4 | Mnemonic::Vpxorq | Mnemonic::Vpandq => 8,
         _ => 4,
     }
 }
@@ -233,7 +233,7 @@ impl Cpu {
                 let (from, first) = (vector(1)?, 4 * (count as usize & 1));
                 lanes(|lane| if lane < 4 { from[first + lane] } else { 0 })
             }
-            M::Vextractf64x4 => {
+            M::Vextractf64x4 | M::Vextracti64x4 => {
                 let (from, first) = (vector(1)?, 8 * (count as usize & 1));
                 lanes(|lane| if lane < 8 { from[first + lane] } else { 0 })
             }

@@ -225,7 +225,7 @@ impl Rows<'_> {
             a.and(COUNT, sums as i32 * VECTOR - 1)?;
             a.mov(qword_ptr(STACK + self.frame.turn), COUNT)?;
         }
-        a.add(X, (format.block / BLOCK * LANE_BLOCK) as i32)?;
+        a.add(X, (format.block / BLOCK * self.lanes.rows * LANE_BLOCK) as i32)?;
         for (plane, bytes) in [W, SECOND].into_iter().zip(format.planes) {
             a.add(plane, *bytes as i32)?;
         }

@@ -14,13 +14,13 @@ use std::collections::BTreeMap;
 
 use iced_x86::code_asm::{registers::gpr64, *};
 use lapidary_ir::format::{Reading, Scale};
-use lapidary_ir::{BLOCK, DType, Format};
+use lapidary_ir::{BLOCK, Format};
 
 use super::fetch::Ahead;
 use super::{Constants, offset, windows_of_more};
 use crate::micro::dot::Done;
 use crate::micro::tile::ZMM;
-use crate::micro::{Code, LANE_BLOCK, Lanes, lane_row_bytes};
+use crate::micro::{Code, LANE_BLOCK, Lanes};
 
 /// Weight rows, a lane each.
 pub(in crate::micro) const LANES: usize = 16;
@@ -149,7 +149,7 @@ impl Rows<'_> {
             let lifted = self.unpack(a, first)?;
             self.meet(a, first, lifted)?;
         }
-        a.add(X, (format.block / BLOCK * LANE_BLOCK) as i32)?;
+        a.add(X, (format.block / BLOCK * self.lanes.rows * LANE_BLOCK) as i32)?;
         for (plane, bytes) in [W, SECOND].into_iter().zip(format.planes) {
             a.add(plane, *bytes as i32)?;
         }
@@ -187,7 +187,7 @@ impl Rows<'_> {
             let scale = self.scale(a, 0, group)?;
             scales.push([scale, if offset { self.scale(a, 1, group)? } else { scale }]);
         }
-        let x = first / BLOCK * LANE_BLOCK;
+        let x = first / BLOCK * self.lanes.rows * LANE_BLOCK;
         let row = if alone { X } else { ROW };
         let word = |i: usize| row + (x + 4 * i) as i32;
         let mut again = a.create_label();
@@ -217,7 +217,7 @@ impl Rows<'_> {
         }
         if !alone {
             a.vmovups(zmmword_ptr(RESULTS), SUM)?;
-            a.add(ROW, lane_row_bytes(DType::Q8, self.lanes.k) as i32)?;
+            a.add(ROW, LANE_BLOCK as i32)?;
             a.add(RESULTS, self.lanes.c_stride)?;
             a.dec(COUNT)?;
             a.jnz(again)?;

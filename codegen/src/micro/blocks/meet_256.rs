@@ -1,15 +1,15 @@
 //! Rows of x against 32 elements of 8 weight rows in registers: the inner loop of `lanes_256.rs`.
 
 use iced_x86::code_asm::*;
-use lapidary_ir::{BLOCK, DType};
+use lapidary_ir::BLOCK;
 
 use super::lanes_256::{
     COUNT, ONES, PART, Products, Quants, RESULTS, ROW, ROWS, Rows, SCALE, STACK, STEPS, SUM, T, TOTAL,
     VECTOR, X,
 };
 use super::offset;
+use crate::micro::LANE_BLOCK;
 use crate::micro::dot::{Done, YMM};
-use crate::micro::{LANE_BLOCK, lane_row_bytes};
 
 /// The largest sum of products in 16 bits, over the largest magnitude of x: of two quants.
 const ROOM: i32 = i16::MAX as i32 / (2 * 127);
@@ -31,7 +31,7 @@ impl Rows<'_> {
             a.vmovups(YMM[SCALE[1]], place(1, 0))?;
         }
         let alone = self.is_alone();
-        let x = first / BLOCK * LANE_BLOCK;
+        let x = first / BLOCK * self.lanes.rows * LANE_BLOCK;
         let mut again = a.create_label();
         if !alone {
             a.mov(ROW, X)?;
@@ -68,7 +68,7 @@ impl Rows<'_> {
         }
         if !alone {
             a.vmovups(ymmword_ptr(RESULTS), SUM)?;
-            a.add(ROW, lane_row_bytes(DType::Q8, self.lanes.k) as i32)?;
+            a.add(ROW, LANE_BLOCK as i32)?;
             a.add(RESULTS, self.result_bytes())?;
             a.dec(COUNT)?;
             a.jnz(again)?;

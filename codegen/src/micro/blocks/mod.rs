@@ -4,6 +4,7 @@
 //! groups in one register, then its elements a register at a time, each the format's own value to the bit. What is not
 //! in registers comes from constants behind the code.
 
+mod bf16_512;
 mod fetch;
 mod lanes_256;
 mod lanes_512;
@@ -77,10 +78,14 @@ struct Field {
     width: usize,
 }
 
-/// Where the integers of a scale lie, field by field; of `lanes` lanes the last ones again past the end.
-fn fields_of(format: &Format, scale: &Scale, lanes: std::ops::Range<usize>) -> Option<(Vec<Field>, Reading)> {
+/// Where the integers of scales lie that take turns, field by field; of `lanes` lanes the last ones again past the end.
+fn fields_of(
+    format: &Format,
+    scales: &[&Scale],
+    lanes: std::ops::Range<usize>,
+) -> Option<(Vec<Field>, Reading)> {
     let groups = format.block / format.group;
-    let places = |j: usize| scale.times.places(j.min(groups - 1));
+    let places = |j: usize| scales[j % scales.len()].times.places((j / scales.len()).min(groups - 1));
     let (first, reading) = places(0)?;
     let all: Vec<Vec<Place>> = lanes.filter_map(|j| Some(places(j)?.0)).collect();
     let fields = (0..first.len()).map(|f| {

@@ -70,7 +70,7 @@ fn scales_256(
     let groups = format.block / format.group;
     for (half, to) in to.into_iter().enumerate().take(groups.div_ceil(8)) {
         let to = YMM[to];
-        let Some((fields, reading)) = fields_of(format, scale, 8 * half..8 * half + 8) else {
+        let Some((fields, reading)) = fields_of(format, &[scale], 8 * half..8 * half + 8) else {
             return a.vmovaps(to, float);
         };
         let mut width = 0;

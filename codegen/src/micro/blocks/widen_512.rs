@@ -1,9 +1,10 @@
-//! Widening of blocks with AVX-512: 16 lanes, to f32, or to bf16 with AVX-512 BF16.
+//! Widening of blocks with AVX-512: 16 lanes, to f32.
 
 use iced_x86::code_asm::*;
 use lapidary_ir::format::{Offset, Place, Reading, Scale};
 use lapidary_ir::{DType, Format};
 
+use super::bf16_512::bf16_512;
 use super::{Constants, PLANES, TO, fetch, fields_of, finish, float_at, offset, values};
 use crate::micro::dot::{Done, XMM, YMM};
 use crate::micro::tile::ZMM;
@@ -11,6 +12,9 @@ use crate::micro::{Code, Widen};
 
 /// The code.
 pub(in crate::micro) fn widen_512(widen: Widen, format: &Format) -> Code {
+    if widen.to == DType::BF16 {
+        return bf16_512(widen, format);
+    }
     let a = &mut CodeAssembler::new(64)?;
     let mut constants = Constants::default();
     let mut again = a.create_label();
@@ -20,12 +24,10 @@ pub(in crate::micro) fn widen_512(widen: Widen, format: &Format) -> Code {
     }
     let (scales, offsets, scale, added) = (8, 9, 10, 11);
     let groups = format.block / format.group;
-    scales_512(a, &mut constants, format, &format.scale, scales)?;
+    scales_512(a, &mut constants, format, &[&format.scale], scales)?;
     if let Some(offset) = offset(format) {
-        scales_512(a, &mut constants, format, offset, offsets)?;
+        scales_512(a, &mut constants, format, &[offset], offsets)?;
     }
-    let nibbles = if widen.to == DType::BF16 { nibbles(format) } else { None };
-    let nibbles = nibbles.map(|values| constants.dwords(a, values.map(|v| f32::from(v).to_bits()).to_vec()));
     for (chunk, first) in (0..format.block).step_by(16).enumerate() {
         let group = first / format.group;
         if groups > 1 && first % format.group == 0 {
@@ -37,84 +39,42 @@ pub(in crate::micro) fn widen_512(widen: Widen, format: &Format) -> Code {
             }
         }
         let [scale, added] = if groups > 1 { [scale, added] } else { [scales, offsets] }.map(|i| ZMM[i]);
-        let offset = |a: &mut CodeAssembler, x: AsmRegisterZmm| match format.offset {
-            Offset::None => Ok(()),
-            Offset::Minus(_) => a.vsubps(x, x, added),
-            Offset::Plus(_) => a.vaddps(x, x, added),
-        };
-        let at = TO + (first * widen.to.bytes()) as i32;
-        if let Some(values) = nibbles {
-            // What each quant stands for, twice: of a word the lowest five bits count.
-            if chunk % 2 == 0 {
-                a.vmulps(zmm0, scale, zmmword_ptr(values))?;
-                offset(a, zmm0)?;
-                a.vcvtne2ps2bf16(zmm0, zmm0, zmm0)?;
-                nibbles_512(a, format, first)?;
-                a.vpermw(zmm0, zmm1, zmm0)?;
-                a.vmovups(zmmword_ptr(at), zmm0)?;
-            }
-            continue;
-        }
-        // Two chunks at a time make a register of bf16.
         let x = ZMM[chunk % 2];
         quants_512(a, &mut constants, format, first, chunk % 2)?;
         a.vmulps(x, x, scale)?;
-        offset(a, x)?;
-        match (widen.to, chunk % 2) {
-            (DType::BF16, 0) => {}
-            (DType::BF16, _) => {
-                a.vcvtne2ps2bf16(zmm0, zmm1, zmm0)?;
-                a.vmovups(zmmword_ptr(at - 32), zmm0)?;
-            }
-            _ => a.vmovups(zmmword_ptr(at), x)?,
+        match format.offset {
+            Offset::None => {}
+            Offset::Minus(_) => a.vsubps(x, x, added)?,
+            Offset::Plus(_) => a.vaddps(x, x, added)?,
         }
+        a.vmovups(zmmword_ptr(TO + (first * 4) as i32), x)?;
     }
     finish(a, widen, format, again)?;
     constants.emit(a)?;
     a.assemble(0)
 }
 
-/// What quants of four bits stand for before they are scaled, if a format has such alone, 32 or more to a scale.
-fn nibbles(format: &Format) -> Option<[i8; 16]> {
-    let numbers = &format.quants;
-    let alone = numbers.bits.len() == 1 && format.group.is_multiple_of(32);
-    values(numbers).filter(|_| alone)
-}
-
-/// The quants of four bits of 32 elements from `first` in words of register 1, with whatever above them. Clobbers
-/// register 2.
-fn nibbles_512(a: &mut CodeAssembler, format: &Format, first: usize) -> Done {
-    let [low, high] = [first, first + 16].map(|first| format.quants.bits[0].place(first));
-    let at = |place: Place| PLANES[0] + place.byte as i32;
-    if low.shift == high.shift && high.byte == low.byte + 16 {
-        a.vpmovzxbw(zmm1, ymmword_ptr(at(low)))?;
-        return if low.shift > 0 { a.vpsrlw(zmm1, zmm1, low.shift as i32) } else { Ok(()) };
-    }
-    for (x, place) in [(ymm1, low), (ymm2, high)] {
-        a.vpmovzxbw(x, xmmword_ptr(at(place)))?;
-        if place.shift > 0 {
-            a.vpsrlw(x, x, place.shift as i32)?;
-        }
-    }
-    a.vinserti64x4(zmm1, zmm1, ymm2, 1)
-}
-
-/// A scale of every group of a block, one a lane; of a block of one group in every lane. Clobbers registers 2 to 5.
+/// A scale of every group of a block, one a lane; of a block of one group in every lane. Of two scales, halves that lie
+/// beside each other, in turn. Clobbers registers 2 to 5.
 pub(super) fn scales_512(
     a: &mut CodeAssembler,
     constants: &mut Constants,
     format: &Format,
-    scale: &Scale,
+    scales: &[&Scale],
     to: usize,
 ) -> Done {
-    let (float, part) = (3, 4);
-    a.vpbroadcastw(ZMM[float], float_at(scale))?;
+    let (float, part, scale) = (3, 4, scales[0]);
+    if scales.len() > 1 {
+        a.vpbroadcastd(ZMM[float], dword_ptr(PLANES[scale.plane] + scale.byte as i32))?;
+    } else {
+        a.vpbroadcastw(ZMM[float], float_at(scale))?;
+    }
     if scale.dtype == DType::BF16 {
         a.vpslld(ZMM[to], ZMM[float], 16)?;
     } else {
         a.vcvtph2ps(ZMM[to], YMM[float])?;
     }
-    let Some((fields, reading)) = fields_of(format, scale, 0..16) else { return Ok(()) };
+    let Some((fields, reading)) = fields_of(format, scales, 0..16) else { return Ok(()) };
     let mut width = 0;
     for (f, field) in fields.iter().enumerate() {
         let x = ZMM[if f == 0 { 2 } else { part }];

@@ -6,6 +6,10 @@ use lapidary_ir::{BLOCK, DType};
 
 use crate::micro::{Emit, FEW_ROWS, Microkernel, aarch64, blocks, clif, dot, dot_int8, lanes, lanes_bf16};
 
+/// Rows of x that meet weight rows of blocks in lanes before these are unpacked again: a block of each and their
+/// results stay in the first cache, all of them in the second. A power of two.
+const BLOCK_ROWS: usize = 64;
+
 /// In the order in which they are tried.
 pub(super) const ROWS: &[Microkernel] = &[
     Microkernel {
@@ -33,8 +37,8 @@ pub(super) const ROWS: &[Microkernel] = &[
     Microkernel {
         name: "avx512_vnni_block_lanes",
         operands: DType::Q8,
-        mr: FEW_ROWS,
-        shapes: &[(FEW_ROWS, blocks::LANES_512)],
+        mr: BLOCK_ROWS,
+        shapes: &[(BLOCK_ROWS, blocks::LANES_512)],
         block: (blocks::LANES_512, 0),
         kr: BLOCK,
         max_rows: usize::MAX,
@@ -88,8 +92,8 @@ pub(super) const ROWS: &[Microkernel] = &[
     Microkernel {
         name: "avxvnni_lanes",
         operands: DType::Q8,
-        mr: FEW_ROWS,
-        shapes: &[(FEW_ROWS, blocks::LANES)],
+        mr: BLOCK_ROWS,
+        shapes: &[(BLOCK_ROWS, blocks::LANES)],
         block: (2 * blocks::LANES, 0),
         kr: BLOCK,
         max_rows: usize::MAX,
@@ -99,8 +103,8 @@ pub(super) const ROWS: &[Microkernel] = &[
     Microkernel {
         name: "avx2_lanes",
         operands: DType::Q8,
-        mr: FEW_ROWS,
-        shapes: &[(FEW_ROWS, blocks::LANES)],
+        mr: BLOCK_ROWS,
+        shapes: &[(BLOCK_ROWS, blocks::LANES)],
         block: (2 * blocks::LANES, 0),
         kr: BLOCK,
         max_rows: usize::MAX,

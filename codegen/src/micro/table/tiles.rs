@@ -13,7 +13,7 @@ pub(super) const ROWS: &[Microkernel] = &[
         operands: DType::BF16,
         mr: 32,
         shapes: &[(32, 32), (16, 32)],
-        block: (32, 512),
+        block: (32, 576),
         kr: 32,
         max_rows: usize::MAX,
         runs_on: |f| f.avx512 && f.amx,

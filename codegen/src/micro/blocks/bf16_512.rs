@@ -1,0 +1,382 @@
+//! Widening of blocks to bf16 with AVX-512 BF16, 64 elements at a time: half a block or less of a long format's, two
+//! short blocks, or the last short one alone.
+//!
+//! Quants of four bits in groups of 32 or more are looked up: what the 16 numbers stand for in two groups, scaled and
+//! rounded, fills a register, of which a word's lowest five bits choose one. Others are put together byte by byte,
+//! widened to f32, scaled and rounded. The scales of a long block's groups are made once a block and lie below the
+//! stack pointer, where the instructions that use them read each for all lanes.
+
+use iced_x86::code_asm::{registers::gpr64, *};
+use lapidary_ir::format::{Bits, Offset, Place, Reading, Scale, Times};
+use lapidary_ir::{BLOCK, DType, Format};
+
+use super::widen_512::scales_512;
+use super::{AHEAD, COUNT, Constants, PLANES, TO, offset, values};
+use crate::micro::dot::{Done, XMM, YMM};
+use crate::micro::tile::ZMM;
+use crate::micro::{Code, Widen};
+
+/// Elements at a time, and those that share a lane's worth of bytes: a group has no fewer.
+const UNIT: usize = 64;
+const LANE: usize = 16;
+/// Where a long block's scales lie, and its offsets.
+const STACK: AsmRegister64 = gpr64::rsp;
+const KEPT: [i32; 2] = [-64, -128];
+/// Scales of short blocks, and their offsets.
+const SCALES: [usize; 2] = [8, 10];
+/// The quants as bytes, and what is added to them.
+const QUANTS: usize = 6;
+const FIELD: usize = 7;
+/// What is looked up with: what numbers of four bits stand for, four ones a word, which words are the second group's.
+const NUMBERS: AsmRegisterZmm = zmm12;
+const NIBBLE: AsmRegisterZmm = zmm13;
+const SECOND: AsmRegisterZmm = zmm14;
+/// Of `vpternlogd`: the first where the second has ones, or the third.
+const CHOSEN_OR: u32 = 0xea;
+/// The first, or the second where the third has ones.
+const OR_CHOSEN: u32 = 0xf8;
+
+/// The code.
+pub(super) fn bf16_512(widen: Widen, format: &Format) -> Code {
+    let a = &mut CodeAssembler::new(64)?;
+    let mut unit =
+        Unit { format, constants: Constants::default(), fetches: widen.fetches, lanes: UNIT / LANE };
+    unit.ready(a)?;
+    let (mut again, mut last, mut done) = (a.create_label(), a.create_label(), a.create_label());
+    if format.block >= UNIT {
+        a.set_label(&mut again)?;
+        unit.fetch(a, format.planes[0])?;
+        unit.keep_scales(a)?;
+        for first in (0..format.block).step_by(UNIT) {
+            unit.widen(a, first)?;
+        }
+        unit.step(a, 1)?;
+        a.dec(COUNT)?;
+        a.jnz(again)?;
+    } else {
+        let blocks = UNIT / format.block;
+        a.sub(COUNT, blocks as i32)?;
+        a.jl(last)?;
+        a.set_label(&mut again)?;
+        unit.fetch(a, blocks * format.planes[0])?;
+        unit.widen(a, 0)?;
+        unit.step(a, blocks)?;
+        a.sub(COUNT, blocks as i32)?;
+        a.jge(again)?;
+        a.set_label(&mut last)?;
+        a.add(COUNT, blocks as i32)?;
+        a.jz(done)?;
+        unit.lanes = format.block / LANE;
+        unit.widen(a, 0)?;
+        a.set_label(&mut done)?;
+    }
+    a.vzeroupper()?;
+    a.ret()?;
+    unit.constants.emit(a)?;
+    a.assemble(0)
+}
+
+/// The elements of a round.
+struct Unit<'a> {
+    format: &'a Format,
+    constants: Constants,
+    fetches: bool,
+    /// How many times 16 there are.
+    lanes: usize,
+}
+
+/// A scale or an offset, as an operand or in a register.
+enum Factor {
+    Kept(AsmMemoryOperand),
+    Held(AsmRegisterZmm),
+}
+
+impl Unit<'_> {
+    fn fetch(&self, a: &mut CodeAssembler, bytes: usize) -> Done {
+        let lines = if self.fetches { bytes } else { 0 };
+        (0..lines as i32).step_by(64).try_for_each(|line| a.prefetcht0(byte_ptr(PLANES[0] + (AHEAD + line))))
+    }
+
+    fn step(&self, a: &mut CodeAssembler, blocks: usize) -> Done {
+        for (plane, bytes) in PLANES.into_iter().zip(self.format.planes) {
+            a.add(plane, (blocks * bytes) as i32)?;
+        }
+        a.add(TO, (blocks * self.format.block * 2) as i32)
+    }
+
+    /// Makes the scales of a long block's groups.
+    fn keep_scales(&mut self, a: &mut CodeAssembler) -> Done {
+        let format = self.format;
+        let scales = [Some(&format.scale), offset(format)];
+        let each: Vec<Vec<&Scale>> = match both(format) {
+            Some(both) => vec![both.to_vec()],
+            None => scales.into_iter().flatten().map(|scale| vec![scale]).collect(),
+        };
+        for (scales, at) in each.iter().zip(KEPT) {
+            scales_512(a, &mut self.constants, format, scales, SCALES[0])?;
+            a.vmovups(zmmword_ptr(STACK + at), ZMM[SCALES[0]])?;
+        }
+        Ok(())
+    }
+
+    /// The scale (0) or offset (1) of the elements from `first`.
+    fn factor(&self, kind: usize, first: usize) -> Factor {
+        if self.format.block < UNIT {
+            return Factor::Held(ZMM[SCALES[kind] + first / self.format.block]);
+        }
+        let group = (first / self.format.group) as i32;
+        let at = match both(self.format) {
+            Some(_) => KEPT[0] + 8 * group + 4 * kind as i32,
+            None => KEPT[kind] + 4 * group,
+        };
+        Factor::Kept(dword_bcst(STACK + at))
+    }
+
+    /// Numbers that stand for elements from `first`, scaled, and their offset.
+    fn scaled(
+        &self,
+        a: &mut CodeAssembler,
+        x: AsmRegisterZmm,
+        numbers: AsmRegisterZmm,
+        first: usize,
+    ) -> Done {
+        match self.factor(0, first) {
+            Factor::Held(scale) => a.vmulps(x, numbers, scale)?,
+            Factor::Kept(scale) => a.vmulps(x, numbers, scale)?,
+        }
+        match (&self.format.offset, self.factor(1, first)) {
+            (Offset::None, _) => Ok(()),
+            (Offset::Minus(_), Factor::Held(offset)) => a.vsubps(x, x, offset),
+            (Offset::Minus(_), Factor::Kept(offset)) => a.vsubps(x, x, offset),
+            (Offset::Plus(_), Factor::Held(offset)) => a.vaddps(x, x, offset),
+            (Offset::Plus(_), Factor::Kept(offset)) => a.vaddps(x, x, offset),
+        }
+    }
+
+    /// The elements from `first` of a block, or from the first of some short ones.
+    fn widen(&mut self, a: &mut CodeAssembler, first: usize) -> Done {
+        if self.format.block < UNIT {
+            for (kind, scale) in
+                [Some(&self.format.scale), offset(self.format)].into_iter().flatten().enumerate()
+            {
+                self.short_scales(a, scale, SCALES[kind])?;
+            }
+        }
+        if self.table().is_some() { self.look_up(a, first) } else { self.put_together(a, first) }
+    }
+
+    /// The floats of short blocks, in every lane of a register each.
+    fn short_scales(&mut self, a: &mut CodeAssembler, scale: &Scale, to: usize) -> Done {
+        let blocks = self.lanes * LANE / self.format.block;
+        let bytes = self.format.planes[scale.plane];
+        let at = |block: usize| PLANES[scale.plane] + (scale.byte + block * bytes) as i32;
+        if scale.dtype == DType::BF16 && bytes == 2 && blocks == 2 {
+            let upper = self.constants.dwords(a, vec![0xffff_0000]);
+            a.vpbroadcastd(ZMM[to + 1], dword_ptr(at(0)))?;
+            a.vpslld(ZMM[to], ZMM[to + 1], 16)?;
+            return a.vpandd(ZMM[to + 1], ZMM[to + 1], dword_bcst(upper));
+        }
+        for block in 0..blocks {
+            let to = to + block;
+            a.vpbroadcastw(ZMM[to], word_ptr(at(block)))?;
+            if scale.dtype == DType::BF16 {
+                a.vpslld(ZMM[to], ZMM[to], 16)?;
+            } else {
+                a.vcvtph2ps(ZMM[to], YMM[to])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where 16 elements have a field, `lane` times 16 from element `first`: bytes that follow one another.
+    fn place(&self, bits: &Bits, first: usize, lane: usize) -> Place {
+        let element = first + lane * LANE;
+        let (block, within) = (element / self.format.block, element % self.format.block);
+        let place = bits.place(within);
+        Place { byte: place.byte + block * self.format.planes[0], ..place }
+    }
+
+    /// Quants of four bits, by a table of what they stand for in two groups.
+    fn look_up(&mut self, a: &mut CodeAssembler, first: usize) -> Done {
+        let bits = &self.format.quants.bits[0];
+        let places: Vec<Place> = (0..self.lanes).map(|lane| self.place(bits, first, lane)).collect();
+        let at = |lane: usize| PLANES[0] + places[lane].byte as i32;
+        let to = TO + first as i32 * 2;
+        let (table, low, high) = (zmm0, zmm1, zmm2);
+        self.scaled(a, zmm0, NUMBERS, first)?;
+        if self.lanes < UNIT / LANE {
+            // 16 numbers: of a word the lowest four bits choose.
+            a.vcvtne2ps2bf16(zmm0, zmm0, zmm0)?;
+            for (lane, place) in places.iter().enumerate() {
+                a.vpmovzxbw(ymm1, xmmword_ptr(at(lane)))?;
+                a.vpsrlw(ymm1, ymm1, place.shift as i32)?;
+                a.vpermw(ymm1, ymm1, ymm0)?;
+                a.vmovups(ymmword_ptr(to + lane as i32 * 32), ymm1)?;
+            }
+            return Ok(());
+        }
+        self.scaled(a, zmm1, NUMBERS, first + BLOCK)?;
+        a.vcvtne2ps2bf16(table, zmm1, zmm0)?;
+        if self.is_split() && places[2].byte != places[0].byte + LANE {
+            a.vmovdqu(xmm1, xmmword_ptr(at(0)))?;
+            a.vinserti128(ymm1, ymm1, xmmword_ptr(at(2)), 1)?;
+            a.vpmovzxbw(low, ymm1)?;
+        } else {
+            a.vpmovzxbw(low, ymmword_ptr(at(0)))?;
+        }
+        a.vpsrlw(high, low, 4)?;
+        if self.is_split() {
+            a.vpternlogd(low, NIBBLE, SECOND, CHOSEN_OR)?;
+        } else {
+            a.vpandd(low, low, NIBBLE)?;
+        }
+        a.vpord(high, high, SECOND)?;
+        a.vpermw(low, low, table)?;
+        a.vpermw(high, high, table)?;
+        if !self.is_split() {
+            a.vmovups(zmmword_ptr(to), low)?;
+            return a.vmovups(zmmword_ptr(to + 64), high);
+        }
+        for (half, x, y) in [(0, low, ymm1), (32, high, ymm2)] {
+            a.vmovups(ymmword_ptr(to + half), y)?;
+            a.vextracti64x4(ymmword_ptr(to + 64 + half), x, 1)?;
+        }
+        Ok(())
+    }
+
+    /// Whether 16 bytes hold a group's quants of four bits, and not 32 those of two groups.
+    fn is_split(&self) -> bool {
+        self.place(&self.format.quants.bits[0], 0, 1).shift > 0
+    }
+
+    /// What looking up wants in registers.
+    fn ready(&mut self, a: &mut CodeAssembler) -> Done {
+        let Some(numbers) = self.table() else { return Ok(()) };
+        let numbers = self.constants.dwords(a, numbers.map(|v| f32::from(v).to_bits()).to_vec());
+        a.vmovups(NUMBERS, zmmword_ptr(numbers))?;
+        let nibble = self.constants.dwords(a, vec![0x000f_000f]);
+        a.vpbroadcastd(NIBBLE, dword_ptr(nibble))?;
+        // Of which of the table's groups each word is.
+        let second: Vec<u32> =
+            (0..16).map(|i| if self.is_split() && i < 8 { 0 } else { 0x0010_0010 }).collect();
+        let second = self.constants.dwords(a, second);
+        a.vmovups(SECOND, zmmword_ptr(second))
+    }
+
+    /// What the numbers of four bits stand for, if they are looked up.
+    fn table(&self) -> Option<[i8; 16]> {
+        values(&self.format.quants).filter(|_| self.format.group >= BLOCK)
+    }
+
+    /// Quants of any kind, as bytes.
+    fn put_together(&mut self, a: &mut CodeAssembler, first: usize) -> Done {
+        let to = TO + first as i32 * 2;
+        let lies = matches!(self.format.quants.reading, Reading::Signed);
+        // Bytes wait where the last elements go.
+        let waiting = to + (LANE * self.lanes) as i32;
+        if !lies {
+            self.quants(a, first)?;
+            if self.lanes == UNIT / LANE {
+                a.vmovdqu32(zmmword_ptr(waiting), ZMM[QUANTS])?;
+            } else {
+                a.vmovdqu(ymmword_ptr(waiting), YMM[QUANTS])?;
+            }
+        }
+        for lane in 0..self.lanes {
+            let x = ZMM[lane % 2];
+            let byte = self.place(&self.format.quants.bits[0], first, lane).byte;
+            let from = if lies { PLANES[0] + byte as i32 } else { waiting + (LANE * lane) as i32 };
+            a.vpmovsxbd(x, xmmword_ptr(from))?;
+            a.vcvtdq2ps(x, x)?;
+            self.scaled(a, x, x, first + LANE * lane)?;
+            if lane % 2 == 1 {
+                a.vcvtne2ps2bf16(zmm0, zmm1, zmm0)?;
+                a.vmovups(zmmword_ptr(to + (lane / 2 * 64) as i32), zmm0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A byte each quant, less what it is more than it stands for.
+    fn quants(&mut self, a: &mut CodeAssembler, first: usize) -> Done {
+        let mut to = 0;
+        for bits in self.format.quants.bits {
+            if bits.run == 1 {
+                self.single_bits(a, bits, first, to)?;
+            } else {
+                self.field(a, bits, first, to)?;
+            }
+            to += bits.width;
+        }
+        let quants = ZMM[QUANTS];
+        match self.format.quants.reading {
+            Reading::Less(0) | Reading::Signed => Ok(()),
+            Reading::Less(zero) => {
+                let zero = self.constants.bytes(a, &[zero as u8; UNIT]);
+                a.vpsubb(quants, quants, zmmword_ptr(zero))
+            }
+            Reading::Table(table) => {
+                let bytes = table.map(|v| v as u8).repeat(UNIT / LANE);
+                let table = self.constants.bytes(a, &bytes);
+                a.vmovdqu32(ZMM[FIELD], zmmword_ptr(table))?;
+                a.vpshufb(quants, ZMM[FIELD], quants)
+            }
+        }
+    }
+
+    /// A field of every quant, to bit `to` of its byte; others' bits stay, but of the first.
+    fn field(&mut self, a: &mut CodeAssembler, bits: &Bits, first: usize, to: usize) -> Done {
+        let places: Vec<Place> = (0..self.lanes).map(|lane| self.place(bits, first, lane)).collect();
+        let at = |lane: usize| PLANES[0] + places[lane].byte as i32;
+        let follow = |lane: usize| places[lane + 1].byte == places[lane].byte + LANE;
+        let register = if to == 0 { QUANTS } else { FIELD };
+        let x = ZMM[register];
+        let whole = self.lanes == UNIT / LANE;
+        if whole && (0..3).all(follow) {
+            a.vmovdqu32(x, zmmword_ptr(at(0)))?;
+        } else if whole && follow(0) && follow(2) {
+            a.vbroadcasti64x4(x, ymmword_ptr(at(0)))?;
+            if places[0].byte != places[2].byte {
+                a.vinserti64x4(x, x, ymmword_ptr(at(2)), 1)?;
+            }
+        } else {
+            a.vmovdqu(XMM[register], xmmword_ptr(at(0)))?;
+            for lane in 1..self.lanes {
+                a.vinserti32x4(x, x, xmmword_ptr(at(lane)), lane as u32)?;
+            }
+        }
+        let up: Vec<u32> = places.iter().map(|place| (32 + to - place.shift) as u32 % 32).collect();
+        if up.iter().any(|&u| u != up[0]) {
+            let up = up.iter().cycle().take(UNIT / LANE).flat_map(|&u| [u; 4]).collect();
+            let up = self.constants.dwords(a, up);
+            a.vprolvd(x, x, zmmword_ptr(up))?;
+        } else if up[0] > 0 {
+            a.vprold(x, x, up[0])?;
+        }
+        let mask = self.constants.dwords(a, vec![(((1u32 << bits.width) - 1) << to) * 0x0101_0101]);
+        if to == 0 {
+            return a.vpandd(x, x, dword_bcst(mask));
+        }
+        a.vpternlogd(ZMM[QUANTS], x, dword_bcst(mask), OR_CHOSEN)
+    }
+
+    /// A bit of each element, from four bytes that follow one another, to bit `to` of its quant.
+    fn single_bits(&mut self, a: &mut CodeAssembler, bits: &Bits, first: usize, to: usize) -> Done {
+        let at = |lane: usize| dword_ptr(PLANES[0] + self.place(bits, first, lane).byte as i32);
+        a.kmovd(k1, at(0))?;
+        if self.lanes > 2 {
+            a.kmovd(k2, at(2))?;
+            a.kunpckdq(k1, k2, k1)?;
+        }
+        let bit = self.constants.bytes(a, &[1 << to; UNIT]);
+        a.vpaddb(ZMM[QUANTS].k1(), ZMM[QUANTS], zmmword_ptr(bit))
+    }
+}
+
+/// A scale and an offset of up to eight groups each that can be made together, in turn.
+fn both(format: &Format) -> Option<[&Scale; 2]> {
+    let both = [&format.scale, offset(format)?];
+    let beside = both[1].byte == both[0].byte + 2 && format.block == 8 * format.group;
+    let six = both.iter().all(|s| s.dtype == DType::F16 && matches!(s.times, Times::SixBits { .. }));
+    (beside && six).then_some(both)
+}
