@@ -40,8 +40,8 @@ pub(super) fn turning(
 }
 
 impl Job<'_> {
-    /// The epilogue of a block's panels of rows `row` to `end`, whose results lie one after the other from `block` bytes
-    /// on.
+    /// The epilogue of a block's panels of rows `row` to `end`, whose results lie one after the other from `block`
+    /// bytes on.
     pub(super) fn tile_epilogue(
         &self,
         e: &mut Emitter<'_>,

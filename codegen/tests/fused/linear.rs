@@ -39,7 +39,7 @@ pub(crate) fn steps(linear: &Kernel, slots: &mut Vec<Slot>) -> Vec<Kernel> {
 }
 
 /// Runs a linear kernel whole.
-fn run_whole(linear: &Kernel, cpu: &str, rows: usize, slots: &mut Vec<Slot>) {
+pub(crate) fn run_whole(linear: &Kernel, cpu: &str, rows: usize, slots: &mut Vec<Slot>) {
     for step in steps(linear, slots) {
         let machine = Machine::new(&step, cpu);
         machine.run(rows, 1, slots, &[(0, machine.tiles(rows))]);
@@ -117,7 +117,7 @@ impl Case {
         }
     }
 
-    fn kernel(&self, random: &mut Random) -> (Kernel, Vec<Slot>) {
+    pub(crate) fn kernel(&self, random: &mut Random) -> (Kernel, Vec<Slot>) {
         let (capacity, k) = (self.capacity, self.k);
         let pad = random.below(3);
         let mut slots = vec![Slot::of(self.x, &random.floats(capacity * (k + pad)))];
@@ -356,50 +356,5 @@ fn rows_do_not_meet() {
                 }
             }
         }
-    }
-}
-
-/// Fusing a norm into a linear kernel changes no bit.
-#[test]
-fn a_prologue_is_the_norm() {
-    let mut random = Random(4);
-    for (k, capacity, cpu) in [(7, 1, "native"), (288, 3, "native"), (61, 19, "native"), (61, 5, "x86-64-v2")]
-    {
-        let mut case = Case {
-            cpu,
-            capacity,
-            rows: capacity,
-            k,
-            weights: vec![(21, DType::BF16)],
-            x: F32,
-            output: F32,
-            prologue: Some(1e-5),
-            epilogue: Epilogue::Store,
-            last_row: false,
-            rounded: false,
-            decoded: false,
-        };
-        let (fused, mut slots) = case.kernel(&mut random);
-        run_whole(&fused, cpu, capacity, &mut slots);
-        let want = read(&fused.outputs[0], &slots, capacity, 1);
-
-        let normed = view(slots.len(), F32, &[(Rows, k), (Fixed(k), 1)]);
-        slots.push(Slot::unwritten(F32, capacity * k));
-        let norm = kernel(
-            Body::RmsNorm { eps: 1e-5 },
-            fused.inputs[..2].to_vec(),
-            vec![normed.clone()],
-            Kernel::row_tiles(&normed),
-            fused.capacity,
-        );
-        let machine = Machine::new(&norm, cpu);
-        machine.run(capacity, 1, &mut slots, &[(0, machine.tiles(capacity))]);
-        case.prologue = None;
-        let mut plain = fused.clone();
-        let Body::Linear(body) = fused.body.clone() else { unreachable!("a linear kernel") };
-        plain.body = Body::Linear(Linear { prologue: None, ..body });
-        plain.inputs = vec![normed, fused.inputs[2].clone()];
-        run_whole(&plain, cpu, capacity, &mut slots);
-        assert_eq!(read(&plain.outputs[0], &slots, capacity, 1), want, "k {k}, {capacity} rows");
     }
 }

@@ -1,10 +1,11 @@
 //! RMSNorm kernels against f64 loops: any rank, layout and dtype, with and without a residual.
 
-use lapidary_codegen::kernel::Body;
-use lapidary_ir::DType::F32;
+use lapidary_codegen::kernel::{Body, Epilogue, Kernel, Linear};
+use lapidary_ir::DType::{self, F32};
 use lapidary_ir::Dim::{Fixed, Rows};
 
 use super::harness::*;
+use super::linear::{Case, run_whole};
 
 /// A row divided by its root mean square, times 1 + w.
 pub(crate) fn norm(row: &mut [f64], w: &[f64], eps: f32) {
@@ -72,5 +73,50 @@ fn rows_do_not_meet() {
         one.offset += row * x.axes[0].stride;
         let alone = m.run_rows(&mut random, "native", Body::RmsNorm { eps: 1e-6 }, &[&one, &w], &y);
         assert_eq!(alone, all[row as usize * 29..][..29], "row {row}");
+    }
+}
+
+/// Fusing a norm into a linear kernel changes no bit.
+#[test]
+fn a_prologue_is_the_norm() {
+    let mut random = Random(4);
+    for (k, capacity, cpu) in [(7, 1, "native"), (288, 3, "native"), (61, 19, "native"), (61, 5, "x86-64-v2")]
+    {
+        let mut case = Case {
+            cpu,
+            capacity,
+            rows: capacity,
+            k,
+            weights: vec![(21, DType::BF16)],
+            x: F32,
+            output: F32,
+            prologue: Some(1e-5),
+            epilogue: Epilogue::Store,
+            last_row: false,
+            rounded: false,
+            decoded: false,
+        };
+        let (fused, mut slots) = case.kernel(&mut random);
+        run_whole(&fused, cpu, capacity, &mut slots);
+        let want = read(&fused.outputs[0], &slots, capacity, 1);
+
+        let normed = view(slots.len(), F32, &[(Rows, k), (Fixed(k), 1)]);
+        slots.push(Slot::unwritten(F32, capacity * k));
+        let norm = kernel(
+            Body::RmsNorm { eps: 1e-5 },
+            fused.inputs[..2].to_vec(),
+            vec![normed.clone()],
+            Kernel::row_tiles(&normed),
+            fused.capacity,
+        );
+        let machine = Machine::new(&norm, cpu);
+        machine.run(capacity, 1, &mut slots, &[(0, machine.tiles(capacity))]);
+        case.prologue = None;
+        let mut plain = fused.clone();
+        let Body::Linear(body) = fused.body.clone() else { unreachable!("a linear kernel") };
+        plain.body = Body::Linear(Linear { prologue: None, ..body });
+        plain.inputs = vec![normed, fused.inputs[2].clone()];
+        run_whole(&plain, cpu, capacity, &mut slots);
+        assert_eq!(read(&plain.outputs[0], &slots, capacity, 1), want, "k {k}, {capacity} rows");
     }
 }
