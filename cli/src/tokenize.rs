@@ -111,7 +111,7 @@ fn shown(text: &str) -> String {
 /// The tokenizer and chat template of a folder, a file or the built-in model.
 fn open(path: Option<&Path>) -> Result<(Tokenizer, Option<ChatTemplate>)> {
     let Some(path) = path else { return of_model(Model::built_in()?) };
-    let path = &hub::locate(path)?;
+    let path = &hub::locate_text(path)?;
     let data = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
     if data.is_dir() {
         return of_folder(path);

@@ -51,6 +51,8 @@ pub enum Kind {
     Gguf,
     /// A LoRA adapter.
     Adapter,
+    /// What turns text into ids, without weights.
+    Text,
     /// Files of which some did not come to their end.
     BrokenOff,
 }
@@ -120,6 +122,10 @@ impl Cache {
                 let bytes = parts.iter().filter_map(|p| p.metadata().ok()).map(|m| m.len()).sum();
                 let name = name.tagged(None);
                 held.push(Held { name, path: repository.root, bytes, kind: Kind::BrokenOff });
+            } else if let Some(path) = repository.text(&name.tagged(None))? {
+                let sizes = files(&path)?.into_iter().filter_map(|file| path.join(file).metadata().ok());
+                let bytes = sizes.map(|m| m.len()).sum();
+                held.push(Held { name: name.tagged(None), path, bytes, kind: Kind::Text });
             }
         }
         let asked = |h: &Held| {
@@ -245,6 +251,12 @@ impl Repository {
             }
         }
         Ok(found)
+    }
+
+    /// A folder that has what turns text into ids, with weights or without; none of a tag, which is a GGUF's.
+    pub(crate) fn text(&self, name: &Name) -> Result<Option<PathBuf>> {
+        let has = |snapshot: &PathBuf| name.tag.is_none() && snapshot.join(TOKENIZER).exists();
+        Ok(self.snapshots()?.into_iter().find(has))
     }
 
     /// Its snapshots: that of the main branch, then the newest first.

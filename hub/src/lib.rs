@@ -47,6 +47,15 @@ pub struct Progress<'a> {
     pub total: u64,
 }
 
+/// What is wanted of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// All of it.
+    Model,
+    /// What turns text into ids: of a folder its small files, of a GGUF, which has its text within, all.
+    Text,
+}
+
 /// The hub and the cache.
 pub struct Hub {
     settings: Settings,
@@ -82,9 +91,27 @@ impl Hub {
     /// # Errors
     /// As [`Hub::fetch`]; [`Error::Offline`] for what is not in the cache.
     pub fn open(&self, name: &Name, progress: &mut dyn FnMut(Progress<'_>)) -> Result<PathBuf> {
+        self.open_for(name, Wanted::Model, progress)
+    }
+
+    /// The same of what is wanted of a model.
+    ///
+    /// # Errors
+    /// As [`Hub::open`].
+    pub fn open_for(
+        &self,
+        name: &Name,
+        wanted: Wanted,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<PathBuf> {
         let repository = self.cache.repository(name);
         let held = repository.held(name)?;
         if let Some(path) = held.whole {
+            return Ok(path);
+        }
+        if wanted == Wanted::Text
+            && let Some(path) = repository.text(name)?
+        {
             return Ok(path);
         }
         if self.settings.offline {
@@ -94,7 +121,7 @@ impl Hub {
                 None => Err(self.not_here(name)),
             };
         }
-        match (self.fetch(name, progress), held.usable) {
+        match (self.fetch_for(name, wanted, progress), held.usable) {
             (Err(Error::Unreachable { .. }), Some(path)) => Ok(path),
             (result, _) => result,
         }
@@ -105,6 +132,15 @@ impl Hub {
     /// # Errors
     /// [`Error::Offline`], and what the hub, the network and the disk refuse.
     pub fn fetch(&self, name: &Name, progress: &mut dyn FnMut(Progress<'_>)) -> Result<PathBuf> {
+        self.fetch_for(name, Wanted::Model, progress)
+    }
+
+    fn fetch_for(
+        &self,
+        name: &Name,
+        wanted: Wanted,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<PathBuf> {
         if self.settings.offline {
             return Err(self.not_here(name));
         }
@@ -122,6 +158,9 @@ impl Hub {
             Selection::Folder { small, index, weights } => {
                 for file in &small {
                     fetch(file)?;
+                }
+                if wanted == Wanted::Text && small.iter().any(|file| file == select::TOKENIZER) {
+                    return Ok(repository.snapshot(&listing.commit));
                 }
                 let shards = match &index {
                     Some(index) => select::shards(name, &fetch(index)?, &listing.files)?,
@@ -147,7 +186,7 @@ impl Hub {
 ///
 /// # Errors
 /// As [`Hub::open`], within [`Error::Nowhere`] where it may have been meant as a path.
-pub fn locate(given: &Path, progress: &mut dyn FnMut(Progress<'_>)) -> Result<PathBuf> {
+pub fn locate(given: &Path, wanted: Wanted, progress: &mut dyn FnMut(Progress<'_>)) -> Result<PathBuf> {
     let Some(name) = Name::of_path(given) else { return Ok(given.into()) };
     let name = name?;
     let nowhere = |source: Error| match source {
@@ -156,5 +195,5 @@ pub fn locate(given: &Path, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Pa
         }
         other => other,
     };
-    Hub::from_env()?.open(&name, progress).map_err(nowhere)
+    Hub::from_env()?.open_for(&name, wanted, progress).map_err(nowhere)
 }

@@ -48,6 +48,15 @@ impl Place {
 #[test]
 fn a_name_is_a_model() {
     let place = Place { hub: hub(), home: tempfile::tempdir().unwrap() };
+    // Text takes no weights.
+    let tokenize = ["tokenize", "-m", "owner/tiny", "hello"];
+    let ids = place.run(&tokenize, false).ok();
+    assert!(place.hub.log().iter().all(|line| !line.contains("model.safetensors")), "{:?}", place.hub.log());
+    assert_eq!(place.run(&tokenize, true).ok(), ids);
+    assert_eq!(ids, place.run(&["tokenize", "hello"], true).ok());
+    assert!(place.run(&["list"], true).ok().contains("tokenizer alone"));
+    place.run(&["rm", "owner/tiny", "--yes"], true).ok();
+    place.run(&tokenize, false).ok();
     let generate = ["run", "-m", "owner/tiny", "--temp", "0", "-n", "16", "--json", super::PROMPT];
     place.run(&generate, true).fails(&["owner/tiny", "HF_HUB_OFFLINE", "nothing is at owner/tiny"]);
     let first = place.run(&generate, false);

@@ -32,6 +32,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Kind::Folder(model) => model.as_str(),
             Kind::Gguf => "GGUF",
             Kind::Adapter => "LoRA adapter",
+            Kind::Text => "tokenizer alone",
             Kind::BrokenOff => "broken off: `lapidary pull` goes on",
         };
         rows.push((held.name.to_string(), held.bytes, what.to_string(), held.path));

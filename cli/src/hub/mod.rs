@@ -9,14 +9,23 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Error, Result};
 use indicatif::ProgressBar;
-use lapidary::hub::{self, Hub, Progress};
+use lapidary::hub::{self, Hub, Progress, Wanted};
 
 use crate::output::{self, Unit, Usage};
 
 /// The path that a user means by `-m`: one that leads somewhere as it is, else that of the model of this name.
 pub(crate) fn locate(given: &Path) -> Result<PathBuf> {
+    locate_for(given, Wanted::Model)
+}
+
+/// The same of one whose text alone is wanted.
+pub(crate) fn locate_text(given: &Path) -> Result<PathBuf> {
+    locate_for(given, Wanted::Text)
+}
+
+fn locate_for(given: &Path, wanted: Wanted) -> Result<PathBuf> {
     let mut bars = Bars::default();
-    hub::locate(given, &mut |p| bars.show(p.file, p.done, p.total)).map_err(error)
+    hub::locate(given, wanted, &mut |p| bars.show(p.file, p.done, p.total)).map_err(error)
 }
 
 /// The hub and the cache.

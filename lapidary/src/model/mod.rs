@@ -305,7 +305,7 @@ fn located(path: &Path, options: &Options) -> Result<PathBuf> {
         // A download that is broken off is gone on with by the next one: whoever wants to ends the process.
         let _ = options.tell(Notice::Fetching { file: p.file, done: p.done, total: p.total });
     };
-    Ok(lapidary_hub::locate(path, &mut progress)?)
+    Ok(lapidary_hub::locate(path, lapidary_hub::Wanted::Model, &mut progress)?)
 }
 
 /// The path itself: there are no names without the hub.
