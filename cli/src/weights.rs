@@ -98,11 +98,6 @@ impl OtherWeightArgs {
 }
 
 impl WeightArgs {
-    /// This format, or the checkpoint's own, for every matrix; another for the embedding table, or the same.
-    pub(crate) fn of(weights: Option<Format>, head_weights: Option<Format>, no_cache: bool) -> WeightArgs {
-        OtherWeightArgs { head_weights, lora: vec![], no_cache }.with(weights)
-    }
-
     /// The same weights, every matrix in this format.
     pub(crate) fn in_format(&self, format: Format) -> WeightArgs {
         OtherWeightArgs { head_weights: None, ..self.others.clone() }.with(Some(format))

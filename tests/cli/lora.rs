@@ -117,6 +117,12 @@ fn what_is_wrong_with_an_adapter_is_said() {
     let scale = with(&["--lora", &format!("{}:much", name(&adapter)), "x"]);
     assert!(scale.code == Some(2) && scale.err.contains("FOLDER:SCALE"), "{}", scale.err);
     with(&["--lora", name(&dir.path().join("none")), "x"]).fails(&["none has no adapter_config.json"]);
+    let bench = |adapter: &Path| {
+        let short = ["bench", "--prompt-tokens", "2", "--gen-tokens", "1", "--depth", "1", "--repeat", "1"];
+        lapidary(&[&short[..], &["--lora", name(adapter)]].concat())
+    };
+    bench(&adapter).ok();
+    bench(&dir.path().join("none")).fails(&["none has no adapter_config.json"]);
     with(&["-m", name(&adapter), "x"]).fails(&["it is a LoRA adapter", "`--lora`"]);
     let config = adapter.join("adapter_config.json");
     let text = fs::read_to_string(&config).unwrap();

@@ -12,7 +12,7 @@ use super::{Args, cpu_name, median};
 use crate::model::Engine;
 use crate::options::{CompileArgs, ModelArgs};
 use crate::output::{self, Usage};
-use crate::weights::{FormatOrFile, WeightArgs};
+use crate::weights::FormatOrFile;
 
 /// A row of the table.
 struct Row {
@@ -67,7 +67,7 @@ pub(super) fn run(args: &Args, phases: &[Phase], needed: usize, threads: usize) 
         verify: false,
         trust: Default::default(),
         threads: Some(threads),
-        weights: WeightArgs::of(format, args.head_weights, args.no_cache),
+        weights: args.others.with(format),
         compile,
     };
     let selection = compile.selection()?;

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
-use lapidary::{Activations, Artifact, Format, MAX_CONTEXT};
+use lapidary::{Activations, Artifact, MAX_CONTEXT};
 use lapidary_codegen::price::ceilings::{Ceilings, READ_BYTES};
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_ir::DType;
@@ -22,14 +22,13 @@ use lapidary_runtime::cpu::Cores;
 use lapidary_runtime::demand::Unit;
 use serde_json::{Value, json};
 
-use crate::choices::choices;
 use crate::model::Engine;
 use crate::options::{self, CompileArgs, ModelArgs};
 use crate::output::{self, Usage};
 use crate::price::calibration::cpu_name;
 use crate::price::predict::Predictor;
 use crate::trust::TrustArgs;
-use crate::weights::{FormatOrFile, WeightArgs};
+use crate::weights::{FormatOrFile, OtherWeightArgs, WeightArgs};
 use phase::{Phase, time};
 use row::{Measured, Row};
 
@@ -44,7 +43,7 @@ use row::{Measured, Row};
 pub(crate) struct Args {
     /// File of the tensor language with a function to measure instead of a model; `-` reads stdin
     #[arg(value_name = "FILE.ir", conflicts_with_all = ["model", "prompt_tokens", "gen_tokens", "depth", "sequences",
-        "predicted", "ablation", "head_weights", "no_cache", "trust", "kv_cache", "sliding_window"])]
+        "predicted", "ablation", "head_weights", "lora", "no_cache", "trust", "kv_cache", "sliding_window"])]
     file: Option<PathBuf>,
     /// Of several functions, the one to measure
     #[arg(long = "fn", value_name = "NAME", requires = "file")]
@@ -71,12 +70,8 @@ pub(crate) struct Args {
     /// that holds them [default: numbers that mean nothing]
     #[arg(long, value_parser = FormatOrFile::parse, value_name = "FORMAT,..|FILE", value_delimiter = ',')]
     weights: Vec<FormatOrFile>,
-    /// Format of the embedding table, which is the head's matrix too [default: that of --weights]
-    #[arg(long, value_parser = choices::<Format>(), value_name = "FORMAT")]
-    head_weights: Option<Format>,
-    /// Keep converted weights in memory only, not in the user's cache directory
-    #[arg(long)]
-    no_cache: bool,
+    #[command(flatten)]
+    others: OtherWeightArgs,
     /// Threads [default: one a fast core]
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = options::threads())]
     threads: Vec<usize>,
@@ -150,8 +145,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut text = String::new();
     let mut times = (0.0, 0.0);
     let formats: Vec<WeightArgs> = match &given[..] {
-        [] => vec![WeightArgs::of(None, args.head_weights, args.no_cache)],
-        given => given.iter().map(|&f| WeightArgs::of(Some(f), args.head_weights, args.no_cache)).collect(),
+        [] => vec![args.others.with(None)],
+        given => given.iter().map(|&f| args.others.with(Some(f))).collect(),
     };
     let runs = formats.iter().flat_map(|f| threads.iter().map(move |&t| (f, t)));
     for (weights, count) in runs {
