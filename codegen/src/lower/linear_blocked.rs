@@ -61,7 +61,8 @@ impl Blocking {
         let worth = ROWS[usize::from(weights.iter().any(|w| w.dtype == micro.operands))];
         let cuts = micro.panel_bytes(all * rows.min(worth)).div_ceil(X_BYTES);
         let k = all.div_ceil(cuts).next_multiple_of(block).min(all);
-        let panels = (X_BYTES / (micro.panel_bytes(k) * micro.mr)).clamp(1, rows.div_ceil(micro.mr));
+        let panels = X_BYTES / (micro.panel_bytes(k) * micro.mr);
+        let panels = panels.clamp(FEW / micro.mr, rows.div_ceil(micro.mr));
         let blocks = if k < all { (WAITING / (panels * block_bytes(micro))).max(1) } else { 1 };
         Some(Blocking { rows: panels * micro.mr, k, part: part(micro, k, weights), blocks, all })
     }
