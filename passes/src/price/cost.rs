@@ -6,7 +6,7 @@
 //! nothing but never nothing, so cycles never pay. What a kernel does is [`CostModel::work`].
 
 use egg::Id;
-use lapidary_ir::{Extent, Op};
+use lapidary_ir::{Dim, Extent, Op};
 
 use super::machine::Machine;
 use super::measured::UNMEASURED;
@@ -29,6 +29,10 @@ const KERNEL: f64 = 1000.0;
 const PARALLEL: f64 = 3000.0;
 /// Part of the arithmetic that tells kernels apart that would take the same.
 const TIE: f64 = 1e-3;
+
+/// What a number for each row and each key of a cache is priced above its time: the arena holds them for the longest
+/// context, and a prompt's bits would depend on the chunk if they paid with one and not with another.
+const SPREAD: f64 = 4.0;
 
 /// Prices nodes of a graph for calls of one extent.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +64,15 @@ impl Parts {
 impl CostModel {
     /// Price of one node, its operands not included, in nanoseconds.
     pub fn price(&self, graph: &Graph, id: Id, node: &Op) -> f64 {
+        let time = self.priced(graph, id, node);
+        if self.machine.objective == Objective::Roofline && spreads(graph, id, node) {
+            SPREAD * time
+        } else {
+            time
+        }
+    }
+
+    fn priced(&self, graph: &Graph, id: Id, node: &Op) -> f64 {
         match self.work(graph, id, node) {
             None => EPSILON,
             Some(work) => match self.machine.measured {
@@ -126,4 +139,11 @@ impl CostModel {
             after: beside(w.after),
         }
     }
+}
+
+/// Whether a kernel makes a number for each row and each key.
+fn spreads(graph: &Graph, id: Id, node: &Op) -> bool {
+    let makes = matches!(node, Op::Scores(_) | Op::Matmul(_) | Op::Softmax(_));
+    let shape = graph[id].data.ty.tensor().map(|t| &t.shape[..]);
+    makes && shape.is_some_and(|shape| shape.contains(&Dim::Rows) && shape.contains(&Dim::Keys))
 }
