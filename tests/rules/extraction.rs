@@ -1,9 +1,13 @@
 //! What extraction chooses: no dearer than trees, and nearly always the cheapest of all forms.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write;
 
 use egg::{Extractor, Id, Language};
+use lapidary::{Graph, Options};
+use lapidary_codegen::target::{Placement, TARGETS, Target};
+use lapidary_ir::{DType, Extent, Op};
+use lapidary_models::Config;
 use lapidary_passes::check::forms::near;
 use lapidary_passes::check::values;
 use lapidary_passes::{CostModel, Limits, Machine, Selection, prepare, select};
@@ -80,4 +84,33 @@ fn extraction_is_the_cheapest_of_all() {
     assert!(failures.is_empty(), "{failures}");
     assert!(decided >= 100, "only {decided} of 200 graphs are searched");
     assert!(100 * cheapest >= 95 * decided, "only {cheapest} of {decided} are the cheapest");
+}
+
+/// On every CPU, at every chunk and context: taken apart it holds a number for each row and key of the longest context,
+/// and what is chosen at one chunk and not at another changes a prompt's bits.
+#[test]
+fn attention_is_never_taken_apart() {
+    let mut checked = 0;
+    for preset in ["2b", "gemma-2b", "gemma3-270m", "gemma3-1b"] {
+        let config = Config::preset(preset).unwrap();
+        let graph = Graph::of(&config, &Options::new(), &|_| DType::BF16).unwrap();
+        let layers: BTreeSet<&str> = graph.layers().collect();
+        for layer in layers {
+            let function = graph.module.function(layer).unwrap();
+            let saturated = prepare(function, &Selection::all(), Limits::default()).unwrap();
+            for target in TARGETS {
+                let target = Target::new(target.name, Placement::Object).unwrap();
+                for (rows, keys) in [(33, 64), (128, 2048), (300, 2048), (512, 4096), (512, 65_536)] {
+                    let extent = Extent { rows, keys };
+                    for rounded in [true, false] {
+                        let form = select(&saturated, target.machine(rounded), extent).unwrap().function;
+                        let whole = form.body.as_ref().iter().any(|op| matches!(op, Op::Attention(_)));
+                        assert!(whole, "{preset} {layer} {} {extent:?}", target.name);
+                        checked += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(checked > 500, "{checked}");
 }
