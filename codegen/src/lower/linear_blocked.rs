@@ -14,7 +14,7 @@ use lapidary_ir::BLOCK;
 
 use super::hold::hold;
 use super::linear::{Job, fixed};
-use super::linear_tiles::{block_bytes, part, tiling};
+use super::linear_tiles::{block_bytes, longest_block, part, tiling};
 use super::tiling::Tiling;
 use crate::emit::Emitter;
 use crate::kernel::Linear;
@@ -57,10 +57,9 @@ impl Blocking {
             return None;
         }
         let all = fixed(&weights[0], 1);
-        let block = weights.iter().filter_map(|w| Some(w.dtype.format()?.block)).max().unwrap_or(BLOCK);
         let worth = ROWS[usize::from(weights.iter().any(|w| w.dtype == micro.operands))];
         let cuts = micro.panel_bytes(all * rows.min(worth)).div_ceil(X_BYTES);
-        let k = all.div_ceil(cuts).next_multiple_of(block).min(all);
+        let k = all.div_ceil(cuts).next_multiple_of(longest_block(weights)).min(all);
         let panels = X_BYTES / (micro.panel_bytes(k) * micro.mr);
         let panels = panels.clamp(FEW / micro.mr, rows.div_ceil(micro.mr));
         let blocks = if k < all { (WAITING / (panels * block_bytes(micro))).max(1) } else { 1 };

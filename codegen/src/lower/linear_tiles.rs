@@ -20,11 +20,15 @@ pub(super) fn tiling(micro: &'static Microkernel, stored: DType) -> Tiling {
     Tiling { micro, weights, weight_stride, c_stride, ahead: 0, fours, streams: None }
 }
 
+/// Elements of the longest block of these weights.
+pub(super) fn longest_block(weights: &[View]) -> usize {
+    weights.iter().filter_map(|w| Some(w.dtype.format()?.block)).max().unwrap_or(BLOCK)
+}
+
 /// For how many elements of k, at most `k`, blocks of these weights are held at a time: parts of a length, whole blocks
 /// of each format.
 pub(super) fn part(micro: &Microkernel, k: usize, weights: &[View]) -> usize {
-    let blocks = weights.iter().filter_map(|w| Some(w.dtype.format()?.block));
-    let block = blocks.max().unwrap_or(BLOCK);
+    let block = longest_block(weights);
     let most = micro.part() / block * block;
     k.div_ceil(k.div_ceil(most)).next_multiple_of(block).min(most)
 }

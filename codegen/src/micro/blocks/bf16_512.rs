@@ -11,7 +11,7 @@ use lapidary_ir::format::{Bits, Offset, Place, Reading, Scale, Times};
 use lapidary_ir::{BLOCK, DType, Format};
 
 use super::widen_512::scales_512;
-use super::{AHEAD, COUNT, Constants, PLANES, TO, offset, values};
+use super::{COUNT, Constants, OR_MASKED, PLANES, TO, fetch, offset, scales_of, values};
 use crate::micro::dot::{Done, XMM, YMM};
 use crate::micro::tile::ZMM;
 use crate::micro::{Code, Widen};
@@ -33,8 +33,6 @@ const NIBBLE: AsmRegisterZmm = zmm13;
 const SECOND: AsmRegisterZmm = zmm14;
 /// Of `vpternlogd`: the first where the second has ones, or the third.
 const CHOSEN_OR: u32 = 0xea;
-/// The first, or the second where the third has ones.
-const OR_CHOSEN: u32 = 0xf8;
 
 /// The code.
 pub(super) fn bf16_512(widen: Widen, format: &Format) -> Code {
@@ -93,8 +91,7 @@ enum Factor {
 
 impl Unit<'_> {
     fn fetch(&self, a: &mut CodeAssembler, bytes: usize) -> Done {
-        let lines = if self.fetches { bytes } else { 0 };
-        (0..lines as i32).step_by(64).try_for_each(|line| a.prefetcht0(byte_ptr(PLANES[0] + (AHEAD + line))))
+        if self.fetches { fetch(a, bytes) } else { Ok(()) }
     }
 
     fn step(&self, a: &mut CodeAssembler, blocks: usize) -> Done {
@@ -107,10 +104,9 @@ impl Unit<'_> {
     /// Makes the scales of a long block's groups.
     fn keep_scales(&mut self, a: &mut CodeAssembler) -> Done {
         let format = self.format;
-        let scales = [Some(&format.scale), offset(format)];
         let each: Vec<Vec<&Scale>> = match both(format) {
             Some(both) => vec![both.to_vec()],
-            None => scales.into_iter().flatten().map(|scale| vec![scale]).collect(),
+            None => scales_of(format).map(|scale| vec![scale]).collect(),
         };
         for (scales, at) in each.iter().zip(KEPT) {
             scales_512(a, &mut self.constants, format, scales, SCALES[0])?;
@@ -156,9 +152,7 @@ impl Unit<'_> {
     /// The elements from `first` of a block, or from the first of some short ones.
     fn widen(&mut self, a: &mut CodeAssembler, first: usize) -> Done {
         if self.format.block < UNIT {
-            for (kind, scale) in
-                [Some(&self.format.scale), offset(self.format)].into_iter().flatten().enumerate()
-            {
+            for (kind, scale) in scales_of(self.format).enumerate() {
                 self.short_scales(a, scale, SCALES[kind])?;
             }
         }
@@ -357,7 +351,7 @@ impl Unit<'_> {
         if to == 0 {
             return a.vpandd(x, x, dword_bcst(mask));
         }
-        a.vpternlogd(ZMM[QUANTS], x, dword_bcst(mask), OR_CHOSEN)
+        a.vpternlogd(ZMM[QUANTS], x, dword_bcst(mask), OR_MASKED)
     }
 
     /// A bit of each element, from four bytes that follow one another, to bit `to` of its quant.

@@ -17,7 +17,7 @@ use lapidary_ir::format::{Reading, Scale};
 use lapidary_ir::{BLOCK, Format};
 
 use super::fetch::Ahead;
-use super::{Constants, offset, windows_of_more};
+use super::{Constants, offset, scales_of, windows_of_more};
 use crate::micro::dot::Done;
 use crate::micro::tile::ZMM;
 use crate::micro::{Code, LANE_BLOCK, Lanes};
@@ -100,7 +100,7 @@ pub(in crate::micro) fn lanes_512(lanes: Lanes) -> Code {
 /// Where the 16 bytes begin that all integers of scales and offsets lie in, and floats too if they can.
 fn integers_at(format: &Format) -> Option<usize> {
     let groups = 0..format.block / format.group;
-    let scales = || [&format.scale].into_iter().chain(offset(format));
+    let scales = || scales_of(format);
     let places = |scale: &Scale| groups.clone().filter_map(|j| scale.times.places(j)).collect::<Vec<_>>();
     let bytes: Vec<usize> =
         scales().flat_map(places).flat_map(|(places, _)| places).map(|place| place.byte).collect();

@@ -36,6 +36,9 @@ const COUNT: AsmRegister64 = gpr64::rcx;
 /// How far ahead weights are fetched, in bytes.
 const AHEAD: i32 = 1024;
 
+/// What `vpternlogd` makes of a register, and of another one where a third has ones: either.
+const OR_MASKED: u32 = 0xf8;
+
 /// Data behind the code.
 #[derive(Default)]
 pub(super) struct Constants {
@@ -126,6 +129,11 @@ fn offset(format: &Format) -> Option<&Scale> {
     }
 }
 
+/// A format's scale, and its offset if it has one.
+fn scales_of(format: &Format) -> impl Iterator<Item = &Scale> {
+    [&format.scale].into_iter().chain(offset(format))
+}
+
 /// The plane of a scale's float, and its place in it.
 fn float_at(scale: &Scale) -> AsmMemoryOperand {
     word_ptr(PLANES[scale.plane] + scale.byte as i32)
@@ -143,11 +151,9 @@ fn finish(a: &mut CodeAssembler, widen: Widen, format: &Format, again: CodeLabel
     a.ret()
 }
 
-/// Fetches what comes later.
-fn fetch(a: &mut CodeAssembler, format: &Format) -> Done {
-    (0..format.planes[0] as i32)
-        .step_by(64)
-        .try_for_each(|line| a.prefetcht0(byte_ptr(PLANES[0] + (AHEAD + line))))
+/// Fetches so many bytes of what comes later.
+fn fetch(a: &mut CodeAssembler, bytes: usize) -> Done {
+    (0..bytes as i32).step_by(64).try_for_each(|line| a.prefetcht0(byte_ptr(PLANES[0] + (AHEAD + line))))
 }
 
 /// The table of 16 values that quants of one field of four bits count in.

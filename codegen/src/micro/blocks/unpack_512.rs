@@ -9,7 +9,7 @@ use super::lanes_512::{
     FIELD, FLOATS, INTEGERS, LANES, Lifted, QUANTS, Rows, SCALE, SPARE, STACK, T, TURNED, VECTOR, WINDOW,
     Window,
 };
-use super::{halves, offset};
+use super::{OR_MASKED, halves, offset, scales_of};
 use crate::micro::dot::{Done, XMM, YMM};
 use crate::micro::lanes;
 use crate::micro::tile::ZMM;
@@ -44,8 +44,7 @@ impl Rows<'_> {
 
     /// The block's scale and offset of each row. Clobbers windows' registers.
     pub(super) fn floats(&mut self, a: &mut CodeAssembler) -> Done {
-        let scales = [Some(&self.format.scale), offset(self.format)];
-        for (kind, scale) in scales.into_iter().flatten().enumerate() {
+        for (kind, scale) in scales_of(self.format).enumerate() {
             let (to, half) = (FLOATS[kind], TURNED[0][0]);
             let within = self.integers.filter(|from| (*from..from + WINDOW).contains(&scale.byte));
             match within.filter(|_| scale.plane == 0) {
@@ -251,9 +250,6 @@ impl Rows<'_> {
         Ok(())
     }
 }
-
-/// What `vpternlogd` makes of a register, and of another one where a third has ones: either.
-const OR_MASKED: u32 = 0xf8;
 
 /// Bits moved down in dwords: through `to`, or as they are. What comes from a byte's neighbour is masked after.
 fn shifted(

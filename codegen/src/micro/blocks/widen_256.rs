@@ -15,7 +15,7 @@ pub(in crate::micro) fn widen_256(widen: Widen, format: &Format) -> Code {
     let mut again = a.create_label();
     a.set_label(&mut again)?;
     if widen.fetches {
-        fetch(a, format)?;
+        fetch(a, format.planes[0])?;
     }
     let groups = format.block / format.group;
     // Each in as many registers as hold all groups.

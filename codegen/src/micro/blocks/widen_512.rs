@@ -20,7 +20,7 @@ pub(in crate::micro) fn widen_512(widen: Widen, format: &Format) -> Code {
     let mut again = a.create_label();
     a.set_label(&mut again)?;
     if widen.fetches {
-        fetch(a, format)?;
+        fetch(a, format.planes[0])?;
     }
     let (scales, offsets, scale, added) = (8, 9, 10, 11);
     let groups = format.block / format.group;
