@@ -19,7 +19,7 @@ use super::linear_epilogue::{turned_bytes, turning};
 use super::linear_lanes::{self, most_in_lanes, raw_lanes};
 use super::linear_spans;
 pub use super::linear_spans::tiles;
-use super::linear_tiles::{self, block_bytes, by_panels, tiling, whole};
+use super::linear_tiles::{self, block_bytes, by_panels, stored, tiling, whole};
 use super::map::Then;
 use super::norm::norm_row;
 use super::pack;
@@ -114,6 +114,8 @@ pub(super) fn raw_code(
             let tilings = by_panels(linear, weights).unwrap_or_else(by_parts);
             let tiles = tilings.into_iter().flat_map(|tiling| tiling.raw_code());
             let few = linear.few.into_iter().flat_map(lanes);
+            let stored = weights.iter().filter_map(|w| stored(micro, w)).flatten();
+            let tiles = tiles.chain(stored.map(Raw::StoredTile));
             let turn = kernel.outputs.iter().filter_map(|output| turning(linear, output, features));
             widen.chain(tiles.map(|raw| (micro, raw))).chain(few).chain(turn).collect()
         }
@@ -177,12 +179,13 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
         let whole = |w: &View| whole(micro, w).filter(|tiling| tiling.ahead == 0).map(|t| t.weight_stride);
         let row = weights.iter().map(|w| weight_row(micro, w.dtype).max(whole(w).unwrap_or(0)));
         let row = row.max().unwrap_or(0);
+        let stored = weights.iter().map(|w| micro.stored_bytes(w.dtype)).max().unwrap_or(0);
         let (row, panels) = match by_panels(&linear, weights) {
             Some(tilings) if linear.is_joint() => (tilings.iter().map(|t| t.weight_stride).sum(), 1),
             Some(tilings) => (tilings.iter().map(|t| t.weight_stride).max().unwrap_or(0), 1),
             None => (row, rows.div_ceil(micro.mr)),
         };
-        let held = e.take_scratch(micro.block_rows() * row);
+        let held = e.take_scratch((micro.block_rows() * row).max(stored));
         let bytes = match &blocking {
             Some(blocking) => blocking.results_bytes(&linear).max(FEW / micro.mr * block_bytes(micro)),
             None => panels * block_bytes(micro),

@@ -9,7 +9,7 @@ use super::linear::{Job, fixed};
 use super::tiling::Tiling;
 use crate::emit::Emitter;
 use crate::kernel::Linear;
-use crate::micro::{Microkernel, TileOperands};
+use crate::micro::{Microkernel, Raw, StoredTile, TileOperands};
 use crate::view::View;
 
 /// Tiles of weights stored so, as they are held in scratch.
@@ -50,6 +50,16 @@ pub(super) fn whole(micro: &'static Microkernel, weight: &View) -> Option<Tiling
     let weight_stride = held_row(micro, weight.dtype, k);
     let fits = micro.is_raw() && k > micro.part() && micro.block_rows() * weight_stride <= WHOLE_BYTES;
     fits.then_some(Tiling { weight_stride, ..tiling(micro, weight.dtype) })
+}
+
+/// Tiles of the weight as it is stored, for calls of one panel, if the unit has them: the narrowest first.
+pub(super) fn stored(micro: &Microkernel, weight: &View) -> Option<impl Iterator<Item = StoredTile>> {
+    let (k, weights) = (fixed(weight, 1), weight.dtype);
+    let whole = k.is_multiple_of(micro.elements_stored(weights)?);
+    let of = move |&(columns, _): &(usize, usize)| {
+        StoredTile { weights, k, columns, panel: micro.mr, c_stride: micro.mr as i32 * 4 }
+    };
+    whole.then(|| micro.shapes.iter().rev().map(of))
 }
 
 /// The most bytes of a tile's weights that are held whole while panels meet them one after the other.
@@ -108,19 +118,32 @@ impl Job<'_> {
     ) {
         let rows = self.rows(e);
         for (weight, &c) in weights.iter().zip(&self.results) {
-            let by_parts = |e: &mut Emitter<'_>| self.tiles(e, weight, first, width, (held, part), c);
-            let Some(tiling) = whole(self.linear.micro, weight) else {
-                by_parts(e);
-                continue;
-            };
-            let most = e.i64((WHOLE_PANELS * tiling.micro.mr) as i64);
-            let mut few = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, rows, most);
-            if tiling.ahead > 0 {
-                let block = e.i64(tiling.micro.block_rows() as i64);
+            let micro = self.linear.micro;
+            // Whether all rows of the block are there, of calls of at most so many panels.
+            let few = |e: &mut Emitter<'_>, panels: usize, filled: bool| {
+                let most = e.i64((panels * micro.mr) as i64);
+                let few = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, rows, most);
+                if !filled {
+                    return few;
+                }
+                let block = e.i64(micro.block_rows() as i64);
                 let filled = e.b.ins().icmp(IntCC::Equal, width, block);
-                few = e.b.ins().band(few, filled);
+                e.b.ins().band(few, filled)
+            };
+            let by_parts = |e: &mut Emitter<'_>| self.tiles(e, weight, first, width, (held, part), c);
+            let held_whole = |e: &mut Emitter<'_>| {
+                let Some(tiling) = whole(micro, weight) else { return by_parts(e) };
+                let few = few(e, WHOLE_PANELS, tiling.ahead > 0);
+                e.choose_path(few, |e| self.whole_tiles(e, weight, first, width, (tiling, held), c), by_parts);
+            };
+            match stored(micro, weight) {
+                Some(tiles) => {
+                    let few = few(e, 1, true);
+                    let tiles: Vec<StoredTile> = tiles.collect();
+                    e.choose_path(few, |e| self.stored_tiles(e, weight, first, (&tiles, held), c), held_whole);
+                }
+                None => held_whole(e),
             }
-            e.choose_path(few, |e| self.whole_tiles(e, weight, first, width, (tiling, held), c), by_parts);
         }
         let zero = e.i64(0);
         self.tile_epilogue(e, zero, (zero, rows), first, width);
@@ -243,6 +266,31 @@ impl Job<'_> {
             tiling.run(e, &TileOperands { x, weights, c, k, accumulate: zero, fetch: None }, left, width);
             vec![]
         });
+    }
+
+    /// A block of weight rows from `first`, as they are stored, with the one panel of x, by the first tile that is wide
+    /// enough.
+    fn stored_tiles(
+        &self,
+        e: &mut Emitter<'_>,
+        weight: &View,
+        first: Value,
+        (tiles, held): (&[StoredTile], Value),
+        c: Value,
+    ) {
+        let [tile, wider @ ..] = tiles else { return };
+        let call = |e: &mut Emitter<'_>| {
+            let x = e.base(&self.kernel.inputs[0]);
+            let base = e.base(weight);
+            let weights = e.step(weight, 0, base, first);
+            e.call_raw(Raw::StoredTile(*tile), &[x, weights, c, held]);
+        };
+        if wider.is_empty() {
+            return call(e);
+        }
+        let (rows, columns) = (self.rows(e), e.i64(tile.columns as i64));
+        let fits = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, rows, columns);
+        e.choose_path(fits, call, |e| self.stored_tiles(e, weight, first, (wider, held), c));
     }
 
     /// Steps of k in so many elements.

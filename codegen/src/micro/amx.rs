@@ -26,10 +26,10 @@ use iced_x86::code_asm::{registers::gpr64, *};
 use super::{Code, Fetched, Tile};
 
 /// Rows of a tile register, bytes of each: all of it.
-const ROWS: i32 = 16;
-const ROW_BYTES: i32 = 64;
+pub(super) const ROWS: i32 = 16;
+pub(super) const ROW_BYTES: i32 = 64;
 /// Elements of k in a step: a row of a register.
-const STEP: i32 = 32;
+pub(super) const STEP: i32 = 32;
 /// Steps that x is prefetched ahead.
 const AHEAD: i32 = 2;
 

@@ -11,6 +11,7 @@
 
 mod aarch64;
 mod amx;
+mod amx_stored;
 mod blocks;
 mod cached;
 mod choose;
@@ -40,7 +41,7 @@ pub use self::choose::{
 };
 pub use self::held::Held;
 pub use self::raw::{
-    Block, Dot, Fetched, LANE_BLOCK, Lanes, MAGIC, Mix, Raw, Scores, Soften, Tile, TileOperands, Turn, Widen,
+    Block, Dot, Fetched, LANE_BLOCK, Lanes, MAGIC, Mix, Raw, Scores, Soften, StoredTile, Tile, TileOperands, Turn, Widen,
     int8_quant_bytes, int8_row_bytes, lane_row_bytes,
 };
 pub use self::soften::UNSEEN;
@@ -180,6 +181,7 @@ impl Microkernel {
                 Emit::RawTile(emit) | Emit::IntegerTile(emit, _) | Emit::ConfiguredTile(emit),
                 Raw::Tile(tile),
             ) => emit(tile),
+            (Emit::ConfiguredTile(_), Raw::StoredTile(tile)) => amx_stored::tile_stored(tile),
             (Emit::ConfiguredTile(_), Raw::Configure) => amx::configure(),
             (Emit::ConfiguredTile(_), Raw::Release) => amx::release(),
             (Emit::RawLanes(emit) | Emit::SplitLanes(emit) | Emit::BlockLanes(emit), Raw::Lanes(lanes)) => {
@@ -225,6 +227,16 @@ impl Microkernel {
     /// Whether its tiles run between [`Raw::Configure`] and [`Raw::Release`].
     pub fn is_configured(&self) -> bool {
         matches!(self.emit, Emit::ConfiguredTile(_))
+    }
+
+    /// Elements of stored weight rows that its [`Raw::StoredTile`] widens together, if it takes them so.
+    pub fn elements_stored(&self, weights: DType) -> Option<usize> {
+        if self.is_configured() { amx_stored::elements(weights) } else { None }
+    }
+
+    /// Bytes of scratch that [`Raw::StoredTile`] wants.
+    pub fn stored_bytes(&self, weights: DType) -> usize {
+        if self.is_configured() { amx_stored::scratch_bytes(weights) } else { 0 }
     }
 
     /// How it reads quantised weights in scratch, if it is a tile of integers.

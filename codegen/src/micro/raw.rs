@@ -61,6 +61,22 @@ pub struct Fetched {
     pub lines: i32,
 }
 
+/// A tile of weights as they are stored: what the code of a [`Emit::ConfiguredTile`](super::Emit::ConfiguredTile) for
+/// these is specialised to. It takes whole rows, as many as the microkernel's block has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StoredTile {
+    /// Weights' element type, in blocks.
+    pub weights: DType,
+    /// Length of the sums, a multiple of [`Microkernel::elements_stored`](super::Microkernel::elements_stored).
+    pub k: usize,
+    /// Rows of x, in lanes: at most the panel's.
+    pub columns: usize,
+    /// Rows of x in a panel: `columns` of them are read.
+    pub panel: usize,
+    /// Bytes from one row of results to the next.
+    pub c_stride: i32,
+}
+
 /// Dot products' fixed measures: what the code of a [`Emit::RawDot`](super::Emit::RawDot) is specialised to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Dot {
@@ -188,6 +204,9 @@ pub struct Widen {
 pub enum Raw {
     /// Operands: x, weights, c, k, accumulate; if x streams, where the first line is that is fetched.
     Tile(Tile),
+    /// Operands: x, weights (the first row), c, scratch of
+    /// [`Microkernel::stored_bytes`](super::Microkernel::stored_bytes).
+    StoredTile(StoredTile),
     /// Operands: x (f32 of length k; or, for a row of the table with operands q8, what [`int8_row_bytes`] says),
     /// weights, c (f32, rows).
     Dot(Dot),
@@ -227,7 +246,7 @@ impl Raw {
             Raw::Tile(Tile { streams: Some(_), .. }) => 6,
             Raw::Tile(_) | Raw::Mix(_) | Raw::Turn(_) => 5,
             Raw::Dot(_) => 3,
-            Raw::Lanes(_) | Raw::Scores(_) | Raw::Widen(_) => 4,
+            Raw::StoredTile(_) | Raw::Lanes(_) | Raw::Scores(_) | Raw::Widen(_) => 4,
             Raw::Configure | Raw::Release => 0,
         }
     }

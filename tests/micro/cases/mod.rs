@@ -3,6 +3,7 @@
 
 mod attention;
 mod few;
+mod stored;
 mod tiles;
 mod turns;
 mod widenings;
@@ -50,7 +51,12 @@ pub(crate) fn all(micro: &Microkernel, targets: &[Target], values: Values) -> Ve
     match micro.emit {
         Emit::RawDot(_) | Emit::PairedDot(_) => few::dots(micro, source),
         Emit::RawLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_) => few::lanes(micro, source),
-        Emit::RawTile(_) | Emit::ConfiguredTile(_) => tiles::tiles(micro, source),
+        Emit::RawTile(_) => tiles::tiles(micro, source),
+        Emit::ConfiguredTile(_) => {
+            let mut cases = tiles::tiles(micro, source);
+            cases.extend(stored::tiles(micro, source));
+            cases
+        }
         Emit::IntegerTile(..) => tiles::integer_tiles(micro, source),
         Emit::RawScores(_) => attention::scores(micro, source),
         Emit::RawMix(_) => attention::mixes(micro, source),

@@ -58,7 +58,7 @@ pub(super) fn widenings(micro: &Microkernel, targets: &[Target], source: &mut So
 }
 
 /// The nearest bf16, of two as near the even one; there are no denormals here.
-fn nearest_bf16(x: f32) -> u16 {
+pub(super) fn nearest_bf16(x: f32) -> u16 {
     let (below, rest) = ((x.to_bits() >> 16) as u16, x.to_bits() & 0xffff);
     below + u16::from(rest > 0x8000 || rest == 0x8000 && below & 1 == 1)
 }

@@ -37,27 +37,26 @@ const CHOSEN_OR: u32 = 0xea;
 /// The code.
 pub(super) fn bf16_512(widen: Widen, format: &Format) -> Code {
     let a = &mut CodeAssembler::new(64)?;
-    let mut unit =
-        Unit { format, constants: Constants::default(), fetches: widen.fetches, lanes: UNIT / LANE };
+    let mut unit = Unit::new(format);
     unit.ready(a)?;
+    let fetched = |a: &mut CodeAssembler| {
+        if widen.fetches { fetch(a, unit_bytes(format)) } else { Ok(()) }
+    };
     let (mut again, mut last, mut done) = (a.create_label(), a.create_label(), a.create_label());
-    if format.block >= UNIT {
+    let blocks = unit.elements() / format.block;
+    if blocks == 1 {
         a.set_label(&mut again)?;
-        unit.fetch(a, format.planes[0])?;
-        unit.keep_scales(a)?;
-        for first in (0..format.block).step_by(UNIT) {
-            unit.widen(a, first)?;
-        }
+        fetched(a)?;
+        unit.widen(a)?;
         unit.step(a, 1)?;
         a.dec(COUNT)?;
         a.jnz(again)?;
     } else {
-        let blocks = UNIT / format.block;
         a.sub(COUNT, blocks as i32)?;
         a.jl(last)?;
         a.set_label(&mut again)?;
-        unit.fetch(a, blocks * format.planes[0])?;
-        unit.widen(a, 0)?;
+        fetched(a)?;
+        unit.widen(a)?;
         unit.step(a, blocks)?;
         a.sub(COUNT, blocks as i32)?;
         a.jge(again)?;
@@ -65,21 +64,25 @@ pub(super) fn bf16_512(widen: Widen, format: &Format) -> Code {
         a.add(COUNT, blocks as i32)?;
         a.jz(done)?;
         unit.lanes = format.block / LANE;
-        unit.widen(a, 0)?;
+        unit.widen(a)?;
         a.set_label(&mut done)?;
     }
     a.vzeroupper()?;
     a.ret()?;
-    unit.constants.emit(a)?;
+    unit.end(a)?;
     a.assemble(0)
 }
 
-/// The elements of a round.
-struct Unit<'a> {
+/// Bytes of the first plane that a unit's elements take.
+fn unit_bytes(format: &Format) -> usize {
+    format.planes[0] * (UNIT / format.block).max(1)
+}
+
+/// Elements that are widened together: a long block, or short ones of [`UNIT`] elements.
+pub(in crate::micro) struct Unit<'a> {
     format: &'a Format,
     constants: Constants,
-    fetches: bool,
-    /// How many times 16 there are.
+    /// How many times 16 there are at a time.
     lanes: usize,
 }
 
@@ -89,9 +92,26 @@ enum Factor {
     Held(AsmRegisterZmm),
 }
 
-impl Unit<'_> {
-    fn fetch(&self, a: &mut CodeAssembler, bytes: usize) -> Done {
-        if self.fetches { fetch(a, bytes) } else { Ok(()) }
+impl<'a> Unit<'a> {
+    pub(in crate::micro) fn new(format: &'a Format) -> Unit<'a> {
+        Unit { format, constants: Constants::default(), lanes: UNIT / LANE }
+    }
+
+    /// How many they are.
+    pub(in crate::micro) fn elements(&self) -> usize {
+        self.format.block.max(UNIT)
+    }
+
+    /// Widens those that [`PLANES`] point at, to [`TO`].
+    pub(in crate::micro) fn widen(&mut self, a: &mut CodeAssembler) -> Done {
+        if self.format.block < UNIT {
+            for (kind, scale) in scales_of(self.format).enumerate() {
+                self.short_scales(a, scale, SCALES[kind])?;
+            }
+            return self.some(a, 0);
+        }
+        self.keep_scales(a)?;
+        (0..self.format.block).step_by(UNIT).try_for_each(|first| self.some(a, first))
     }
 
     fn step(&self, a: &mut CodeAssembler, blocks: usize) -> Done {
@@ -99,6 +119,11 @@ impl Unit<'_> {
             a.add(plane, (blocks * bytes) as i32)?;
         }
         a.add(TO, (blocks * self.format.block * 2) as i32)
+    }
+
+    /// Puts down what the code reads, behind it.
+    pub(in crate::micro) fn end(&mut self, a: &mut CodeAssembler) -> Done {
+        self.constants.emit(a)
     }
 
     /// Makes the scales of a long block's groups.
@@ -149,13 +174,8 @@ impl Unit<'_> {
         }
     }
 
-    /// The elements from `first` of a block, or from the first of some short ones.
-    fn widen(&mut self, a: &mut CodeAssembler, first: usize) -> Done {
-        if self.format.block < UNIT {
-            for (kind, scale) in scales_of(self.format).enumerate() {
-                self.short_scales(a, scale, SCALES[kind])?;
-            }
-        }
+    /// [`UNIT`] elements from `first` of a block, or those of short blocks.
+    fn some(&mut self, a: &mut CodeAssembler, first: usize) -> Done {
         if self.table().is_some() { self.look_up(a, first) } else { self.put_together(a, first) }
     }
 
@@ -243,8 +263,8 @@ impl Unit<'_> {
         self.place(&self.format.quants.bits[0], 0, 1).shift > 0
     }
 
-    /// What looking up wants in registers.
-    fn ready(&mut self, a: &mut CodeAssembler) -> Done {
+    /// What looking up wants in registers, before anything is widened.
+    pub(in crate::micro) fn ready(&mut self, a: &mut CodeAssembler) -> Done {
         let Some(numbers) = self.table() else { return Ok(()) };
         let numbers = self.constants.dwords(a, numbers.map(|v| f32::from(v).to_bits()).to_vec());
         a.vmovups(NUMBERS, zmmword_ptr(numbers))?;

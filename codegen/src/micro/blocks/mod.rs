@@ -21,6 +21,7 @@ use iced_x86::code_asm::{registers::gpr64, *};
 use lapidary_ir::format::{Bits, Numbers, Offset, Place, Reading, Scale};
 use lapidary_ir::{BLOCK, Format};
 
+pub(super) use self::bf16_512::Unit;
 pub(super) use self::lanes_256::{LANES, lanes_avx_vnni, lanes_avx2};
 pub(super) use self::lanes_512::{LANES as LANES_512, lanes_512};
 pub(super) use self::widen_256::widen_256;
@@ -29,8 +30,9 @@ use super::Widen;
 use super::dot::Done;
 
 /// Where the block begins in its first plane, and in its last.
-const PLANES: [AsmRegister64; 2] = [gpr64::rdi, gpr64::rsi];
-const TO: AsmRegister64 = gpr64::rdx;
+pub(super) const PLANES: [AsmRegister64; 2] = [gpr64::rdi, gpr64::rsi];
+/// Where widened elements go.
+pub(super) const TO: AsmRegister64 = gpr64::rdx;
 const COUNT: AsmRegister64 = gpr64::rcx;
 
 /// How far ahead weights are fetched, in bytes.
