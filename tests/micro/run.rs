@@ -204,15 +204,16 @@ pub(crate) mod native {
                 Operand::Number(number) => *number,
             });
         }
-        words.resize(6, 0);
-        type Function = extern "C" fn(u64, u64, u64, u64, u64, u64);
+        words.resize(10, 0);
+        type Function = extern "C" fn(u64, u64, u64, u64, u64, u64, u64, u64, u64, u64);
         let maps: Vec<Mmap> = code.iter().map(|code| executable(code)).collect();
         for map in &maps {
-            // SAFETY: the code is a function of at most six words in the System V convention, made for these operands;
+            // SAFETY: the code is a function of at most ten words in the System V convention, made for these operands;
             // what shapes tiles takes none. The buffers it writes were borrowed mutably for the addresses.
             unsafe {
                 let function = std::mem::transmute::<*const u8, Function>(map.as_ptr());
-                function(words[0], words[1], words[2], words[3], words[4], words[5]);
+                let [a, b, c, d, e, f, g, h, i, j] = words[..] else { unreachable!("ten words") };
+                function(a, b, c, d, e, f, g, h, i, j);
             }
         }
         let (at, bytes) = result;

@@ -19,6 +19,26 @@ impl Emitter<'_> {
         state: &[Value],
         body: impl FnOnce(&mut Self, Value, &[Value]) -> Vec<Value>,
     ) -> Vec<Value> {
+        self.for_each((begin, end), state, |e, index| e.offset(index, by), body)
+    }
+
+    /// The same by steps of `by`.
+    pub fn for_steps(
+        &mut self,
+        (begin, end, by): (Value, Value, Value),
+        state: &[Value],
+        body: impl FnOnce(&mut Self, Value, &[Value]) -> Vec<Value>,
+    ) -> Vec<Value> {
+        self.for_each((begin, end), state, |e, index| e.b.ins().iadd(index, by), body)
+    }
+
+    fn for_each(
+        &mut self,
+        (begin, end): (Value, Value),
+        state: &[Value],
+        step: impl FnOnce(&mut Self, Value) -> Value,
+        body: impl FnOnce(&mut Self, Value, &[Value]) -> Vec<Value>,
+    ) -> Vec<Value> {
         let head = self.b.create_block();
         let inside = self.b.create_block();
         let after = self.b.create_block();
@@ -40,7 +60,7 @@ impl Emitter<'_> {
         self.b.ins().brif(done, after, &[], inside, &[]);
         self.b.switch_to_block(inside);
         let next = body(self, index, &carried);
-        let index = self.offset(index, by);
+        let index = step(self, index);
         let mut args: Vec<BlockArg> = vec![index.into()];
         args.extend(next.iter().map(|&v| BlockArg::from(v)));
         self.b.ins().jump(head, &args);

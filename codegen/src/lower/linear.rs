@@ -13,7 +13,7 @@ use lapidary_ir::{DType, Dim};
 use lapidary_runtime::program::{RESUMED, Tiles};
 
 use super::hold::{weight_row, widening};
-use super::linear_blocked::{Blocking, FEW};
+use super::linear_blocked::{Blocking, few};
 use super::linear_dots::{dot_rows, raw_dot, raw_dots_of, shapes};
 use super::linear_epilogue::{turned_bytes, turning};
 use super::linear_lanes::{self, most_in_lanes, raw_lanes};
@@ -106,16 +106,15 @@ pub(super) fn raw_code(
                 weights.iter().filter_map(move |w| widening(w, micro, fetches, features))
             });
             let blocking = Blocking::of(linear, most_rows(kernel), weights);
-            let tilings = |w: &View| {
-                let streaming = blocking.map(|blocking| blocking.tiling(linear, w));
-                std::iter::once(tiling(micro, w.dtype)).chain(whole(micro, w)).chain(streaming)
-            };
+            let tilings = |w: &View| std::iter::once(tiling(micro, w.dtype)).chain(whole(micro, w));
             let by_parts = || weights.iter().flat_map(tilings).collect();
             let tilings = by_panels(linear, weights).unwrap_or_else(by_parts);
             let tiles = tilings.into_iter().flat_map(|tiling| tiling.raw_code());
             let few = linear.few.into_iter().flat_map(lanes);
             let stored = weights.iter().filter_map(|w| stored(micro, w)).flatten();
             let tiles = tiles.chain(stored.map(Raw::StoredTile));
+            let blocked = |b: Blocking| weights.iter().flat_map(move |w| b.raw_code(linear, weights, w));
+            let tiles = tiles.chain(blocking.into_iter().flat_map(blocked));
             let turn = kernel.outputs.iter().filter_map(|output| turning(linear, output, features));
             widen.chain(tiles.map(|raw| (micro, raw))).chain(few).chain(turn).collect()
         }
@@ -175,19 +174,25 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
     let lane_rows = most_in_lanes(linear.few, met);
     let lane_bytes = lane_rows * linear_lanes::row_bytes(micro);
     let (x, bytes) = if micro.is_packed() {
-        let part = linear_tiles::part(micro, k, weights);
+        let part = linear_tiles::part(micro.part(), k, weights);
         let whole = |w: &View| whole(micro, w).filter(|tiling| tiling.ahead == 0).map(|t| t.weight_stride);
         let row = weights.iter().map(|w| weight_row(micro, w.dtype).max(whole(w).unwrap_or(0)));
         let row = row.max().unwrap_or(0);
+        let part_bytes =
+            weights.iter().map(|w| micro.block_rows() * weight_row(micro, w.dtype)).max().unwrap_or(0);
         let stored = weights.iter().map(|w| micro.stored_bytes(w.dtype)).max().unwrap_or(0);
         let (row, panels) = match by_panels(&linear, weights) {
             Some(tilings) if linear.is_joint() => (tilings.iter().map(|t| t.weight_stride).sum(), 1),
             Some(tilings) => (tilings.iter().map(|t| t.weight_stride).max().unwrap_or(0), 1),
             None => (row, rows.div_ceil(micro.mr)),
         };
-        let held = e.take_scratch((micro.block_rows() * row).max(stored));
+        // Two parts of a block, if one is widened while the other is multiplied.
+        let parts = 1 + usize::from(blocking.is_some());
+        let held = e.take_scratch((micro.block_rows() * row).max(stored).max(parts * part_bytes));
         let bytes = match &blocking {
-            Some(blocking) => blocking.results_bytes(&linear).max(FEW / micro.mr * block_bytes(micro)),
+            Some(blocking) => {
+                blocking.results_bytes(&linear).max(few(weights, micro) / micro.mr * block_bytes(micro))
+            }
             None => panels * block_bytes(micro),
         };
         let bytes = if linear.few.is_some() { bytes.max(lane_bytes) } else { bytes };

@@ -62,7 +62,7 @@ impl Job<'_> {
     /// Blocks from one to another, of all outputs.
     fn blocks(&mut self, e: &mut Emitter<'_>, weights: &[View], (begin, end): (Value, Value)) {
         let rows = self.linear.micro.block_rows();
-        let most = self.blocking.map_or(1, |blocking| blocking.blocks) as i64;
+        let most = self.blocking.map_or(1, Blocking::at_once) as i64;
         let groups: Vec<&[View]> =
             if self.linear.is_joint() { vec![weights] } else { weights.chunks(1).collect() };
         let mut first = 0i64;

@@ -25,11 +25,11 @@ pub(super) fn longest_block(weights: &[View]) -> usize {
     weights.iter().filter_map(|w| Some(w.dtype.format()?.block)).max().unwrap_or(BLOCK)
 }
 
-/// For how many elements of k, at most `k`, blocks of these weights are held at a time: parts of a length, whole blocks
-/// of each format.
-pub(super) fn part(micro: &Microkernel, k: usize, weights: &[View]) -> usize {
+/// For how many elements of k, at most `k` and `most`, blocks of these weights are held at a time: parts of a length,
+/// whole blocks of each format.
+pub(super) fn part(most: usize, k: usize, weights: &[View]) -> usize {
     let block = longest_block(weights);
-    let most = micro.part() / block * block;
+    let most = most / block * block;
     k.div_ceil(k.div_ceil(most)).next_multiple_of(block).min(most)
 }
 
@@ -56,8 +56,12 @@ pub(super) fn whole(micro: &'static Microkernel, weight: &View) -> Option<Tiling
 pub(super) fn stored(micro: &Microkernel, weight: &View) -> Option<impl Iterator<Item = StoredTile>> {
     let (k, weights) = (fixed(weight, 1), weight.dtype);
     let whole = k.is_multiple_of(micro.elements_stored(weights)?);
-    let of = move |&(columns, _): &(usize, usize)| {
-        StoredTile { weights, k, columns, panel: micro.mr, c_stride: micro.mr as i32 * 4 }
+    let of = move |&(columns, _): &(usize, usize)| StoredTile {
+        weights,
+        k,
+        columns,
+        panel: micro.mr,
+        c_stride: micro.mr as i32 * 4,
     };
     whole.then(|| micro.shapes.iter().rev().map(of))
 }
@@ -134,13 +138,21 @@ impl Job<'_> {
             let held_whole = |e: &mut Emitter<'_>| {
                 let Some(tiling) = whole(micro, weight) else { return by_parts(e) };
                 let few = few(e, WHOLE_PANELS, tiling.ahead > 0);
-                e.choose_path(few, |e| self.whole_tiles(e, weight, first, width, (tiling, held), c), by_parts);
+                e.choose_path(
+                    few,
+                    |e| self.whole_tiles(e, weight, first, width, (tiling, held), c),
+                    by_parts,
+                );
             };
             match stored(micro, weight) {
                 Some(tiles) => {
                     let few = few(e, 1, true);
                     let tiles: Vec<StoredTile> = tiles.collect();
-                    e.choose_path(few, |e| self.stored_tiles(e, weight, first, (&tiles, held), c), held_whole);
+                    e.choose_path(
+                        few,
+                        |e| self.stored_tiles(e, weight, first, (&tiles, held), c),
+                        held_whole,
+                    );
                 }
                 None => held_whole(e),
             }
@@ -183,7 +195,7 @@ impl Job<'_> {
                 let along = e.scale(from, 4);
                 for ((tiling, &held), &c) in tilings.iter().zip(&places).zip(&self.results) {
                     let weights = e.b.ins().iadd(held, along);
-                    let operands = TileOperands { x, weights, c, k: steps, accumulate: from, fetch: None };
+                    let operands = TileOperands { x, weights, c, k: steps, accumulate: from, streams: None };
                     tiling.run(e, &operands, left, width);
                 }
                 vec![]
@@ -227,7 +239,7 @@ impl Job<'_> {
                 let c = e.b.ins().iadd(c, at);
                 let left = e.b.ins().isub(rows, t);
                 let (weights, accumulate) = (held, from);
-                let operands = TileOperands { x: panel, weights, c, k: steps, accumulate, fetch: None };
+                let operands = TileOperands { x: panel, weights, c, k: steps, accumulate, streams: None };
                 tiling.run(e, &operands, left, width);
                 vec![]
             });
@@ -263,7 +275,7 @@ impl Job<'_> {
             let at = e.scale(t, micro.block_rows() as i64 * 4);
             let c = e.b.ins().iadd(c, at);
             let left = e.b.ins().isub(rows, t);
-            tiling.run(e, &TileOperands { x, weights, c, k, accumulate: zero, fetch: None }, left, width);
+            tiling.run(e, &TileOperands { x, weights, c, k, accumulate: zero, streams: None }, left, width);
             vec![]
         });
     }

@@ -240,7 +240,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, product: Product) {
                 let along = e.scale(from_k, 4);
                 let operands = |e: &mut Emitter<'_>, rows: Value, c: Value| {
                     let weights = e.b.ins().iadd(rows, along);
-                    TileOperands { x, weights, c, k: steps, accumulate: from_k, fetch: None }
+                    TileOperands { x, weights, c, k: steps, accumulate: from_k, streams: None }
                 };
                 if let Some(direct) = direct {
                     let operands = operands(e, from, c);

@@ -9,6 +9,7 @@ mod gather;
 mod hold;
 mod lanes;
 pub mod linear;
+mod linear_ahead;
 mod linear_blocked;
 mod linear_dots;
 mod linear_epilogue;

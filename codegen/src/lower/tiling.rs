@@ -6,7 +6,7 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::DType;
 
 use crate::emit::Emitter;
-use crate::micro::{Emit, Fetched, Microkernel, Raw, Tile, TileOperands};
+use crate::micro::{Emit, Microkernel, Raw, Streams, Tile, TileOperands};
 
 /// A microkernel and the strides that its operands have in a kernel.
 #[derive(Clone, Copy)]
@@ -23,12 +23,12 @@ pub(super) struct Tiling {
     pub(super) ahead: usize,
     /// Whether k lies in fours in both operands.
     pub(super) fours: bool,
-    /// If x passes the first cache by: what each step fetches.
-    pub(super) streams: Option<Fetched>,
+    /// If x passes the first cache by: what is done meanwhile.
+    pub(super) streams: Option<Streams>,
 }
 
 impl Tiling {
-    fn tile(&self, shape: usize) -> Tile {
+    pub(super) fn tile(&self, shape: usize) -> Tile {
         let (columns, nr) = self.micro.shapes[shape];
         Tile {
             operands: self.micro.operands,
@@ -93,13 +93,11 @@ impl Tiling {
             let weights = e.b.ins().iadd(operands.weights, at);
             let at = e.scale(n, self.c_stride as i64);
             let c = e.b.ins().iadd(operands.c, at);
-            let TileOperands { x, k, accumulate, fetch, .. } = *operands;
+            let operands = TileOperands { weights, c, ..*operands };
             if let Emit::Inline(emit) = self.micro.emit {
-                emit(e, tile, &TileOperands { weights, c, ..*operands });
+                emit(e, tile, &operands);
             } else if self.micro.is_packed() {
-                let fixed = [x, weights, c, k, accumulate];
-                let operands: Vec<Value> = fixed.into_iter().chain(fetch).collect();
-                e.call_raw(Raw::Tile(tile), &operands);
+                e.call_raw(Raw::Tile(tile), &operands.values());
             } else {
                 unreachable!("tiles alone read panels");
             }

@@ -21,9 +21,24 @@
 //! Shapes are whole: K is a multiple of 32, and blocks are filled up with rows that nobody stores. Intel's Software
 //! Developer's Manual, volume 2, has the instructions (LDTILECFG, TILELOADD, TDPBF16PS).
 
-use iced_x86::code_asm::{registers::gpr64, *};
+use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 
-use super::{Code, Fetched, Tile};
+use super::amx_widen::Rows;
+use super::blocks::{PLANES, TO};
+use super::dot::Done;
+use super::{Code, Fetched, Streams, Tile};
+
+const SUMS: [[AsmRegisterTmm; 2]; 2] = [[tmm0, tmm1], [tmm2, tmm3]];
+/// Operands: x, weights, c, k; and where they go if weights are widened meanwhile.
+const PASSED: [AsmRegister64; 4] = [gpr64::rdi, gpr64::rsi, gpr64::rdx, gpr64::rcx];
+const MOVED: [AsmRegister64; 4] = [gpr64::r12, gpr64::r13, gpr64::r14, gpr64::rbp];
+/// What is fetched: what follows the weights, once it is known whether sums start from 0; or what is wanted next.
+const FETCH: AsmRegister64 = gpr64::r8;
+const WANTED: AsmRegister64 = gpr64::r9;
+/// Turns of a round of widening, and rounds.
+const TURNS: AsmRegister32 = gpr32::r15d;
+const ROUNDS: AsmRegister64 = gpr64::rbx;
+const SAVED: [AsmRegister64; 6] = [gpr64::rbx, gpr64::rbp, gpr64::r12, gpr64::r13, gpr64::r14, gpr64::r15];
 
 /// Rows of a tile register, bytes of each: all of it.
 pub(super) const ROWS: i32 = 16;
@@ -35,99 +50,180 @@ const AHEAD: i32 = 2;
 
 /// The block of `columns` (32 or 16) rows of x and 32 weight rows.
 pub(super) fn tile_bf16(tile: Tile) -> Code {
-    let (x, weights, c, k, accumulate) = (gpr64::rdi, gpr64::rsi, gpr64::rdx, gpr64::rcx, gpr64::r8);
-    let (lower, wanted, weight_stride) = (gpr64::rax, gpr64::r9, gpr64::r11);
+    let a = &mut CodeAssembler::new(64)?;
+    let widened = tile.streams.and_then(|streams| streams.widened);
+    let mut rows = widened.map(|w| Rows::new(w.weights, w.k, w.rows, w.stride));
+    let place = if rows.is_some() { MOVED } else { PASSED };
+    let [x, weights, c, k] = place;
+    if let Some(rows) = &mut rows {
+        for register in SAVED {
+            a.push(register)?;
+        }
+        for (register, passed) in place.into_iter().zip(PASSED) {
+            a.mov(register, passed)?;
+        }
+        for (i, register) in (0..).zip([PLANES[0], PLANES[1], TO, ROUNDS]) {
+            a.mov(register, qword_ptr(gpr64::rsp + 8 * (SAVED.len() as i32 + 1 + i)))?;
+        }
+        rows.ready(a)?;
+    }
+    let (accumulate, lower, weight_stride) = (gpr64::r8, gpr64::rax, gpr64::r11);
     // One after the other.
     let (x_stride, c_stride) = (gpr64::r10, gpr64::r10);
-    let sums = [[tmm0, tmm1], [tmm2, tmm3]];
-    let (left, right) = ([tmm4, tmm5], [tmm6, tmm7]);
     let halves = tile.columns as i32 / ROWS;
-    let x_step = STEP / 2 * tile.panel as i32 * 4;
-    let a = &mut CodeAssembler::new(64)?;
 
     a.mov(weight_stride, i64::from(tile.weight_stride))?;
     a.mov(c_stride, i64::from(tile.c_stride))?;
     a.lea(lower, ptr(weights + ROWS * tile.weight_stride))?;
-    let load = |a: &mut CodeAssembler, to: AsmRegisterTmm, from: AsmMemoryOperand| match tile.streams {
-        Some(_) => a.tileloaddt1(to, from),
-        None => a.tileloadd(to, from),
-    };
     let c_at = |i: usize, j: i32| c + c_stride + (i as i32 * ROWS * tile.c_stride + j * ROW_BYTES);
     let (mut clear, mut ready) = (a.create_label(), a.create_label());
     a.test(accumulate, accumulate)?;
     a.jz(clear)?;
-    for (i, row) in sums.iter().enumerate() {
+    for (i, row) in SUMS.iter().enumerate() {
         for j in 0..halves {
-            load(a, row[j as usize], ptr(c_at(i, j)))?;
+            load(a, &tile, row[j as usize], ptr(c_at(i, j)))?;
         }
     }
     a.jmp(ready)?;
     a.set_label(&mut clear)?;
-    for row in sums {
+    for row in SUMS {
         for sum in &row[..halves as usize] {
             a.tilezero(*sum)?;
         }
     }
     a.set_label(&mut ready)?;
     a.mov(x_stride, tile.panel as i64 * 4)?;
-    let fetch = accumulate;
     if tile.ahead > 0 {
-        a.lea(fetch, ptr(weights + tile.ahead))?;
+        a.lea(FETCH, ptr(weights + tile.ahead))?;
     }
 
     // k counts pairs.
-    let (mut step, mut done) = (a.create_label(), a.create_label());
+    let at = [x, x_stride, weights, lower, weight_stride];
     a.shr(k, (STEP / 2).trailing_zeros() as i32)?;
-    a.jz(done)?;
-    a.set_label(&mut step)?;
-    for j in 0..halves {
-        load(a, right[j as usize], ptr(x + x_stride + j * ROW_BYTES))?;
+    if let Some(rows) = &mut rows {
+        meanwhile(a, rows, k, &tile, at)?;
     }
-    for (i, start) in [weights, lower].into_iter().enumerate() {
-        a.tileloadd(left[i], ptr(start + weight_stride))?;
+    let (mut again, mut done) = (a.create_label(), a.create_label());
+    a.test(k, k)?;
+    a.jz(done)?;
+    a.set_label(&mut again)?;
+    step(a, &tile, at, |_, _| Ok(()))?;
+    a.dec(k)?;
+    a.jnz(again)?;
+    a.set_label(&mut done)?;
+    if let Some(rows) = &mut rows {
+        let (mut again, mut done) = (a.create_label(), a.create_label());
+        a.test(ROUNDS, ROUNDS)?;
+        a.jz(done)?;
+        a.set_label(&mut again)?;
+        rows.widen(a, rows.rows)?;
+        rows.next(a, rows.elements * 2)?;
+        a.dec(ROUNDS)?;
+        a.jnz(again)?;
+        a.set_label(&mut done)?;
+    }
+
+    a.mov(c_stride, i64::from(tile.c_stride))?;
+    for (i, row) in SUMS.iter().enumerate() {
+        for j in 0..halves {
+            a.tilestored(ptr(c_at(i, j)), row[j as usize])?;
+        }
+    }
+    if rows.is_some() {
+        for register in SAVED.into_iter().rev() {
+            a.pop(register)?;
+        }
+        a.vzeroupper()?;
+    }
+    a.ret()?;
+    if let Some(rows) = &mut rows {
+        rows.end(a)?;
+    }
+    a.assemble(0)
+}
+
+/// Steps of k, counted by `k`, and what is widened meanwhile, as long as there is of both.
+fn meanwhile(
+    a: &mut CodeAssembler,
+    rows: &mut Rows<'_>,
+    k: AsmRegister64,
+    tile: &Tile,
+    at: [AsmRegister64; 5],
+) -> Done {
+    let (turns, some, steps) = rows.turns();
+    let (mut again, mut turn, mut done) = (a.create_label(), a.create_label(), a.create_label());
+    a.set_label(&mut again)?;
+    a.test(ROUNDS, ROUNDS)?;
+    a.jz(done)?;
+    a.cmp(k, turns * steps)?;
+    a.jl(done)?;
+    a.mov(TURNS, turns)?;
+    a.set_label(&mut turn)?;
+    let halves = tile.columns / ROWS as usize;
+    let slots = steps as usize * 2 * halves;
+    for i in 0..steps as usize {
+        step(a, tile, at, |a, product| rows.share(a, some, (i * 2 * halves + product, slots), |_| Ok(())))?;
+    }
+    a.dec(TURNS)?;
+    a.jnz(turn)?;
+    rows.next(a, rows.elements * 2)?;
+    a.sub(k, turns * steps)?;
+    a.dec(ROUNDS)?;
+    a.jmp(again)?;
+    a.set_label(&mut done)
+}
+
+/// A step of k: `x` and its stride, both registers' weights and their stride; and what else is done after each product.
+fn step(
+    a: &mut CodeAssembler,
+    tile: &Tile,
+    [x, x_stride, weights, lower, weight_stride]: [AsmRegister64; 5],
+    mut meanwhile: impl FnMut(&mut CodeAssembler, usize) -> Done,
+) -> Done {
+    let (left, right) = ([tmm4, tmm5], [tmm6, tmm7]);
+    let (halves, x_row) = (tile.columns as i32 / ROWS, tile.panel as i32 * 4);
+    for j in 0..halves {
+        load(a, tile, right[j as usize], ptr(x + x_stride + j * ROW_BYTES))?;
+    }
+    a.tileloadd(left[0], ptr(weights + weight_stride))?;
+    a.tileloadd(left[1], ptr(lower + weight_stride))?;
+    for i in 0..2 {
         for j in 0..halves as usize {
-            a.tdpbf16ps(sums[i][j], left[i], right[j])?;
+            a.tdpbf16ps(SUMS[i][j], left[i], right[j])?;
+            meanwhile(a, i * halves as usize + j)?;
         }
         let ahead = if tile.streams.is_some() { 0 } else { ROWS / 2 };
         for row in i as i32 * ahead..(i as i32 + 1) * ahead {
             for j in 0..halves {
-                let at = AHEAD * x_step + row * tile.panel as i32 * 4 + j * ROW_BYTES;
-                a.prefetcht0(byte_ptr(x + at))?;
+                a.prefetcht0(byte_ptr(x + AHEAD * ROWS * x_row + row * x_row + j * ROW_BYTES))?;
             }
         }
         if tile.ahead > 0 {
             // As many lines as a step takes.
             for line in i as i32 * ROWS..(i as i32 + 1) * ROWS {
-                a.prefetcht1(byte_ptr(fetch + line * ROW_BYTES))?;
+                a.prefetcht1(byte_ptr(FETCH + line * ROW_BYTES))?;
             }
         }
     }
     if tile.ahead > 0 {
-        a.add(fetch, 2 * ROWS * ROW_BYTES)?;
+        a.add(FETCH, 2 * ROWS * ROW_BYTES)?;
     }
-    if let Some(Fetched { rows, stride, lines }) = tile.streams {
+    if let Some(Streams { fetched: Fetched { rows, stride, lines }, .. }) = tile.streams {
         for row in 0..rows {
             for line in 0..lines {
-                a.prefetcht1(byte_ptr(wanted + row * stride + line * ROW_BYTES))?;
+                a.prefetcht1(byte_ptr(WANTED + row * stride + line * ROW_BYTES))?;
             }
         }
-        a.add(wanted, lines * ROW_BYTES)?;
+        a.add(WANTED, lines * ROW_BYTES)?;
     }
-    a.add(x, x_step)?;
+    a.add(x, ROWS * x_row)?;
     a.add(weights, ROW_BYTES)?;
-    a.add(lower, ROW_BYTES)?;
-    a.dec(k)?;
-    a.jnz(step)?;
-    a.set_label(&mut done)?;
+    a.add(lower, ROW_BYTES)
+}
 
-    a.mov(c_stride, i64::from(tile.c_stride))?;
-    for (i, row) in sums.iter().enumerate() {
-        for j in 0..halves {
-            a.tilestored(ptr(c_at(i, j)), row[j as usize])?;
-        }
-    }
-    a.ret()?;
-    a.assemble(0)
+/// Loads sums or x.
+fn load(a: &mut CodeAssembler, tile: &Tile, to: AsmRegisterTmm, from: AsmMemoryOperand) -> Done {
+    if tile.streams.is_some() { a.tileloaddt1(to, from) } else { a.tileloadd(to, from) }
 }
 
 /// The shape of all eight tile registers: 16 rows of 64 bytes.
@@ -162,9 +258,7 @@ pub(super) fn release() -> Code {
 }
 
 /// Multiply-adds of [`multiply`] in a round: products, each of 16 by 16 sums of 32.
-pub(super) const ROUND: usize = SUMS * 16 * 16 * 32;
-/// Sums that keep the unit busy while each waits for itself.
-const SUMS: usize = 4;
+pub(super) const ROUND: usize = 4 * 16 * 16 * 32;
 
 /// Products of registers alone, `rounds` rounds a tile: `(frame, begin, end, scratch)`. What is multiplied are numbers
 /// of all kinds: with zeros the unit draws less power than any product's, and may run faster.

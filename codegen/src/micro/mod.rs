@@ -12,6 +12,7 @@
 mod aarch64;
 mod amx;
 mod amx_stored;
+mod amx_widen;
 mod blocks;
 mod cached;
 mod choose;
@@ -41,8 +42,8 @@ pub use self::choose::{
 };
 pub use self::held::Held;
 pub use self::raw::{
-    Block, Dot, Fetched, LANE_BLOCK, Lanes, MAGIC, Mix, Raw, Scores, Soften, StoredTile, Tile, TileOperands, Turn, Widen,
-    int8_quant_bytes, int8_row_bytes, lane_row_bytes,
+    Block, Dot, Fetched, LANE_BLOCK, Lanes, MAGIC, Mix, Raw, Scores, Soften, StoredTile, Streams, Tile,
+    TileOperands, Turn, Widen, WidenOperands, Widened, int8_quant_bytes, int8_row_bytes, lane_row_bytes,
 };
 pub use self::soften::UNSEEN;
 pub use self::table::MICROKERNELS;
@@ -231,7 +232,7 @@ impl Microkernel {
 
     /// Elements of stored weight rows that its [`Raw::StoredTile`] widens together, if it takes them so.
     pub fn elements_stored(&self, weights: DType) -> Option<usize> {
-        if self.is_configured() { amx_stored::elements(weights) } else { None }
+        if self.is_configured() { amx_widen::elements(weights) } else { None }
     }
 
     /// Bytes of scratch that [`Raw::StoredTile`] wants.

@@ -45,12 +45,21 @@ pub struct Tile {
     pub ahead: i32,
     /// Whether k lies in fours in both operands: see [`Microkernel::has_fours`](super::Microkernel::has_fours).
     pub fours: bool,
-    /// If x and sums pass the first cache by, which the weights then have to themselves: what each step fetches. Of
+    /// If x and sums pass the first cache by, which the weights then have to themselves: what is done meanwhile. Of
     /// [`Emit::ConfiguredTile`](super::Emit::ConfiguredTile) alone.
-    pub streams: Option<Fetched>,
+    pub streams: Option<Streams>,
 }
 
-/// What a tile that streams fetches in each step: so many lines of so many weight rows as they are stored.
+/// What a tile that streams does meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Streams {
+    /// What it fetches.
+    pub fetched: Fetched,
+    /// What it widens, if it does.
+    pub widened: Option<Widened>,
+}
+
+/// What is fetched in each step: so many lines of so many weight rows as they are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fetched {
     /// Weight rows.
@@ -59,6 +68,19 @@ pub struct Fetched {
     pub stride: i32,
     /// Lines of each, which follow one another, and the next step's them.
     pub lines: i32,
+}
+
+/// What is widened while steps multiply: the elements of weight rows that come next, for a later call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Widened {
+    /// Their element type, in blocks.
+    pub weights: DType,
+    /// Elements of a whole row.
+    pub k: usize,
+    /// Rows.
+    pub rows: i32,
+    /// Bytes from one widened row to the next.
+    pub stride: i32,
 }
 
 /// A tile of weights as they are stored: what the code of a [`Emit::ConfiguredTile`](super::Emit::ConfiguredTile) for
@@ -202,7 +224,8 @@ pub struct Widen {
 /// A function of raw code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Raw {
-    /// Operands: x, weights, c, k, accumulate; if x streams, where the first line is that is fetched.
+    /// Operands: x, weights, c, k, accumulate; if x streams, where the first line is that is fetched; if it widens, what
+    /// [`WidenOperands`] says.
     Tile(Tile),
     /// Operands: x, weights (the first row), c, scratch of
     /// [`Microkernel::stored_bytes`](super::Microkernel::stored_bytes).
@@ -243,6 +266,7 @@ impl Raw {
     pub fn operands(self) -> usize {
         match self {
             Raw::Soften(_) => 6,
+            Raw::Tile(Tile { streams: Some(Streams { widened: Some(_), .. }), .. }) => 10,
             Raw::Tile(Tile { streams: Some(_), .. }) => 6,
             Raw::Tile(_) | Raw::Mix(_) | Raw::Turn(_) => 5,
             Raw::Dot(_) => 3,
@@ -267,8 +291,30 @@ pub struct TileOperands {
     pub k: Value,
     /// 0 to start the sums, else they are added to what `c` holds (i64).
     pub accumulate: Value,
-    /// Address of weights as they are stored that are wanted next, if x streams.
-    pub fetch: Option<Value>,
+    /// If x streams: the address of weights as they are stored that are wanted next, and what is widened.
+    pub streams: Option<(Value, Option<WidenOperands>)>,
+}
+
+impl TileOperands {
+    /// All of them, as the code takes them.
+    pub(crate) fn values(&self) -> Vec<Value> {
+        let TileOperands { x, weights, c, k, accumulate, streams } = *self;
+        let (fetched, widened) = streams.unzip();
+        let widened = widened.flatten().into_iter();
+        let widened = widened.flat_map(|w| w.planes.into_iter().chain([w.to, w.rounds]));
+        [x, weights, c, k, accumulate].into_iter().chain(fetched).chain(widened).collect()
+    }
+}
+
+/// What a tile widens in one call.
+#[derive(Clone, Copy)]
+pub struct WidenOperands {
+    /// Addresses of the first row's next block, in its first plane and in its last.
+    pub planes: [Value; 2],
+    /// Address of the first row's results.
+    pub to: Value,
+    /// How many times [`Microkernel::elements_stored`](super::Microkernel::elements_stored) of each row (i64).
+    pub rounds: Value,
 }
 
 /// Bytes of the quants of a row of x rounded to 8 bits: k (i8), and what is left of a pair of blocks.

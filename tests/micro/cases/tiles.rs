@@ -1,6 +1,6 @@
 //! Products of many rows: tiles of floats and of integers.
 
-use lapidary_codegen::micro::{Fetched, Held, Microkernel, Raw, Tile};
+use lapidary_codegen::micro::{Fetched, Held, Microkernel, Raw, Streams, Tile};
 use lapidary_ir::{BLOCK, DType};
 
 use super::widenings::{hold, pitch};
@@ -59,10 +59,9 @@ pub(super) fn tiles(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
                     c_stride: c_row as i32 * 4,
                     ahead: if micro.is_configured() { 1024 * pad as i32 } else { 0 },
                     fours,
-                    streams: (micro.is_configured() && pad > 0).then_some(Fetched {
-                        rows: 2,
-                        stride: 128,
-                        lines: 1,
+                    streams: (micro.is_configured() && pad > 0).then_some(Streams {
+                        fetched: Fetched { rows: 2, stride: 128, lines: 1 },
+                        widened: None,
                     }),
                 };
                 let mut operands = vec![

@@ -161,17 +161,20 @@ impl Cpu {
                 Argument::Number(number) => *number,
             });
         }
-        assert!(words.len() <= ORDER.len(), "more arguments than registers");
         let mut stack = vec![0xa5u8; STACK_BYTES];
         regions.push(Region { start: stack.as_mut_ptr() as u64, bytes: stack.len(), writable: true });
         let tiles = std::mem::replace(&mut self.tiles, Tiles::EMPTY);
         *self = Cpu { tiles, ..Cpu::reaching(Memory::Regions(regions)) };
-        for (register, word) in ORDER.into_iter().zip(words) {
-            self.general[scalar::number(register)] = word;
+        for (register, word) in ORDER.into_iter().zip(&words) {
+            self.general[scalar::number(register)] = *word;
         }
-        // As a call leaves it, eight bytes off 16.
-        let end = stack.as_ptr() as u64 + stack.len() as u64;
-        self.general[scalar::number(Register::RSP)] = end / 16 * 16 - 8;
+        // As a call leaves it: the address to return to, eight bytes off 16, then the other arguments.
+        let rest = words.get(ORDER.len()..).unwrap_or_default();
+        let bytes = rest.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        let lowest = stack.as_ptr() as u64;
+        let at = (lowest + (stack.len() - bytes.len()) as u64) / 16 * 16;
+        stack[(at - lowest) as usize..][..bytes.len()].copy_from_slice(&bytes);
+        self.general[scalar::number(Register::RSP)] = at - 8;
         let mut at = start;
         for _ in 0..MOST_STEPS {
             let left = &code[(at - start) as usize..];

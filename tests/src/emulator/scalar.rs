@@ -147,6 +147,22 @@ impl Cpu {
                 self.set_scalar(i, value)?;
             }
             M::Lea => self.set_scalar(i, self.address(i))?,
+            M::Xchg if i.op_kind(1) == OpKind::Register => {
+                let (a, b) = (self.scalar(i, 0)?, self.scalar(i, 1)?);
+                self.set_scalar(i, b)?;
+                self.general[number(i.op_register(1))] = a;
+            }
+            M::Push if i.op_kind(0) == OpKind::Register => {
+                let (value, top) = (self.scalar(i, 0)?, self.general[number(Register::RSP)].wrapping_sub(8));
+                self.write(i, top, &value.to_le_bytes())?;
+                self.general[number(Register::RSP)] = top;
+            }
+            M::Pop if i.op_kind(0) == OpKind::Register => {
+                let (mut word, top) = ([0; 8], self.general[number(Register::RSP)]);
+                self.read(i, top, &mut word)?;
+                self.general[number(Register::RSP)] = top.wrapping_add(8);
+                self.set_scalar(i, u64::from_le_bytes(word))?;
+            }
             M::Add | M::Sub | M::Cmp | M::Inc | M::Dec => {
                 let counts = matches!(i.mnemonic(), M::Inc | M::Dec);
                 let subtract = matches!(i.mnemonic(), M::Sub | M::Cmp | M::Dec);

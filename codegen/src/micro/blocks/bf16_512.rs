@@ -103,15 +103,26 @@ impl<'a> Unit<'a> {
     }
 
     /// Widens those that [`PLANES`] point at, to [`TO`].
-    pub(in crate::micro) fn widen(&mut self, a: &mut CodeAssembler) -> Done {
+    fn widen(&mut self, a: &mut CodeAssembler) -> Done {
+        (0..self.pieces()).try_for_each(|i| self.piece(a, i))
+    }
+
+    /// Pieces that they come in.
+    pub(in crate::micro) fn pieces(&self) -> usize {
+        self.elements() / UNIT
+    }
+
+    /// Widens a piece of them, after those before it.
+    pub(in crate::micro) fn piece(&mut self, a: &mut CodeAssembler, i: usize) -> Done {
         if self.format.block < UNIT {
             for (kind, scale) in scales_of(self.format).enumerate() {
                 self.short_scales(a, scale, SCALES[kind])?;
             }
-            return self.some(a, 0);
+        } else if i == 0 {
+            self.keep_scales(a)?;
         }
-        self.keep_scales(a)?;
-        (0..self.format.block).step_by(UNIT).try_for_each(|first| self.some(a, first))
+        let first = i * UNIT;
+        if self.table().is_some() { self.look_up(a, first) } else { self.put_together(a, first) }
     }
 
     fn step(&self, a: &mut CodeAssembler, blocks: usize) -> Done {
@@ -172,11 +183,6 @@ impl<'a> Unit<'a> {
             (Offset::Plus(_), Factor::Held(offset)) => a.vaddps(x, x, offset),
             (Offset::Plus(_), Factor::Kept(offset)) => a.vaddps(x, x, offset),
         }
-    }
-
-    /// [`UNIT`] elements from `first` of a block, or those of short blocks.
-    fn some(&mut self, a: &mut CodeAssembler, first: usize) -> Done {
-        if self.table().is_some() { self.look_up(a, first) } else { self.put_together(a, first) }
     }
 
     /// The floats of short blocks, in every lane of a register each.

@@ -27,7 +27,7 @@ impl Tile<'_> {
             c: self.scores,
             k: steps,
             accumulate: zero,
-            fetch: None,
+            streams: None,
         };
         score_tiling(micro, self.op.head_dim).run(e, &scores, columns, count);
         match self.shape.soften {
@@ -56,7 +56,7 @@ impl Tile<'_> {
             c: self.sums,
             k: steps,
             accumulate: one,
-            fetch: None,
+            streams: None,
         };
         value_tiling(micro).run(e, &values, columns, head_dim);
     }
