@@ -134,7 +134,7 @@ impl Following<'_> {
         e.b.ins().uextend(types::I64, is_next)
     }
 
-    /// Bytes along the rows that are fetched to what the call after a panel's fetches, where `each` is the plain tiles'.
+    /// Bytes from what a panel's call fetches to what the next one's does, `each` if it is a plain tile's.
     pub(super) fn fetched(&self, e: &mut Emitter<'_>, panel: Value, each: i64) -> Value {
         let shares = e.b.ins().icmp(IntCC::SignedLessThan, panel, self.calls);
         let each = e.i64(each);

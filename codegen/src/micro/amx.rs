@@ -28,6 +28,7 @@ use super::blocks::{PLANES, TO};
 use super::dot::Done;
 use super::{Code, Fetched, Streams, Tile};
 
+/// Sums, of 16 weight rows each pair.
 const SUMS: [[AsmRegisterTmm; 2]; 2] = [[tmm0, tmm1], [tmm2, tmm3]];
 /// Operands: x, weights, c, k; and where they go if weights are widened meanwhile.
 const PASSED: [AsmRegister64; 4] = [gpr64::rdi, gpr64::rsi, gpr64::rdx, gpr64::rcx];

@@ -1,5 +1,7 @@
-//! Weight rows that are widened between the products of AMX tiles, whose unit works on meanwhile: what is widened and
-//! what is multiplied wait for nothing of each other's, and a CPU looks far enough ahead to do both at a time.
+//! Weight rows that are widened between the products of AMX tiles. What is widened and what is multiplied wait for
+//! nothing of each other's, and a CPU does both at a time if they come in turn: a product keeps the unit busy for 16
+//! cycles, in which some 30 instructions of widening are done. A step's products behind all that is widened in that
+//! time took as long as one after the other.
 
 use iced_x86::code_asm::*;
 use lapidary_ir::{DType, Format};
@@ -8,8 +10,8 @@ use super::amx::STEP;
 use super::blocks::{PLANES, TO, Unit};
 use super::dot::Done;
 
-/// Rows of a weight in blocks, some elements of each at a time; where these lie in the first row is in [`PLANES`], where
-/// they go in [`TO`].
+/// Rows of a weight in blocks, some elements of each at a time: where the next row's lie is in [`PLANES`], where they
+/// go in [`TO`].
 pub(super) struct Rows<'a> {
     unit: Unit<'a>,
     format: &'a Format,

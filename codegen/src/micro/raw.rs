@@ -224,8 +224,8 @@ pub struct Widen {
 /// A function of raw code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Raw {
-    /// Operands: x, weights, c, k, accumulate; if x streams, where the first line is that is fetched; if it widens, what
-    /// [`WidenOperands`] says.
+    /// Operands: x, weights, c, k, accumulate; if x streams, where the first line is that is fetched; if it widens too,
+    /// what [`WidenOperands`] says.
     Tile(Tile),
     /// Operands: x, weights (the first row), c, scratch of
     /// [`Microkernel::stored_bytes`](super::Microkernel::stored_bytes).

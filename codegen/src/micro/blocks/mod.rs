@@ -9,6 +9,7 @@ mod fetch;
 mod lanes_256;
 mod lanes_512;
 mod meet_256;
+mod quants_512;
 mod row_256;
 mod unpack_256;
 mod unpack_512;
