@@ -18,6 +18,8 @@ mod gather;
 mod harness;
 #[path = "fused/linear.rs"]
 mod linear;
+#[path = "fused/linear_apart.rs"]
+mod linear_apart;
 #[path = "fused/map.rs"]
 mod map;
 #[path = "fused/matmul.rs"]
