@@ -111,7 +111,7 @@ pub(super) fn raw_code(
             let tilings = by_panels(linear, weights).unwrap_or_else(by_parts);
             let tiles = tilings.into_iter().flat_map(|tiling| tiling.raw_code());
             let few = linear.few.into_iter().flat_map(lanes);
-            let stored = weights.iter().filter_map(|w| stored(micro, w)).flatten();
+            let stored = weights.iter().filter_map(|w| stored(micro, w, features)).flatten();
             let tiles = tiles.chain(stored.map(Raw::StoredTile));
             let blocked = |b: Blocking| weights.iter().flat_map(move |w| b.raw_code(linear, weights, w));
             let tiles = tiles.chain(blocking.into_iter().flat_map(blocked));

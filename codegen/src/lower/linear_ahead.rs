@@ -134,16 +134,6 @@ impl Following<'_> {
         e.b.ins().uextend(types::I64, is_next)
     }
 
-    /// Bytes from what a panel's call fetches to what the next one's does, `each` if it is a plain tile's.
-    pub(super) fn fetched(&self, e: &mut Emitter<'_>, panel: Value, each: i64) -> Value {
-        let shares = e.b.ins().icmp(IntCC::SignedLessThan, panel, self.calls);
-        let each = e.i64(each);
-        let its = self.by_calls(e, 0, |Widening { tile, .. }| {
-            tile.streams.map_or(0, |streams| (streams.fetched.rows * streams.fetched.stride) as usize)
-        });
-        e.b.ins().select(shares, its, each)
-    }
-
     /// The tile of panel number `panel`, which widens its share of that part, or the `plain` one if it has none.
     pub(super) fn call(
         &self,

@@ -108,7 +108,9 @@ impl Blocking {
         let (steps, stored) = (part / micro.kr, weight.dtype.row_bytes(self.k));
         let lines = stored.div_ceil(LINE * steps).min(LINES) as i32;
         let rows = micro.block_rows().div_ceil(self.k.div_ceil(part) * panels) as i32;
-        let fetched = Fetched { rows, stride: weight.step_bytes(0) as i32, lines };
+        // Far from each other, where memory serves each as a stream of its own.
+        let apart = micro.block_rows().div_ceil(rows as usize) as i64;
+        let fetched = Fetched { rows, stride: (apart * weight.step_bytes(0)) as i32, lines };
         Tiling { streams: Some(Streams { fetched, widened: None }), ..tiling(micro, weight.dtype) }
     }
 
@@ -284,9 +286,6 @@ impl Job<'_> {
         let Part { weights, i, blocking, first, member, c } = block;
         let (micro, weight) = (self.linear.micro, &weights[i]);
         let tiling = blocking.tiling(&self.linear, weight);
-        let Some(Streams { fetched: Fetched { rows, stride, .. }, .. }) = tiling.streams else {
-            unreachable!("tiles of many rows stream")
-        };
         // Each call fetches rows of the next block, in time for its first part.
         let block_rows = micro.block_rows();
         let wanted = {
@@ -296,7 +295,6 @@ impl Job<'_> {
             let [at, _] = stored_at(e, weight, start);
             e.b.ins().iadd(next, at)
         };
-        let each = i64::from(rows * stride);
         let x = e.base(&self.kernel.inputs[0]);
         let following = self.what_follows(e, block, (row, end), (start, to));
         let part = match &following {
@@ -336,11 +334,7 @@ impl Job<'_> {
                     }
                     None => plain(e),
                 }
-                let each = match next {
-                    Some((following, _)) => following.fetched(e, panel, each),
-                    None => e.i64(each),
-                };
-                vec![e.b.ins().iadd(state[0], each)]
+                vec![e.offset(state[0], weight.step_bytes(0))]
             });
             let ready = match next {
                 Some((following, widened)) => {

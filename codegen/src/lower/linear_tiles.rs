@@ -7,7 +7,7 @@ use lapidary_ir::{BLOCK, DType};
 use super::hold::{held_row, hold, weight_row};
 use super::linear::{Job, fixed};
 use super::tiling::Tiling;
-use crate::emit::Emitter;
+use crate::emit::{Emitter, Features};
 use crate::kernel::Linear;
 use crate::micro::{Microkernel, Raw, StoredTile, TileOperands};
 use crate::view::View;
@@ -53,17 +53,18 @@ pub(super) fn whole(micro: &'static Microkernel, weight: &View) -> Option<Tiling
 }
 
 /// Tiles of the weight as it is stored, for calls of one panel, if the unit has them: the narrowest first.
-pub(super) fn stored(micro: &Microkernel, weight: &View) -> Option<impl Iterator<Item = StoredTile>> {
+pub(super) fn stored(micro: &Microkernel, weight: &View, features: &Features) -> Option<Vec<StoredTile>> {
     let (k, weights) = (fixed(weight, 1), weight.dtype);
-    let whole = k.is_multiple_of(micro.elements_stored(weights)?);
+    let (whole, streams) = (k.is_multiple_of(micro.elements_stored(weights)?), features.streams());
     let of = move |&(columns, _): &(usize, usize)| StoredTile {
         weights,
         k,
         columns,
         panel: micro.mr,
         c_stride: micro.mr as i32 * 4,
+        streams,
     };
-    whole.then(|| micro.shapes.iter().rev().map(of))
+    whole.then(|| micro.shapes.iter().rev().map(of).collect())
 }
 
 /// The most bytes of a tile's weights that are held whole while panels meet them one after the other.
@@ -144,10 +145,9 @@ impl Job<'_> {
                     by_parts,
                 );
             };
-            match stored(micro, weight) {
+            match stored(micro, weight, &e.features) {
                 Some(tiles) => {
                     let few = few(e, 1, true);
-                    let tiles: Vec<StoredTile> = tiles.collect();
                     e.choose_path(
                         few,
                         |e| self.stored_tiles(e, weight, first, (&tiles, held), c),

@@ -8,7 +8,7 @@
 //!
 //! `E` are as many as are widened together ([`Rows`]), so both halves stay in the first cache. Sums stay in tile
 //! registers for all of k, in the order of [`tile_bf16`](super::amx::tile_bf16). The block after this one is fetched
-//! into the second cache meanwhile, in the order of its bytes, and the next step's x, which that holds for all blocks,
+//! into the second cache meanwhile, in some streams, each in the order of its bytes, and the next step's x, which that holds for all blocks,
 //! into the first.
 
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
@@ -118,14 +118,21 @@ impl Stored {
     /// block, and so many rows of x.
     fn share(&mut self, a: &mut CodeAssembler, rows: i32, x_rows: i32, slot: (usize, usize)) -> Done {
         let bytes = self.rows.bytes / (self.tile.k as i32 / self.rows.elements);
+        let streams = (self.tile.streams as i32).min(rows);
+        let apart = BLOCK_ROWS * self.rows.bytes / streams;
         let (x_row, halves) = (self.x_row(), self.halves() as i32);
+        let mut row = rows * slot.0 as i32 / slot.1 as i32;
         self.rows.share(a, rows, slot, |a| {
+            // Each row has its turn of the streams.
             for line in (0..bytes).step_by(ROW_BYTES as usize) {
-                a.prefetcht1(byte_ptr(FETCH + line))?;
+                a.prefetcht1(byte_ptr(FETCH + row % streams * apart + line))?;
             }
-            a.add(FETCH, bytes)?;
-            for (row, j) in (0..x_rows).flat_map(|row| (0..halves).map(move |j| (row, j))) {
-                a.prefetcht0(byte_ptr(X_FETCH + row * x_row + j * ROW_BYTES))?;
+            row += 1;
+            if row % streams == 0 {
+                a.add(FETCH, bytes)?;
+            }
+            for (x, j) in (0..x_rows).flat_map(|x| (0..halves).map(move |j| (x, j))) {
+                a.prefetcht0(byte_ptr(X_FETCH + x * x_row + j * ROW_BYTES))?;
             }
             if x_rows > 0 { a.add(X_FETCH, x_rows * x_row) } else { Ok(()) }
         })

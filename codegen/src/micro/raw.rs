@@ -97,6 +97,9 @@ pub struct StoredTile {
     pub panel: usize,
     /// Bytes from one row of results to the next.
     pub c_stride: i32,
+    /// Streams in which the weight rows after these are fetched: see
+    /// [`Features::streams`](crate::emit::Features::streams).
+    pub streams: usize,
 }
 
 /// Dot products' fixed measures: what the code of a [`Emit::RawDot`](super::Emit::RawDot) is specialised to.

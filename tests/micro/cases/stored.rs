@@ -17,7 +17,7 @@ pub(super) fn tiles(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
         }
         for &(columns, nr) in micro.shapes {
             for rounds in [1, 2, 3] {
-                cases.push(tile(micro, source, (columns, nr), weights, rounds * elements));
+                cases.push(tile(micro, source, (columns, nr), weights, (rounds, elements)));
             }
         }
         // More steps than widening takes, as many, and fewer.
@@ -114,8 +114,9 @@ fn tile(
     source: &mut Source,
     (columns, nr): (usize, usize),
     weights: DType,
-    k: usize,
+    (rounds, elements): (usize, usize),
 ) -> Case {
+    let (k, streams) = (rounds * elements, [1, 4][rounds % 2]);
     let (x, xs) = panel(micro, source, columns, k);
     let (rows, ws) = source.rows(weights, nr, k, 0);
     let rounded = |w: &f64| f64::from(f32::from_bits(u32::from(nearest_bf16(*w as f32)) << 16));
@@ -129,7 +130,14 @@ fn tile(
         }
     }
     Case {
-        raw: Raw::StoredTile(StoredTile { weights, k, columns, panel: micro.mr, c_stride: c_row as i32 * 4 }),
+        raw: Raw::StoredTile(StoredTile {
+            weights,
+            k,
+            columns,
+            panel: micro.mr,
+            c_stride: c_row as i32 * 4,
+            streams,
+        }),
         operands: vec![
             Operand::In(x),
             Operand::In(rows),
