@@ -163,7 +163,9 @@ fn meanwhile(
     let halves = tile.columns / ROWS as usize;
     let slots = steps as usize * 2 * halves;
     for i in 0..steps as usize {
-        step(a, tile, at, |a, product| rows.share(a, some, (i * 2 * halves + product, slots), |_| Ok(())))?;
+        step(a, tile, at, |a, product| {
+            rows.share(a, some, (i * 2 * halves + product, slots), |_, _| Ok(()))
+        })?;
     }
     a.dec(TURNS)?;
     a.jnz(turn)?;

@@ -118,17 +118,15 @@ impl Stored {
     /// block, and so many rows of x.
     fn share(&mut self, a: &mut CodeAssembler, rows: i32, x_rows: i32, slot: (usize, usize)) -> Done {
         let bytes = self.rows.bytes / (self.tile.k as i32 / self.rows.elements);
-        let streams = (self.tile.streams as i32).min(rows);
+        let streams = self.tile.streams as i32;
         let apart = BLOCK_ROWS * self.rows.bytes / streams;
         let (x_row, halves) = (self.x_row(), self.halves() as i32);
-        let mut row = rows * slot.0 as i32 / slot.1 as i32;
-        self.rows.share(a, rows, slot, |a| {
+        self.rows.share(a, rows, slot, |a, row| {
             // Each row has its turn of the streams.
             for line in (0..bytes).step_by(ROW_BYTES as usize) {
                 a.prefetcht1(byte_ptr(FETCH + row % streams * apart + line))?;
             }
-            row += 1;
-            if row % streams == 0 {
+            if row % streams == streams - 1 {
                 a.add(FETCH, bytes)?;
             }
             for (x, j) in (0..x_rows).flat_map(|x| (0..halves).map(move |j| (x, j))) {
@@ -185,12 +183,13 @@ impl Stored {
 
     /// Widens the first elements of all rows.
     fn first(&mut self, a: &mut CodeAssembler) -> Done {
-        let (mut row, rows) = (a.create_label(), BLOCK_ROWS);
-        a.mov(TURNS, rows)?;
-        a.set_label(&mut row)?;
-        self.share(a, 1, 0, (0, 1))?;
+        // As many rows at a time as there are streams.
+        let (mut some, rows) = (a.create_label(), self.tile.streams as i32);
+        a.mov(TURNS, BLOCK_ROWS / rows)?;
+        a.set_label(&mut some)?;
+        self.share(a, rows, 0, (0, 1))?;
         a.dec(TURNS)?;
-        a.jnz(row)
+        a.jnz(some)
     }
 
     fn end(&mut self, a: &mut CodeAssembler) -> Done {

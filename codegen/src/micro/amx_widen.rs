@@ -55,22 +55,24 @@ impl Rows<'_> {
 
     /// Widens the elements of so many of the rows.
     pub(super) fn widen(&mut self, a: &mut CodeAssembler, rows: i32) -> Done {
-        (0..rows).try_for_each(|_| self.share(a, 1, (0, 1), |_| Ok(())))
+        (0..rows).try_for_each(|_| self.share(a, 1, (0, 1), |_, _| Ok(())))
     }
 
-    /// Of the elements of so many of the rows the share of one slot among some; and something else before each row.
+    /// Of the elements of so many of the rows the share of one slot among some; and something else before each row, by
+    /// its number among them.
     pub(super) fn share(
         &mut self,
         a: &mut CodeAssembler,
         rows: i32,
         (slot, slots): (usize, usize),
-        mut before: impl FnMut(&mut CodeAssembler) -> Done,
+        mut before: impl FnMut(&mut CodeAssembler, i32) -> Done,
     ) -> Done {
         let pieces = self.unit.pieces();
         let all = rows as usize * pieces;
-        for piece in (all * slot / slots..all * (slot + 1) / slots).map(|i| i % pieces) {
+        for i in all * slot / slots..all * (slot + 1) / slots {
+            let (row, piece) = (i / pieces, i % pieces);
             if piece == 0 {
-                before(a)?;
+                before(a, row as i32)?;
             }
             self.unit.piece(a, piece)?;
             if piece + 1 == pieces {
