@@ -8,8 +8,8 @@
 //!
 //! `E` are as many as are widened together ([`Rows`]), so both halves stay in the first cache. Sums stay in tile
 //! registers for all of k, in the order of [`tile_bf16`](super::amx::tile_bf16). The block after this one is fetched
-//! into the second cache meanwhile, in some streams, each in the order of its bytes, and the next step's x, which that holds for all blocks,
-//! into the first.
+//! into the second cache meanwhile, in some streams, each in the order of its bytes, and the next step's x, which that
+//! holds for all blocks, into the first.
 
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::DType;
