@@ -19,13 +19,13 @@ pub(super) struct Following<'a> {
     calls: Value,
     /// Where the block's rows are stored, and those that follow.
     rows: Value,
-    then: Option<Value>,
-    /// Whether those are there.
+    then: Value,
+    /// Whether those are there, of the same type (i64).
     is_then: Value,
     /// The first element of a block, and one past the last.
     start: Value,
     to: Value,
-    /// Weight rows of a block, and rows of x in a panel.
+    /// Weight rows of a block, and elements of each that are widened together.
     block_rows: usize,
     elements: usize,
 }
@@ -59,7 +59,6 @@ impl Job<'_> {
             let base = e.base(weight);
             e.step(weight, 0, base, first)
         };
-        let is_alike = weights.iter().all(|w| w.dtype == weight.dtype);
         let next = e.offset(first, block_rows as i64);
         let (then, is_then) = match weights.get(i + 1) {
             Some(other) => (rows_of(e, other, first), e.i64(1)),
@@ -70,12 +69,13 @@ impl Job<'_> {
                 (rows_of(e, &weights[0], next), is_there)
             }
         };
+        let is_then = if weights.iter().all(|w| w.dtype == weight.dtype) { is_then } else { zero };
         Some(Following {
             weight,
             tiles,
             calls,
             rows: rows_of(e, weight, first),
-            then: is_alike.then_some(then),
+            then,
             is_then,
             start,
             to,
@@ -108,18 +108,12 @@ impl Following<'_> {
         ready: Ready,
     ) -> WidenOperands {
         let is_last = e.b.ins().icmp(IntCC::SignedGreaterThanOrEqual, from, self.to);
-        let (rows, from) = match self.then {
-            Some(then) => {
-                (e.b.ins().select(is_last, then, self.rows), e.b.ins().select(is_last, self.start, from))
-            }
-            None => (self.rows, from),
-        };
+        let rows = e.b.ins().select(is_last, self.then, self.rows);
+        let from = e.b.ins().select(is_last, self.start, from);
         let (left, zero) = (e.b.ins().isub(self.to, from), e.i64(0));
         let length = e.min(left, part);
-        let is_none = {
-            let none = e.b.ins().icmp_imm_u(IntCC::Equal, self.is_then, 0);
-            if self.then.is_some() { e.b.ins().band(none, is_last) } else { is_last }
-        };
+        let none = e.b.ins().icmp_imm_u(IntCC::Equal, self.is_then, 0);
+        let is_none = e.b.ins().band(none, is_last);
         let length = e.b.ins().select(is_none, zero, length);
         let rounds = e.b.ins().ushr_imm_u(length, i64::from(self.elements.trailing_zeros()));
         let planes = stored_at(e, self.weight, from).map(|at| e.b.ins().iadd(rows, at));

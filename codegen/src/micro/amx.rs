@@ -28,8 +28,10 @@ use super::blocks::{PLANES, TO};
 use super::dot::Done;
 use super::{Code, Fetched, Streams, Tile};
 
-/// Sums, of 16 weight rows each pair.
-const SUMS: [[AsmRegisterTmm; 2]; 2] = [[tmm0, tmm1], [tmm2, tmm3]];
+/// Sums, of 16 weight rows each pair; these rows, and those of x.
+pub(super) const SUMS: [[AsmRegisterTmm; 2]; 2] = [[tmm0, tmm1], [tmm2, tmm3]];
+pub(super) const WEIGHTS: [AsmRegisterTmm; 2] = [tmm4, tmm5];
+pub(super) const COLUMNS: [AsmRegisterTmm; 2] = [tmm6, tmm7];
 /// Operands: x, weights, c, k; and where they go if weights are widened meanwhile.
 const PASSED: [AsmRegister64; 4] = [gpr64::rdi, gpr64::rsi, gpr64::rdx, gpr64::rcx];
 const MOVED: [AsmRegister64; 4] = [gpr64::r12, gpr64::r13, gpr64::r14, gpr64::rbp];
@@ -124,12 +126,7 @@ pub(super) fn tile_bf16(tile: Tile) -> Code {
         a.set_label(&mut done)?;
     }
 
-    a.mov(c_stride, i64::from(tile.c_stride))?;
-    for (i, row) in SUMS.iter().enumerate() {
-        for j in 0..halves {
-            a.tilestored(ptr(c_at(i, j)), row[j as usize])?;
-        }
-    }
+    store(a, (c, c_stride), tile.c_stride, halves as usize)?;
     if rows.is_some() {
         for register in SAVED.into_iter().rev() {
             a.pop(register)?;
@@ -146,7 +143,7 @@ pub(super) fn tile_bf16(tile: Tile) -> Code {
 /// Steps of k, counted by `k`, and what is widened meanwhile, as long as there is of both.
 fn meanwhile(
     a: &mut CodeAssembler,
-    rows: &mut Rows<'_>,
+    rows: &mut Rows,
     k: AsmRegister64,
     tile: &Tile,
     at: [AsmRegister64; 5],
@@ -183,16 +180,15 @@ fn step(
     [x, x_stride, weights, lower, weight_stride]: [AsmRegister64; 5],
     mut meanwhile: impl FnMut(&mut CodeAssembler, usize) -> Done,
 ) -> Done {
-    let (left, right) = ([tmm4, tmm5], [tmm6, tmm7]);
     let (halves, x_row) = (tile.columns as i32 / ROWS, tile.panel as i32 * 4);
     for j in 0..halves {
-        load(a, tile, right[j as usize], ptr(x + x_stride + j * ROW_BYTES))?;
+        load(a, tile, COLUMNS[j as usize], ptr(x + x_stride + j * ROW_BYTES))?;
     }
-    a.tileloadd(left[0], ptr(weights + weight_stride))?;
-    a.tileloadd(left[1], ptr(lower + weight_stride))?;
+    a.tileloadd(WEIGHTS[0], ptr(weights + weight_stride))?;
+    a.tileloadd(WEIGHTS[1], ptr(lower + weight_stride))?;
     for i in 0..2 {
         for j in 0..halves as usize {
-            a.tdpbf16ps(SUMS[i][j], left[i], right[j])?;
+            a.tdpbf16ps(SUMS[i][j], WEIGHTS[i], COLUMNS[j])?;
             meanwhile(a, i * halves as usize + j)?;
         }
         let ahead = if tile.streams.is_some() { 0 } else { ROWS / 2 };
@@ -222,6 +218,22 @@ fn step(
     a.add(x, ROWS * x_row)?;
     a.add(weights, ROW_BYTES)?;
     a.add(lower, ROW_BYTES)
+}
+
+/// Stores the sums of `halves` times 16 columns; the second register is free for the stride.
+pub(super) fn store(
+    a: &mut CodeAssembler,
+    (c, stride): (AsmRegister64, AsmRegister64),
+    c_stride: i32,
+    halves: usize,
+) -> Done {
+    a.mov(stride, i64::from(c_stride))?;
+    for (i, row) in (0..).zip(SUMS) {
+        for (j, sum) in (0..).zip(&row[..halves]) {
+            a.tilestored(ptr(c + stride + (i * ROWS * c_stride + j * ROW_BYTES)), *sum)?;
+        }
+    }
+    Ok(())
 }
 
 /// Loads sums or x.

@@ -14,7 +14,7 @@
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::DType;
 
-use super::amx::{ROW_BYTES, ROWS};
+use super::amx::{COLUMNS, ROW_BYTES, ROWS, SUMS, WEIGHTS, store};
 use super::amx_widen::{Rows, elements};
 use super::blocks::{PLANES, TO};
 use super::dot::Done;
@@ -36,10 +36,6 @@ const C: AsmRegister64 = gpr64::r12;
 const TURNS: AsmRegister32 = gpr32::ebp;
 const ROUNDS: AsmRegister32 = gpr32::ebx;
 const SAVED: [AsmRegister64; 4] = [gpr64::rbx, gpr64::rbp, C, X_FETCH];
-
-const SUMS: [[AsmRegisterTmm; 2]; 2] = [[tmm0, tmm1], [tmm2, tmm3]];
-const WEIGHTS: [AsmRegisterTmm; 2] = [tmm4, tmm5];
-const COLUMNS: [AsmRegisterTmm; 2] = [tmm6, tmm7];
 
 /// Bytes from one row that has so many widened elements to the next.
 fn stride(elements: usize) -> usize {
@@ -76,7 +72,7 @@ pub(super) fn tile_stored(tile: StoredTile) -> Code {
 
 struct Stored {
     tile: StoredTile,
-    rows: Rows<'static>,
+    rows: Rows,
     /// Bytes from one widened row to the next.
     stride: i32,
 }
@@ -193,14 +189,7 @@ impl Stored {
     }
 
     fn end(&mut self, a: &mut CodeAssembler) -> Done {
-        let c_stride = STRIDE;
-        a.mov(c_stride, i64::from(self.tile.c_stride))?;
-        for (i, row) in (0..).zip(SUMS) {
-            for (j, sum) in (0..).zip(&row[..self.halves()]) {
-                let at = i * ROWS * self.tile.c_stride + j * ROW_BYTES;
-                a.tilestored(ptr(C + c_stride + at), *sum)?;
-            }
-        }
+        store(a, (C, STRIDE), self.tile.c_stride, self.halves())?;
         for register in SAVED.into_iter().rev() {
             a.pop(register)?;
         }

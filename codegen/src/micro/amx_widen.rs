@@ -12,9 +12,9 @@ use super::dot::Done;
 
 /// Rows of a weight in blocks, some elements of each at a time: where the next row's lie is in [`PLANES`], where they
 /// go in [`TO`].
-pub(super) struct Rows<'a> {
-    unit: Unit<'a>,
-    format: &'a Format,
+pub(super) struct Rows {
+    unit: Unit<'static>,
+    format: &'static Format,
     /// Elements at a time.
     pub(super) elements: i32,
     /// Bytes of a stored row.
@@ -32,9 +32,9 @@ pub(super) fn elements(weights: DType) -> Option<usize> {
     Some(Unit::new(weights.format()?).elements())
 }
 
-impl Rows<'_> {
+impl Rows {
     /// `rows` of `k` elements; `stride` bytes from one widened row to the next.
-    pub(super) fn new(weights: DType, k: usize, rows: i32, stride: i32) -> Rows<'static> {
+    pub(super) fn new(weights: DType, k: usize, rows: i32, stride: i32) -> Rows {
         let Some(format) = weights.format() else { unreachable!("weights in blocks alone are widened") };
         let unit = Unit::new(format);
         Rows {
