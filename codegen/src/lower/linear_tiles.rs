@@ -17,7 +17,7 @@ pub(super) fn tiling(micro: &'static Microkernel, stored: DType) -> Tiling {
     let weights = if micro.operands.is_quantised() { stored } else { micro.operands };
     let (weight_stride, c_stride) = (weight_row(micro, stored), micro.mr * 4);
     let fours = micro.has_fours();
-    Tiling { micro, weights, weight_stride, c_stride, ahead: 0, fours, streams: None }
+    Tiling { micro, weights, weight_stride, c_stride, ahead: 0, nr: None, fours, streams: None }
 }
 
 /// Elements of the longest block of these weights.
@@ -37,15 +37,21 @@ pub(super) fn part(most: usize, k: usize, weights: &[View]) -> usize {
 const WHOLE_PANELS: usize = 2;
 /// The most bytes of such a block in scratch.
 const WHOLE_BYTES: usize = 1 << 20;
+/// The most bytes of weight rows that are fetched while as many are multiplied: both are in the second cache, with x.
+const FETCHED_BYTES: usize = 512 << 10;
 
-/// Tiles for calls of few rows, which take all of k at a time, for memory serves rows best in the order of their bytes:
-/// of weight rows as they lie, if the unit reads those, and the rows after them are fetched meanwhile; else held whole.
-pub(super) fn whole(micro: &'static Microkernel, weight: &View) -> Option<Tiling> {
+/// Tiles for calls of one panel, or of more, up to [`WHOLE_PANELS`], which take all of k at a time, for memory serves
+/// rows best in the order of their bytes: of weight rows as they lie, if the unit reads those, and the rows after them
+/// are fetched meanwhile; else held whole.
+pub(super) fn whole(micro: &'static Microkernel, weight: &View, is_one: bool) -> Option<Tiling> {
     let k = fixed(weight, 1);
     if micro.is_configured() && weight.dtype == micro.operands && weight.inner_stride() == 1 {
         let weight_stride = weight.step_bytes(0) as usize;
-        let ahead = micro.block_rows() * weight_stride;
-        return Some(Tiling { weight_stride, ahead, ..tiling(micro, weight.dtype) });
+        let tiling = tiling(micro, weight.dtype);
+        let rows = micro.block_rows();
+        // One panel waits for memory, which gives more if less is under way; others load x half as often.
+        let nr = if is_one || rows * weight_stride > FETCHED_BYTES { rows / 2 } else { rows };
+        return Some(Tiling { weight_stride, ahead: nr * weight_stride, nr: Some(nr), ..tiling });
     }
     let weight_stride = held_row(micro, weight.dtype, k);
     let fits = micro.is_raw() && k > micro.part() && micro.block_rows() * weight_stride <= WHOLE_BYTES;
@@ -137,11 +143,21 @@ impl Job<'_> {
             };
             let by_parts = |e: &mut Emitter<'_>| self.tiles(e, weight, first, width, (held, part), c);
             let held_whole = |e: &mut Emitter<'_>| {
-                let Some(tiling) = whole(micro, weight) else { return by_parts(e) };
-                let few = few(e, WHOLE_PANELS, tiling.ahead > 0);
+                let [one, more] = [true, false].map(|is_one| whole(micro, weight, is_one));
+                let (Some(one), Some(more)) = (one, more) else { return by_parts(e) };
+                let by = |e: &mut Emitter<'_>, tiling: Tiling| {
+                    self.whole_tiles(e, weight, first, width, (tiling, held), c);
+                };
+                let few_panels = few(e, WHOLE_PANELS, one.ahead > 0);
                 e.choose_path(
-                    few,
-                    |e| self.whole_tiles(e, weight, first, width, (tiling, held), c),
+                    few_panels,
+                    |e| {
+                        if one.nr == more.nr {
+                            return by(e, one);
+                        }
+                        let is_one = few(e, 1, false);
+                        e.choose_path(is_one, |e| by(e, one), |e| by(e, more));
+                    },
                     by_parts,
                 );
             };

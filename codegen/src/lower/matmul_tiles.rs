@@ -77,6 +77,7 @@ fn tilings(a: &View, capacity: Capacity, micro: &'static Microkernel) -> (Option
         weight_stride: stride,
         c_stride: micro.mr * 4,
         ahead: 0,
+        nr: None,
         fours: false,
         streams: None,
     };

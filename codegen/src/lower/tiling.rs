@@ -21,6 +21,8 @@ pub(super) struct Tiling {
     pub(super) c_stride: usize,
     /// How many bytes ahead weights are fetched, if they are.
     pub(super) ahead: usize,
+    /// Weight rows of a tile, if not its shape's.
+    pub(super) nr: Option<usize>,
     /// Whether k lies in fours in both operands.
     pub(super) fours: bool,
     /// If x passes the first cache by: what is done meanwhile.
@@ -34,7 +36,7 @@ impl Tiling {
             operands: self.micro.operands,
             weights: self.weights,
             columns,
-            nr,
+            nr: self.nr.unwrap_or(nr),
             panel: self.micro.mr,
             weight_stride: self.weight_stride as i32,
             c_stride: self.c_stride as i32,

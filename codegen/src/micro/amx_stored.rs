@@ -189,7 +189,7 @@ impl Stored {
     }
 
     fn end(&mut self, a: &mut CodeAssembler) -> Done {
-        store(a, (C, STRIDE), self.tile.c_stride, self.halves())?;
+        store(a, (C, STRIDE), self.tile.c_stride, (&SUMS, self.halves()))?;
         for register in SAVED.into_iter().rev() {
             a.pop(register)?;
         }

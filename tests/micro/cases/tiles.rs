@@ -16,7 +16,10 @@ pub(super) fn tiles(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
         true => [1, 2, 3, 16].iter().map(|n| n * micro.kr).collect(),
         false => [1, 2, 3, 4, 5, 7, 8, 33].iter().map(|n| n * whole).collect(),
     };
-    for &(columns, nr) in micro.shapes {
+    // Half the weight rows too, where few rows of x wait for memory.
+    let halves =
+        micro.shapes.iter().filter(|_| micro.is_configured()).map(|&(columns, nr)| (columns, nr / 2));
+    for (columns, nr) in micro.shapes.iter().copied().chain(halves) {
         for (at, &k) in lengths.iter().enumerate() {
             let forms = if micro.has_fours() { vec![false, true] } else { vec![false] };
             for (accumulate, fours) in

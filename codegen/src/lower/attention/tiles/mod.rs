@@ -83,6 +83,7 @@ fn score_tiling(micro: &'static Microkernel, head_dim: usize) -> Tiling {
         weight_stride: padded(head_dim, micro.operands),
         c_stride: micro.mr * 4,
         ahead: 0,
+        nr: None,
         fours: false,
         streams: None,
     }
@@ -95,6 +96,7 @@ fn value_tiling(micro: &'static Microkernel) -> Tiling {
         weight_stride: padded(BLOCK, micro.operands),
         c_stride: micro.mr * 4,
         ahead: 0,
+        nr: None,
         fours: false,
         streams: None,
     }
