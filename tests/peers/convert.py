@@ -1,4 +1,5 @@
-"""Converts a Gemma 2 checkpoint for peers: GGUF for llama.cpp, OpenVINO's IR. torch reads the checkpoint as it is.
+"""Converts a Gemma 2 checkpoint for peers: GGUF for llama.cpp, OpenVINO's IR, mistral.rs's UQFF. torch reads the
+checkpoint as it is, mistral.rs a folder that links to it.
 
 In: a Hugging Face folder with bf16 matrices. Out: a file or folder whose name holds the format, made under another name
 and renamed once it is whole, so what is there is reused. GGUF is written tensor by tensor; an export to OpenVINO holds
@@ -10,24 +11,27 @@ SHARDS = "*.safetensors"
 
 
 def bytes_of(path):
-    """Bytes of the weights of a file or folder."""
+    """Bytes of the weights of a file or folder. Beside a UQFF lies the embedding, of which a token reads a row alone."""
     path = pathlib.Path(path)
     if path.is_file():
         return path.stat().st_size
-    return sum(f.stat().st_size for s in (SHARDS, "*.bin") for f in path.glob(s))
+    files = list(path.glob("*.uqff")) or [f for s in (SHARDS, "*.bin") for f in path.glob(s)]
+    return sum(f.stat().st_size for f in files)
 
 
 def convert(peer, model, to, work):
     """Where the checkpoint lies in the peer's format `to`; raises RuntimeError with one line if that fails."""
     if peer == "torch":
         return model
-    target = work / f"{to}.gguf" if peer == "llama" else work / f"openvino-{to}"
+    target = work / f"{to}.gguf" if peer == "llama" else work / f"{peer}-{to}"
+    if peer == "mistralrs" and to != "f16":
+        model = convert(peer, model, "f16", work)
     if target.exists():
         return target
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
     print(f"{peer}: writing {target}", file=sys.stderr, flush=True)
-    (write_gguf if peer == "llama" else export_openvino)(model, part, to)
+    {"llama": write_gguf, "openvino": export_openvino, "mistralrs": for_mistralrs}[peer](model, part, to)
     os.replace(part, target)
     return target
 
@@ -113,7 +117,28 @@ def export_openvino(model, target, to):
            "int4": ["--weight-format", "int4", "--group-size", "128", "--ratio", "1.0", "--sym"]}[to]
     command = [str(pathlib.Path(sys.executable).with_name("optimum-cli")), "export", "openvino", "-m", str(model),
                "--task", "text-generation-with-past", "--disable-convert-tokenizer", *how, str(target)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    run(command)
+
+
+def for_mistralrs(model, target, to):
+    """mistral.rs's own file, by its own command; in f16, to which it converts as it loads, the checkpoint itself, by
+    links, its configuration in the dialect that mistral.rs reads."""
+    if to != "f16":
+        run(["mistralrs", "quantize", "--cpu", "-m", str(model), "--isq", to.lower(), "-o", str(target), "--no-readme"])
+        return
+    target.mkdir()
+    for file in model.iterdir():
+        (target / file.name).symlink_to(file.absolute())
+    config = json.loads((model / "config.json").read_text())
+    config.setdefault("rope_theta", config.get("rope_parameters", {}).get("rope_theta", 10000.0))
+    (target / "config.json").unlink()
+    (target / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def run(command):
+    """Runs a converter; RuntimeError with the last line that it said if that fails."""
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode != 0:
         said = [l.strip() for l in done.stderr.splitlines() if l.strip()]
-        raise RuntimeError(f"optimum-cli ended with {done.returncode}: {said[-1][:300] if said else 'it said nothing'}")
+        name = pathlib.Path(command[0]).name
+        raise RuntimeError(f"{name} ended with {done.returncode}: {said[-1][:300] if said else 'it said nothing'}")

@@ -8,9 +8,9 @@ On stdin one JSON object a line, on stdout one in answer; first, unasked, {"vers
                                                     given), a token of each at a time, each the likeliest, after
                                                     D that are not timed
     {"phase": "memory"}                             {"rss"}: resident bytes, the mapped weights included
-What libraries print goes to stderr.
+What libraries and servers print goes to stderr.
 """
-import json, os, pathlib, sys, time
+import atexit, json, os, pathlib, sys, time
 
 
 def prompt(tokens):
@@ -18,7 +18,33 @@ def prompt(tokens):
     return [300 + (7919 * i) % 3001 for i in range(tokens)]
 
 
-class Torch:
+class Stepped:
+    """An engine that is called with tokens: `reset` forgets all, `call` appends tokens to the one sequence, `fork` makes
+    more of it, `step` appends a token to each; the last two return the likeliest next ids."""
+
+    def prefill(self, tokens):
+        self.reset()
+        ids = prompt(tokens)
+        start = time.perf_counter()
+        self.call(ids)
+        return time.perf_counter() - start
+
+    def decode(self, tokens, depth, sequences):
+        self.reset()
+        token = self.call(prompt(depth))
+        if sequences > 1:
+            self.fork(sequences)
+        found = [token] * sequences
+        start = time.perf_counter()
+        for at in range(tokens):
+            found = self.step(found, depth + at) if sequences > 1 else [self.call(found)]
+        return time.perf_counter() - start
+
+    def resident(self):
+        return resident("self")
+
+
+class Torch(Stepped):
     """transformers on torch: bf16, eager attention (Gemma 2's softcap needs it)."""
 
     def __init__(self, path, threads, context):
@@ -36,14 +62,24 @@ class Torch:
     def reset(self):
         self.past = None
 
-    def call(self, ids):
-        ids = self.torch.tensor([ids])
+    def rows(self, ids):
+        """One call of ids of each sequence; the likeliest next id of each."""
+        ids = self.torch.tensor(ids)
         out = self.model(input_ids=ids, past_key_values=self.past, use_cache=True, logits_to_keep=1)
         self.past = out.past_key_values
-        return int(out.logits[0, -1].argmax())
+        return out.logits[:, -1].argmax(-1).tolist()
+
+    def call(self, ids):
+        return self.rows([ids])[0]
+
+    def fork(self, sequences):
+        self.past.batch_repeat_interleave(sequences)
+
+    def step(self, tokens, position):
+        return self.rows([[token] for token in tokens])
 
 
-class OpenVino:
+class OpenVino(Stepped):
     """OpenVINO's CPU plugin on a stateful model, with its own defaults for precision and KV cache."""
 
     def __init__(self, path, threads, context):
@@ -67,15 +103,28 @@ class OpenVino:
     def reset(self):
         self.request.reset_state()
         self.position = 0
+        self.beams = self.numpy.zeros(1, self.numpy.int32)
 
-    def call(self, ids):
-        n, p = len(ids), self.position
-        ints = lambda values: self.numpy.array([values], self.numpy.int64)
-        given = {"input_ids": ints(ids), "attention_mask": ints([1] * (p + n)), "position_ids": ints(range(p, p + n)),
-                 "beam_idx": self.numpy.zeros(1, self.numpy.int32)}
+    def rows(self, ids):
+        """One call of ids of each sequence; the likeliest next id of each. `beams` is each one's row of the cache as the
+        call before left it."""
+        count, n, p = len(ids), len(ids[0]), self.position
+        ints = lambda values: self.numpy.array(values, self.numpy.int64)
+        given = {"input_ids": ints(ids), "attention_mask": ints([[1] * (p + n)] * count),
+                 "position_ids": ints([range(p, p + n)] * count), "beam_idx": self.beams}
         self.request.infer({k: v for k, v in given.items() if k in self.inputs})
         self.position += n
-        return int(self.request.get_tensor("logits").data[0, -1].argmax())
+        self.beams = self.numpy.arange(count, dtype=self.numpy.int32)
+        return self.request.get_tensor("logits").data[:, -1].argmax(-1).tolist()
+
+    def call(self, ids):
+        return self.rows([ids])[0]
+
+    def fork(self, sequences):
+        self.beams = self.numpy.zeros(sequences, self.numpy.int32)
+
+    def step(self, tokens, position):
+        return self.rows([[token] for token in tokens])
 
 
 def last_row_only(model, op, numpy):
@@ -90,7 +139,7 @@ def last_row_only(model, op, numpy):
     model.validate_nodes_and_infer_types()
 
 
-class Llama:
+class Llama(Stepped):
     """llama.cpp through the C functions that llama-cpp-python exposes; weights mapped, flash attention on, F16 KV
     cache."""
 
@@ -131,7 +180,6 @@ class Llama:
         logits = ctypes.cast(self.lib.llama_get_logits_ith(self.context, -1), ctypes.POINTER(ctypes.c_float))
         return int(numpy.ctypeslib.as_array(logits, (self.vocabulary,)).argmax())
 
-
     def fork(self, sequences):
         """Sequences 1 and on begin as sequence 0 is."""
         memory = self.lib.llama_get_memory(self.context)
@@ -158,40 +206,103 @@ class Llama:
         return [int(numpy.ctypeslib.as_array(row, (self.vocabulary,)).argmax()) for row in rows]
 
 
+class MistralRs:
+    """`mistralrs serve` as a child, its prefix cache off, asked over loopback. A prompt's time is that of a request for
+    one token; decode's is the server's own, from the prompt's end to the last token (`total_completion_time_sec`)."""
+
+    def __init__(self, path, threads, context):
+        import socket
+        import subprocess
+
+        import tokenizers
+
+        quantised = sorted(pathlib.Path(path).glob("*.uqff"))
+        options = ["--from-uqff", quantised[0].name] if quantised else []
+        version = subprocess.run(["mistralrs", "--version"], capture_output=True, text=True, check=True)
+        self.version = version.stdout.strip()
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(pathlib.Path(path) / "tokenizer.json"))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        command = ["mistralrs", "serve", "--cpu", "--dtype", "f16", "-m", path, "--host", "127.0.0.1", "--port", str(self.port),
+                   "--prefix-cache-n", "0", "--max-seqs", str(SEQUENCES), *options]
+        threaded = {name: str(threads) for name in ("RAYON_NUM_THREADS", "TOKIO_WORKER_THREADS")}
+        self.server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, env=os.environ | threaded)
+        atexit.register(self.server.kill)
+        while True:
+            try:
+                self.ask(1, 1, 1)
+                break
+            except ConnectionRefusedError:
+                if self.server.poll() is not None:
+                    raise RuntimeError(f"mistralrs ended with {self.server.returncode}") from None
+                time.sleep(0.2)
+
+    def ask(self, prompt_tokens, tokens, sequences):
+        """What the server says it used for `sequences` answers of `tokens` tokens."""
+        import http.client
+
+        asked = {"prompt": self.text(prompt_tokens), "max_tokens": tokens, "temperature": 0, "n": sequences}
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        connection.request("POST", "/v1/completions", json.dumps(asked), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        said = response.read().decode()
+        connection.close()
+        if response.status != 200:
+            raise RuntimeError(f"mistralrs answers {response.status}: {said[:200]}")
+        said = json.loads(said)
+        # It counts the tokens of one answer alone.
+        usage, answers = said["usage"], len(said["choices"])
+        if (usage["prompt_tokens"], usage["completion_tokens"], answers) != (prompt_tokens, tokens, sequences):
+            raise RuntimeError(f"mistralrs gave {answers} answers, {usage}: expected {sequences} of {tokens} tokens "
+                               f"after {prompt_tokens}")
+        return usage
+
+    def text(self, tokens):
+        """A text of so many tokens, with the one that begins it."""
+        words = "".join(f" {chr(ord('a') + 7919 * i % 26)}" for i in range(tokens))
+        least, most = 0, len(words)
+        while least < most:
+            middle = (least + most) // 2
+            least, most = (middle + 1, most) if self.count(words[:middle]) < tokens else (least, middle)
+        if self.count(words[:least]) != tokens:
+            raise RuntimeError(f"no text of {tokens} tokens was found")
+        return words[:least]
+
+    def count(self, text):
+        return len(self.tokenizer.encode(text).ids)
+
+    def prefill(self, tokens):
+        start = time.perf_counter()
+        self.ask(tokens, 1, 1)
+        return time.perf_counter() - start
+
+    def decode(self, tokens, depth, sequences):
+        return self.ask(depth, tokens + 1, sequences)["total_completion_time_sec"]
+
+    def resident(self):
+        return resident(self.server.pid)
+
+
 # The most that are decoded at once.
 SEQUENCES = 32
 
-ENGINES = {"torch": Torch, "openvino": OpenVino, "llama": Llama}
+ENGINES = {"torch": Torch, "openvino": OpenVino, "llama": Llama, "mistralrs": MistralRs}
 
 
-def resident():
-    """Resident bytes of this process."""
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+def resident(process):
+    """Resident bytes of a process."""
+    pages = int(pathlib.Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def answer(engine, request):
     """What one request asks for."""
     if request["phase"] == "memory":
-        return {"rss": resident()}
-    engine.reset()
+        return {"rss": engine.resident()}
     if request["phase"] == "prefill":
-        ids = prompt(request["tokens"])
-        start = time.perf_counter()
-        engine.call(ids)
-        return {"seconds": time.perf_counter() - start}
-    token, sequences = engine.call(prompt(request["depth"])), request.get("sequences", 1)
-    if sequences > 1:
-        engine.fork(sequences)
-        tokens = [token] * sequences
-        start = time.perf_counter()
-        for at in range(request["tokens"]):
-            tokens = engine.step(tokens, request["depth"] + at)
-        return {"seconds": time.perf_counter() - start}
-    start = time.perf_counter()
-    for _ in range(request["tokens"]):
-        token = engine.call([token])
-    return {"seconds": time.perf_counter() - start}
+        return {"seconds": engine.prefill(request["tokens"])}
+    return {"seconds": engine.decode(request["tokens"], request["depth"], request.get("sequences", 1))}
 
 
 def main():

@@ -4,34 +4,39 @@
 Makes a checkpoint of random weights (`lapidary synth`) or takes one, converts it for each peer, and measures prefill
 and decode. A pair of engines takes turns, phase by phase and who is first alternating, so that both meet the same
 noise; figures are medians, ratios are medians of the ratios of the turns. The head is computed for the last position
-only, of each of --sequences where they are decoded together (llama.cpp alone is asked for that). With --gguf both read
-the same file as it is stored, llama.cpp being the only peer.
+only, of each of --sequences where they are decoded together. With --gguf both read the same file as it is stored,
+llama.cpp being the only peer.
 
     pip install torch transformers             # bf16, eager attention
     pip install openvino optimum-intel nncf    # bf16, int8 a channel, int4 in groups of 128
     pip install llama-cpp-python gguf          # BF16, Q8_0, Q4_0; GCC 12 miscompiles its AMX code: CC=clang CXX=clang++
+    pip install tokenizers                     # mistral.rs: f16, Q8_0, Q4K; --prepare builds it by cargo into --work
     python3 tests/peers/peers.py --lapidary target/release/lapidary --model 2b --work /tmp/peers
     python3 tests/peers/peers.py --gguf gemma-2-2b-it-Q4_K_M.gguf --sequences 1,8 --depth 128,4096 --work /tmp/peers
 
 A peer that is not installed is said to be absent and left out. Converted checkpoints stay in --work (13 GB for 2B, all
 formats).
 """
-import argparse, json, os, pathlib, select, statistics, subprocess, sys
+import argparse, contextlib, json, os, pathlib, select, shutil, signal, statistics, subprocess, sys
 
 import convert
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-# peer: (modules that it needs, what to install, the nearest format of its own to each of ours)
+# peer: (modules that it needs, what to install, the nearest format of its own to each of ours); mistral.rs also needs
+# its program (`programs`).
 PEERS = {
     "torch": (("torch", "transformers"), "torch transformers", {"bf16": "bf16"}),
     "openvino": (("openvino", "optimum.intel", "nncf"), "openvino optimum-intel nncf",
                  {"bf16": "bf16", "q8": "int8", "q4": "int4"}),
     "llama": (("llama_cpp", "gguf"), "llama-cpp-python gguf", {"bf16": "BF16", "q8": "Q8_0", "q4": "Q4_0"}),
+    "mistralrs": (("tokenizers",), "tokenizers", {"bf16": "f16", "q8": "Q8_0", "q4": "Q4K"}),
 }
 FORMATS = ("bf16", "q8", "q4")
-# Who decodes several sequences at once (engines.py: fork, step), and how many at most.
-SEVERAL, SEQUENCES = ("llama",), 32
+# The most that engines.py decodes at once.
+SEQUENCES = 32
+# The newest version of mistralrs-cli among crates.
+MISTRALRS = "0.8.1"
 # Seconds that a peer may take to answer: a prompt of thousands of tokens on two cores.
 PATIENCE = 900
 
@@ -48,7 +53,7 @@ class Peer:
         command = [sys.executable, str(HERE / "engines.py"), name, str(path), str(threads), str(context)]
         env = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")} | {"OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
-                                        text=True, env=env)
+                                        text=True, env=env, start_new_session=True)
         try:
             self.about = self.answer()
         except Failure:
@@ -74,7 +79,9 @@ class Peer:
         return self.answer()
 
     def close(self):
-        self.process.kill()
+        # With a server that it may have started.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.log.close()
 
@@ -111,7 +118,6 @@ def as_held(weights):
 
 def compare(args, peer, weights, path, phases):
     """Rows of the table for one peer and one format of ours."""
-    phases = [phase for phase in phases if phase[3] == 1 or peer in SEVERAL]
     longest = max(tokens + depth for _, tokens, depth, _ in phases)
     # What is appended to each sequence has a place of its own.
     room = max(depth + sequences * tokens for _, tokens, depth, sequences in phases)
@@ -177,12 +183,31 @@ def table(rows):
     return "\n".join(lines)
 
 
+def programs(work):
+    """Adds what is built in --work to where programs are looked for."""
+    os.environ["PATH"] = os.pathsep.join((str(work.absolute() / "mistralrs/bin"), os.environ.get("PATH", "")))
+
+
+def build_mistralrs(work):
+    """mistral.rs by cargo for this very CPU: half an hour on two cores."""
+    print("mistralrs: building it with cargo", file=sys.stderr, flush=True)
+    env = os.environ | {"RUSTFLAGS": "-C target-cpu=native", "CARGO_TARGET_DIR": str(work.absolute() / "mistralrs-target")}
+    command = ["cargo", "install", "--locked", "--root", str(work.absolute() / "mistralrs"),
+               f"mistralrs-cli@{MISTRALRS}"]
+    if subprocess.run(command, env=env, stdout=sys.stderr).returncode != 0:
+        raise Failure("cargo cannot build mistralrs-cli")
+    shutil.rmtree(work / "mistralrs-target", ignore_errors=True)
+
+
 def missing(peer):
-    """The modules of a peer that are not installed. Asked of the interpreter that the workers run in."""
+    """What of a peer is not installed. Modules are asked of the interpreter that the workers run in."""
+    if peer == "mistralrs" and not shutil.which(peer):
+        return "no program mistralrs (--prepare builds it)"
     probe = "import importlib.util, sys\nfor m in sys.argv[1:]:\n try: found = importlib.util.find_spec(m)\n" \
             " except ImportError: found = None\n if found is None: print(m)"
     done = subprocess.run([sys.executable, "-c", probe, *PEERS[peer][0]], capture_output=True, text=True)
-    return done.stdout.split()
+    absent = done.stdout.split()
+    return absent and f"no module {', '.join(absent)} (pip install {PEERS[peer][1]})"
 
 
 def whole(least):
@@ -273,9 +298,16 @@ def main():
         if not (args.model / "config.json").is_file():
             print(f"lapidary: writing {args.model}", file=sys.stderr, flush=True)
             lapidary(args.lapidary, "synth", "--preset", args.preset, "-o", args.model)
+    programs(args.work)
     for peer in args.peers:
+        if args.prepare and peer == "mistralrs" and not shutil.which(peer):
+            try:
+                build_mistralrs(args.work)
+            except (Failure, OSError) as e:
+                failures.append(f"{peer}: failed: {e}")
+                continue
         if absent := missing(peer):
-            failures.append(f"{peer}: absent, no module {', '.join(absent)} (pip install {PEERS[peer][1]})")
+            failures.append(f"{peer}: absent, {absent}")
             continue
         for weights in (w for w in args.formats if args.gguf or w in PEERS[peer][2]):
             theirs = PEERS[peer][2].get(weights, weights)
