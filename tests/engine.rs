@@ -251,7 +251,8 @@ fn company_changes_no_bit_of_blocks() {
     }
 }
 
-/// Rows of more than 1 KiB, of which several are decoded by kernels that load a weight once for all of them.
+/// Rows of more than 1 KiB, of which several are decoded by kernels that load a weight once for all of them, or by the
+/// matrix unit's, as one is.
 #[test]
 fn company_changes_no_bit_of_long_rows() {
     let built_in = golden_model("tiny-long").unwrap();
@@ -263,9 +264,10 @@ fn company_changes_no_bit_of_long_rows() {
         vocab_size: 512,
         ..built_in.config.clone()
     };
-    for format in [QuantFormat::Q8, QuantFormat::Q4] {
+    for format in [None, Some(QuantFormat::Q8), Some(QuantFormat::Q4)] {
         let folder = tempfile::tempdir().unwrap();
-        let choice = FormatChoice { body: Some(format.into()), head: Some(format.into()) };
+        let format = format.map(Into::into);
+        let choice = FormatChoice { body: format, head: format };
         let goes_on = &mut |_, _| ControlFlow::Continue(());
         synthesize(folder.path(), &config, WeightDType::BF16, choice, 5, goes_on).unwrap();
         let files = Arc::new(Files::open(folder.path()).unwrap());

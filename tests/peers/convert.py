@@ -11,7 +11,7 @@ SHARDS = "*.safetensors"
 
 
 def bytes_of(path):
-    """Bytes of the weights of a file or folder. Beside a UQFF lies the embedding, of which a token reads a row alone."""
+    """Bytes of the weights of a file or folder. Beside a UQFF lies the embedding, of which a token reads one row."""
     path = pathlib.Path(path)
     if path.is_file():
         return path.stat().st_size

@@ -19,8 +19,8 @@ def prompt(tokens):
 
 
 class Stepped:
-    """An engine that is called with tokens: `reset` forgets all, `call` appends tokens to the one sequence, `fork` makes
-    more of it, `step` appends a token to each; the last two return the likeliest next ids."""
+    """An engine that is called with tokens: `reset` forgets all, `call` appends tokens to the one sequence, `fork`
+    makes more of it, `step` appends a token to each. `call` and `step` return the likeliest next ids."""
 
     def prefill(self, tokens):
         self.reset()
@@ -106,8 +106,8 @@ class OpenVino(Stepped):
         self.beams = self.numpy.zeros(1, self.numpy.int32)
 
     def rows(self, ids):
-        """One call of ids of each sequence; the likeliest next id of each. `beams` is each one's row of the cache as the
-        call before left it."""
+        """One call of ids of each sequence; the likeliest next id of each. `beams` is each one's row of the cache as
+        the call before left it."""
         count, n, p = len(ids), len(ids[0]), self.position
         ints = lambda values: self.numpy.array(values, self.numpy.int64)
         given = {"input_ids": ints(ids), "attention_mask": ints([[1] * (p + n)] * count),
@@ -207,8 +207,9 @@ class Llama(Stepped):
 
 
 class MistralRs:
-    """`mistralrs serve` as a child, its prefix cache off, asked over loopback. A prompt's time is that of a request for
-    one token; decode's is the server's own, from the prompt's end to the last token (`total_completion_time_sec`)."""
+    """`mistralrs serve` as a child, its prefix cache off, asked over loopback. A prompt's time is that of a request
+    for one token; decode's is the server's own, from the prompt's end to the last token
+    (`total_completion_time_sec`)."""
 
     def __init__(self, path, threads, context):
         import socket
@@ -224,8 +225,8 @@ class MistralRs:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        command = ["mistralrs", "serve", "--cpu", "--dtype", "f16", "-m", path, "--host", "127.0.0.1", "--port", str(self.port),
-                   "--prefix-cache-n", "0", "--max-seqs", str(SEQUENCES), *options]
+        command = ["mistralrs", "serve", "--cpu", "--dtype", "f16", "-m", path, "--host", "127.0.0.1",
+                   "--port", str(self.port), "--prefix-cache-n", "0", "--max-seqs", str(SEQUENCES), *options]
         threaded = {name: str(threads) for name in ("RAYON_NUM_THREADS", "TOKIO_WORKER_THREADS")}
         self.server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, env=os.environ | threaded)
         atexit.register(self.server.kill)

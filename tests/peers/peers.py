@@ -189,14 +189,14 @@ def programs(work):
 
 
 def build_mistralrs(work):
-    """mistral.rs by cargo for this very CPU: half an hour on two cores."""
+    """mistral.rs by cargo for this very CPU: a quarter of an hour on two cores."""
     print("mistralrs: building it with cargo", file=sys.stderr, flush=True)
-    env = os.environ | {"RUSTFLAGS": "-C target-cpu=native", "CARGO_TARGET_DIR": str(work.absolute() / "mistralrs-target")}
-    command = ["cargo", "install", "--locked", "--root", str(work.absolute() / "mistralrs"),
-               f"mistralrs-cli@{MISTRALRS}"]
+    root, target = work.absolute() / "mistralrs", work.absolute() / "mistralrs-target"
+    env = os.environ | {"RUSTFLAGS": "-C target-cpu=native", "CARGO_TARGET_DIR": str(target)}
+    command = ["cargo", "install", "--locked", "--root", str(root), f"mistralrs-cli@{MISTRALRS}"]
     if subprocess.run(command, env=env, stdout=sys.stderr).returncode != 0:
         raise Failure("cargo cannot build mistralrs-cli")
-    shutil.rmtree(work / "mistralrs-target", ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)
 
 
 def missing(peer):
