@@ -10,23 +10,23 @@ use serde_json::{Value, json};
 #[derive(clap::Args)]
 pub(crate) struct SpeculationArgs {
     /// Guess up to N tokens at a time by what followed the latest ones earlier in the text: the same text, faster where
-    /// it copies what it has read
-    #[arg(long, value_name = "N", value_parser = guesses(), conflicts_with = "draft")]
+    /// it copies what it has read; 0 guesses none
+    #[arg(long, value_name = "N", value_parser = guesses(0), conflicts_with = "draft")]
     lookup: Option<u64>,
     /// Guess tokens by a smaller model with the same tokens: the same text
     #[arg(long, value_name = "MODEL")]
     draft: Option<PathBuf>,
     /// Most tokens that --draft guesses at a time
-    #[arg(long, value_name = "N", value_parser = guesses(), default_value_t = 8, requires = "draft")]
+    #[arg(long, value_name = "N", value_parser = guesses(1), default_value_t = 8, requires = "draft")]
     draft_max: u64,
 }
 
 /// The most tokens: a step has no more rows.
 pub(crate) const MOST_GUESSES: u64 = 31;
 
-/// How many tokens.
-fn guesses() -> clap::builder::RangedU64ValueParser {
-    clap::value_parser!(u64).range(1..=MOST_GUESSES)
+/// How many tokens, at least so many.
+fn guesses(least: u64) -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(least..=MOST_GUESSES)
 }
 
 impl SpeculationArgs {
@@ -37,9 +37,9 @@ impl SpeculationArgs {
         draft: impl FnOnce(&Path) -> Result<Session>,
     ) -> Result<()> {
         let with = match (self.lookup, &self.draft) {
-            (Some(most), _) => Speculation::lookup(most as usize),
-            (None, Some(path)) => Speculation::draft(draft(path)?, self.draft_max as usize),
-            (None, None) => return Ok(()),
+            (Some(most @ 1..), _) => Speculation::lookup(most as usize),
+            (_, Some(path)) => Speculation::draft(draft(path)?, self.draft_max as usize),
+            (_, None) => return Ok(()),
         };
         session.speculate(Some(with))?;
         Ok(())

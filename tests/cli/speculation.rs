@@ -37,6 +37,8 @@ fn guesses_change_no_text() {
     }
     let said = lapidary(&["run", "-n", "9", "--temp", "0", "--lookup", "4", "--stats", PROMPT]).err;
     assert!(said.contains("\nguessed     ") && said.contains(" x plain\n"), "{said}");
+    let said = lapidary(&["run", "-n", "9", "--temp", "0", "--lookup", "0", "--stats", PROMPT]).err;
+    assert!(!said.contains("\nguessed "), "{said}");
 }
 
 #[test]
@@ -63,7 +65,7 @@ fn guesses_that_cannot_be_are_refused() {
     let other = dir.path().join("other");
     lapidary(&["synth", "--preset", "gemma3-270m", "--layers", "1", "-o", name(&other)]).ok();
     for wrong in [
-        &["--lookup", "0"][..],
+        &["--lookup", "32"][..],
         &["--lookup", "x"],
         &["--lookup", "2", "--draft", "m"],
         &["--draft-max", "2"],
