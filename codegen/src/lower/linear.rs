@@ -106,8 +106,9 @@ pub(super) fn raw_code(
                 weights.iter().filter_map(move |w| widening(w, micro, fetches, features))
             });
             let blocking = Blocking::of(linear, most_rows(kernel), weights);
-            let whole = |w: &View| [true, false].map(|is_one| whole(micro, w, is_one)).into_iter().flatten();
-            let tilings = |w: &View| std::iter::once(tiling(micro, w.dtype)).chain(whole(w));
+            let tilings = |w: &View| {
+                std::iter::once(tiling(micro, w.dtype)).chain(whole(micro, w).into_iter().flatten())
+            };
             let by_parts = || weights.iter().flat_map(tilings).collect();
             let tilings = by_panels(linear, weights).unwrap_or_else(by_parts);
             let tiles = tilings.into_iter().flat_map(|tiling| tiling.raw_code());
@@ -176,7 +177,8 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
     let lane_bytes = lane_rows * linear_lanes::row_bytes(micro);
     let (x, bytes) = if micro.is_packed() {
         let part = linear_tiles::part(micro.part(), k, weights);
-        let whole = |w: &View| whole(micro, w, true).filter(|t| t.ahead == 0).map(|t| t.weight_stride);
+        let whole =
+            |w: &View| whole(micro, w).filter(|[tiling, _]| tiling.ahead == 0).map(|[t, _]| t.weight_stride);
         let row = weights.iter().map(|w| weight_row(micro, w.dtype).max(whole(w).unwrap_or(0)));
         let row = row.max().unwrap_or(0);
         let part_bytes =

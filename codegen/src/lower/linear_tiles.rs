@@ -40,22 +40,25 @@ const WHOLE_BYTES: usize = 1 << 20;
 /// The most bytes of weight rows that are fetched while as many are multiplied: both are in the second cache, with x.
 const FETCHED_BYTES: usize = 512 << 10;
 
-/// Tiles for calls of one panel, or of more, up to [`WHOLE_PANELS`], which take all of k at a time, for memory serves
+/// Tiles for calls of one panel, and of more, up to [`WHOLE_PANELS`], which take all of k at a time, for memory serves
 /// rows best in the order of their bytes: of weight rows as they lie, if the unit reads those, and the rows after them
 /// are fetched meanwhile; else held whole.
-pub(super) fn whole(micro: &'static Microkernel, weight: &View, is_one: bool) -> Option<Tiling> {
+pub(super) fn whole(micro: &'static Microkernel, weight: &View) -> Option<[Tiling; 2]> {
     let k = fixed(weight, 1);
     if micro.is_configured() && weight.dtype == micro.operands && weight.inner_stride() == 1 {
         let weight_stride = weight.step_bytes(0) as usize;
-        let tiling = tiling(micro, weight.dtype);
         let rows = micro.block_rows();
-        // One panel waits for memory, which gives more if less is under way; others load x half as often.
-        let nr = if is_one || rows * weight_stride > FETCHED_BYTES { rows / 2 } else { rows };
-        return Some(Tiling { weight_stride, ahead: nr * weight_stride, nr: Some(nr), ..tiling });
+        // One panel waits for memory, which gives more if less is under way; more of them load x half as often.
+        let more = if rows * weight_stride > FETCHED_BYTES { rows / 2 } else { rows };
+        let of = |nr: usize| {
+            let ahead = nr * weight_stride;
+            Tiling { weight_stride, ahead, nr: Some(nr), ..tiling(micro, weight.dtype) }
+        };
+        return Some([of(rows / 2), of(more)]);
     }
     let weight_stride = held_row(micro, weight.dtype, k);
     let fits = micro.is_raw() && k > micro.part() && micro.block_rows() * weight_stride <= WHOLE_BYTES;
-    fits.then_some(Tiling { weight_stride, ..tiling(micro, weight.dtype) })
+    fits.then(|| [Tiling { weight_stride, ..tiling(micro, weight.dtype) }; 2])
 }
 
 /// Tiles of the weight as it is stored, for calls of one panel, if the unit has them: the narrowest first.
@@ -143,8 +146,7 @@ impl Job<'_> {
             };
             let by_parts = |e: &mut Emitter<'_>| self.tiles(e, weight, first, width, (held, part), c);
             let held_whole = |e: &mut Emitter<'_>| {
-                let [one, more] = [true, false].map(|is_one| whole(micro, weight, is_one));
-                let (Some(one), Some(more)) = (one, more) else { return by_parts(e) };
+                let Some([one, more]) = whole(micro, weight) else { return by_parts(e) };
                 let by = |e: &mut Emitter<'_>, tiling: Tiling| {
                     self.whole_tiles(e, weight, first, width, (tiling, held), c);
                 };

@@ -110,17 +110,13 @@ pub fn choose(
     quantised: Quantised,
     features: &Features,
 ) -> &'static Microkernel {
+    // Shorter rows are of models that caches hold: they take longer to turn, and tiles to begin, than dot products do.
+    const LONG: usize = 2048;
+    let is_long = DType::BF16.row_bytes(k) >= LONG;
     let fits = |m: &&Microkernel| {
         let operands = (m.operands == DType::F32 || rounded) && m.takes(quantised);
-        // Shorter rows are of models that caches hold: they take longer to turn, and tiles to begin, than dot products
-        // do.
-        const LONG: usize = 2048;
-        let is_long = DType::BF16.row_bytes(k) >= LONG;
         let turned = m.operands == DType::BF16 && m.has_lanes();
         let pays = !turned || is_long;
-        // One row of bf16 tiles read nearly as fast as dot products do, and up to 32 in the same time.
-        let by_tiles = features.amx && rounded && quantised == Quantised::Halves && is_long;
-        let few = !by_tiles || m.is_configured();
         // Blocks that CLIF would widen to scratch it multiplies sooner itself.
         let widened = matches!(m.emit, Emit::RawDot(_)) && quantised == Quantised::Blocks;
         let read = !widened || widening(features, TO_FLOATS).is_some();
@@ -129,13 +125,16 @@ pub fn choose(
         operands
             && pays
             && read
-            && few
             && many
             && rows <= m.max_rows
             && k.is_multiple_of(m.kr)
             && (m.runs_on)(features)
     };
-    match MICROKERNELS.iter().find(fits) {
+    // One row of bf16 tiles read nearly as fast as dot products do, and up to 32 in the same time: in calls of few rows
+    // they go before these.
+    let by_tiles =
+        |m: &&Microkernel| quantised == Quantised::Halves && is_long && m.is_configured() && fits(m);
+    match MICROKERNELS.iter().find(by_tiles).or_else(|| MICROKERNELS.iter().find(fits)) {
         Some(m) => m,
         None => unreachable!("the portable rows fit everything"),
     }

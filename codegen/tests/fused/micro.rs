@@ -2,7 +2,7 @@
 
 use lapidary_codegen::kernel::Epilogue;
 use lapidary_codegen::micro::{self, Emit, MICROKERNELS, Microkernel, Quantised};
-use lapidary_codegen::target::{Placement, Target};
+use lapidary_codegen::target::{CPUS, Placement, TARGETS, Target};
 use lapidary_ir::DType::{self, F32};
 
 use super::harness::*;
@@ -37,6 +37,27 @@ fn taken(microkernel: &Microkernel) -> Vec<(&'static str, usize)> {
         places.extend(CAPACITIES.into_iter().filter(fits).map(|rows| (cpu, rows)));
     }
     places
+}
+
+/// Where tiles go before others they do not fit sums of every length.
+#[test]
+fn every_length_has_a_microkernel() {
+    let forms = [Quantised::No, Quantised::Halves, Quantised::Own, Quantised::Blocks];
+    for cpu in TARGETS.iter().chain(CPUS) {
+        let features = Target::new(cpu.name, Placement::Object).unwrap().features;
+        for k in [1, 31, 32, 33, 1023, 1024, 1025, 1040, 1056, 9216] {
+            for (quantised, rounded) in forms.into_iter().flat_map(|form| [(form, false), (form, true)]) {
+                for rows in CAPACITIES {
+                    let chosen = micro::choose(rows, k, rounded, quantised, &features);
+                    assert!(
+                        k.is_multiple_of(chosen.kr) && rows <= chosen.max_rows,
+                        "{}: {chosen:?}",
+                        cpu.name
+                    );
+                }
+            }
+        }
+    }
 }
 
 #[test]
