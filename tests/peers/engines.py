@@ -44,7 +44,17 @@ class Stepped:
         return resident("self")
 
 
-class Torch(Stepped):
+class Batched(Stepped):
+    """One whose `rows` appends ids to each sequence in one call, and returns the likeliest next id of each."""
+
+    def call(self, ids):
+        return self.rows([ids])[0]
+
+    def step(self, tokens, position):
+        return self.rows([[token] for token in tokens])
+
+
+class Torch(Batched):
     """transformers on torch: bf16, eager attention (Gemma 2's softcap needs it)."""
 
     def __init__(self, path, threads, context):
@@ -63,23 +73,16 @@ class Torch(Stepped):
         self.past = None
 
     def rows(self, ids):
-        """One call of ids of each sequence; the likeliest next id of each."""
         ids = self.torch.tensor(ids)
         out = self.model(input_ids=ids, past_key_values=self.past, use_cache=True, logits_to_keep=1)
         self.past = out.past_key_values
         return out.logits[:, -1].argmax(-1).tolist()
 
-    def call(self, ids):
-        return self.rows([ids])[0]
-
     def fork(self, sequences):
         self.past.batch_repeat_interleave(sequences)
 
-    def step(self, tokens, position):
-        return self.rows([[token] for token in tokens])
 
-
-class OpenVino(Stepped):
+class OpenVino(Batched):
     """OpenVINO's CPU plugin on a stateful model, with its own defaults for precision and KV cache."""
 
     def __init__(self, path, threads, context):
@@ -106,8 +109,7 @@ class OpenVino(Stepped):
         self.beams = self.numpy.zeros(1, self.numpy.int32)
 
     def rows(self, ids):
-        """One call of ids of each sequence; the likeliest next id of each. `beams` is each one's row of the cache as
-        the call before left it."""
+        """`beams` is each sequence's row of the cache as the call before left it."""
         count, n, p = len(ids), len(ids[0]), self.position
         ints = lambda values: self.numpy.array(values, self.numpy.int64)
         given = {"input_ids": ints(ids), "attention_mask": ints([[1] * (p + n)] * count),
@@ -117,14 +119,8 @@ class OpenVino(Stepped):
         self.beams = self.numpy.arange(count, dtype=self.numpy.int32)
         return self.request.get_tensor("logits").data[:, -1].argmax(-1).tolist()
 
-    def call(self, ids):
-        return self.rows([ids])[0]
-
     def fork(self, sequences):
         self.beams = self.numpy.zeros(sequences, self.numpy.int32)
-
-    def step(self, tokens, position):
-        return self.rows([[token] for token in tokens])
 
 
 def last_row_only(model, op, numpy):
@@ -232,18 +228,18 @@ class MistralRs:
         atexit.register(self.server.kill)
         while True:
             try:
-                self.ask(1, 1, 1)
+                self.ask(self.text(1), 1, 1, 1)
                 break
             except ConnectionRefusedError:
                 if self.server.poll() is not None:
                     raise RuntimeError(f"mistralrs ended with {self.server.returncode}") from None
                 time.sleep(0.2)
 
-    def ask(self, prompt_tokens, tokens, sequences):
-        """What the server says it used for `sequences` answers of `tokens` tokens."""
+    def ask(self, text, prompt_tokens, tokens, sequences):
+        """What the server says it used for `sequences` answers of `tokens` tokens to a text of `prompt_tokens`."""
         import http.client
 
-        asked = {"prompt": self.text(prompt_tokens), "max_tokens": tokens, "temperature": 0, "n": sequences}
+        asked = {"prompt": text, "max_tokens": tokens, "temperature": 0, "n": sequences}
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
         connection.request("POST", "/v1/completions", json.dumps(asked), {"Content-Type": "application/json"})
         response = connection.getresponse()
@@ -274,12 +270,13 @@ class MistralRs:
         return len(self.tokenizer.encode(text).ids)
 
     def prefill(self, tokens):
+        text = self.text(tokens)
         start = time.perf_counter()
-        self.ask(tokens, 1, 1)
+        self.ask(text, tokens, 1, 1)
         return time.perf_counter() - start
 
     def decode(self, tokens, depth, sequences):
-        return self.ask(depth, tokens + 1, sequences)["total_completion_time_sec"]
+        return self.ask(self.text(depth), depth, tokens + 1, sequences)["total_completion_time_sec"]
 
     def resident(self):
         return resident(self.server.pid)
