@@ -17,6 +17,7 @@ use super::linear_blocked::{Blocking, few};
 use super::linear_dots::{dot_rows, raw_dot, raw_dots_of, shapes};
 use super::linear_epilogue::{turned_bytes, turning};
 use super::linear_lanes::{self, most_in_lanes, raw_lanes};
+use super::linear_row;
 use super::linear_spans;
 pub use super::linear_spans::tiles;
 use super::linear_tiles::{self, block_bytes, by_panels, stored, tiling, whole};
@@ -120,6 +121,9 @@ pub(super) fn raw_code(
             let turn = kernel.outputs.iter().filter_map(|output| turning(linear, output, features));
             widen.chain(tiles.map(|raw| (micro, raw))).chain(few).chain(turn).collect()
         }
+        _ if linear_row::is_alone(linear, weights, most_rows(kernel), features) => {
+            weights.iter().map(|w| (micro, linear_row::raw_row(w))).collect()
+        }
         Emit::RawLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_) => lanes(micro).collect(),
         Emit::RawDot(_) | Emit::PairedDot(_) => {
             let k = fixed(&weights[0], 1);
@@ -174,7 +178,11 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
     let blocking = Blocking::of(&linear, rows, weights);
     let met = linear_spans::rows(&linear, rows, weights).unwrap_or(rows);
     let lane_rows = most_in_lanes(linear.few, met);
-    let lane_bytes = lane_rows * linear_lanes::row_bytes(micro);
+    let alone = linear_row::is_alone(&linear, weights, rows, &e.features);
+    let lane_bytes = match alone {
+        true => linear_row::results_bytes(weights, &linear),
+        false => lane_rows * linear_lanes::row_bytes(micro),
+    };
     let (x, bytes) = if micro.is_packed() {
         let part = linear_tiles::part(micro.part(), k, weights);
         let whole =
@@ -203,8 +211,11 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
     } else {
         let normed = linear.prologue.map(|eps| (eps, e.take_scratch(rows * k * 4)));
         if micro.has_lanes() {
-            let rounded =
-                (!linear.ready).then(|| e.take_scratch(rows * micro::lane_row_bytes(micro.operands, k)));
+            let bytes = match alone {
+                true => linear_row::rounded_bytes(k),
+                false => rows * micro::lane_row_bytes(micro.operands, k),
+            };
+            let rounded = (!linear.ready).then(|| e.take_scratch(bytes));
             (Operand::Lanes { normed, rounded }, lane_bytes)
         } else {
             let int8 = micro.operands == DType::Q8;
@@ -223,7 +234,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
         .then(|| results.iter().map(|_| e.take_scratch(turned_bytes(micro))).collect());
     let gathered = linear_lanes::gathered_bytes(&linear, weights).map(|bytes| e.take_scratch(bytes));
     let mut job =
-        Job { linear, k, x, results, gathered, then, turned, kernel, output: 0, blocking, span: None };
+        Job { linear, k, x, alone, results, gathered, then, turned, kernel, output: 0, blocking, span: None };
 
     // What is made of x stays in scratch between a launch's calls on one thread.
     let (mut begin, end) = (e.tile_begin, e.tile_end);
@@ -289,6 +300,8 @@ pub(super) struct Job<'a> {
     pub(super) linear: Linear,
     pub(super) k: usize,
     pub(super) x: Operand,
+    /// Whether it is one row that meets weight rows far from each other.
+    pub(super) alone: bool,
     /// Blocks of results, one a weight of a tile: dot (rows, nr), packed (nr, rows) with a stride, lanes as
     /// [`linear_lanes::row_bytes`] says.
     pub(super) results: Vec<Value>,
@@ -325,7 +338,8 @@ impl Job<'_> {
                 round_rows(e, x, stride, rows, Rounding { k, paired, magic }, scratch);
             }
             Operand::Lanes { rounded: Some(scratch), .. } => {
-                let of = LaneRows { k, micro: self.linear.micro, most: most_rows(self.kernel) };
+                let alone = self.alone.then_some(weights);
+                let of = LaneRows { k, micro: self.linear.micro, most: most_rows(self.kernel), alone };
                 of.round(e, (x, stride), rows, scratch);
             }
             Operand::Rows { .. } | Operand::Lanes { .. } | Operand::Packed { .. } => {}
@@ -336,6 +350,7 @@ impl Job<'_> {
     pub(super) fn block(&self, e: &mut Emitter<'_>, weights: &[View], first: Value, width: Value) {
         match self.x {
             Operand::Rows { .. } => self.dot_block(e, weights, first, width),
+            Operand::Lanes { .. } if self.alone => self.row_block(e, weights, first, width),
             Operand::Lanes { .. } => self.lane_block(e, weights, first, width, self.linear.micro),
             Operand::Packed { held, part } => {
                 let tiles = |e: &mut Emitter<'_>| self.tile_block(e, weights, first, width, held, part);

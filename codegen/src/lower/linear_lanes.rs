@@ -22,7 +22,7 @@ pub(super) fn row_bytes(micro: &Microkernel) -> usize {
 }
 
 /// Results before a block's first one.
-const MARGIN: usize = 16;
+pub(super) const MARGIN: usize = 16;
 
 /// The code for a weight: `micro` multiplies, in blocks of `of`.
 pub(super) fn raw_lanes(

@@ -6,6 +6,7 @@ use lapidary_runtime::program::Tiles;
 
 use super::linear::{Job, fixed, most_rows};
 use super::linear_blocked::Blocking;
+use super::linear_row;
 use crate::emit::Emitter;
 use crate::kernel::Linear;
 use crate::micro::Emit;
@@ -62,7 +63,8 @@ impl Job<'_> {
     /// Blocks from one to another, of all outputs.
     fn blocks(&mut self, e: &mut Emitter<'_>, weights: &[View], (begin, end): (Value, Value)) {
         let rows = self.linear.micro.block_rows();
-        let most = self.blocking.map_or(1, Blocking::at_once) as i64;
+        let alone = if self.alone { linear_row::at_once(weights, &self.linear) } else { 1 };
+        let most = self.blocking.map_or(alone, Blocking::at_once) as i64;
         let groups: Vec<&[View]> =
             if self.linear.is_joint() { vec![weights] } else { weights.chunks(1).collect() };
         let mut first = 0i64;

@@ -14,6 +14,7 @@ mod linear_blocked;
 mod linear_dots;
 mod linear_epilogue;
 mod linear_lanes;
+mod linear_row;
 mod linear_spans;
 mod linear_tiles;
 mod map;

@@ -99,7 +99,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, Pack { prologue, micro
         let out = e.base(output);
         let most = most_in_lanes(few, kernel.capacity.of(x.axes[0].dim));
         let lane_rows = |e: &mut Emitter<'_>, micro| {
-            let rows = LaneRows { k, micro, most };
+            let rows = LaneRows { k, micro, most, alone: None };
             let at = rows.at(e, first);
             let (out, x) = (e.b.ins().iadd(out, at), e.step(&view, 0, base, first));
             let count = e.b.ins().isub(end, first);

@@ -6,7 +6,7 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::{BLOCK, DType};
 
 use crate::emit::Emitter;
-use crate::micro::{self, Microkernel};
+use crate::micro::{self, Microkernel, ROW_BLOCKS, RowUnit};
 
 /// How rows of x are rounded to 8 bits.
 #[derive(Clone, Copy)]
@@ -65,6 +65,8 @@ pub(super) struct LaneRows {
     /// What multiplies them, in calls of so many rows at most.
     pub(super) micro: &'static Microkernel,
     pub(super) most: usize,
+    /// If it is one row for [`micro::Raw::Row`]: the weights' type.
+    pub(super) alone: Option<DType>,
 }
 
 impl LaneRows {
@@ -102,21 +104,51 @@ impl LaneRows {
                 }
             });
         }
+        if let Some(weights) = self.alone {
+            return for_blocks(e, (x, stride), (to, row), rows, k, |e, to, b, rounded| {
+                let (quants, half) = RowUnit::quants(weights);
+                let last = e.i64(ROW_BLOCKS as i64 - 1);
+                let within = e.b.ins().band(b, last);
+                let unit = e.b.ins().isub(b, within);
+                let at = e.scale(unit, (RowUnit::BYTES / ROW_BLOCKS) as i64);
+                let to = e.b.ins().iadd(to, at);
+                let [numbers, at] = [4, quants as i64].map(|bytes| {
+                    let at = e.scale(within, bytes);
+                    e.b.ins().iadd(to, at)
+                });
+                let places = [RowUnit::SCALES, RowUnit::SUMS, RowUnit::FIRSTS, RowUnit::WORTH];
+                rounded.store(e, numbers, places.map(i64::from), (at, [0, half as i64]));
+            });
+        }
         for_blocks(e, (x, stride), (to, row), rows, k, |e, to, b, rounded| {
             let at = e.scale(b, block as i64);
             let to = e.b.ins().iadd(to, at);
-            e.store(DType::F32, rounded.scale, to, 0, 1);
-            let sum = e.scale_int(rounded.sum, -8);
-            e.store_int(sum, to, 4, 1);
-            let first = e.scale_int(rounded.first, -8);
-            e.store_int(first, to, 8, 1);
-            let sum = e.b.ins().fcvt_from_sint(F32X4, sum);
-            let scaled = e.b.ins().fmul(sum, rounded.scale);
-            e.store(DType::F32, scaled, to, 12, 1);
-            for (half, byte) in rounded.quants.into_iter().zip([16, 32]) {
-                e.store_int(half, to, byte, 4);
-            }
+            rounded.store(e, to, [0, 4, 8, 12], (to, [16, 32]));
         });
+    }
+}
+
+impl Rounded {
+    /// Stores the scale, -8 times the sum of quants, the same of their first half, and what the first of these sums is
+    /// worth, so many bytes from `to` on; and the quants' halves from `at` on.
+    fn store(
+        self,
+        e: &mut Emitter<'_>,
+        to: Value,
+        [scale, sum, first, worth]: [i64; 4],
+        (at, halves): (Value, [i64; 2]),
+    ) {
+        e.store(DType::F32, self.scale, to, scale, 1);
+        let eighth = e.scale_int(self.sum, -8);
+        e.store_int(eighth, to, sum, 1);
+        let firsts = e.scale_int(self.first, -8);
+        e.store_int(firsts, to, first, 1);
+        let floats = e.b.ins().fcvt_from_sint(F32X4, eighth);
+        let scaled = e.b.ins().fmul(floats, self.scale);
+        e.store(DType::F32, scaled, to, worth, 1);
+        for (half, byte) in self.quants.into_iter().zip(halves) {
+            e.store_int(half, at, byte, 4);
+        }
     }
 }
 

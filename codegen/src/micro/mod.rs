@@ -42,8 +42,9 @@ pub use self::choose::{
 };
 pub use self::held::Held;
 pub use self::raw::{
-    Block, Dot, Fetched, LANE_BLOCK, Lanes, MAGIC, Mix, Raw, Scores, Soften, StoredTile, Streams, Tile,
-    TileOperands, Turn, Widen, WidenOperands, Widened, int8_quant_bytes, int8_row_bytes, lane_row_bytes,
+    Block, Dot, Fetched, LANE_BLOCK, Lanes, MAGIC, Mix, ROW_BLOCKS, Raw, Row, RowUnit, Scores, Soften,
+    StoredTile, Streams, Tile, TileOperands, Turn, Widen, WidenOperands, Widened, int8_quant_bytes,
+    int8_row_bytes, lane_row_bytes,
 };
 pub use self::soften::UNSEEN;
 pub use self::table::MICROKERNELS;
@@ -188,6 +189,7 @@ impl Microkernel {
             (Emit::RawLanes(emit) | Emit::SplitLanes(emit) | Emit::BlockLanes(emit), Raw::Lanes(lanes)) => {
                 emit(lanes)
             }
+            (Emit::RawLanes(_) | Emit::BlockLanes(_), Raw::Row(row)) => blocks::row_512(row),
             (Emit::RawScores(emit), Raw::Scores(scores)) => emit(scores),
             (Emit::RawMix(emit), Raw::Mix(mix)) => emit(mix),
             (Emit::RawSoften(emit), Raw::Soften(soften)) => emit(soften),
@@ -258,6 +260,12 @@ impl Microkernel {
     /// Whether weight rows are its lanes, and x rows rounded as [`lane_row_bytes`] says.
     pub fn has_lanes(&self) -> bool {
         matches!(self.emit, Emit::RawLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_))
+    }
+
+    /// Whether it has [`Raw::Row`], for one row of x.
+    pub fn has_row(&self) -> bool {
+        let is_one = matches!(self.emit, Emit::RawLanes(_) | Emit::BlockLanes(_));
+        is_one && self.operands == DType::Q8 && self.shapes[0].1 == blocks::LANES_512
     }
 
     /// Rows of x whose blocks lie side by side where weight rows are its lanes, in calls of at most `most` rows.

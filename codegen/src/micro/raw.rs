@@ -149,6 +149,15 @@ pub struct Lanes {
     pub streams: usize,
 }
 
+/// One row of x against weight rows in blocks, far from each other: what the code for these is specialised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Row {
+    /// Weights' element type.
+    pub dtype: DType,
+    /// Length of the sums.
+    pub k: usize,
+}
+
 /// Scores: what the code of a [`Emit::RawScores`](super::Emit::RawScores) is specialised to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Scores {
@@ -245,6 +254,9 @@ pub enum Raw {
     /// [`Emit::BlockLanes`](super::Emit::BlockLanes) block by block, of all `rows` rows), weights (the first row), c
     /// f32 `[rows][lanes]`, rows of x (not 0).
     Lanes(Lanes),
+    /// Operands: x (rounded, as [`RowUnit`] says), weights (the first row), c f32, a quarter of the weight rows (not 0);
+    /// they and their results follow one another.
+    Row(Row),
     /// Operands: queries (f32), keys (the first row), c f32 `[heads][rows]`, as many bytes as the keys to fetch
     /// meanwhile.
     Scores(Scores),
@@ -273,7 +285,7 @@ impl Raw {
             Raw::Tile(Tile { streams: Some(_), .. }) => 6,
             Raw::Tile(_) | Raw::Mix(_) | Raw::Turn(_) => 5,
             Raw::Dot(_) => 3,
-            Raw::StoredTile(_) | Raw::Lanes(_) | Raw::Scores(_) | Raw::Widen(_) => 4,
+            Raw::StoredTile(_) | Raw::Lanes(_) | Raw::Row(_) | Raw::Scores(_) | Raw::Widen(_) => 4,
             Raw::Configure | Raw::Release => 0,
         }
     }
@@ -344,4 +356,40 @@ pub const LANE_BLOCK: usize = 4 * size_of::<f32>() + BLOCK;
 /// Bytes of a row of x rounded for [`Emit::RawLanes`](super::Emit::RawLanes): to 8 bits, block by block; or to bf16.
 pub fn lane_row_bytes(operands: DType, k: usize) -> usize {
     if operands == DType::BF16 { operands.row_bytes(k) } else { k / BLOCK * LANE_BLOCK }
+}
+
+/// Blocks of x of a [`RowUnit`].
+pub const ROW_BLOCKS: usize = 4;
+
+/// How a row of x lies that is rounded to 8 bits for [`Raw::Row`]: four blocks at a time, what [`LANE_BLOCK`] has of
+/// each. Of what is not there any bytes do.
+pub struct RowUnit;
+
+impl RowUnit {
+    /// The blocks' scales (f32).
+    pub const SCALES: i32 = (ROW_BLOCKS * BLOCK) as i32;
+    /// -8 times the sums of their quants (i32).
+    pub const SUMS: i32 = RowUnit::SCALES + 4 * ROW_BLOCKS as i32;
+    /// The same of their first halves (i32).
+    pub const FIRSTS: i32 = RowUnit::SUMS + 4 * ROW_BLOCKS as i32;
+    /// Scales times the first of these sums (f32).
+    pub const WORTH: i32 = RowUnit::FIRSTS + 4 * ROW_BLOCKS as i32;
+    /// All of them, after the quants.
+    pub const BYTES: usize = ROW_BLOCKS * LANE_BLOCK;
+
+    /// Bytes from a block's quants to the next's, and from its first half of them to the second.
+    pub fn quants(weights: DType) -> (usize, usize) {
+        if row_halves(weights) { (BLOCK / 2, ROW_BLOCKS * BLOCK / 2) } else { (BLOCK, BLOCK / 2) }
+    }
+
+    /// Bytes of a row.
+    pub fn row_bytes(k: usize) -> usize {
+        k.div_ceil(ROW_BLOCKS * BLOCK) * RowUnit::BYTES
+    }
+}
+
+/// Whether weights are met by the first halves of four blocks of x, then by the second ones: their bytes hold a
+/// block's first half low, the second high, and follow one another.
+pub(super) fn row_halves(weights: DType) -> bool {
+    weights == DType::Q4
 }

@@ -1,7 +1,8 @@
 //! Products of few rows: dot products, and weight rows in lanes.
 
 use lapidary_codegen::micro::{
-    self, DOT_ROWS, Dot, Emit, Lanes, Microkernel, Raw, int8_quant_bytes, int8_row_bytes,
+    self, DOT_ROWS, Dot, Emit, Lanes, Microkernel, ROW_BLOCKS, Raw, Row, RowUnit, int8_quant_bytes,
+    int8_row_bytes,
 };
 use lapidary_ir::{BLOCK, DType};
 
@@ -106,6 +107,9 @@ pub(super) fn lanes(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
                     cases.push(lane_case(micro, (dtype, blocks * block, pad), (most, rows), source));
                 }
             }
+            if micro.has_row() {
+                cases.push(row_case((dtype, blocks * block), 1 + blocks % 3, source));
+            }
         }
     }
     cases
@@ -151,6 +155,37 @@ fn lane_case(
             Operand::Number(rows as u64),
         ],
         want: Want::Floats(want),
+    }
+}
+
+/// One row of x against four times so many weight rows.
+fn row_case((dtype, k): (DType, usize), each: usize, source: &mut Source) -> Case {
+    let (blocks, x) = lane_row(k, source);
+    let mut bytes = vec![0xa5; RowUnit::row_bytes(k)];
+    let (block, half) = RowUnit::quants(dtype);
+    for (i, from) in blocks.chunks(micro::LANE_BLOCK).enumerate() {
+        let (unit, i) = (i / ROW_BLOCKS * RowUnit::BYTES, i % ROW_BLOCKS);
+        let numbers = [RowUnit::SCALES, RowUnit::SUMS, RowUnit::FIRSTS, RowUnit::WORTH];
+        let numbers = numbers.map(|at| (at as usize + 4 * i, 4));
+        let quants = [0, half].map(|at| (i * block + at, BLOCK / 2));
+        let mut from = from;
+        for (at, n) in numbers.into_iter().chain(quants) {
+            bytes[unit + at..][..n].copy_from_slice(&from[..n]);
+            from = &from[n..];
+        }
+    }
+    let (weights, ws) = source.rows(dtype, 4 * each, k, 0);
+    Case {
+        raw: Raw::Row(Row { dtype, k }),
+        operands: vec![
+            Operand::In(bytes),
+            Operand::In(weights),
+            Operand::Out(vec![0xa5; 4 * (4 * each + 1)]),
+            Operand::Number(each as u64),
+        ],
+        want: Want::Floats(
+            ws.iter().map(|w| Some(dot(0.0, w.iter().zip(x.iter().copied())))).chain([None]).collect(),
+        ),
     }
 }
 

@@ -172,6 +172,11 @@ impl Cpu {
                     self.set_scalar(i, value)?;
                 }
             }
+            // Its flags are not looked at by any code.
+            M::Imul if i.op_count() == 3 => {
+                let product = self.scalar(i, 1)?.wrapping_mul(self.scalar(i, 2)?);
+                self.set_scalar(i, product)?;
+            }
             M::Test | M::And | M::Or | M::Xor => {
                 let bytes = Self::scalar_bytes(i, 0).ok_or(Fault::Unknown(*i))?;
                 let (a, b) = (self.scalar(i, 0)?, self.scalar(i, 1)?);

@@ -84,6 +84,8 @@ pub(in crate::micro) struct Unit<'a> {
     pub(super) constants: Constants,
     /// How many times 16 there are at a time.
     pub(super) lanes: usize,
+    /// Whether these are the first halves of blocks of 32, and the next ones their second halves.
+    pub(super) by_halves: bool,
 }
 
 /// A scale or an offset, as an operand or in a register.
@@ -94,7 +96,7 @@ enum Factor {
 
 impl<'a> Unit<'a> {
     pub(in crate::micro) fn new(format: &'a Format) -> Unit<'a> {
-        Unit { format, constants: Constants::default(), lanes: UNIT / LANE }
+        Unit { format, constants: Constants::default(), lanes: UNIT / LANE, by_halves: false }
     }
 
     /// How many they are.
@@ -210,7 +212,10 @@ impl<'a> Unit<'a> {
 
     /// Where 16 elements have a field, `lane` times 16 from element `first`: bytes that follow one another.
     pub(super) fn place(&self, bits: &Bits, first: usize, lane: usize) -> Place {
-        let element = first + lane * LANE;
+        let element = match self.by_halves {
+            true => first - first % (2 * UNIT) + first % (2 * UNIT) / UNIT * LANE + lane * BLOCK,
+            false => first + lane * LANE,
+        };
         let (block, within) = (element / self.format.block, element % self.format.block);
         let place = bits.place(within);
         Place { byte: place.byte + block * self.format.planes[0], ..place }
@@ -319,7 +324,7 @@ impl<'a> Unit<'a> {
 }
 
 /// A scale and an offset of up to eight groups each that can be made together, in turn.
-fn both(format: &Format) -> Option<[&Scale; 2]> {
+pub(super) fn both(format: &Format) -> Option<[&Scale; 2]> {
     let both = [&format.scale, offset(format)?];
     let beside = both[1].byte == both[0].byte + 2 && format.block == 8 * format.group;
     let six = both.iter().all(|s| s.dtype == DType::F16 && matches!(s.times, Times::SixBits { .. }));

@@ -9,8 +9,8 @@ use crate::micro::dot::{Done, XMM};
 use crate::micro::tile::ZMM;
 
 impl Unit<'_> {
-    /// A byte each quant, less what it is more than it stands for.
-    pub(super) fn quants(&mut self, a: &mut CodeAssembler, first: usize) -> Done {
+    /// A byte each quant, as its fields come to.
+    pub(super) fn fields(&mut self, a: &mut CodeAssembler, first: usize) -> Done {
         let mut to = 0;
         for bits in self.format.quants.bits {
             if bits.run == 1 {
@@ -20,6 +20,12 @@ impl Unit<'_> {
             }
             to += bits.width;
         }
+        Ok(())
+    }
+
+    /// A byte each quant, less what it is more than it stands for.
+    pub(super) fn quants(&mut self, a: &mut CodeAssembler, first: usize) -> Done {
+        self.fields(a, first)?;
         let quants = ZMM[QUANTS];
         match self.format.quants.reading {
             Reading::Less(0) | Reading::Signed => Ok(()),
@@ -64,6 +70,9 @@ impl Unit<'_> {
             a.vprolvd(x, x, zmmword_ptr(up))?;
         } else if up[0] > 0 {
             a.vprold(x, x, up[0])?;
+        }
+        if bits.width == 8 {
+            return Ok(());
         }
         let mask = self.constants.dwords(a, vec![(((1u32 << bits.width) - 1) << to) * 0x0101_0101]);
         if to == 0 {

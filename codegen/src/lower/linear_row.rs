@@ -1,0 +1,79 @@
+//! Linear kernels over one row of x, rounded to 8 bits: a block of weight rows is four runs, of which one row each is
+//! met at a time. Memory serves four streams in the order of their bytes, far from each other, better than rows side by
+//! side.
+
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{InstBuilder, Value};
+
+use super::linear::{Job, Operand, fixed};
+use super::linear_lanes::MARGIN;
+use crate::emit::{Emitter, Features};
+use crate::kernel::Linear;
+use crate::micro::{Raw, Row, RowUnit};
+use crate::view::View;
+
+/// Runs of a block.
+const RUNS: i64 = 4;
+/// Blocks of the tile space that are taken together, if there are so many: runs of 64 rows.
+const AT_ONCE: usize = 16;
+
+/// Whether a kernel of calls of up to `rows` rows takes its weights so.
+pub(super) fn is_alone(linear: &Linear, weights: &[View], rows: usize, features: &Features) -> bool {
+    let fits = |w: &View| fixed(w, 0) >= linear.micro.block_rows();
+    rows == 1 && features.streams() > 1 && linear.micro.has_row() && weights.iter().all(fits)
+}
+
+/// Blocks that are taken together.
+pub(super) fn at_once(weights: &[View], linear: &Linear) -> usize {
+    let most = weights.iter().map(|w| fixed(w, 0)).max().unwrap_or(1);
+    most.div_ceil(linear.micro.block_rows()).min(AT_ONCE)
+}
+
+/// Bytes of a block's results: those of rows that are not used, then the others.
+pub(super) fn results_bytes(weights: &[View], linear: &Linear) -> usize {
+    (MARGIN + at_once(weights, linear) * linear.micro.block_rows()) * 4
+}
+
+/// Bytes of x, rounded.
+pub(super) fn rounded_bytes(k: usize) -> usize {
+    RowUnit::row_bytes(k)
+}
+
+/// The code for a weight.
+pub(super) fn raw_row(weight: &View) -> Raw {
+    Raw::Row(Row { dtype: weight.dtype, k: fixed(weight, 1) })
+}
+
+impl Job<'_> {
+    /// Dot products of `width` weight rows from `first` with the row of x, for each of the tile's weights; then the
+    /// epilogue.
+    pub(super) fn row_block(&self, e: &mut Emitter<'_>, weights: &[View], first: Value, width: Value) {
+        let Operand::Lanes { rounded: Some(x), .. } = self.x else {
+            unreachable!("a kernel of one row of x rounds it itself")
+        };
+        for (weight, &c) in weights.iter().zip(&self.results) {
+            let raw = raw_row(weight);
+            let base = e.base(weight);
+            let each = e.b.ins().ushr_imm_u(width, i64::from(RUNS.trailing_zeros()));
+            let some = e.b.ins().icmp_imm_u(IntCC::NotEqual, each, 0);
+            let results = e.offset(c, MARGIN as i64 * 4);
+            e.when(some, |e| {
+                let rows = e.step(weight, 0, base, first);
+                e.call_raw(raw, &[x, rows, results, each]);
+            });
+            // What is left over is taken with rows before it.
+            let rest = e.b.ins().band_imm_u(width, RUNS - 1);
+            let some = e.b.ins().icmp_imm_u(IntCC::NotEqual, rest, 0);
+            e.when(some, |e| {
+                let before = e.offset(width, -RUNS);
+                let row = e.b.ins().iadd(first, before);
+                let rows = e.step(weight, 0, base, row);
+                let at = e.scale(before, 4);
+                let results = e.b.ins().iadd(results, at);
+                let one = e.i64(1);
+                e.call_raw(raw, &[x, rows, results, one]);
+            });
+        }
+        self.row_epilogue(e, first, width, (0, MARGIN as i64 * 4));
+    }
+}

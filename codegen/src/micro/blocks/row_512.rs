@@ -1,0 +1,440 @@
+//! One row of x against weight rows in any format of blocks, with AVX-512 VNNI: four at a time, each far from the
+//! others and followed by the one after it, so that memory serves four streams in the order of their bytes.
+//!
+//! Rows that lie side by side, as `lanes_512.rs` reads 16 of them, reach a page of memory all at once, and what is
+//! fetched for them comes late. Here a row's products are summed along it, 64 elements a register; the four rows'
+//! sums of each 16 elements are then brought together, a row a lane. They are exact, so that scaled and added up group
+//! by group, as `lanes_512.rs` does, they come to the same bits.
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
+use lapidary_ir::format::{Offset, Reading, Scale};
+use lapidary_ir::{BLOCK, DType, Format};
+
+use super::bf16_512::{LANE, QUANTS, UNIT, Unit, both};
+use super::widen_512::scales_512;
+use super::{PLANES, offset, scales_of};
+use crate::micro::dot::{Done, XMM, YMM};
+use crate::micro::raw::{ROW_BLOCKS, RowUnit, row_halves};
+use crate::micro::tile::ZMM;
+use crate::micro::{Code, Row, lanes};
+
+/// Weight rows at a time.
+pub(in crate::micro) const ROWS: usize = 4;
+/// Elements whose sums are scaled together.
+const ELEMENTS: usize = ROW_BLOCKS * BLOCK;
+/// How many bytes ahead the second cache is filled, of each row. Its prefetcher goes on from there; what is fetched
+/// behind the last rows is lost.
+const AHEAD: i32 = 4096;
+const LINE: usize = 64;
+
+/// Bytes from each of the four rows to the next; the first one's, in its first plane; what is fetched of it.
+const APART: AsmRegister64 = gpr64::r8;
+const W: AsmRegister64 = gpr64::r9;
+const X: AsmRegister64 = gpr64::r10;
+const FETCH: AsmRegister64 = gpr64::r11;
+const C: AsmRegister64 = gpr64::rdx;
+const COUNT: AsmRegister64 = gpr64::rcx;
+const SPARE: AsmRegister64 = gpr64::rax;
+const STACK: AsmRegister64 = gpr64::rsp;
+
+/// The stack's frame: products, scaled by x, and what x's sums are worth; scales and offsets; numbers.
+const SCALED: i32 = 0;
+const SUMS: i32 = 2 * VECTOR;
+const SCALES: i32 = 4 * VECTOR;
+const NUMBERS: i32 = 12 * VECTOR;
+const LEFT: i32 = NUMBERS;
+const COLUMNS: i32 = NUMBERS + 8;
+const ROW_OF_X: i32 = NUMBERS + 16;
+const BEFORE: i32 = NUMBERS + 24;
+const FRAME: i32 = NUMBERS + 32;
+const VECTOR: i32 = 64;
+
+/// Sums of products, of the first half of elements and of the second.
+const PRODUCTS: [[usize; ROWS]; 2] = [[16, 17, 18, 19], [20, 21, 22, 23]];
+/// Results, a weight row a lane.
+const RESULTS: AsmRegisterXmm = xmm15;
+/// Of x's four blocks each four times.
+const EACH: AsmRegisterZmm = zmm28;
+/// What makes quants unsigned, or their table.
+const READ: AsmRegisterZmm = zmm29;
+
+struct Apart<'a> {
+    row: Row,
+    format: &'a Format,
+    unit: Unit<'a>,
+    /// What is taken off quants: a power of two, or 0.
+    zero: i32,
+}
+
+/// With AVX-512 VNNI.
+pub(in crate::micro) fn row_512(row: Row) -> Code {
+    let Some(format) = row.dtype.format() else { unreachable!("blocks have a format") };
+    let zero = match format.quants.reading {
+        Reading::Less(zero) => zero,
+        Reading::Signed | Reading::Table(_) => 128,
+    };
+    let unit = Unit { by_halves: row_halves(row.dtype), ..Unit::new(format) };
+    Apart { row, format, unit, zero }.all()
+}
+
+impl Apart<'_> {
+    fn all(&mut self) -> Code {
+        let a = &mut CodeAssembler::new(64)?;
+        let (k, format) = (self.row.k, self.format);
+        let step = format.block.max(ELEMENTS);
+        let planes = format.planes.len() > 1;
+        a.mov(SPARE, STACK)?;
+        a.sub(STACK, FRAME + VECTOR)?;
+        a.and(STACK, -VECTOR)?;
+        a.mov(qword_ptr(STACK + BEFORE), SPARE)?;
+        a.mov(qword_ptr(STACK + ROW_OF_X), PLANES[0])?;
+        a.mov(qword_ptr(STACK + LEFT), COUNT)?;
+        a.mov(W, PLANES[1])?;
+        a.imul_3(APART, COUNT, format.row_bytes(k) as i32)?;
+        a.shl(COUNT, 2)?;
+        a.mov(qword_ptr(STACK + COLUMNS), COUNT)?;
+        let each = self.unit.constants.dwords(a, (0..16).map(|lane| lane / 4).collect());
+        a.vmovdqu32(EACH, zmmword_ptr(each))?;
+        match format.quants.reading {
+            Reading::Less(_) => {}
+            Reading::Signed => {
+                let sign = self.unit.constants.dwords(a, vec![0x8080_8080]);
+                a.vpbroadcastd(READ, dword_ptr(sign))?;
+            }
+            Reading::Table(table) => {
+                let bytes: Vec<u8> = table.iter().map(|&v| (i32::from(v) + 128) as u8).collect();
+                let table = self.unit.constants.bytes(a, &bytes.repeat(4));
+                a.vmovdqu32(READ, zmmword_ptr(table))?;
+            }
+        }
+
+        let (mut row, mut again) = (a.create_label(), a.create_label());
+        a.set_label(&mut row)?;
+        a.vpxor(RESULTS, RESULTS, RESULTS)?;
+        a.mov(X, qword_ptr(STACK + ROW_OF_X))?;
+        a.lea(FETCH, ptr(W + AHEAD))?;
+        if planes {
+            a.lea(PLANES[1], ptr(W + format.plane_at(1, k) as i32))?;
+        }
+        if k >= step {
+            a.mov(COUNT, (k / step) as i64)?;
+            a.set_label(&mut again)?;
+            self.step(a, step)?;
+            a.dec(COUNT)?;
+            a.jnz(again)?;
+        }
+        if !k.is_multiple_of(step) {
+            self.step(a, k % step)?;
+        }
+        let first_plane = k / format.block * format.planes[0];
+        let fetched = k / step * self.lines(step) + if k.is_multiple_of(step) { 0 } else { self.lines(k % step) };
+        let left = format.row_bytes(k).saturating_sub(fetched * LINE).div_ceil(LINE);
+        (0..ROWS).try_for_each(|q| self.fetch(a, q, left))?;
+        a.add(W, (format.row_bytes(k) - first_plane) as i32)?;
+        self.store(a)?;
+        a.add(C, 4)?;
+        a.dec(qword_ptr(STACK + LEFT))?;
+        a.jnz(row)?;
+        a.mov(STACK, qword_ptr(STACK + BEFORE))?;
+        a.vzeroupper()?;
+        a.ret()?;
+        self.unit.end(a)?;
+        a.assemble(0)
+    }
+
+    /// Whole lines of memory that `n` elements' quants take.
+    fn lines(&self, n: usize) -> usize {
+        n / self.format.block * self.format.planes[0] / LINE
+    }
+
+    /// Fetches so many lines of row `q`.
+    fn fetch(&self, a: &mut CodeAssembler, q: usize, lines: usize) -> Done {
+        let at = of_row(a, FETCH, q)?;
+        (0..lines).try_for_each(|line| a.prefetcht1(byte_ptr(at + (line * LINE) as i32)))
+    }
+
+    /// `n` elements of four rows, and on to the next.
+    fn step(&mut self, a: &mut CodeAssembler, n: usize) -> Done {
+        let (format, lines) = (self.format, self.lines(n));
+        (0..ROWS).try_for_each(|q| self.fetch(a, q, lines))?;
+        if format.block > BLOCK {
+            self.long_scales(a)?;
+        }
+        for first in (0..n).step_by(ELEMENTS) {
+            self.elements(a, first, ROW_BLOCKS.min((n - first) / BLOCK))?;
+        }
+        let blocks = n / format.block;
+        a.add(FETCH, (lines * LINE) as i32)?;
+        a.add(W, (blocks * format.planes[0]) as i32)?;
+        if let Some(bytes) = format.planes.get(1) {
+            a.add(PLANES[1], (blocks * bytes) as i32)?;
+        }
+        a.add(X, (n.div_ceil(ELEMENTS) * RowUnit::BYTES) as i32)
+    }
+
+    /// The elements from `first` on, so many blocks of x.
+    fn elements(&mut self, a: &mut CodeAssembler, first: usize, blocks: usize) -> Done {
+        let x = (first / ELEMENTS * RowUnit::BYTES) as i32;
+        // Sixteens of elements in each half.
+        let halves = match self.unit.by_halves {
+            true => [blocks, blocks],
+            false => [(2 * blocks).min(4), (2 * blocks).saturating_sub(4)],
+        };
+        for q in 0..ROWS {
+            if q == 0 { a.mov(PLANES[0], W)? } else { a.add(PLANES[0], APART)? }
+            for (half, lanes) in halves.into_iter().enumerate().filter(|(_, lanes)| *lanes > 0) {
+                self.unit.lanes = lanes;
+                self.unit.fields(a, first + half * UNIT)?;
+                let (quants, sum) = (ZMM[QUANTS], ZMM[PRODUCTS[half][q]]);
+                match self.format.quants.reading {
+                    Reading::Less(_) => {}
+                    Reading::Signed => a.vpxord(quants, quants, READ)?,
+                    Reading::Table(_) => a.vpshufb(quants, READ, quants)?,
+                }
+                a.vpxord(sum, sum, sum)?;
+                a.vpdpbusd(sum, quants, zmmword_ptr(X + (x + half as i32 * VECTOR)))?;
+            }
+        }
+        if self.format.block == BLOCK {
+            self.short_scales(a, blocks)?;
+        }
+        for (products, _) in PRODUCTS.into_iter().zip(halves).filter(|(_, lanes)| *lanes > 0) {
+            together(a, products)?;
+        }
+        if self.format.group < BLOCK {
+            self.by_halves(a, (first, blocks), x)
+        } else {
+            self.by_blocks(a, (first, blocks), (x, halves[1] > 0))
+        }
+    }
+
+    /// Adds up sums of whole blocks, a block's four rows in each 128 bits.
+    fn by_blocks(
+        &mut self,
+        a: &mut CodeAssembler,
+        (first, blocks): (usize, usize),
+        (x, two): (i32, bool),
+    ) -> Done {
+        let [[low, ..], [high, ..]] = PRODUCTS.map(|products| products.map(|i| ZMM[i]));
+        let t = zmm0;
+        if self.unit.by_halves {
+            a.vpaddd(t, low, high)?;
+        } else {
+            let other = if two { high } else { low };
+            a.vshufi32x4(t, low, other, 0b10_00_10_00)?;
+            a.vshufi32x4(zmm1, low, other, 0b11_01_11_01)?;
+            a.vpaddd(t, t, zmm1)?;
+        }
+        if self.zero > 0 {
+            a.vmovdqu(xmm1, xmmword_ptr(X + (x + RowUnit::SUMS)))?;
+            a.vpermd(zmm1, EACH, zmm1)?;
+            self.less(a, t, zmm1)?;
+        }
+        a.vmovdqu(xmm1, xmmword_ptr(X + (x + RowUnit::SCALES)))?;
+        a.vpermps(zmm1, EACH, zmm1)?;
+        a.vcvtdq2ps(t, t)?;
+        a.vmulps(t, t, zmm1)?;
+        a.vmovups(zmmword_ptr(STACK + SCALED), t)?;
+        for block in 0..blocks {
+            let element = first + block * BLOCK;
+            let at = 16 * block as i32;
+            a.vmovups(xmm1, xmmword_ptr(STACK + (SCALED + at)))?;
+            a.vfmadd231ps(RESULTS, xmm1, xmmword_ptr(self.scale_at(0, element)))?;
+            if offset(self.format).is_some() {
+                a.vbroadcastss(xmm1, dword_ptr(X + (x + RowUnit::WORTH + 4 * block as i32)))?;
+                a.vfmadd231ps(RESULTS, xmm1, xmmword_ptr(self.scale_at(1, element)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same of sums of half blocks.
+    fn by_halves(&mut self, a: &mut CodeAssembler, (first, blocks): (usize, usize), x: i32) -> Done {
+        let (sums, scales, spare) = (zmm1, zmm2, zmm3);
+        for (half, products) in PRODUCTS.into_iter().enumerate().take(blocks.div_ceil(2)) {
+            let t = ZMM[products[0]];
+            let each = |lane: u32| 2 * half as u32 + lane / 8;
+            let places = self.unit.constants.dwords(a, (0..16).map(each).collect());
+            a.vmovdqu32(spare, zmmword_ptr(places))?;
+            a.vmovdqu(xmm2, xmmword_ptr(X + (x + RowUnit::SCALES)))?;
+            a.vpermps(scales, spare, scales)?;
+            // Of x's blocks the first halves' sums, the second halves', in turn.
+            a.vmovdqu(xmm0, xmmword_ptr(X + (x + RowUnit::FIRSTS)))?;
+            a.vmovdqu(xmm1, xmmword_ptr(X + (x + RowUnit::SUMS)))?;
+            a.vpsubd(xmm1, xmm1, xmm0)?;
+            if half == 0 {
+                a.vpunpckldq(xmm1, xmm0, xmm1)?;
+            } else {
+                a.vpunpckhdq(xmm1, xmm0, xmm1)?;
+            }
+            a.vpermd(sums, EACH, sums)?;
+            if offset(self.format).is_some() {
+                a.vcvtdq2ps(zmm0, sums)?;
+                a.vmulps(zmm0, zmm0, scales)?;
+                a.vmovups(zmmword_ptr(STACK + (SUMS + half as i32 * VECTOR)), zmm0)?;
+            }
+            if self.zero > 0 {
+                self.less(a, t, sums)?;
+            }
+            a.vcvtdq2ps(t, t)?;
+            a.vmulps(t, t, scales)?;
+            a.vmovups(zmmword_ptr(STACK + (SCALED + half as i32 * VECTOR)), t)?;
+        }
+        for lane in 0..2 * blocks {
+            let element = first + lane * LANE;
+            let at = 16 * lane as i32;
+            a.vmovups(xmm1, xmmword_ptr(STACK + (SCALED + at)))?;
+            a.vfmadd231ps(RESULTS, xmm1, xmmword_ptr(self.scale_at(0, element)))?;
+            if offset(self.format).is_some() {
+                a.vmovups(xmm1, xmmword_ptr(STACK + (SUMS + at)))?;
+                a.vfmadd231ps(RESULTS, xmm1, xmmword_ptr(self.scale_at(1, element)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes off what quants are more than they stand for: of -8 times x's sums what that comes to. Clobbers these.
+    fn less(&self, a: &mut CodeAssembler, from: AsmRegisterZmm, sums: AsmRegisterZmm) -> Done {
+        match self.zero.trailing_zeros() as i32 - 3 {
+            0 => {}
+            up @ 1.. => a.vpslld(sums, sums, up)?,
+            down => a.vpsrad(sums, sums, -down)?,
+        }
+        a.vpaddd(from, from, sums)
+    }
+
+    /// Where the scale (0) or offset (1) of an element of the step lies, of each row.
+    fn scale_at(&self, kind: usize, element: usize) -> AsmMemoryOperand {
+        let format = self.format;
+        let at = if format.block == BLOCK {
+            kind * VECTOR as usize + element % ELEMENTS / BLOCK * 16
+        } else {
+            let group = element / format.group;
+            let (list, i) = if both(format).is_some() { (0, 2 * group + kind) } else { (kind, group) };
+            list * 4 * VECTOR as usize + i % 4 * VECTOR as usize + i / 4 * 16
+        };
+        STACK + (SCALES + at as i32)
+    }
+
+    /// An eighth of what offsets are worth: x's sums come times -8.
+    fn eighth(&mut self, a: &mut CodeAssembler, offsets: AsmRegisterZmm) -> Done {
+        let eighth = match self.format.offset {
+            Offset::Plus(_) => -0.125f32,
+            Offset::None | Offset::Minus(_) => 0.125,
+        };
+        let eighth = self.unit.constants.dwords(a, vec![eighth.to_bits()]);
+        a.vmulps(offsets, offsets, dword_bcst(eighth))
+    }
+
+    /// The scales and offsets of short blocks: of each block those of four rows.
+    fn short_scales(&mut self, a: &mut CodeAssembler, blocks: usize) -> Done {
+        for (kind, scale) in scales_of(self.format).enumerate() {
+            let bytes = self.format.planes[scale.plane];
+            let plane = [W, PLANES[1]][scale.plane];
+            let t = zmm0;
+            if scale.dtype == DType::BF16 && bytes == 2 && blocks == ROW_BLOCKS {
+                // They follow one another.
+                for (q, register) in XMM[..ROWS].iter().enumerate() {
+                    let at = of_row(a, plane, q)?;
+                    a.vmovq(*register, qword_ptr(at + scale.byte as i32))?;
+                }
+                a.vpunpcklqdq(xmm0, xmm0, xmm1)?;
+                a.vpunpcklqdq(xmm2, xmm2, xmm3)?;
+                a.vinserti128(ymm0, ymm0, xmm2, 1)?;
+                let turned = self.unit.constants.dwords(a, (0..16).map(|i| i % 4 * 4 + i / 4).collect());
+                a.vpmovzxwd(t, ymm0)?;
+                a.vmovdqu32(zmm1, zmmword_ptr(turned))?;
+                a.vpermd(t, zmm1, t)?;
+                a.vpslld(t, t, 16)?;
+            } else {
+                a.vpxor(xmm0, xmm0, xmm0)?;
+                a.vpxor(xmm1, xmm1, xmm1)?;
+                for q in 0..ROWS {
+                    let at = of_row(a, plane, q)?;
+                    for block in 0..blocks {
+                        let (x, lane) = (XMM[block / 2], block % 2 * 4 + q);
+                        a.vpinsrw(x, x, word_ptr(at + (scale.byte + block * bytes) as i32), lane as u32)?;
+                    }
+                }
+                a.vinserti128(ymm0, ymm0, xmm1, 1)?;
+                if scale.dtype == DType::BF16 {
+                    a.vpmovzxwd(t, ymm0)?;
+                    a.vpslld(t, t, 16)?;
+                } else {
+                    a.vcvtph2ps(t, YMM[0])?;
+                }
+            }
+            if kind > 0 {
+                self.eighth(a, t)?;
+            }
+            a.vmovups(zmmword_ptr(STACK + (SCALES + kind as i32 * VECTOR)), t)?;
+        }
+        Ok(())
+    }
+
+    /// The scales and offsets of a long block's groups: of each group those of four rows.
+    fn long_scales(&mut self, a: &mut CodeAssembler) -> Done {
+        let format = self.format;
+        let pair = both(format);
+        let lists: Vec<Vec<&Scale>> = match pair {
+            Some(both) => vec![both.to_vec()],
+            None => scales_of(format).map(|scale| vec![scale]).collect(),
+        };
+        let of = PRODUCTS[0];
+        for (kind, scales) in lists.iter().enumerate() {
+            for (q, to) in of.into_iter().enumerate() {
+                if q == 0 { a.mov(PLANES[0], W)? } else { a.add(PLANES[0], APART)? }
+                scales_512(a, &mut self.unit.constants, format, scales, to)?;
+            }
+            lanes::turn(a, of, 0)?;
+            for (i, register) in of.into_iter().enumerate() {
+                if kind > 0 || pair.is_some() && i % 2 == 1 {
+                    self.eighth(a, ZMM[register])?;
+                }
+                let at = SCALES + (4 * kind + i) as i32 * VECTOR;
+                a.vmovups(zmmword_ptr(STACK + at), ZMM[register])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the results of the four rows, each among its stream's.
+    fn store(&self, a: &mut CodeAssembler) -> Done {
+        a.vmovups(xmmword_ptr(STACK + SCALED), RESULTS)?;
+        a.mov(SPARE, C)?;
+        for q in 0..ROWS as i32 {
+            a.mov(gpr32::ecx, dword_ptr(STACK + (SCALED + 4 * q)))?;
+            a.mov(dword_ptr(SPARE), gpr32::ecx)?;
+            if q + 1 < ROWS as i32 {
+                a.add(SPARE, qword_ptr(STACK + COLUMNS))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where row `q` has what `first` is the first row's. Clobbers [`SPARE`].
+fn of_row(a: &mut CodeAssembler, first: AsmRegister64, q: usize) -> Result<AsmMemoryOperand, IcedError> {
+    Ok(match q {
+        0 => first + 0,
+        1 | 2 => first + APART * q as i32,
+        _ => {
+            a.lea(SPARE, ptr(first + APART * 2))?;
+            SPARE + APART
+        }
+    })
+}
+
+/// Of four rows' sums in dwords: of each 128 bits their sum, a row a lane, in the first. Clobbers the others.
+fn together(a: &mut CodeAssembler, rows: [usize; ROWS]) -> Done {
+    let ([p, q, r, s], spare) = (rows.map(|i| ZMM[i]), zmm4);
+    for (to, other) in [(p, q), (r, s)] {
+        a.vpunpckldq(spare, to, other)?;
+        a.vpunpckhdq(to, to, other)?;
+        a.vpaddd(to, to, spare)?;
+    }
+    a.vpunpcklqdq(spare, p, r)?;
+    a.vpunpckhqdq(p, p, r)?;
+    a.vpaddd(p, p, spare)
+}
