@@ -51,11 +51,13 @@ const FRAME: i32 = NUMBERS + 32;
 const VECTOR: i32 = 64;
 
 /// Sums of products, of the first half of elements and of the second.
-const PRODUCTS: [[usize; ROWS]; 2] = [[16, 17, 18, 19], [20, 21, 22, 23]];
+const PRODUCTS: [[usize; ROWS]; 2] = [[8, 9, 10, 11], [12, 13, 14, 5]];
 /// Results, a weight row a lane.
 const RESULTS: AsmRegisterXmm = xmm15;
 /// Of x's four blocks each four times.
 const EACH: AsmRegisterZmm = zmm28;
+/// Quants of x, of the first half and of the second.
+const OF_X: [AsmRegisterZmm; 2] = [zmm30, zmm31];
 /// What makes quants unsigned, or their table.
 const READ: AsmRegisterZmm = zmm29;
 
@@ -130,7 +132,7 @@ impl Apart<'_> {
         let first_plane = k / format.block * format.planes[0];
         let fetched = k / step * self.lines(step) + if k.is_multiple_of(step) { 0 } else { self.lines(k % step) };
         let left = format.row_bytes(k).saturating_sub(fetched * LINE).div_ceil(LINE);
-        (0..ROWS).try_for_each(|q| self.fetch(a, q, left))?;
+        fetch(a, left)?;
         a.add(W, (format.row_bytes(k) - first_plane) as i32)?;
         self.store(a)?;
         a.add(C, 4)?;
@@ -148,21 +150,14 @@ impl Apart<'_> {
         n / self.format.block * self.format.planes[0] / LINE
     }
 
-    /// Fetches so many lines of row `q`.
-    fn fetch(&self, a: &mut CodeAssembler, q: usize, lines: usize) -> Done {
-        let at = of_row(a, FETCH, q)?;
-        (0..lines).try_for_each(|line| a.prefetcht1(byte_ptr(at + (line * LINE) as i32)))
-    }
-
     /// `n` elements of four rows, and on to the next.
     fn step(&mut self, a: &mut CodeAssembler, n: usize) -> Done {
         let (format, lines) = (self.format, self.lines(n));
-        (0..ROWS).try_for_each(|q| self.fetch(a, q, lines))?;
         if format.block > BLOCK {
             self.long_scales(a)?;
         }
         for first in (0..n).step_by(ELEMENTS) {
-            self.elements(a, first, ROW_BLOCKS.min((n - first) / BLOCK))?;
+            self.elements(a, (first, ROW_BLOCKS.min((n - first) / BLOCK)), lines)?;
         }
         let blocks = n / format.block;
         a.add(FETCH, (lines * LINE) as i32)?;
@@ -174,33 +169,44 @@ impl Apart<'_> {
     }
 
     /// The elements from `first` on, so many blocks of x.
-    fn elements(&mut self, a: &mut CodeAssembler, first: usize, blocks: usize) -> Done {
+    fn elements(&mut self, a: &mut CodeAssembler, (first, blocks): (usize, usize), lines: usize) -> Done {
         let x = (first / ELEMENTS * RowUnit::BYTES) as i32;
         // Sixteens of elements in each half.
         let halves = match self.unit.by_halves {
             true => [blocks, blocks],
             false => [(2 * blocks).min(4), (2 * blocks).saturating_sub(4)],
         };
-        for q in 0..ROWS {
-            if q == 0 { a.mov(PLANES[0], W)? } else { a.add(PLANES[0], APART)? }
-            for (half, lanes) in halves.into_iter().enumerate().filter(|(_, lanes)| *lanes > 0) {
-                self.unit.lanes = lanes;
+        for (half, to) in OF_X.into_iter().enumerate().take(if halves[1] > 0 { 2 } else { 1 }) {
+            a.vmovdqu32(to, zmmword_ptr(X + (x + half as i32 * VECTOR)))?;
+        }
+        if first == 0 {
+            fetch(a, lines)?;
+        }
+        for (half, lanes) in halves.into_iter().enumerate().filter(|(_, lanes)| *lanes > 0) {
+            self.unit.lanes = lanes;
+            for q in 0..ROWS {
+                if q == 0 { a.mov(PLANES[0], W)? } else { a.add(PLANES[0], APART)? }
                 self.unit.fields(a, first + half * UNIT)?;
-                let (quants, sum) = (ZMM[QUANTS], ZMM[PRODUCTS[half][q]]);
+                let quants = ZMM[QUANTS];
                 match self.format.quants.reading {
                     Reading::Less(_) => {}
                     Reading::Signed => a.vpxord(quants, quants, READ)?,
                     Reading::Table(_) => a.vpshufb(quants, READ, quants)?,
                 }
-                a.vpxord(sum, sum, sum)?;
-                a.vpdpbusd(sum, quants, zmmword_ptr(X + (x + half as i32 * VECTOR)))?;
+                // Both halves of a block come to one sum.
+                let sum = PRODUCTS[if self.unit.by_halves { 0 } else { half }][q];
+                if half == 0 || !self.unit.by_halves {
+                    a.vpxor(XMM[sum], XMM[sum], XMM[sum])?;
+                }
+                a.vpdpbusd(ZMM[sum], quants, OF_X[half])?;
             }
         }
         if self.format.block == BLOCK {
             self.short_scales(a, blocks)?;
         }
-        for (products, _) in PRODUCTS.into_iter().zip(halves).filter(|(_, lanes)| *lanes > 0) {
-            together(a, products)?;
+        together(a, PRODUCTS[0])?;
+        if halves[1] > 0 && !self.unit.by_halves {
+            together(a, PRODUCTS[1])?;
         }
         if self.format.group < BLOCK {
             self.by_halves(a, (first, blocks), x)
@@ -217,10 +223,8 @@ impl Apart<'_> {
         (x, two): (i32, bool),
     ) -> Done {
         let [[low, ..], [high, ..]] = PRODUCTS.map(|products| products.map(|i| ZMM[i]));
-        let t = zmm0;
-        if self.unit.by_halves {
-            a.vpaddd(t, low, high)?;
-        } else {
+        let t = if self.unit.by_halves { low } else { zmm0 };
+        if !self.unit.by_halves {
             let other = if two { high } else { low };
             a.vshufi32x4(t, low, other, 0b10_00_10_00)?;
             a.vshufi32x4(zmm1, low, other, 0b11_01_11_01)?;
@@ -412,6 +416,17 @@ impl Apart<'_> {
         }
         Ok(())
     }
+}
+
+/// Fetches so many lines of each row, those of one row never at once.
+fn fetch(a: &mut CodeAssembler, lines: usize) -> Done {
+    for line in 0..lines {
+        for q in 0..ROWS {
+            let at = of_row(a, FETCH, q)?;
+            a.prefetcht1(byte_ptr(at + (line * LINE) as i32))?;
+        }
+    }
+    Ok(())
 }
 
 /// Where row `q` has what `first` is the first row's. Clobbers [`SPARE`].
