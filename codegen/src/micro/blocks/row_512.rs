@@ -23,9 +23,9 @@ use crate::micro::{Code, Row, lanes};
 pub(in crate::micro) const ROWS: usize = 4;
 /// Elements whose sums are scaled together.
 const ELEMENTS: usize = ROW_BLOCKS * BLOCK;
-/// How many bytes ahead the second cache is filled, of each row. Its prefetcher goes on from there; what is fetched
-/// behind the last rows is lost.
-const AHEAD: i32 = 4096;
+/// How many bytes ahead the second cache is filled, of each row: of weights of a byte and more, and of others. Its
+/// prefetcher goes on from there; what is fetched behind the last rows is lost.
+const AHEAD: [i32; 2] = [3072, 2048];
 const LINE: usize = 64;
 
 /// Bytes from each of the four rows to the next; the first one's, in its first plane; what is fetched of it.
@@ -115,7 +115,7 @@ impl Apart<'_> {
         a.set_label(&mut row)?;
         a.vpxor(RESULTS, RESULTS, RESULTS)?;
         a.mov(X, qword_ptr(STACK + ROW_OF_X))?;
-        a.lea(FETCH, ptr(W + AHEAD))?;
+        a.lea(FETCH, ptr(W + AHEAD[usize::from(format.block_bytes() < format.block)]))?;
         if planes {
             a.lea(PLANES[1], ptr(W + format.plane_at(1, k) as i32))?;
         }
