@@ -210,7 +210,7 @@ fn f32_activations_hold_the_tolerance() -> Result<()> {
 }
 
 #[test]
-fn quantised_weights_unpack_to_tiles() -> Result<()> {
+fn quantised_weights_unpack() -> Result<()> {
     if !make_ready() {
         return Ok(());
     }
@@ -221,9 +221,12 @@ fn quantised_weights_unpack_to_tiles() -> Result<()> {
             logits(&mut session(&model, options.weights(format).cache(false), 2)?, &ids)
         };
         let rounded = exact().activations(Activations::Auto).kv_cache(KvCache::F32).cpu(CPU);
-        let (exact, tiles) = (of(exact())?, of(rounded)?);
-        let divergence = divergence(&exact, &tiles, model.config.vocab_size);
-        assert!(divergence > 0.0 && divergence <= 1e-4, "{format:?}: mean KL {divergence}");
+        // Token by token a row meets weight rows far from each other, in 8 bits.
+        let (reference, by_one) = (of(exact())?, rounded.clone().chunk(1));
+        for (options, most) in [(rounded, 1e-4), (by_one, 1e-3)] {
+            let divergence = divergence(&reference, &of(options)?, model.config.vocab_size);
+            assert!(divergence > 0.0 && divergence <= most, "{format:?}: mean KL {divergence}");
+        }
     }
     Ok(())
 }

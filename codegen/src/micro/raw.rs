@@ -254,8 +254,8 @@ pub enum Raw {
     /// [`Emit::BlockLanes`](super::Emit::BlockLanes) block by block, of all `rows` rows), weights (the first row), c
     /// f32 `[rows][lanes]`, rows of x (not 0).
     Lanes(Lanes),
-    /// Operands: x (rounded, as [`RowUnit`] says), weights (the first row), c f32, a quarter of the weight rows (not 0);
-    /// they and their results follow one another.
+    /// Operands: x (rounded, as [`RowUnit`] says), weights (the first row), c f32, a quarter of the weight rows (not
+    /// 0); they and their results follow one another.
     Row(Row),
     /// Operands: queries (f32), keys (the first row), c f32 `[heads][rows]`, as many bytes as the keys to fetch
     /// meanwhile.

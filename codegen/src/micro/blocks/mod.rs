@@ -12,6 +12,7 @@ mod meet_256;
 mod quants_512;
 mod row_256;
 mod row_512;
+mod row_scales_512;
 mod unpack_256;
 mod unpack_512;
 mod widen_256;

@@ -8,63 +8,63 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
-use lapidary_ir::format::{Offset, Reading, Scale};
-use lapidary_ir::{BLOCK, DType, Format};
+use lapidary_ir::format::Reading;
+use lapidary_ir::{BLOCK, Format};
 
-use super::bf16_512::{LANE, QUANTS, UNIT, Unit, both};
-use super::widen_512::scales_512;
-use super::{PLANES, offset, scales_of};
-use crate::micro::dot::{Done, XMM, YMM};
+use super::bf16_512::{LANE, QUANTS, UNIT, Unit};
+use super::{PLANES, offset};
+use crate::micro::dot::{Done, XMM};
 use crate::micro::raw::{ROW_BLOCKS, RowUnit, row_halves};
 use crate::micro::tile::ZMM;
-use crate::micro::{Code, Row, lanes};
+use crate::micro::{Code, Row};
 
 /// Weight rows at a time.
-pub(in crate::micro) const ROWS: usize = 4;
+pub(super) const ROWS: usize = 4;
 /// Elements whose sums are scaled together.
-const ELEMENTS: usize = ROW_BLOCKS * BLOCK;
+pub(super) const ELEMENTS: usize = ROW_BLOCKS * BLOCK;
 /// How many bytes ahead the second cache is filled, of each row: of weights of a byte and more, and of others. Its
 /// prefetcher goes on from there; what is fetched behind the last rows is lost.
 const AHEAD: [i32; 2] = [3072, 2048];
 const LINE: usize = 64;
 
 /// Bytes from each of the four rows to the next; the first one's, in its first plane; what is fetched of it.
-const APART: AsmRegister64 = gpr64::r8;
-const W: AsmRegister64 = gpr64::r9;
+pub(super) const APART: AsmRegister64 = gpr64::r8;
+pub(super) const W: AsmRegister64 = gpr64::r9;
 const X: AsmRegister64 = gpr64::r10;
 const FETCH: AsmRegister64 = gpr64::r11;
 const C: AsmRegister64 = gpr64::rdx;
 const COUNT: AsmRegister64 = gpr64::rcx;
 const SPARE: AsmRegister64 = gpr64::rax;
-const STACK: AsmRegister64 = gpr64::rsp;
+pub(super) const STACK: AsmRegister64 = gpr64::rsp;
 
 /// The stack's frame: products, scaled by x, and what x's sums are worth; scales and offsets; numbers.
 const SCALED: i32 = 0;
 const SUMS: i32 = 2 * VECTOR;
-const SCALES: i32 = 4 * VECTOR;
+pub(super) const SCALES: i32 = 4 * VECTOR;
 const NUMBERS: i32 = 12 * VECTOR;
 const LEFT: i32 = NUMBERS;
 const COLUMNS: i32 = NUMBERS + 8;
 const ROW_OF_X: i32 = NUMBERS + 16;
 const BEFORE: i32 = NUMBERS + 24;
 const FRAME: i32 = NUMBERS + 32;
-const VECTOR: i32 = 64;
+pub(super) const VECTOR: i32 = 64;
 
 /// Sums of products, of the first half of elements and of the second.
-const PRODUCTS: [[usize; ROWS]; 2] = [[8, 9, 10, 11], [12, 13, 14, 5]];
+pub(super) const PRODUCTS: [[usize; ROWS]; 2] = [[8, 9, 10, 11], [12, 13, 14, 5]];
 /// Results, a weight row a lane.
 const RESULTS: AsmRegisterXmm = xmm15;
 /// Of x's four blocks each four times.
 const EACH: AsmRegisterZmm = zmm28;
-/// Quants of x, of the first half and of the second.
-const OF_X: [AsmRegisterZmm; 2] = [zmm30, zmm31];
+/// Quants of x.
+const OF_X: AsmRegisterZmm = zmm30;
 /// What makes quants unsigned, or their table.
 const READ: AsmRegisterZmm = zmm29;
 
-struct Apart<'a> {
+/// Weight rows that lie apart.
+pub(super) struct Apart<'a> {
     row: Row,
-    format: &'a Format,
-    unit: Unit<'a>,
+    pub(super) format: &'a Format,
+    pub(super) unit: Unit<'a>,
     /// What is taken off quants: a power of two, or 0.
     zero: i32,
 }
@@ -83,9 +83,21 @@ pub(in crate::micro) fn row_512(row: Row) -> Code {
 impl Apart<'_> {
     fn all(&mut self) -> Code {
         let a = &mut CodeAssembler::new(64)?;
-        let (k, format) = (self.row.k, self.format);
-        let step = format.block.max(ELEMENTS);
-        let planes = format.planes.len() > 1;
+        let mut row = a.create_label();
+        self.begin(a)?;
+        a.set_label(&mut row)?;
+        self.rows(a)?;
+        a.dec(qword_ptr(STACK + LEFT))?;
+        a.jnz(row)?;
+        a.mov(STACK, qword_ptr(STACK + BEFORE))?;
+        a.vzeroupper()?;
+        a.ret()?;
+        self.unit.end(a)?;
+        a.assemble(0)
+    }
+
+    /// Makes the frame, and what stays in registers.
+    fn begin(&mut self, a: &mut CodeAssembler) -> Done {
         a.mov(SPARE, STACK)?;
         a.sub(STACK, FRAME + VECTOR)?;
         a.and(STACK, -VECTOR)?;
@@ -93,33 +105,37 @@ impl Apart<'_> {
         a.mov(qword_ptr(STACK + ROW_OF_X), PLANES[0])?;
         a.mov(qword_ptr(STACK + LEFT), COUNT)?;
         a.mov(W, PLANES[1])?;
-        a.imul_3(APART, COUNT, format.row_bytes(k) as i32)?;
+        a.imul_3(APART, COUNT, self.format.row_bytes(self.row.k) as i32)?;
         a.shl(COUNT, 2)?;
         a.mov(qword_ptr(STACK + COLUMNS), COUNT)?;
         let each = self.unit.constants.dwords(a, (0..16).map(|lane| lane / 4).collect());
         a.vmovdqu32(EACH, zmmword_ptr(each))?;
-        match format.quants.reading {
-            Reading::Less(_) => {}
+        match self.format.quants.reading {
+            Reading::Less(_) => Ok(()),
             Reading::Signed => {
                 let sign = self.unit.constants.dwords(a, vec![0x8080_8080]);
-                a.vpbroadcastd(READ, dword_ptr(sign))?;
+                a.vpbroadcastd(READ, dword_ptr(sign))
             }
             Reading::Table(table) => {
                 let bytes: Vec<u8> = table.iter().map(|&v| (i32::from(v) + 128) as u8).collect();
                 let table = self.unit.constants.bytes(a, &bytes.repeat(4));
-                a.vmovdqu32(READ, zmmword_ptr(table))?;
+                a.vmovdqu32(READ, zmmword_ptr(table))
             }
         }
+    }
 
-        let (mut row, mut again) = (a.create_label(), a.create_label());
-        a.set_label(&mut row)?;
+    /// Four rows, and on to the next of each stream.
+    fn rows(&mut self, a: &mut CodeAssembler) -> Done {
+        let (k, format) = (self.row.k, self.format);
+        let (step, row_bytes) = (format.block.max(ELEMENTS), format.row_bytes(k));
         a.vpxor(RESULTS, RESULTS, RESULTS)?;
         a.mov(X, qword_ptr(STACK + ROW_OF_X))?;
         a.lea(FETCH, ptr(W + AHEAD[usize::from(format.block_bytes() < format.block)]))?;
-        if planes {
+        if format.planes.len() > 1 {
             a.lea(PLANES[1], ptr(W + format.plane_at(1, k) as i32))?;
         }
         if k >= step {
+            let mut again = a.create_label();
             a.mov(COUNT, (k / step) as i64)?;
             a.set_label(&mut again)?;
             self.step(a, step)?;
@@ -129,20 +145,10 @@ impl Apart<'_> {
         if !k.is_multiple_of(step) {
             self.step(a, k % step)?;
         }
-        let first_plane = k / format.block * format.planes[0];
-        let fetched = k / step * self.lines(step) + if k.is_multiple_of(step) { 0 } else { self.lines(k % step) };
-        let left = format.row_bytes(k).saturating_sub(fetched * LINE).div_ceil(LINE);
-        fetch(a, left)?;
-        a.add(W, (format.row_bytes(k) - first_plane) as i32)?;
-        self.store(a)?;
-        a.add(C, 4)?;
-        a.dec(qword_ptr(STACK + LEFT))?;
-        a.jnz(row)?;
-        a.mov(STACK, qword_ptr(STACK + BEFORE))?;
-        a.vzeroupper()?;
-        a.ret()?;
-        self.unit.end(a)?;
-        a.assemble(0)
+        let fetched = (k / step * self.lines(step) + self.lines(k % step)) * LINE;
+        fetch(a, row_bytes.saturating_sub(fetched).div_ceil(LINE))?;
+        a.add(W, (row_bytes - k / format.block * format.planes[0]) as i32)?;
+        self.store(a)
     }
 
     /// Whole lines of memory that `n` elements' quants take.
@@ -153,11 +159,12 @@ impl Apart<'_> {
     /// `n` elements of four rows, and on to the next.
     fn step(&mut self, a: &mut CodeAssembler, n: usize) -> Done {
         let (format, lines) = (self.format, self.lines(n));
+        fetch(a, lines)?;
         if format.block > BLOCK {
             self.long_scales(a)?;
         }
         for first in (0..n).step_by(ELEMENTS) {
-            self.elements(a, (first, ROW_BLOCKS.min((n - first) / BLOCK)), lines)?;
+            self.elements(a, first, ROW_BLOCKS.min((n - first) / BLOCK))?;
         }
         let blocks = n / format.block;
         a.add(FETCH, (lines * LINE) as i32)?;
@@ -169,37 +176,17 @@ impl Apart<'_> {
     }
 
     /// The elements from `first` on, so many blocks of x.
-    fn elements(&mut self, a: &mut CodeAssembler, (first, blocks): (usize, usize), lines: usize) -> Done {
+    fn elements(&mut self, a: &mut CodeAssembler, first: usize, blocks: usize) -> Done {
         let x = (first / ELEMENTS * RowUnit::BYTES) as i32;
         // Sixteens of elements in each half.
         let halves = match self.unit.by_halves {
             true => [blocks, blocks],
             false => [(2 * blocks).min(4), (2 * blocks).saturating_sub(4)],
         };
-        for (half, to) in OF_X.into_iter().enumerate().take(if halves[1] > 0 { 2 } else { 1 }) {
-            a.vmovdqu32(to, zmmword_ptr(X + (x + half as i32 * VECTOR)))?;
-        }
-        if first == 0 {
-            fetch(a, lines)?;
-        }
         for (half, lanes) in halves.into_iter().enumerate().filter(|(_, lanes)| *lanes > 0) {
+            a.vmovdqu32(OF_X, zmmword_ptr(X + (x + half as i32 * VECTOR)))?;
             self.unit.lanes = lanes;
-            for q in 0..ROWS {
-                if q == 0 { a.mov(PLANES[0], W)? } else { a.add(PLANES[0], APART)? }
-                self.unit.fields(a, first + half * UNIT)?;
-                let quants = ZMM[QUANTS];
-                match self.format.quants.reading {
-                    Reading::Less(_) => {}
-                    Reading::Signed => a.vpxord(quants, quants, READ)?,
-                    Reading::Table(_) => a.vpshufb(quants, READ, quants)?,
-                }
-                // Both halves of a block come to one sum.
-                let sum = PRODUCTS[if self.unit.by_halves { 0 } else { half }][q];
-                if half == 0 || !self.unit.by_halves {
-                    a.vpxor(XMM[sum], XMM[sum], XMM[sum])?;
-                }
-                a.vpdpbusd(ZMM[sum], quants, OF_X[half])?;
-            }
+            self.products(a, first, half)?;
         }
         if self.format.block == BLOCK {
             self.short_scales(a, blocks)?;
@@ -213,6 +200,30 @@ impl Apart<'_> {
         } else {
             self.by_blocks(a, (first, blocks), (x, halves[1] > 0))
         }
+    }
+
+    /// The products of half of the elements from `first` on, of each row.
+    fn products(&mut self, a: &mut CodeAssembler, first: usize, half: usize) -> Done {
+        // Both halves of a block come to one sum.
+        let (sums, fresh) = if self.unit.by_halves { (0, half == 0) } else { (half, true) };
+        let quants = ZMM[QUANTS];
+        a.mov(PLANES[0], W)?;
+        for (q, sum) in PRODUCTS[sums].into_iter().enumerate() {
+            self.unit.fields(a, first + half * UNIT)?;
+            match self.format.quants.reading {
+                Reading::Less(_) => {}
+                Reading::Signed => a.vpxord(quants, quants, READ)?,
+                Reading::Table(_) => a.vpshufb(quants, READ, quants)?,
+            }
+            if fresh {
+                a.vpxor(XMM[sum], XMM[sum], XMM[sum])?;
+            }
+            a.vpdpbusd(ZMM[sum], quants, OF_X)?;
+            if q + 1 < ROWS {
+                a.add(PLANES[0], APART)?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds up sums of whole blocks, a block's four rows in each 128 bits.
@@ -308,102 +319,7 @@ impl Apart<'_> {
         a.vpaddd(from, from, sums)
     }
 
-    /// Where the scale (0) or offset (1) of an element of the step lies, of each row.
-    fn scale_at(&self, kind: usize, element: usize) -> AsmMemoryOperand {
-        let format = self.format;
-        let at = if format.block == BLOCK {
-            kind * VECTOR as usize + element % ELEMENTS / BLOCK * 16
-        } else {
-            let group = element / format.group;
-            let (list, i) = if both(format).is_some() { (0, 2 * group + kind) } else { (kind, group) };
-            list * 4 * VECTOR as usize + i % 4 * VECTOR as usize + i / 4 * 16
-        };
-        STACK + (SCALES + at as i32)
-    }
-
-    /// An eighth of what offsets are worth: x's sums come times -8.
-    fn eighth(&mut self, a: &mut CodeAssembler, offsets: AsmRegisterZmm) -> Done {
-        let eighth = match self.format.offset {
-            Offset::Plus(_) => -0.125f32,
-            Offset::None | Offset::Minus(_) => 0.125,
-        };
-        let eighth = self.unit.constants.dwords(a, vec![eighth.to_bits()]);
-        a.vmulps(offsets, offsets, dword_bcst(eighth))
-    }
-
-    /// The scales and offsets of short blocks: of each block those of four rows.
-    fn short_scales(&mut self, a: &mut CodeAssembler, blocks: usize) -> Done {
-        for (kind, scale) in scales_of(self.format).enumerate() {
-            let bytes = self.format.planes[scale.plane];
-            let plane = [W, PLANES[1]][scale.plane];
-            let t = zmm0;
-            if scale.dtype == DType::BF16 && bytes == 2 && blocks == ROW_BLOCKS {
-                // They follow one another.
-                for (q, register) in XMM[..ROWS].iter().enumerate() {
-                    let at = of_row(a, plane, q)?;
-                    a.vmovq(*register, qword_ptr(at + scale.byte as i32))?;
-                }
-                a.vpunpcklqdq(xmm0, xmm0, xmm1)?;
-                a.vpunpcklqdq(xmm2, xmm2, xmm3)?;
-                a.vinserti128(ymm0, ymm0, xmm2, 1)?;
-                let turned = self.unit.constants.dwords(a, (0..16).map(|i| i % 4 * 4 + i / 4).collect());
-                a.vpmovzxwd(t, ymm0)?;
-                a.vmovdqu32(zmm1, zmmword_ptr(turned))?;
-                a.vpermd(t, zmm1, t)?;
-                a.vpslld(t, t, 16)?;
-            } else {
-                a.vpxor(xmm0, xmm0, xmm0)?;
-                a.vpxor(xmm1, xmm1, xmm1)?;
-                for q in 0..ROWS {
-                    let at = of_row(a, plane, q)?;
-                    for block in 0..blocks {
-                        let (x, lane) = (XMM[block / 2], block % 2 * 4 + q);
-                        a.vpinsrw(x, x, word_ptr(at + (scale.byte + block * bytes) as i32), lane as u32)?;
-                    }
-                }
-                a.vinserti128(ymm0, ymm0, xmm1, 1)?;
-                if scale.dtype == DType::BF16 {
-                    a.vpmovzxwd(t, ymm0)?;
-                    a.vpslld(t, t, 16)?;
-                } else {
-                    a.vcvtph2ps(t, YMM[0])?;
-                }
-            }
-            if kind > 0 {
-                self.eighth(a, t)?;
-            }
-            a.vmovups(zmmword_ptr(STACK + (SCALES + kind as i32 * VECTOR)), t)?;
-        }
-        Ok(())
-    }
-
-    /// The scales and offsets of a long block's groups: of each group those of four rows.
-    fn long_scales(&mut self, a: &mut CodeAssembler) -> Done {
-        let format = self.format;
-        let pair = both(format);
-        let lists: Vec<Vec<&Scale>> = match pair {
-            Some(both) => vec![both.to_vec()],
-            None => scales_of(format).map(|scale| vec![scale]).collect(),
-        };
-        let of = PRODUCTS[0];
-        for (kind, scales) in lists.iter().enumerate() {
-            for (q, to) in of.into_iter().enumerate() {
-                if q == 0 { a.mov(PLANES[0], W)? } else { a.add(PLANES[0], APART)? }
-                scales_512(a, &mut self.unit.constants, format, scales, to)?;
-            }
-            lanes::turn(a, of, 0)?;
-            for (i, register) in of.into_iter().enumerate() {
-                if kind > 0 || pair.is_some() && i % 2 == 1 {
-                    self.eighth(a, ZMM[register])?;
-                }
-                let at = SCALES + (4 * kind + i) as i32 * VECTOR;
-                a.vmovups(zmmword_ptr(STACK + at), ZMM[register])?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Stores the results of the four rows, each among its stream's.
+    /// Stores the results of the four rows, each among its stream's, and goes on to the next ones.
     fn store(&self, a: &mut CodeAssembler) -> Done {
         a.vmovups(xmmword_ptr(STACK + SCALED), RESULTS)?;
         a.mov(SPARE, C)?;
@@ -414,7 +330,7 @@ impl Apart<'_> {
                 a.add(SPARE, qword_ptr(STACK + COLUMNS))?;
             }
         }
-        Ok(())
+        a.add(C, 4)
     }
 }
 
@@ -430,7 +346,11 @@ fn fetch(a: &mut CodeAssembler, lines: usize) -> Done {
 }
 
 /// Where row `q` has what `first` is the first row's. Clobbers [`SPARE`].
-fn of_row(a: &mut CodeAssembler, first: AsmRegister64, q: usize) -> Result<AsmMemoryOperand, IcedError> {
+pub(super) fn of_row(
+    a: &mut CodeAssembler,
+    first: AsmRegister64,
+    q: usize,
+) -> Result<AsmMemoryOperand, IcedError> {
     Ok(match q {
         0 => first + 0,
         1 | 2 => first + APART * q as i32,
