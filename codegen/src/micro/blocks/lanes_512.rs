@@ -13,11 +13,11 @@
 use std::collections::BTreeMap;
 
 use iced_x86::code_asm::{registers::gpr64, *};
-use lapidary_ir::format::{Reading, Scale};
+use lapidary_ir::format::Scale;
 use lapidary_ir::{BLOCK, Format};
 
 use super::fetch::Ahead;
-use super::{Constants, offset, scales_of, windows_of_more};
+use super::{Constants, excess, offset, scales_of, windows_of_more};
 use crate::micro::dot::Done;
 use crate::micro::tile::ZMM;
 use crate::micro::{Code, LANE_BLOCK, Lanes};
@@ -86,10 +86,7 @@ pub(super) struct Rows<'a> {
 /// With AVX-512 VNNI.
 pub(in crate::micro) fn lanes_512(lanes: Lanes) -> Code {
     let Some(format) = lanes.dtype.format() else { unreachable!("blocks have a format") };
-    let zero = match format.quants.reading {
-        Reading::Less(zero) => zero,
-        Reading::Signed | Reading::Table(_) => 128,
-    };
+    let zero = excess(format);
     let again = windows_of_more(format).into_iter().zip(0..);
     let kept: BTreeMap<_, _> = again.map(|(byte, i)| (byte, (i * 4 * VECTOR, false))).collect();
     let frame = kept.len() as i32 * 4 * VECTOR;

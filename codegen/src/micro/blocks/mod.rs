@@ -135,6 +135,22 @@ fn offset(format: &Format) -> Option<&Scale> {
     }
 }
 
+/// What a format's quants, made unsigned, are more than they stand for: a power of two, or 0.
+fn excess(format: &Format) -> i32 {
+    match format.quants.reading {
+        Reading::Less(zero) => zero,
+        Reading::Signed | Reading::Table(_) => 128,
+    }
+}
+
+/// What an offset is multiplied by where x's sums come times -8.
+fn eighth(format: &Format) -> f32 {
+    match format.offset {
+        Offset::Plus(_) => -0.125,
+        Offset::None | Offset::Minus(_) => 0.125,
+    }
+}
+
 /// A format's scale, and its offset if it has one.
 fn scales_of(format: &Format) -> impl Iterator<Item = &Scale> {
     [&format.scale].into_iter().chain(offset(format))

@@ -12,7 +12,7 @@ use lapidary_ir::format::Reading;
 use lapidary_ir::{BLOCK, Format};
 
 use super::bf16_512::{LANE, QUANTS, UNIT, Unit};
-use super::{PLANES, offset};
+use super::{PLANES, excess, offset};
 use crate::micro::dot::{Done, XMM};
 use crate::micro::raw::{ROW_BLOCKS, RowUnit, row_halves};
 use crate::micro::tile::ZMM;
@@ -72,10 +72,7 @@ pub(super) struct Apart<'a> {
 /// With AVX-512 VNNI.
 pub(in crate::micro) fn row_512(row: Row) -> Code {
     let Some(format) = row.dtype.format() else { unreachable!("blocks have a format") };
-    let zero = match format.quants.reading {
-        Reading::Less(zero) => zero,
-        Reading::Signed | Reading::Table(_) => 128,
-    };
+    let zero = excess(format);
     let unit = Unit { by_halves: row_halves(row.dtype), ..Unit::new(format) };
     Apart { row, format, unit, zero }.all()
 }

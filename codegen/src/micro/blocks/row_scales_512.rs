@@ -2,13 +2,13 @@
 //! stack's frame, where a sum is multiplied by them as they lie.
 
 use iced_x86::code_asm::*;
-use lapidary_ir::format::{Offset, Scale};
+use lapidary_ir::format::Scale;
 use lapidary_ir::{BLOCK, DType};
 
 use super::bf16_512::both;
 use super::row_512::{APART, Apart, ELEMENTS, PRODUCTS, ROWS, SCALES, STACK, VECTOR, W, of_row};
 use super::widen_512::scales_512;
-use super::{PLANES, scales_of};
+use super::{PLANES, eighth, scales_of};
 use crate::micro::dot::{Done, XMM, YMM};
 use crate::micro::lanes;
 use crate::micro::raw::ROW_BLOCKS;
@@ -30,11 +30,7 @@ impl Apart<'_> {
 
     /// An eighth of what offsets are worth: x's sums come times -8.
     fn eighth(&mut self, a: &mut CodeAssembler, offsets: AsmRegisterZmm) -> Done {
-        let eighth = match self.format.offset {
-            Offset::Plus(_) => -0.125f32,
-            Offset::None | Offset::Minus(_) => 0.125,
-        };
-        let eighth = self.unit.constants.dwords(a, vec![eighth.to_bits()]);
+        let eighth = self.unit.constants.dwords(a, vec![eighth(self.format).to_bits()]);
         a.vmulps(offsets, offsets, dword_bcst(eighth))
     }
 

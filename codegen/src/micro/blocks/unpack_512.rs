@@ -2,14 +2,14 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use lapidary_ir::format::{Bits, Offset, Place, Reading};
+use lapidary_ir::format::{Bits, Place, Reading};
 use lapidary_ir::{BLOCK, DType};
 
 use super::lanes_512::{
     FIELD, FLOATS, INTEGERS, LANES, Lifted, QUANTS, Rows, SCALE, SPARE, STACK, T, TURNED, VECTOR, WINDOW,
     Window,
 };
-use super::{OR_MASKED, halves, offset, scales_of};
+use super::{OR_MASKED, eighth, halves, offset, scales_of};
 use crate::micro::dot::{Done, XMM, YMM};
 use crate::micro::lanes;
 use crate::micro::tile::ZMM;
@@ -76,11 +76,7 @@ impl Rows<'_> {
                 a.vcvtph2ps(ZMM[to], YMM[half])?;
             }
             if kind > 0 {
-                let eighth = match self.format.offset {
-                    Offset::Plus(_) => -0.125f32,
-                    Offset::None | Offset::Minus(_) => 0.125,
-                };
-                let eighth = self.each(a, eighth.to_bits());
+                let eighth = self.each(a, eighth(self.format).to_bits());
                 a.vmulps(ZMM[to], ZMM[to], eighth)?;
             }
         }
