@@ -9,7 +9,7 @@ use anyhow::Result;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use lapidary::{Activations, Format, KvCache, Model, Options, Session};
 use lapidary_codegen::compile;
-use lapidary_codegen::micro::{MICROKERNELS, Microkernel, Raw, Tile};
+use lapidary_codegen::micro::{MICROKERNELS, Microkernel, Raw, Shapes, Tile};
 use lapidary_codegen::target::{Placement, Target};
 use lapidary_models::Model as Files;
 use lapidary_runtime::Rng;
@@ -88,7 +88,7 @@ fn tiles_match_a_loop() {
     let mut random = Rng::new(3);
     let mut next = || (random.next_u64() >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
     for micro in rows() {
-        let configure = executable(&micro.assemble(Raw::Configure).unwrap());
+        let configure = executable(&micro.assemble(Raw::Configure(Shapes::Whole)).unwrap());
         let release = executable(&micro.assemble(Raw::Release).unwrap());
         for shape in 0..micro.shapes.len() {
             for (k, pad, accumulate) in [(32, 0, 0u64), (64, 16, 1), (96, 0, 1), (512, 32, 0), (1024, 32, 1)]
@@ -150,7 +150,7 @@ fn code_reads_back() {
             assert_eq!(count(Mnemonic::Ret), 1);
         }
         let first = |raw| Decoder::new(64, &micro.assemble(raw).unwrap(), 0).decode().mnemonic();
-        assert_eq!(first(Raw::Configure), Mnemonic::Ldtilecfg);
+        assert_eq!(first(Raw::Configure(Shapes::Whole)), Mnemonic::Ldtilecfg);
         assert_eq!(first(Raw::Release), Mnemonic::Tilerelease);
     }
 }

@@ -274,7 +274,7 @@ fn code_for_a_step_needs_what_it_says() {
             "x86-64-v4" => &["avx512f"],
             "x86-64-v4-vnni" => &["avx512vnni"],
             "x86-64-v4-bf16" => &["avx512bf16"],
-            "x86-64-v4-amx" => &["amx-tile", "amx-bf16"],
+            "x86-64-v4-amx" => &["amx-tile", "amx-bf16", "amx-int8"],
             other => panic!("{other}: what sets it apart?"),
         };
         assert!(used.has(Set::of(Architecture::X86_64, apart)), "{} uses {used:?}", row.name);

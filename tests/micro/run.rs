@@ -15,7 +15,10 @@ pub(crate) struct Ran {
 
 /// A microkernel's code, with what comes before and after it.
 pub(crate) fn code(micro: &Microkernel, raw: Raw) -> Vec<Vec<u8>> {
-    let raws = if micro.is_configured() { vec![Raw::Configure, raw, Raw::Release] } else { vec![raw] };
+    let raws = match micro.shapes_of(raw) {
+        Some(shapes) => vec![Raw::Configure(shapes), raw, Raw::Release],
+        None => vec![raw],
+    };
     raws.into_iter().map(|raw| micro.assemble(raw).unwrap()).collect()
 }
 

@@ -19,6 +19,8 @@ pub struct Features {
     pub bf16: bool,
     /// x86-64: AMX tiles, with products of bf16.
     pub amx: bool,
+    /// x86-64: products of bytes in these, beside the former.
+    pub amx_int8: bool,
     /// AArch64: vectors of 128 bits.
     pub neon: bool,
     /// AArch64: dot products of bytes (FEAT_DotProd).
@@ -48,6 +50,7 @@ impl Features {
         const BF16: Set = x86(&["avx512bf16"]);
         // What tiles multiply is rounded by AVX-512 BF16.
         const AMX: Set = x86(&["amx-tile", "amx-bf16", "avx512bf16"]);
+        const AMX_INT8: Set = x86(&["amx-int8"]);
         const fn arm(names: &[&str]) -> Set {
             Set::of(Architecture::Aarch64, names)
         }
@@ -61,6 +64,7 @@ impl Features {
             vnni: avx512 && set.has(VNNI),
             bf16: avx512 && set.has(BF16) && tuning.is_some_and(|t| t.features.has(BF16)),
             amx: avx512 && set.has(AMX),
+            amx_int8: avx512 && set.has(AMX.and(AMX_INT8)),
             neon: set.has(arm(&["neon"])),
             dotprod: set.has(arm(&["dotprod"])),
             i8mm: set.has(arm(&["dotprod", "i8mm"])),

@@ -28,7 +28,7 @@ use super::round::{LaneRows, Rounding, round_rows};
 use crate::emit::{Emitter, Features};
 use crate::kernel::{Body, Elementwise, Epilogue, Kernel, Linear, Pack};
 use crate::math;
-use crate::micro::{self, Emit, FEW_ROWS, Microkernel, Quantised, Raw};
+use crate::micro::{self, Emit, FEW_ROWS, Microkernel, Quantised, Raw, Shapes};
 use crate::view::{Base, Capacity, View};
 
 /// The most rows of a call whose kernels norm and round x themselves, each thread for itself.
@@ -124,7 +124,11 @@ pub(super) fn raw_code(
         _ if linear_row::is_alone(linear, weights, most_rows(kernel), features) => {
             weights.iter().map(|w| (micro, linear_row::raw_row(w))).collect()
         }
-        Emit::RawLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_) => lanes(micro).collect(),
+        Emit::RawLanes(_) | Emit::TileLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_) => {
+            let around = [Raw::Configure(Shapes::Lanes), Raw::Release].map(|raw| (micro, raw));
+            let around = around.into_iter().filter(|_| micro.has_tiled_lanes(most_rows(kernel)));
+            lanes(micro).chain(around).collect()
+        }
         Emit::RawDot(_) | Emit::PairedDot(_) => {
             let k = fixed(&weights[0], 1);
             let x_stride = match linear.prologue {
@@ -245,16 +249,20 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
         begin = e.b.ins().band(begin, number);
         fresh
     });
+    let shapes = match micro.emit {
+        Emit::ConfiguredTile(_) => Some(Shapes::Whole),
+        _ => micro.has_tiled_lanes(rows).then_some(Shapes::Lanes),
+    };
     let any = e.b.ins().icmp(IntCC::SignedLessThan, begin, end);
     e.when(any, |e| {
-        if micro.is_configured() {
-            e.call_raw(Raw::Configure, &[]);
+        if let Some(shapes) = shapes {
+            e.call_raw(Raw::Configure(shapes), &[]);
         }
         if let Some(fresh) = fresh {
             e.when(fresh, |e| job.ready_rows(e, weights[0].dtype));
         }
         job.run_tiles(e, weights, (begin, end));
-        if micro.is_configured() {
+        if shapes.is_some() {
             e.call_raw(Raw::Release, &[]);
         }
     });

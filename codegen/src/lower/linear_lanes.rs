@@ -37,7 +37,7 @@ pub(super) fn raw_lanes(
     Raw::Lanes(Lanes {
         dtype: if held { micro.operands } else { weight.dtype },
         k,
-        rows: rows.min(micro.mr),
+        rows: micro.lane_rows(rows),
         weight_stride: if held { widened_row(k) } else { weight.dtype.row_bytes(k) } as i32,
         c_stride: row_bytes(of) as i32,
         sums: micro.sums(),

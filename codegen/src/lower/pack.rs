@@ -45,10 +45,11 @@ pub fn packed(rows: Dim, k: usize, capacity: Capacity, micro: &Microkernel) -> V
     let rows = capacity.of(rows);
     let panels = rows.div_ceil(micro.mr);
     let dims = match micro.operands {
-        operands if micro.has_lanes() => {
-            let rows = rows.next_multiple_of(micro.lane_panel(rows));
-            [rows, k / BLOCK, micro::lane_row_bytes(operands, BLOCK) / 4]
-        }
+        operands if micro.has_lanes() => [
+            rows.next_multiple_of(micro.lane_rows(rows)),
+            k / BLOCK,
+            micro::lane_row_bytes(operands, BLOCK) / 4,
+        ],
         DType::BF16 => [panels, k.div_ceil(2), 2 * micro.mr],
         // Blocks of integers, counted in words; room for few rows in their other form.
         DType::Q8 => {

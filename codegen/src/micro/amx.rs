@@ -46,6 +46,8 @@ const SAVED: [AsmRegister64; 6] = [gpr64::rbx, gpr64::rbp, gpr64::r12, gpr64::r1
 /// Rows of a tile register, bytes of each: all of it.
 pub(super) const ROWS: i32 = 16;
 pub(super) const ROW_BYTES: i32 = 64;
+/// The shapes of all eight.
+pub(super) const WHOLE: [(usize, usize); 8] = [(ROWS as usize, ROW_BYTES as usize); 8];
 /// Elements of k in a step: a row of a register.
 pub(super) const STEP: i32 = 32;
 /// Steps that x is prefetched ahead.
@@ -248,26 +250,26 @@ fn load(a: &mut CodeAssembler, tile: &Tile, to: AsmRegisterTmm, from: AsmMemoryO
     if tile.streams.is_some() { a.tileloaddt1(to, from) } else { a.tileloadd(to, from) }
 }
 
-/// The shape of all eight tile registers: 16 rows of 64 bytes.
-fn shape() -> [u8; 64] {
-    let mut shape = [0u8; 64];
+/// The shapes of tile registers, the first ones': rows, and bytes of each.
+fn shapes(registers: &[(usize, usize)]) -> [u8; 64] {
+    let mut shapes = [0u8; 64];
     // Palette 1; bytes a row (u16) from 16 on, rows (u8) from 48 on.
-    shape[0] = 1;
-    for register in 0..8 {
-        shape[16 + 2 * register] = ROW_BYTES as u8;
-        shape[48 + register] = ROWS as u8;
+    shapes[0] = 1;
+    for (register, (rows, bytes)) in registers.iter().enumerate() {
+        shapes[16 + 2 * register] = *bytes as u8;
+        shapes[48 + register] = *rows as u8;
     }
-    shape
+    shapes
 }
 
-/// Shapes all eight tile registers.
-pub(super) fn configure() -> Code {
+/// Shapes tile registers so: rows, and bytes of each.
+pub(super) fn configure(registers: &[(usize, usize)]) -> Code {
     let a = &mut CodeAssembler::new(64)?;
     let mut table = a.create_label();
     a.ldtilecfg(ptr(table))?;
     a.ret()?;
     a.set_label(&mut table)?;
-    a.db(&shape())?;
+    a.db(&shapes(registers))?;
     a.assemble(0)
 }
 
@@ -316,7 +318,7 @@ pub(super) fn multiply(rounds: i32) -> Code {
     a.set_label(&mut done)?;
     a.ret()?;
     a.set_label(&mut table)?;
-    a.db(&shape())?;
+    a.db(&shapes(&WHOLE))?;
     a.set_label(&mut numbers)?;
     a.db(&random_bf16(5 * (ROWS * ROW_BYTES) as usize))?;
     a.assemble(0)

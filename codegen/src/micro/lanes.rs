@@ -23,14 +23,14 @@ pub(super) const LANES: usize = 16;
 /// The most rows of x of a call.
 pub(super) const ROWS: usize = 16;
 /// Blocks whose scales are loaded at a time: 16 bytes of each row.
-const GROUP: usize = 8;
+pub(super) const GROUP: usize = 8;
 /// How many bytes ahead at least the second cache is filled, in whole calls' rows.
 pub(super) const AHEAD: usize = 32 << 10;
 /// Elements of k whose products a lane adds up at a time.
 const STEP: usize = 4;
 
 /// Lines that are fetched ahead at a time: one after another, lest they wait for each other.
-const LINES: usize = 2;
+pub(super) const LINES: usize = 2;
 
 pub(super) const X: AsmRegister64 = gpr64::rdi;
 pub(super) const W: AsmRegister64 = gpr64::rsi;
@@ -38,19 +38,19 @@ pub(super) const C: AsmRegister64 = gpr64::rdx;
 pub(super) const COUNT: AsmRegister64 = gpr64::rcx;
 pub(super) const LEFT: AsmRegister64 = gpr64::rax;
 pub(super) const FETCH: AsmRegister64 = gpr64::r8;
-const SCALES: AsmRegister64 = gpr64::r9;
+pub(super) const SCALES: AsmRegister64 = gpr64::r9;
 /// Where the part of the last row of x begins, in an even block and in an odd one.
 const ENTRIES: [AsmRegister64; 2] = [gpr64::r10, gpr64::r11];
 
 /// What unpacking works in, by number in [`ZMM`]: eight for quants, one for sums of products.
 pub(super) const WORK: [usize; 9] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
-const SCALE: AsmRegisterZmm = zmm9;
+pub(super) const SCALE: AsmRegisterZmm = zmm9;
 /// The scales of a group's blocks, in pairs: an even one's in the lower half of a lane.
-const PAIRS: [usize; GROUP / 2] = [10, 11, 12, 13];
+pub(super) const PAIRS: [usize; GROUP / 2] = [10, 11, 12, 13];
 /// What quants are masked or shifted by.
-const MASK: AsmRegisterZmm = zmm14;
+pub(super) const MASK: AsmRegisterZmm = zmm14;
 /// The upper halves of lanes.
-const UPPER: AsmRegisterZmm = zmm15;
+pub(super) const UPPER: AsmRegisterZmm = zmm15;
 /// The results of each row of x.
 pub(super) const SUMS: &[AsmRegisterZmm] = ZMM.split_at(16).1;
 
@@ -192,7 +192,7 @@ fn meet(
 }
 
 /// Scales of a group's blocks, or of those that `k1` counts: [`PAIRS`]. Clobbers [`WORK`].
-fn scales(a: &mut CodeAssembler, lanes: Lanes, some: bool) -> Done {
+pub(super) fn scales(a: &mut CodeAssembler, lanes: Lanes, some: bool) -> Done {
     let row_bytes = lanes.dtype.row_bytes(lanes.k) as i32;
     let [spare, part, ..] = WORK;
     for (row, register) in PAIRS.into_iter().enumerate() {

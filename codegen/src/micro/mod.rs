@@ -22,6 +22,7 @@ mod dot_groups;
 mod dot_int8;
 mod held;
 mod lanes;
+mod lanes_amx;
 mod lanes_bf16;
 mod mix;
 pub mod probe;
@@ -42,8 +43,8 @@ pub use self::choose::{
 };
 pub use self::held::Held;
 pub use self::raw::{
-    Block, Dot, Fetched, LANE_BLOCK, Lanes, MAGIC, Mix, ROW_BLOCKS, Raw, Row, RowUnit, Scores, Soften,
-    StoredTile, Streams, Tile, TileOperands, Turn, Widen, WidenOperands, Widened, int8_quant_bytes,
+    Block, Dot, Fetched, LANE_BLOCK, Lanes, MAGIC, Mix, ROW_BLOCKS, Raw, Row, RowUnit, Scores, Shapes,
+    Soften, StoredTile, Streams, Tile, TileOperands, Turn, Widen, WidenOperands, Widened, int8_quant_bytes,
     int8_row_bytes, lane_row_bytes,
 };
 pub use self::soften::UNSEEN;
@@ -63,6 +64,8 @@ pub enum Emit {
     /// The same of a few rows of x, rounded to the operands' type, with weight rows in lanes, as machine code so too:
     /// see [`Raw::Lanes`].
     RawLanes(fn(Lanes) -> Code),
+    /// The same, with several rows of x in tile registers: between [`Raw::Configure`] and [`Raw::Release`].
+    TileLanes(fn(Lanes) -> Code),
     /// The same in the order of [`Emit::PairedDot`] with long rows, for more rows of x.
     SplitLanes(fn(Lanes) -> Code),
     /// The same of blocks in any format; of many rows too, where no other row reads them as they lie.
@@ -184,12 +187,19 @@ impl Microkernel {
                 Raw::Tile(tile),
             ) => emit(tile),
             (Emit::ConfiguredTile(_), Raw::StoredTile(tile)) => amx_stored::tile_stored(tile),
-            (Emit::ConfiguredTile(_), Raw::Configure) => amx::configure(),
-            (Emit::ConfiguredTile(_), Raw::Release) => amx::release(),
-            (Emit::RawLanes(emit) | Emit::SplitLanes(emit) | Emit::BlockLanes(emit), Raw::Lanes(lanes)) => {
-                emit(lanes)
+            (Emit::ConfiguredTile(_), Raw::Configure(Shapes::Whole)) => amx::configure(&amx::WHOLE),
+            (Emit::TileLanes(_), Raw::Configure(Shapes::Lanes)) => lanes_amx::configure(),
+            (Emit::ConfiguredTile(_) | Emit::TileLanes(_), Raw::Release) => amx::release(),
+            (
+                Emit::RawLanes(emit)
+                | Emit::TileLanes(emit)
+                | Emit::SplitLanes(emit)
+                | Emit::BlockLanes(emit),
+                Raw::Lanes(lanes),
+            ) => emit(lanes),
+            (Emit::RawLanes(_) | Emit::TileLanes(_) | Emit::BlockLanes(_), Raw::Row(row)) => {
+                blocks::row_512(row)
             }
-            (Emit::RawLanes(_) | Emit::BlockLanes(_), Raw::Row(row)) => blocks::row_512(row),
             (Emit::RawScores(emit), Raw::Scores(scores)) => emit(scores),
             (Emit::RawMix(emit), Raw::Mix(mix)) => emit(mix),
             (Emit::RawSoften(emit), Raw::Soften(soften)) => emit(soften),
@@ -227,6 +237,18 @@ impl Microkernel {
         self.operands == DType::BF16 && self.kr == 4
     }
 
+    /// The shapes of tile registers that a function of its runs with, between [`Raw::Configure`] and
+    /// [`Raw::Release`], if it does.
+    pub fn shapes_of(&self, raw: Raw) -> Option<Shapes> {
+        match (self.emit, raw) {
+            (Emit::ConfiguredTile(_), _) => Some(Shapes::Whole),
+            (Emit::TileLanes(_), Raw::Lanes(lanes)) if self.has_tiled_lanes(lanes.rows) => {
+                Some(Shapes::Lanes)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether its tiles run between [`Raw::Configure`] and [`Raw::Release`].
     pub fn is_configured(&self) -> bool {
         matches!(self.emit, Emit::ConfiguredTile(_))
@@ -259,19 +281,31 @@ impl Microkernel {
 
     /// Whether weight rows are its lanes, and x rows rounded as [`lane_row_bytes`] says.
     pub fn has_lanes(&self) -> bool {
-        matches!(self.emit, Emit::RawLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_))
+        use Emit::{BlockLanes, RawLanes, SplitLanes, TileLanes};
+        matches!(self.emit, RawLanes(_) | TileLanes(_) | SplitLanes(_) | BlockLanes(_))
     }
 
     /// Whether it has [`Raw::Row`], for one row of x.
     pub fn has_row(&self) -> bool {
-        let is_one = matches!(self.emit, Emit::RawLanes(_) | Emit::BlockLanes(_));
+        let is_one = matches!(self.emit, Emit::RawLanes(_) | Emit::TileLanes(_) | Emit::BlockLanes(_));
         is_one && self.operands == DType::Q8 && self.shapes[0].1 == blocks::LANES_512
+    }
+
+    /// Whether rows of x meet weight rows in lanes by tile registers in calls of at most `most` rows.
+    pub fn has_tiled_lanes(&self, most: usize) -> bool {
+        matches!(self.emit, Emit::TileLanes(_)) && most >= lanes_amx::FEWEST
+    }
+
+    /// Rows of x that code with weight rows in lanes is made for in calls of at most `most` rows. Of tiles all, of which
+    /// the last are read where they are not there, and go nowhere.
+    pub fn lane_rows(&self, most: usize) -> usize {
+        if self.has_tiled_lanes(most) { self.mr } else { most.min(self.mr) }
     }
 
     /// Rows of x whose blocks lie side by side where weight rows are its lanes, in calls of at most `most` rows.
     pub fn lane_panel(&self, most: usize) -> usize {
         let by_block = matches!(self.emit, Emit::SplitLanes(_) | Emit::BlockLanes(_));
-        if by_block { most.min(self.mr) } else { 1 }
+        if by_block || self.has_tiled_lanes(most) { self.lane_rows(most) } else { 1 }
     }
 
     /// Sums of a result that blocks go to in turn where weight rows are its lanes.
@@ -287,6 +321,7 @@ impl Microkernel {
         let same = |m: &&Microkernel| {
             one_by_one
                 && m.has_lanes()
+                && !m.has_tiled_lanes(FEW_ROWS)
                 && m.sums() == 1
                 && m.operands == self.operands
                 && k.is_multiple_of(m.kr)

@@ -233,6 +233,15 @@ pub struct Widen {
     pub fetches: bool,
 }
 
+/// Shapes of tile registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Shapes {
+    /// All of them whole: of [`Raw::Tile`] and [`Raw::StoredTile`].
+    Whole,
+    /// Those of [`Raw::Lanes`].
+    Lanes,
+}
+
 /// A function of raw code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Raw {
@@ -245,9 +254,9 @@ pub enum Raw {
     /// Operands: x (f32 of length k; or, for a row of the table with operands q8, what [`int8_row_bytes`] says),
     /// weights, c (f32, rows).
     Dot(Dot),
-    /// Readies this thread for tiles of a row of the table with
-    /// [`Microkernel::is_configured`](super::Microkernel::is_configured); no operands.
-    Configure,
+    /// Readies this thread for functions of a row of the table that
+    /// [`Microkernel::shapes_of`](super::Microkernel::shapes_of) has shapes for; no operands.
+    Configure(Shapes),
     /// Undoes that; no operands.
     Release,
     /// Operands: x (rounded, as [`lane_row_bytes`] says; of [`Emit::SplitLanes`](super::Emit::SplitLanes) and
@@ -286,7 +295,7 @@ impl Raw {
             Raw::Tile(_) | Raw::Mix(_) | Raw::Turn(_) => 5,
             Raw::Dot(_) => 3,
             Raw::StoredTile(_) | Raw::Lanes(_) | Raw::Row(_) | Raw::Scores(_) | Raw::Widen(_) => 4,
-            Raw::Configure | Raw::Release => 0,
+            Raw::Configure(_) | Raw::Release => 0,
         }
     }
 }

@@ -65,7 +65,7 @@ const V3_VNNI: Set = x86(V3, &["avxvnni"]);
 const V4: Set = x86(V3, &["avx512f", "avx512bw", "avx512dq", "avx512vl"]);
 const V4_VNNI: Set = x86(V4, &["avx512vnni"]);
 const V4_BF16: Set = x86(V4_VNNI, &["avx512bf16"]);
-const V4_AMX: Set = x86(V4_BF16, &["amx-tile", "amx-bf16"]);
+const V4_AMX: Set = x86(V4_BF16, &["amx-tile", "amx-bf16", "amx-int8"]);
 
 const IVY_BRIDGE: Set = x86(V2, &["avx", "f16c"]);
 const ICE_LAKE: Set = x86(V4_VNNI, &["avx512vbmi", "avx512bitalg"]);

@@ -99,7 +99,8 @@ pub(super) fn lanes(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
         if source.values == Values::Small && block > BLOCK {
             continue;
         }
-        for blocks in if block > BLOCK { vec![1, 3] } else { vec![1, 2, 3, 7, 8, 9, 16, 21] } {
+        let lengths = if block > BLOCK { vec![1, 3] } else { vec![1, 2, 3, 6, 7, 8, 9, 10, 16, 21, 22] };
+        for blocks in lengths.into_iter().filter(|blocks| (blocks * block).is_multiple_of(micro.kr)) {
             let most = micro.mr;
             for (most, rows) in [(1, 1), (3, 1), (3, 2), (3, 3), (most, 1 + blocks % 8), (most, most)] {
                 let pads = if micro.operands == DType::BF16 { vec![0, BLOCK] } else { vec![0] };
@@ -126,7 +127,11 @@ fn lane_case(
         DType::BF16 => source.rows(DType::BF16, rows, k, 0),
         _ => {
             let (bytes, values): (Vec<_>, _) = (0..rows).map(|_| lane_row(k, source)).unzip();
-            (panel_of(bytes, micro.lane_panel(most)), values)
+            let mut bytes = panel_of(bytes, micro.lane_panel(most));
+            if micro.has_tiled_lanes(most) {
+                bytes.resize(micro.lane_rows(most) * k / BLOCK * micro::LANE_BLOCK, 0xa5);
+            }
+            (bytes, values)
         }
     };
     let (weights, ws) = source.rows(dtype, nr, k, pad);

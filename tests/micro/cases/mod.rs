@@ -50,7 +50,9 @@ pub(crate) fn all(micro: &Microkernel, targets: &[Target], values: Values) -> Ve
     let source = &mut Source::new(micro.name.len() as u64, values);
     match micro.emit {
         Emit::RawDot(_) | Emit::PairedDot(_) => few::dots(micro, source),
-        Emit::RawLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_) => few::lanes(micro, source),
+        Emit::RawLanes(_) | Emit::TileLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_) => {
+            few::lanes(micro, source)
+        }
         Emit::RawTile(_) => tiles::tiles(micro, source),
         Emit::ConfiguredTile(_) => {
             let mut cases = tiles::tiles(micro, source);

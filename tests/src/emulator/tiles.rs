@@ -48,14 +48,35 @@ impl Tiles {
         self.configured && self.rows[tile] > 0 && self.row_bytes[tile] > 0
     }
 
-    /// TDPBF16PS: `c[m][n] += a[m][2k] b[k][2n] + a[m][2k + 1] b[k][2n + 1]`, over k. False if shapes do not fit.
-    fn multiply(&mut self, c: usize, a: usize, b: usize) -> bool {
+    /// TDPBSSD: `c[m][n] += sum of a[m][4k + i] b[k][4n + i]`, over i and k, signed bytes. False if shapes do not fit.
+    fn multiply_bytes(&mut self, c: usize, a: usize, b: usize) -> bool {
+        let Some((rows, depth, columns)) = self.fitting(c, a, b) else { return false };
+        for m in 0..rows {
+            for n in 0..columns {
+                let byte = |row: &[u8; MOST_ROW_BYTES], i: usize| i32::from(row[i] as i8);
+                let product =
+                    |i: usize| byte(&self.data[a][m], i) * byte(&self.data[b][i / 4], 4 * n + i % 4);
+                let sum: i32 = (0..4 * depth).map(product).sum();
+                let at = &mut self.data[c][m][4 * n..4 * n + 4];
+                let before = i32::from_le_bytes([at[0], at[1], at[2], at[3]]);
+                at.copy_from_slice(&before.wrapping_add(sum).to_le_bytes());
+            }
+        }
+        true
+    }
+
+    /// Rows of sums, words of a row of the left operand, and columns, if shapes fit together.
+    fn fitting(&self, c: usize, a: usize, b: usize) -> Option<(usize, usize, usize)> {
         let distinct = c != a && c != b && a != b;
         let (rows, depth, columns) = (self.rows[c], self.row_bytes[a] / 4, self.row_bytes[c] / 4);
         let fits = self.rows[a] == rows && self.rows[b] == depth && self.row_bytes[b] == self.row_bytes[c];
-        if !distinct || !fits || ![c, a, b].into_iter().all(|t| self.is_shaped(t)) {
-            return false;
-        }
+        let fits = distinct && fits && [c, a, b].into_iter().all(|t| self.is_shaped(t));
+        fits.then_some((rows, depth, columns))
+    }
+
+    /// TDPBF16PS: `c[m][n] += a[m][2k] b[k][2n] + a[m][2k + 1] b[k][2n + 1]`, over k. False if shapes do not fit.
+    fn multiply(&mut self, c: usize, a: usize, b: usize) -> bool {
+        let Some((rows, depth, columns)) = self.fitting(c, a, b) else { return false };
         for m in 0..rows {
             for n in 0..columns {
                 let (mut even, mut odd) = (0f32, 0f32);
@@ -125,6 +146,7 @@ impl Cpu {
                 self.tiles.is_shaped(t)
             }
             Mnemonic::Tdpbf16ps => self.tiles.multiply(tile(0)?, tile(1)?, tile(2)?),
+            Mnemonic::Tdpbssd => self.tiles.multiply_bytes(tile(0)?, tile(1)?, tile(2)?),
             _ => return Ok(false),
         };
         if fits { Ok(true) } else { Err(Fault::Tiles(*i)) }

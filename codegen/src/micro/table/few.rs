@@ -4,7 +4,9 @@
 
 use lapidary_ir::{BLOCK, DType};
 
-use crate::micro::{Emit, FEW_ROWS, Microkernel, aarch64, blocks, clif, dot, dot_int8, lanes, lanes_bf16};
+use crate::micro::{
+    Emit, FEW_ROWS, Microkernel, aarch64, blocks, clif, dot, dot_int8, lanes, lanes_amx, lanes_bf16,
+};
 
 /// Rows of x that meet weight rows of blocks in lanes before these are unpacked again: a block of each and their
 /// results stay in the first cache, all of them in the second. A power of two.
@@ -12,6 +14,17 @@ const BLOCK_ROWS: usize = 64;
 
 /// In the order in which they are tried.
 pub(super) const ROWS: &[Microkernel] = &[
+    Microkernel {
+        name: "amx_int8_lanes",
+        operands: DType::Q8,
+        mr: lanes::ROWS,
+        shapes: &[(lanes::ROWS, lanes::LANES)],
+        block: (lanes::LANES, 0),
+        kr: 2 * BLOCK,
+        max_rows: FEW_ROWS,
+        runs_on: |f| f.amx_int8 && f.vnni,
+        emit: Emit::TileLanes(lanes_amx::lanes_amx),
+    },
     Microkernel {
         name: "avx512_vnni_lanes",
         operands: DType::Q8,

@@ -18,7 +18,7 @@ use super::super::tiling::Tiling;
 use super::{Attention, fixed};
 use crate::emit::{Emitter, Features};
 use crate::kernel::{Kernel, Maximum, QueryTiles};
-use crate::micro::{self, Microkernel, Quantised, Raw, Soften};
+use crate::micro::{self, Microkernel, Quantised, Raw, Shapes, Soften};
 
 /// Keys of a block.
 pub(super) const BLOCK: usize = 64;
@@ -199,7 +199,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, op: Attention<'_>, shape: QueryTiles) {
         range: each(e, RANGE_BYTES),
     };
     if shape.micro.is_configured() {
-        e.call_raw(Raw::Configure, &[]);
+        e.call_raw(Raw::Configure(Shapes::Whole), &[]);
     }
     e.for_tiles(|e, tile| a.tile(e, tile));
     if shape.micro.is_configured() {
