@@ -10,7 +10,8 @@ use super::command::{binary, lapidary, name};
 
 /// A calibration of made-up figures, all of them the same.
 fn calibration(path: &Path, figure: f64) -> Value {
-    let listed = lapidary(&["calibrate", "--threads", "1", "-o", name(path), "--json"]).json();
+    let listed =
+        lapidary(&["calibrate", "--threads", "1", "--repeat", "1", "-o", name(path), "--json"]).json();
     let mut all = listed.clone();
     for set in ["auto", "f32"] {
         for value in all[set].as_object_mut().unwrap().values_mut() {
@@ -71,7 +72,7 @@ fn a_damaged_calibration_of_this_machine_is_a_warning() {
     let predicted = |found: &str| serde_json::from_str::<Value>(found).unwrap()[0]["predicted_ns"].clone();
     let opt = ["opt", "--fn", "head", "--json"];
     let built_in = predicted(&run(&opt).0);
-    run(&["calibrate"]);
+    run(&["calibrate", "--repeat", "1"]);
     let file = fs::read_dir(dir.path().join("lapidary")).unwrap().next().unwrap().unwrap().path();
     let text = fs::read_to_string(&file).unwrap();
     let (found, said) = run(&opt);

@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// CPU to make code for; `help` lists their names
     #[arg(long, value_name = "NAME", default_value = "native", value_parser = cpus::name)]
     cpu: String,
+    /// Times that everything is measured, for medians
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    repeat: u64,
     /// File to write, for `--calibration FILE` [default: one in the user's cache directory, which is used without being
     /// named]
     #[arg(short, long, value_name = "FILE")]
@@ -52,10 +55,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     // Before a minute's measuring.
     let file = Output::create(&path).with_context(failed)?;
-    let bar = output::bar(2 * STEPS as u64, "calibrating", output::Unit::Steps);
+    let bar = output::bar(2 * args.repeat * STEPS as u64, "calibrating", output::Unit::Steps);
     let last_cache = calibration::last_cache().unwrap_or(LAST_CACHE);
     let measure = |rounded| {
-        let subject = Subject { cpu: &args.cpu, threads, rounded, last_cache };
+        let passes = args.repeat as usize;
+        let subject = Subject { cpu: &args.cpu, threads, rounded, last_cache, passes };
         calibrate(&subject, &|| bar.inc(1))
     };
     let found = Calibration {

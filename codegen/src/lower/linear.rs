@@ -249,10 +249,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
         begin = e.b.ins().band(begin, number);
         fresh
     });
-    let shapes = match micro.emit {
-        Emit::ConfiguredTile(_) => Some(Shapes::Whole),
-        _ => micro.has_tiled_lanes(rows).then_some(Shapes::Lanes),
-    };
+    let shapes = micro.tile_shapes(rows);
     let any = e.b.ins().icmp(IntCC::SignedLessThan, begin, end);
     e.when(any, |e| {
         if let Some(shapes) = shapes {

@@ -250,6 +250,16 @@ fn load(a: &mut CodeAssembler, tile: &Tile, to: AsmRegisterTmm, from: AsmMemoryO
     if tile.streams.is_some() { a.tileloaddt1(to, from) } else { a.tileloadd(to, from) }
 }
 
+/// Shapes of tile registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Shapes {
+    /// All of them whole: of [`Raw::Tile`](super::Raw::Tile) and
+    /// [`Raw::StoredTile`](super::Raw::StoredTile).
+    Whole,
+    /// Those of [`Raw::Lanes`](super::Raw::Lanes).
+    Lanes,
+}
+
 /// The shapes of tile registers, the first ones': rows, and bytes of each.
 fn shapes(registers: &[(usize, usize)]) -> [u8; 64] {
     let mut shapes = [0u8; 64];

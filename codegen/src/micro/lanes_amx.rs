@@ -59,7 +59,7 @@ const BEFORE: i32 = TOTALS_AT + 2 * TOTALS_BYTES;
 /// Upper halves of bytes, and their signs.
 const UPPER_QUANT: AsmRegisterZmm = lanes::MASK;
 const SIGN: u32 = 0x8080_8080;
-/// A sixteenth, as f32: quants of 4 bits come in upper halves of bytes.
+/// A sixteenth, as f32: quants of 4 bits come in upper halves of bytes, which scales make up for to the bit.
 const SIXTEENTH: u32 = 0x3d80_0000;
 /// `(a & b) ^ c`, for `vpternlogd`.
 const AND_XOR: u32 = 0x6a;
@@ -176,13 +176,13 @@ impl Rows {
         }
         if more || p < MULTIPLIED {
             let before = i32::from(p < MULTIPLIED);
-            self.from_pair(a, if more { before } else { 0 }, |a| self.multiply(a, p - MULTIPLIED))?;
+            self.since_pair(a, if more { before } else { 0 }, |a| self.multiply(a, p - MULTIPLIED))?;
         }
         if !more && 2 * self.pairs + p < SCALED {
             return Ok(());
         }
         let before = if more { SCALED - 1 - p } else { 0 };
-        self.from_pair(a, before, |a| {
+        self.since_pair(a, before, |a| {
             if p == 1 {
                 self.next_scales(a, more)?;
             }
@@ -226,7 +226,7 @@ impl Rows {
     }
 
     /// Does something from so many pairs on.
-    fn from_pair(
+    fn since_pair(
         &self,
         a: &mut CodeAssembler,
         pair: i32,

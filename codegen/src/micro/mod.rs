@@ -38,13 +38,14 @@ mod widen;
 use iced_x86::IcedError;
 use lapidary_ir::{BLOCK, DType};
 
+pub use self::amx::Shapes;
 pub use self::choose::{
     Quantised, choose, mixing, raw_reads, scoring, select, select_for, softening, turning, widening,
 };
 pub use self::held::Held;
 pub use self::raw::{
-    Block, Dot, Fetched, LANE_BLOCK, Lanes, MAGIC, Mix, ROW_BLOCKS, Raw, Row, RowUnit, Scores, Shapes,
-    Soften, StoredTile, Streams, Tile, TileOperands, Turn, Widen, WidenOperands, Widened, int8_quant_bytes,
+    Block, Dot, Fetched, LANE_BLOCK, Lanes, MAGIC, Mix, ROW_BLOCKS, Raw, Row, RowUnit, Scores, Soften,
+    StoredTile, Streams, Tile, TileOperands, Turn, Widen, WidenOperands, Widened, int8_quant_bytes,
     int8_row_bytes, lane_row_bytes,
 };
 pub use self::soften::UNSEEN;
@@ -237,16 +238,13 @@ impl Microkernel {
         self.operands == DType::BF16 && self.kr == 4
     }
 
-    /// The shapes of tile registers that a function of its runs with, between [`Raw::Configure`] and
-    /// [`Raw::Release`], if it does.
-    pub fn shapes_of(&self, raw: Raw) -> Option<Shapes> {
-        match (self.emit, raw) {
-            (Emit::ConfiguredTile(_), _) => Some(Shapes::Whole),
-            (Emit::TileLanes(_), Raw::Lanes(lanes)) if self.has_tiled_lanes(lanes.rows) => {
-                Some(Shapes::Lanes)
-            }
-            _ => None,
+    /// The shapes of tile registers that its functions run with in calls of at most `most` rows, between
+    /// [`Raw::Configure`] and [`Raw::Release`], if they do.
+    pub fn tile_shapes(&self, most: usize) -> Option<Shapes> {
+        if self.is_configured() {
+            return Some(Shapes::Whole);
         }
+        self.has_tiled_lanes(most).then_some(Shapes::Lanes)
     }
 
     /// Whether its tiles run between [`Raw::Configure`] and [`Raw::Release`].

@@ -4,6 +4,8 @@
 use cranelift_codegen::ir::Value;
 use lapidary_ir::{BLOCK, DType};
 
+use super::amx::Shapes;
+
 /// One block of dot products: operands of a [`Emit::Dot`](super::Emit::Dot).
 pub struct Block {
     /// Weights' element type.
@@ -233,15 +235,6 @@ pub struct Widen {
     pub fetches: bool,
 }
 
-/// Shapes of tile registers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Shapes {
-    /// All of them whole: of [`Raw::Tile`] and [`Raw::StoredTile`].
-    Whole,
-    /// Those of [`Raw::Lanes`].
-    Lanes,
-}
-
 /// A function of raw code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Raw {
@@ -255,7 +248,7 @@ pub enum Raw {
     /// weights, c (f32, rows).
     Dot(Dot),
     /// Readies this thread for functions of a row of the table that
-    /// [`Microkernel::shapes_of`](super::Microkernel::shapes_of) has shapes for; no operands.
+    /// [`Microkernel::tile_shapes`](super::Microkernel::tile_shapes) has shapes for; no operands.
     Configure(Shapes),
     /// Undoes that; no operands.
     Release,

@@ -2,7 +2,7 @@
 //!
 //! In: a CPU that code is made for, threads, whether activations may be rounded. Out: a [`Machine`]. Each constant
 //! comes from the medians of one or two kernels of known work, compiled as any other; what a launch takes is taken off
-//! first. All of it several times: takes most of a minute.
+//! first. All of it several times: five take most of a minute.
 
 use std::time::Duration;
 
@@ -37,8 +37,6 @@ const SHORT: usize = 512;
 const LATENCIES: f64 = 12.0;
 /// Repetitions of bandwidth.
 const READS: usize = 9;
-/// Times that everything is measured; of each constant the median counts.
-const PASSES: usize = 5;
 /// Time after which a kernel's measurement makes do with few calls: passes are many.
 const ENOUGH: Duration = Duration::from_millis(100);
 /// The most bytes of a last cache that is swept. A larger one is shared by a whole host, of which a guest has a part;
@@ -58,18 +56,20 @@ pub struct Subject<'a> {
     pub rounded: bool,
     /// Bytes of the last cache.
     pub last_cache: usize,
+    /// Times that everything is measured, not 0; of each constant the median counts.
+    pub passes: usize,
 }
 
-/// Measurements that [`calibrate`] makes, for progress.
-pub const STEPS: usize = PASSES * 53;
+/// Measurements that a pass of [`calibrate`] makes, for progress.
+pub const STEPS: usize = 53;
 
-/// Measures. `step` is called [`STEPS`] times.
+/// Measures. `step` is called [`STEPS`] times a pass.
 ///
 /// # Errors
 /// A CPU that is unknown or not this one, threads that cannot be had.
 pub fn calibrate(subject: &Subject<'_>, step: &dyn Fn()) -> Result<Machine, Error> {
     // What disturbs a shared machine for a moment spoils one pass.
-    let passes = (0..PASSES).map(|_| measure(subject, step)).collect::<Result<Vec<_>, _>>()?;
+    let passes = (0..subject.passes).map(|_| measure(subject, step)).collect::<Result<Vec<_>, _>>()?;
     let mut m = passes[0];
     for figure in FIGURES {
         let values: Vec<f64> = passes.iter().map(|pass| figure.get(pass)).collect();

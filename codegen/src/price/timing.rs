@@ -152,8 +152,15 @@ impl Integers {
     }
 }
 
-/// Fills an operand. `width` is the length of a row.
+/// Fills an operand. `width` is the length of a row. Large floats repeat themselves: caches do not know.
 fn fill(bytes: &mut [u8], dtype: DType, width: usize, integers: &Integers, weight: bool) {
+    const LARGE: usize = 4 << 20;
+    if matches!(dtype, DType::F32 | DType::BF16 | DType::F16) && bytes.len() > LARGE {
+        let (first, rest) = bytes.split_at_mut(LARGE);
+        fill(first, dtype, width, integers, weight);
+        rest.chunks_mut(LARGE).for_each(|part| part.copy_from_slice(&first[..part.len()]));
+        return;
+    }
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     // Uniform in [-1, 1); a matrix keeps what it multiplies in size.
     let scale = if weight { (width as f32).sqrt().recip() } else { 1.0 };
