@@ -1,8 +1,8 @@
 //! Integer dot products of several rows of x by AMX tiles, assembled: up to 16 rows of x against 16 weight rows as they
 //! lie, with these in lanes.
 //!
-//! What `lanes.rs` does, in the same order and to the same bits, but for who multiplies: a block's quants, transposed as
-//! there, are the right operand of a tile product as they are, the rows of x the left one, and a block's sums, whole
+//! What `lanes.rs` does, in the same order and to the same bits, but for who multiplies: a block's quants, transposed
+//! as there, are the right operand of a tile product as they are, the rows of x the left one, and a block's sums, whole
 //! integers, come out a row of x a register. Three blocks are at work at a time, so that nothing waits for memory that
 //! was just written:
 //!
