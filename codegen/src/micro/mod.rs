@@ -294,8 +294,8 @@ impl Microkernel {
         matches!(self.emit, Emit::TileLanes(_)) && most >= lanes_amx::FEWEST
     }
 
-    /// Rows of x that code with weight rows in lanes is made for in calls of at most `most` rows: of tiles all, of which
-    /// those that are not there are read too, and go nowhere.
+    /// Rows of x that code with weight rows in lanes is made for in calls of at most `most` rows. Tiles read all of
+    /// theirs; what those come to that are not there goes nowhere.
     pub fn lane_rows(&self, most: usize) -> usize {
         if self.has_tiled_lanes(most) { self.mr } else { most.min(self.mr) }
     }
