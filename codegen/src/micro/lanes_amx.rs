@@ -3,13 +3,14 @@
 //!
 //! What `lanes.rs` does, in the same order and to the same bits, but for who multiplies: a block's quants, transposed
 //! as there, are the right operand of a tile product as they are, the rows of x the left one, and a block's sums, whole
-//! integers, come out a row of x a register. Three blocks are at work at a time, so that nothing waits for memory that
-//! was just written:
+//! integers, come out a row of x a register. Four blocks are at work at a time, so that nothing waits for memory that was
+//! just written, or for a product:
 //!
 //! ```text
 //! unpack block p      quants of 16 weight rows, 8 registers          -> frame
-//! multiply p - 1      (rows of x, 32) by (32, 16 weight rows)        -> frame
-//! scale p - 2         to f32, times x's scale, added times weights'  -> registers
+//! store p - 2         sums (rows of x, 16 weight rows)               -> frame
+//! multiply p - 1      (rows of x, 32) by (32, 16 weight rows)        -> tile register
+//! scale p - 3         to f32, times x's scale, added times weights'  -> registers
 //! ```
 //!
 //! Vectors take eight products of four elements for each row of x and block: with a few rows they are as fast, and do
@@ -165,7 +166,7 @@ impl Rows {
         self.lanes.dtype.row_bytes(BLOCK) - 2
     }
 
-    /// What is done with blocks before the one at `p`.
+    /// What is done with blocks before the one at `p`; there is `more` unless all are unpacked.
     fn stages(&self, a: &mut CodeAssembler, p: i32, more: bool) -> Done {
         if more || p < STORED {
             let half = (p - STORED).rem_euclid(2);
