@@ -3,8 +3,8 @@
 //!
 //! What `lanes.rs` does, in the same order and to the same bits, but for who multiplies: a block's quants, transposed
 //! as there, are the right operand of a tile product as they are, the rows of x the left one, and a block's sums, whole
-//! integers, come out a row of x a register. Four blocks are at work at a time, so that nothing waits for memory that was
-//! just written, or for a product:
+//! integers, come out a row of x a register. Four blocks are at work at a time, so that nothing waits for memory that
+//! was just written, or for a product:
 //!
 //! ```text
 //! unpack block p      quants of 16 weight rows, 8 registers          -> frame
