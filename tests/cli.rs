@@ -47,6 +47,8 @@ mod pricing;
 mod prompt;
 #[path = "cli/refusals.rs"]
 mod refusals;
+#[path = "cli/residence.rs"]
+mod residence;
 #[path = "cli/signing.rs"]
 mod signing;
 #[path = "cli/snapshot.rs"]

@@ -34,6 +34,7 @@ mod output;
 mod price;
 mod quantize;
 mod report;
+mod residence;
 mod rules;
 mod run;
 mod sampling;

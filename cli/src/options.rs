@@ -24,6 +24,7 @@ use crate::model::read_text;
 use crate::output::{self, Unit, Usage};
 use crate::price::calibration::Which;
 use crate::price::objective::{self, CostName};
+use crate::residence::ResidenceArgs;
 use crate::trust::TrustArgs;
 use crate::weights::WeightArgs;
 
@@ -140,14 +141,16 @@ pub(crate) struct ModelArgs {
     #[command(flatten)]
     pub(crate) weights: WeightArgs,
     #[command(flatten)]
+    pub(crate) residence: ResidenceArgs,
+    #[command(flatten)]
     pub(crate) compile: CompileArgs,
 }
 
 impl ModelArgs {
     /// As the library takes them.
     pub(crate) fn options(&self) -> Result<Options> {
-        let ModelArgs { model: _, threads, verify, trust, weights, compile } = self;
-        let mut options = weights.apply(compile.options()?)?.verify(*verify);
+        let ModelArgs { model: _, threads, verify, trust, weights, residence, compile } = self;
+        let mut options = weights.apply(compile.options()?)?.verify(*verify).mmap(residence.mmap());
         if let Some(threads) = threads {
             options = options.threads(*threads);
         }

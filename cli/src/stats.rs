@@ -38,7 +38,7 @@ impl Stats {
             ("prefill", format!("{:.1} tok/s", rate(self.prompt_tokens, self.prefill))),
             ("generated", format!("{} tokens", self.generated_tokens)),
             ("decode", format!("{:.1} tok/s", rate(self.generated_tokens, self.decode))),
-            ("weights", size(memory.weights)),
+            ("weights", format!("{}, {}", size(memory.weights), lie(&memory))),
             ("kv local", size(memory.kv_local)),
             ("kv global", size(memory.kv_global)),
             ("arena", size(memory.arena)),
@@ -53,7 +53,8 @@ impl Stats {
 
     /// The same for programs: times in ms, rates in tokens a second, sizes in bytes.
     pub(crate) fn json(&self, engine: &Engine) -> Value {
-        let Memory { weights, kv_local, kv_global, arena, scratch, activations } = engine.session.memory();
+        let Memory { weights, weights_mapped, kv_local, kv_global, arena, scratch, activations } =
+            engine.session.memory();
         let Cores { cpus, cores, fast, .. } = Cores::here();
         let MadeFor { cpu, step, features } = &engine.session.program().made_for;
         let mut object = json!({
@@ -73,6 +74,7 @@ impl Stats {
             "decode_ms": ms(self.decode),
             "decode_tokens_per_second": rate(self.generated_tokens, self.decode),
             "weight_bytes": weights,
+            "weight_bytes_mapped": weights_mapped,
             "kv_local_bytes": kv_local,
             "kv_global_bytes": kv_global,
             "kv_bytes": kv_local + kv_global,
@@ -84,6 +86,15 @@ impl Stats {
             object["speculation"] = speculation::json(&told);
         }
         object
+    }
+}
+
+/// Where weights lie.
+fn lie(memory: &Memory) -> String {
+    match memory.weights_mapped {
+        0 => "in memory".into(),
+        mapped if mapped == memory.weights => "mapped".into(),
+        mapped => format!("{} of them mapped", output::bytes(mapped as u64)),
     }
 }
 

@@ -12,6 +12,8 @@ use lapidary_codegen::target::{Placement, Target};
 use lapidary_models::Config;
 use lapidary_passes::{Machine, Selection};
 use lapidary_runtime::cpu::{self, Cores};
+#[cfg(doc)]
+use lapidary_runtime::file::Residence;
 
 use crate::choice::{Activations, Format, KvCache};
 use crate::error::{Error, Result};
@@ -81,6 +83,7 @@ pub struct Options {
     /// Folders and factors.
     pub(crate) lora: Vec<(PathBuf, f64)>,
     pub(crate) cache: bool,
+    pub(crate) mmap: Option<bool>,
     pub(crate) activations: Activations,
     pub(crate) kv_cache: Option<KvCache>,
     pub(crate) sliding_window: Option<usize>,
@@ -104,6 +107,7 @@ impl Default for Options {
             head_weights: None,
             lora: Vec::new(),
             cache: true,
+            mmap: None,
             activations: Activations::default(),
             kv_cache: None,
             sliding_window: None,
@@ -127,6 +131,7 @@ impl fmt::Debug for Options {
             head_weights,
             lora,
             cache,
+            mmap,
             activations,
             kv_cache,
             sliding_window,
@@ -145,6 +150,7 @@ impl fmt::Debug for Options {
             .field("head_weights", head_weights)
             .field("lora", lora)
             .field("cache", cache)
+            .field("mmap", mmap)
             .field("activations", activations)
             .field("kv_cache", kv_cache)
             .field("sliding_window", sliding_window)
@@ -207,6 +213,12 @@ impl Options {
     /// Whether converted weights are kept in the user's cache directory for the next time [default: yes].
     pub fn cache(self, keep: bool) -> Options {
         Options { cache: keep, ..self }
+    }
+
+    /// Whether weights are read out of mapped files, or copied to memory of the process at once [default:
+    /// [`Residence::Auto`]].
+    pub fn mmap(self, mmap: impl Into<Option<bool>>) -> Options {
+        Options { mmap: mmap.into(), ..self }
     }
 
     /// How exact activations are [default: as fast as the CPU can].
@@ -331,6 +343,7 @@ impl Options {
             head_weights,
             lora,
             cache: _,
+            mmap: _,
             activations,
             kv_cache,
             sliding_window,

@@ -35,8 +35,8 @@ class Model:
 
         Options, of which the library's pages say more: ``threads``, ``context``, ``chunk``, ``cpu``, ``weights`` and
         ``head_weights`` (``q8``, ``q4``, ``bf16``, ``f16``, ``f32``), ``activations`` (``auto``, ``f32``),
-        ``kv_cache``, ``sliding_window``, ``lora`` (a folder), ``cache``, ``trust`` (a public key's file), ``verify``,
-        and which rules run: ``rules`` (text, a path or ``ir.Rules``), ``passes``, ``disable``, ``only``.
+        ``kv_cache``, ``sliding_window``, ``lora`` (a folder), ``cache``, ``mmap``, ``trust`` (a public key's file),
+        ``verify``, and which rules run: ``rules`` (text, a path or ``ir.Rules``), ``passes``, ``disable``, ``only``.
 
         Raises ``UsageError`` for options that cannot be, ``Error`` for files that are not as they should be.
         """

@@ -22,6 +22,7 @@ const KNOWN: &[&str] = &[
     "head_weights",
     "kv_cache",
     "lora",
+    "mmap",
     "only",
     "passes",
     "rules",
@@ -70,6 +71,10 @@ pub(crate) fn options(given: &Bound<'_, PyDict>) -> PyResult<Options> {
             "lora" => {
                 let folder: PathBuf = value!();
                 options.lora(folder, 1.0)
+            }
+            "mmap" => {
+                let mmap: bool = value!();
+                options.mmap(mmap)
             }
             "sliding_window" => options.sliding_window(value!()),
             "threads" => options.threads(value!()),

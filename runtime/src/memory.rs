@@ -1,4 +1,4 @@
-//! Memory that the system refuses.
+//! Memory that the system refuses, and how much it would give.
 //!
 //! Where the amount is a file's or a user's to decide, memory is asked for within `fallible`, and a refusal is an
 //! error that says what it was for. All other refusals end a command whose allocator is [`Allocator`] with one line and
@@ -6,6 +6,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::fs;
 
 use crate::fault;
 
@@ -20,6 +21,22 @@ pub(crate) fn fallible<T>(ask: impl FnOnce() -> T) -> T {
     let given = ask();
     FALLIBLE.set(before);
     given
+}
+
+/// Bytes that the system would give without swapping, mapped files given up: of the machine's, and of what is left of a
+/// control group's limit (version 2), as containers have. None where neither is known.
+pub fn available() -> Option<usize> {
+    let machine = || {
+        let text = fs::read_to_string("/proc/meminfo").ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
+    };
+    let group = |name: &str| {
+        let text = fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?;
+        text.trim().parse::<usize>().ok()
+    };
+    let left = || Some(group("memory.max")?.saturating_sub(group("memory.current")?));
+    [machine(), left()].into_iter().flatten().min()
 }
 
 /// The system's allocator; a refusal that nobody deals with ends the process.

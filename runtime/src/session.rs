@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::engine::{Engine, Memory, Profile, Want, Work};
 use crate::error::Error;
+use crate::file::Residence;
 use crate::generate::Continue;
 use crate::program::{Phase, Program, WeightSource};
 use crate::sampler::Sampler;
@@ -36,6 +37,14 @@ impl Session {
         let engine = Engine::new(program, weights, threads)?;
         let sequence = engine.sequence()?;
         Ok(Self { engine, sequence, logits: false, token: None, speculation: None, guessed: None })
+    }
+
+    /// See [`Engine::with_residence`].
+    ///
+    /// # Errors
+    /// As [`Engine::with_residence`].
+    pub fn with_residence(self, residence: Residence) -> Result<Self, Error> {
+        Ok(Self { engine: self.engine.with_residence(residence)?, ..self })
     }
 
     /// Appends tokens. Either all ids are in range and fit the context, or nothing changes.

@@ -138,7 +138,7 @@ fn work(shared: &Arc<Shared>, load: Load, told: mpsc::Receiver<Command>) -> Resu
         speculation.check(plan.vocab).map_err(|error| Error::Model(error.into()))?;
     }
     let options = &shared.options;
-    let kv_bytes = options.kv_bytes.unwrap_or_else(|| memory::for_caches(engine.memory().weights));
+    let kv_bytes = options.kv_bytes.unwrap_or_else(|| memory::for_caches(engine.memory().weights_mapped));
     shared.metrics.kv_most.set(kv_bytes);
     let (vocab, context) = (plan.vocab, plan.context);
     let vocabulary = Vocabulary::new(name.clone(), text, vocab, context, log::seconds() as u64);

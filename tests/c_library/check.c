@@ -82,6 +82,7 @@ static void arguments(const char *file, lapidary_model *model)
     FAILS(lapidary_open(file, &(lapidary_options){.cpu = "z80"}, &none), LAPIDARY_STATUS_MACHINE, "z80");
     FAILS(lapidary_open(file, &(lapidary_options){.cpu = "\xff"}, &none), LAPIDARY_STATUS_ARGUMENT, "UTF-8");
     FAILS(lapidary_open(file, &(lapidary_options){.trust = "/no/key"}, &none), LAPIDARY_STATUS_FILE, "/no/key");
+    FAILS(lapidary_open(file, &(lapidary_options){.residence = 3}, &none), LAPIDARY_STATUS_ARGUMENT, "residence is 3");
     FAILS(lapidary_open(file, &(lapidary_options){.context = 1 << 20}, &none), LAPIDARY_STATUS_ARGUMENT, "context");
     EXPECT(none == NULL);
 
@@ -332,7 +333,11 @@ int main(int argc, char **argv)
 
     arguments(argv[1], model);
     conversation(model);
-    OK(lapidary_open(argv[1], NULL, &other));
+    OK(lapidary_open(argv[1], &(lapidary_options){.residence = LAPIDARY_RESIDENCE_MEMORY}, &other));
+    lapidary_memory mapped, moved;
+    OK(lapidary_memory_of(model, &mapped));
+    OK(lapidary_memory_of(other, &moved));
+    EXPECT(mapped.weights_mapped == mapped.weights && moved.weights_mapped == 0 && moved.weights == mapped.weights);
     lapidary_sequence *of_model, *of_other;
     OK(lapidary_sequence_new(model, &of_model));
     OK(lapidary_sequence_new(other, &of_other));

@@ -68,6 +68,7 @@ pub(super) fn run(args: &Args, phases: &[Phase], needed: usize, threads: usize) 
         trust: Default::default(),
         threads: Some(threads),
         weights: args.others.with(format),
+        residence: args.residence,
         compile,
     };
     let selection = compile.selection()?;

@@ -27,6 +27,7 @@ use crate::options::{self, CompileArgs, ModelArgs};
 use crate::output::{self, Usage};
 use crate::price::calibration::cpu_name;
 use crate::price::predict::Predictor;
+use crate::residence::ResidenceArgs;
 use crate::trust::TrustArgs;
 use crate::weights::{FormatOrFile, OtherWeightArgs, WeightArgs};
 use phase::{Phase, time};
@@ -43,7 +44,8 @@ use row::{Measured, Row};
 pub(crate) struct Args {
     /// File of the tensor language with a function to measure instead of a model; `-` reads stdin
     #[arg(value_name = "FILE.ir", conflicts_with_all = ["model", "prompt_tokens", "gen_tokens", "depth", "sequences",
-        "predicted", "ablation", "head_weights", "lora", "no_cache", "trust", "kv_cache", "sliding_window"])]
+        "predicted", "ablation", "head_weights", "lora", "no_cache", "mmap", "no_mmap", "trust", "kv_cache",
+        "sliding_window"])]
     file: Option<PathBuf>,
     /// Of several functions, the one to measure
     #[arg(long = "fn", value_name = "NAME", requires = "file")]
@@ -72,6 +74,8 @@ pub(crate) struct Args {
     weights: Vec<FormatOrFile>,
     #[command(flatten)]
     others: OtherWeightArgs,
+    #[command(flatten)]
+    residence: ResidenceArgs,
     /// Threads [default: one a fast core]
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = options::threads())]
     threads: Vec<usize>,
@@ -158,6 +162,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             trust: args.trust.clone(),
             threads: Some(count),
             weights: weights.clone(),
+            residence: args.residence,
             compile,
         };
         let mut engine = Engine::new(&model_args)?;

@@ -109,6 +109,7 @@ fn collect(args: &Args, source: &functions::Source) -> Result<page::Data> {
             model: args.model.clone(),
             threads: args.threads,
             weights: Default::default(),
+            residence: Default::default(),
             compile: args.compile.to_show(),
         };
         Some(measure::measure(&model, &reports, &saturated, machine, &without)?)

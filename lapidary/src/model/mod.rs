@@ -171,6 +171,7 @@ impl Model {
     /// [`Error::Option`] for a CPU whose code does not run here; else as [`Model::compilation`] and [`Engine::new`].
     pub fn engine(&self) -> Result<Engine> {
         let engine = Engine::new(self.program()?.clone(), self.weights()?, self.options.threads);
+        let engine = engine.and_then(|engine| engine.with_residence(self.options.mmap.into()));
         let engine = engine.map_err(|error| self.of_artifact(error))?;
         self.check_threads(engine.threads());
         Ok(engine)
@@ -182,6 +183,7 @@ impl Model {
     /// As [`Model::engine`].
     pub fn session(&self) -> Result<Session> {
         let session = Session::new(self.program()?.clone(), self.weights()?, self.options.threads);
+        let session = session.and_then(|session| session.with_residence(self.options.mmap.into()));
         let session = session.map_err(|error| self.of_artifact(error))?;
         self.check_threads(session.threads());
         Ok(session)

@@ -18,6 +18,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// Weights lie in the file, mapped, for the first step, then in memory of the process if there is room for twice as
+// many bytes: that is read faster.
+#define LAPIDARY_RESIDENCE_AUTO 0
+
+// Weights lie in the file, mapped: processes that open the same file share one copy.
+#define LAPIDARY_RESIDENCE_MAPPED 1
+
+// Weights are copied to memory of the process at once.
+#define LAPIDARY_RESIDENCE_MEMORY 2
+
 // Phase: tokens that are given, a prompt, were it of one.
 #define LAPIDARY_PHASE_PREFILL 0
 
@@ -143,6 +153,8 @@ typedef struct lapidary_options {
     size_t context;
     // Most bytes that the caches of all sequences may take; 0: any.
     size_t kv_bytes;
+    // LAPIDARY_RESIDENCE_AUTO, _MAPPED or _MEMORY.
+    uint32_t residence;
 } lapidary_options;
 
 // What a model is.
@@ -167,8 +179,10 @@ typedef struct lapidary_info {
 
 // Where memory goes, in bytes.
 typedef struct lapidary_memory {
-    // Weights, mapped from the file.
+    // Weights.
     size_t weights;
+    // Of them, those in the mapped file.
+    size_t weights_mapped;
     // The caches of a sequence whose context is full.
     size_t kv_sequence;
     // The caches of all sequences as they are, in whole pages.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use lapidary_runtime::artifact::PublicKey;
 use lapidary_runtime::cpu::Cores;
+use lapidary_runtime::file::Residence;
 use lapidary_runtime::text::{Text, Tokenizer};
 use lapidary_runtime::{Artifact, Engine};
 
@@ -34,6 +35,23 @@ impl Opened {
     }
 }
 
+/// Weights lie in the file, mapped, for the first step, then in memory of the process if there is room for twice as
+/// many bytes: that is read faster.
+pub const LAPIDARY_RESIDENCE_AUTO: u32 = 0;
+/// Weights lie in the file, mapped: processes that open the same file share one copy.
+pub const LAPIDARY_RESIDENCE_MAPPED: u32 = 1;
+/// Weights are copied to memory of the process at once.
+pub const LAPIDARY_RESIDENCE_MEMORY: u32 = 2;
+
+fn residence(number: u32) -> Result<Residence, Failure> {
+    match number {
+        LAPIDARY_RESIDENCE_AUTO => Ok(Residence::Auto),
+        LAPIDARY_RESIDENCE_MAPPED => Ok(Residence::Mapped),
+        LAPIDARY_RESIDENCE_MEMORY => Ok(Residence::Memory),
+        other => Err(Failure::argument(format!("residence is {other}"))),
+    }
+}
+
 /// How an artifact is opened. All zeros, or null in its place, are the defaults.
 #[repr(C)]
 pub struct Options {
@@ -50,6 +68,8 @@ pub struct Options {
     context: usize,
     /// Most bytes that the caches of all sequences may take; 0: any.
     kv_bytes: usize,
+    /// LAPIDARY_RESIDENCE_AUTO, _MAPPED or _MEMORY.
+    residence: u32,
 }
 
 /// What a model is.
@@ -76,8 +96,10 @@ pub struct Info {
 /// Where memory goes, in bytes.
 #[repr(C)]
 pub struct Memory {
-    /// Weights, mapped from the file.
+    /// Weights.
     weights: usize,
+    /// Of them, those in the mapped file.
+    weights_mapped: usize,
     /// The caches of a sequence whose context is full.
     kv_sequence: usize,
     /// The caches of all sequences as they are, in whole pages.
@@ -112,6 +134,7 @@ pub unsafe extern "C" fn lapidary_open(
             threads: 0,
             context: 0,
             kv_bytes: 0,
+            residence: LAPIDARY_RESIDENCE_AUTO,
         };
         // SAFETY: the caller's promise.
         let options = if options.is_null() { &none } else { unsafe { reference(options, "options") }? };
@@ -145,7 +168,8 @@ unsafe fn open(file: &Path, options: &Options) -> Result<Opened, Failure> {
         0 => Cores::here().threads(),
         n => n as usize,
     };
-    let mut engine = Engine::new(Arc::new(program), artifact, threads)?;
+    let engine = Engine::new(Arc::new(program), artifact, threads)?;
+    let mut engine = engine.with_residence(residence(options.residence)?)?;
     if options.kv_bytes > 0 {
         engine.limit_kv(options.kv_bytes);
     }
@@ -203,12 +227,23 @@ pub unsafe extern "C" fn lapidary_memory_of(model: *const Model, memory: *mut Me
     call(|| {
         // SAFETY: the caller's promise.
         let engine = unsafe { reference(model, "model") }?.0.engine()?;
-        let lapidary_runtime::Memory { weights, kv_local, kv_global, arena, scratch, activations } =
-            engine.memory();
+        let lapidary_runtime::Memory {
+            weights,
+            weights_mapped,
+            kv_local,
+            kv_global,
+            arena,
+            scratch,
+            activations,
+        } = engine.memory();
         let (kv_sequence, kv_used) = (kv_local + kv_global, engine.kv_bytes());
         // SAFETY: the caller's promise.
         unsafe {
-            give(memory, Memory { weights, kv_sequence, kv_used, arena, scratch, activations }, "memory")
+            give(
+                memory,
+                Memory { weights, weights_mapped, kv_sequence, kv_used, arena, scratch, activations },
+                "memory",
+            )
         }
     })
 }

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use lapidary_runtime::cpu::Cores;
+use lapidary_runtime::file::Residence;
 use lapidary_runtime::program::Program;
 use lapidary_runtime::{Artifact, Session};
 
 use crate::output::note;
+use crate::residence::ResidenceArgs;
 use crate::trust::TrustArgs;
 
 /// What is run of an artifact, and on what.
@@ -48,6 +50,8 @@ impl CodeArgs {
 pub(crate) struct ArtifactArgs {
     #[command(flatten)]
     code: CodeArgs,
+    #[command(flatten)]
+    residence: ResidenceArgs,
     /// Most positions, in tokens, fewer than the file is compiled for
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     pub(crate) context: Option<u64>,
@@ -59,7 +63,7 @@ impl ArtifactArgs {
     pub(crate) fn open<T>(
         &self,
         path: &Path,
-        start: impl FnOnce(Arc<Program>, Arc<Artifact>, usize) -> Result<T, lapidary_runtime::Error>,
+        start: impl FnOnce(Arc<Program>, Arc<Artifact>, usize, Residence) -> Result<T, lapidary_runtime::Error>,
         threads: impl FnOnce(&T) -> usize,
     ) -> Result<(Arc<Artifact>, T)> {
         let artifact = Arc::new(self.code.artifact(path)?);
@@ -69,7 +73,8 @@ impl ArtifactArgs {
             program.limit_context(context as usize).with_context(name)?;
         }
         let wanted = self.code.threads();
-        let started = start(Arc::new(program), artifact.clone(), wanted).with_context(name)?;
+        let started = start(Arc::new(program), artifact.clone(), wanted, self.residence.mmap().into())
+            .with_context(name)?;
         let given = threads(&started);
         if given < wanted {
             note("warning", &format!("the system gives {given} of {wanted} threads"));
@@ -79,6 +84,9 @@ impl ArtifactArgs {
 
     /// A session of an artifact.
     pub(crate) fn session(&self, path: &Path) -> Result<(Arc<Artifact>, Session)> {
-        self.open(path, |program, weights, threads| Session::new(program, weights, threads), Session::threads)
+        let start = |program, weights: Arc<Artifact>, threads, residence| {
+            Session::new(program, weights, threads)?.with_residence(residence)
+        };
+        self.open(path, start, Session::threads)
     }
 }

@@ -16,6 +16,8 @@ mod flags;
 mod generation;
 mod model;
 mod output;
+#[path = "../../../cli/src/residence.rs"]
+mod residence;
 #[path = "../../../cli/src/sampling.rs"]
 mod sampling;
 #[cfg(feature = "serve")]

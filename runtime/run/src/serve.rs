@@ -2,11 +2,12 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches, Parser};
-use lapidary_runtime::Engine;
 use lapidary_runtime::text::Text;
+use lapidary_runtime::{Artifact, Engine};
 use lapidary_server::Served;
 
 use crate::args::Usage;
@@ -40,8 +41,10 @@ pub(crate) fn run(words: Vec<OsString>) -> Result<()> {
     };
     let (serving, options) = (args.serving.clone(), args.serving.options());
     let load = move || -> Result<Served> {
-        let (artifact, engine) =
-            args.artifact.open(&path, |p, w, threads| Engine::new(p, w, threads), Engine::threads)?;
+        let start = |program, weights: Arc<Artifact>, threads, residence| {
+            Engine::new(program, weights, threads)?.with_residence(residence)
+        };
+        let (artifact, engine) = args.artifact.open(&path, start, Engine::threads)?;
         let speculation = serving.speculation(|draft| Ok(args.artifact.session(draft)?.1))?;
         let text = Text::of(&artifact, engine.program().plan.vocab)?;
         Ok(Served { name: serving.name(Some(&path)), engine, speculation, text: Box::new(text) })

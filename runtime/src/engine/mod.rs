@@ -15,9 +15,11 @@ mod guessed;
 mod step;
 mod work;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, room};
+use crate::file::{Residence, map, residence};
 use crate::kv::{Ledger, touched};
 use crate::layout::{Area, Call, HEAD_ROWS, Layout, Weight, Word};
 use crate::pool::Pool;
@@ -38,8 +40,10 @@ use work::Output;
 /// Where an engine's memory goes, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Weights that the program reads, each tensor once. They are the weight source's (mapped, mostly).
+    /// Weights that the program reads, each tensor once. They are the weight source's.
     pub weights: usize,
+    /// Of them, those in mapped files.
+    pub weights_mapped: usize,
     /// A sequence's caches that hold a sliding window.
     pub kv_local: usize,
     /// A sequence's caches that hold the whole context. Only rows in use cost physical memory.
@@ -60,6 +64,17 @@ impl Memory {
     }
 }
 
+/// When weights come to lie where they stay ([`Residence`]).
+#[derive(Clone, Copy)]
+enum Settling {
+    /// After a step: that has read them, and how their pages lie is known.
+    AfterStep,
+    /// With the next step.
+    Now,
+    /// They have; some are mapped, or none.
+    Done { mapped: bool },
+}
+
 /// See the module's documentation.
 pub struct Engine {
     /// Embedding, then the layers.
@@ -75,7 +90,9 @@ pub struct Engine {
     outputs: Vec<Output>,
     /// The most likely tokens that were wanted.
     tokens: Vec<u32>,
-    weight_bytes: usize,
+    /// Where each weight lies, each once.
+    weight_spans: Vec<Range<usize>>,
+    settling: Settling,
     layout: Arc<Layout>,
     ledger: Arc<Ledger>,
     // Frames hold addresses in these, and in the program.
@@ -135,10 +152,10 @@ impl Engine {
         };
         let body = layout.body.iter().map(&mut frame).collect();
         let (head, head_argmax) = (frame(&layout.head), frame(&layout.head_argmax));
-        let mut seen: Vec<(u64, usize)> =
-            tensors.iter().copied().zip(layout.weights.iter().map(|w| w.bytes)).collect();
-        seen.sort_unstable();
-        seen.dedup();
+        let span = |(&at, weight): (&u64, &Weight)| at as usize..at as usize + weight.bytes;
+        let mut weight_spans: Vec<Range<usize>> = tensors.iter().zip(&layout.weights).map(span).collect();
+        weight_spans.sort_unstable_by_key(|span| (span.start, span.end));
+        weight_spans.dedup();
         Ok(Self {
             body,
             head,
@@ -149,12 +166,29 @@ impl Engine {
             parts: room("the parts of a call", plan.chunk)?,
             outputs: Vec::with_capacity(HEAD_ROWS),
             tokens: Vec::with_capacity(HEAD_ROWS),
-            weight_bytes: seen.iter().map(|&(_, bytes)| bytes).sum(),
+            weight_spans,
+            settling: Settling::AfterStep,
             layout,
             ledger: Arc::new(Ledger::new()),
             caller: Caller { pool, profile: None, program },
             weights,
         })
+    }
+
+    /// Says where weights lie that are in files [default: [`Residence::Auto`]].
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if it is not had.
+    pub fn with_residence(mut self, residence: Residence) -> Result<Self, Error> {
+        self.settling = match residence {
+            Residence::Auto => Settling::AfterStep,
+            Residence::Mapped => Settling::Done { mapped: true },
+            Residence::Memory => {
+                let mapped = residence::reside(&self.weight_spans, residence, self.threads())?;
+                Settling::Done { mapped }
+            }
+        };
+        Ok(self)
     }
 
     /// An empty sequence.
@@ -259,8 +293,15 @@ impl Engine {
         let caches = &self.layout.caches;
         let kv =
             |ring| caches.iter().filter(|c| c.window.is_some() == ring).map(|c| c.bytes()).sum::<usize>();
+        let spans = self.weight_spans.iter();
         Memory {
-            weights: self.weight_bytes,
+            weights: spans.clone().map(Range::len).sum(),
+            weights_mapped: match self.settling {
+                Settling::Done { mapped: false } => 0,
+                Settling::AfterStep | Settling::Now | Settling::Done { mapped: true } => {
+                    spans.filter(|span| map::holds(span.start)).map(Range::len).sum()
+                }
+            },
             kv_local: kv(true),
             kv_global: kv(false),
             arena: self.arena.len(),
@@ -272,6 +313,18 @@ impl Engine {
     /// The tensors that the program reads, each with its bytes.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (&Weight, &[u8])> {
         self.layout.weights.iter().filter_map(|weight| Some((weight, self.weights.tensor(&weight.tensor)?)))
+    }
+
+    /// Sees to where weights lie, once a step has read them: what cannot be moved stays where it is.
+    fn settle_weights(&mut self) {
+        self.settling = match self.settling {
+            Settling::AfterStep => Settling::Now,
+            Settling::Now => {
+                let reside = residence::reside(&self.weight_spans, Residence::Auto, self.threads());
+                Settling::Done { mapped: reside.unwrap_or(true) }
+            }
+            done @ Settling::Done { .. } => done,
+        };
     }
 
     fn area(&self, area: Area) -> &[u8] {

@@ -88,6 +88,7 @@ impl Engine {
 
     /// Does admitted work: the tokens of a phase, a chunk at a time.
     pub(super) fn advance(&mut self, works: &mut [Work<'_>], mut sink: Option<Sink<'_>>) {
+        self.settle_weights();
         for phase in [Phase::Prefill, Phase::Decode] {
             let left = |work: &Work<'_>| work.phase == phase && work.sequence.done < work.tokens.len();
             while works.iter().any(left) {

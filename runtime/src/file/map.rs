@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 use std::ptr;
 use std::sync::Mutex;
@@ -20,6 +20,8 @@ use crate::terminal;
 
 /// The most bytes of a path that are kept for a message.
 const NAME: usize = 256;
+/// Bytes of a page at most: a file's last page is mapped whole.
+const LARGEST_PAGE: usize = 64 << 10;
 
 struct Place {
     start: AtomicUsize,
@@ -105,15 +107,13 @@ fn take(path: &Path, bytes: &[u8]) -> &'static Place {
     let shown = &shown.as_bytes()[from..];
     place.name.iter().zip(shown).for_each(|(to, byte)| to.store(*byte, Ordering::Relaxed));
     place.named.store(shown.len(), Ordering::SeqCst);
-    place.start.store(bytes.as_ptr().addr(), Ordering::SeqCst);
+    place.start.store(bytes.as_ptr().expose_provenance(), Ordering::SeqCst);
     place.length.store(bytes.len(), Ordering::SeqCst);
     place
 }
 
 /// Calls `with` with the name of the file that is mapped at an address, if one is, in pieces. Safe in a signal handler.
 pub(crate) fn name_of(address: usize, with: &mut dyn FnMut(&[u8])) -> bool {
-    /// Bytes of a page at most: a file's last page is mapped whole.
-    const LARGEST_PAGE: usize = 64 << 10;
     for place in places() {
         let (start, length) = (place.start.load(Ordering::SeqCst), place.length.load(Ordering::SeqCst));
         if length > 0 && (start..start + length.next_multiple_of(LARGEST_PAGE)).contains(&address) {
@@ -125,6 +125,22 @@ pub(crate) fn name_of(address: usize, with: &mut dyn FnMut(&[u8])) -> bool {
         }
     }
     false
+}
+
+/// Whether an address is in a map.
+pub(crate) fn holds(address: usize) -> bool {
+    spans().any(|span| span.contains(&address))
+}
+
+/// The addresses of all maps, in whole pages.
+pub(super) fn spans() -> impl Iterator<Item = Range<usize>> {
+    // SAFETY: asks for a number.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(LARGEST_PAGE);
+    let span = move |place: &Place| {
+        let (start, length) = (place.start.load(Ordering::SeqCst), place.length.load(Ordering::SeqCst));
+        start..start + length.next_multiple_of(page)
+    };
+    places().map(span).filter(|span| !span.is_empty())
 }
 
 /// All places, the newest first.

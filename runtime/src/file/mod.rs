@@ -18,11 +18,13 @@ pub mod fields;
 pub mod half_written;
 pub mod inputs;
 pub mod map;
+pub mod residence;
 pub mod safetensors;
 pub mod whole;
 
 pub use error::{Error, Result};
 pub use map::Map;
+pub use residence::Residence;
 
 /// Bytes a JSON or template file, or a text, may have: four times the largest published tokenizer.
 pub const LIMIT: u64 = 128 << 20;
