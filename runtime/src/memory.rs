@@ -31,11 +31,19 @@ pub fn available() -> Option<usize> {
         let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
         line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
     };
-    let group = |name: &str| {
-        let text = fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?;
-        text.trim().parse::<usize>().ok()
+    let told = |name: &str| fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
+    let number = |name: &str| told(name)?.trim().parse::<usize>().ok();
+    let files = || {
+        let text = told("memory.stat").unwrap_or_default();
+        let of = |line: &str| {
+            line.strip_prefix("active_file ").or(line.strip_prefix("inactive_file "))?.parse::<usize>().ok()
+        };
+        text.lines().filter_map(of).sum::<usize>()
     };
-    let left = || Some(group("memory.max")?.saturating_sub(group("memory.current")?));
+    let left = || {
+        let most = number("memory.max")?;
+        Some(most.saturating_sub(number("memory.current")?).saturating_add(files()).min(most))
+    };
     [machine(), left()].into_iter().flatten().min()
 }
 
