@@ -8,6 +8,8 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use lapidary_runtime::threads;
+
 const PROMPT: &str = "It is a truth universally acknowledged";
 /// What both sides are asked for.
 const GREEDY: [&str; 5] = ["--temp", "0", "-n", "24", PROMPT];
@@ -73,7 +75,7 @@ impl Board {
             let artifact = dir.path().join("t.lap");
             let path = artifact.to_str().expect("UTF-8");
             lapidary(&[&["compile", "--target", self.target, "-o", path], format].concat());
-            for cpu in self.cpus {
+            threads::map(threads::of_machine(), self.cpus.to_vec(), |cpu| {
                 for threads in ["1", "2"] {
                     let found =
                         self.output(&file, cpu, &artifact, &[&["--threads", threads], &GREEDY[..]].concat());
@@ -82,7 +84,7 @@ impl Board {
                     let found = String::from_utf8(found.stdout).expect("UTF-8");
                     assert_eq!(found, expected, "{cpu}, {format:?}, {threads} threads");
                 }
-            }
+            });
         }
     }
 

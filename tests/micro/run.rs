@@ -16,8 +16,8 @@ pub(crate) struct Ran {
 /// A microkernel's code, with what comes before and after it.
 pub(crate) fn code(micro: &Microkernel, raw: Raw) -> Vec<Vec<u8>> {
     let rows = if let Raw::Lanes(lanes) = raw { lanes.rows } else { 1 };
-    let raws = match micro.tile_shapes(rows) {
-        Some(shapes) => vec![Raw::Configure(shapes), raw, Raw::Release],
+    let raws = match micro.around(rows) {
+        Some([configure, release]) => vec![configure, raw, release],
         None => vec![raw],
     };
     raws.into_iter().map(|raw| micro.assemble(raw).unwrap()).collect()

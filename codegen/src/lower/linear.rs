@@ -28,7 +28,7 @@ use super::round::{LaneRows, Rounding, round_rows};
 use crate::emit::{Emitter, Features};
 use crate::kernel::{Body, Elementwise, Epilogue, Kernel, Linear, Pack};
 use crate::math;
-use crate::micro::{self, Emit, FEW_ROWS, Microkernel, Quantised, Raw, Shapes};
+use crate::micro::{self, Emit, FEW_ROWS, Microkernel, Quantised, Raw};
 use crate::view::{Base, Capacity, View};
 
 /// The most rows of a call whose kernels norm and round x themselves, each thread for itself.
@@ -125,9 +125,8 @@ pub(super) fn raw_code(
             weights.iter().map(|w| (micro, linear_row::raw_row(w))).collect()
         }
         Emit::RawLanes(_) | Emit::TileLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_) => {
-            let around = [Raw::Configure(Shapes::Lanes), Raw::Release].map(|raw| (micro, raw));
-            let around = around.into_iter().filter(|_| micro.has_tiled_lanes(most_rows(kernel)));
-            lanes(micro).chain(around).collect()
+            let around = micro.around(most_rows(kernel)).into_iter().flatten();
+            lanes(micro).chain(around.map(|raw| (micro, raw))).collect()
         }
         Emit::RawDot(_) | Emit::PairedDot(_) => {
             let k = fixed(&weights[0], 1);
@@ -249,18 +248,18 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
         begin = e.b.ins().band(begin, number);
         fresh
     });
-    let shapes = micro.tile_shapes(rows);
+    let around = micro.around(rows);
     let any = e.b.ins().icmp(IntCC::SignedLessThan, begin, end);
     e.when(any, |e| {
-        if let Some(shapes) = shapes {
-            e.call_raw(Raw::Configure(shapes), &[]);
+        if let Some([configure, _]) = around {
+            e.call_raw(configure, &[]);
         }
         if let Some(fresh) = fresh {
             e.when(fresh, |e| job.ready_rows(e, weights[0].dtype));
         }
         job.run_tiles(e, weights, (begin, end));
-        if shapes.is_some() {
-            e.call_raw(Raw::Release, &[]);
+        if let Some([_, release]) = around {
+            e.call_raw(release, &[]);
         }
     });
 }

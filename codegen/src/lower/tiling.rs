@@ -6,7 +6,7 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::DType;
 
 use crate::emit::Emitter;
-use crate::micro::{Emit, Microkernel, Raw, Shapes, Streams, Tile, TileOperands};
+use crate::micro::{Emit, Microkernel, Raw, Streams, Tile, TileOperands};
 
 /// A microkernel and the strides that its operands have in a kernel.
 #[derive(Clone, Copy)]
@@ -52,9 +52,7 @@ impl Tiling {
             return vec![];
         };
         let tiles = (0..self.micro.shapes.len()).map(|i| Raw::Tile(self.tile(i)));
-        let around =
-            [Raw::Configure(Shapes::Whole), Raw::Release].into_iter().filter(|_| self.micro.is_configured());
-        tiles.chain(around).collect()
+        tiles.chain(self.micro.around(self.micro.mr).into_iter().flatten()).collect()
     }
 
     /// The most rows of weights and results beyond the last that are touched.

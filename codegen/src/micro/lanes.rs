@@ -60,7 +60,6 @@ pub(super) fn lanes_vnni(lanes: Lanes) -> Code {
     let blocks = k / BLOCK;
     // What is left counts down to this, so that groups begin at its multiples of GROUP.
     let end = (blocks.next_multiple_of(GROUP) - blocks) as i32;
-    let bytes = LANES * dtype.row_bytes(k);
     let a = &mut CodeAssembler::new(64)?;
     let [mut start, mut group, mut last, mut pair, mut done] = std::array::from_fn(|_| a.create_label());
     let mut entries: [Vec<CodeLabel>; 2] =
@@ -75,19 +74,7 @@ pub(super) fn lanes_vnni(lanes: Lanes) -> Code {
         }
     }
     a.set_label(&mut start)?;
-    for &sum in &SUMS[..rows] {
-        a.vpxord(sum, sum, sum)?;
-    }
-    a.mov(gpr32::eax, if dtype == DType::Q4 { 0x0f0f_0f0fu32 } else { 0x8080_8080 })?;
-    a.vpbroadcastd(MASK, gpr32::eax)?;
-    a.mov(gpr32::eax, 0xffff_0000u32)?;
-    a.vpbroadcastd(UPPER, gpr32::eax)?;
-    if end > 0 {
-        a.mov(gpr32::eax, (1u32 << (blocks % GROUP)) - 1)?;
-        a.kmovw(k1, gpr32::eax)?;
-    }
-    a.lea(FETCH, ptr(W + (bytes * AHEAD.div_ceil(bytes)) as i32))?;
-    a.lea(SCALES, ptr(W + (dtype.row_bytes(k) as i32 - 2 * blocks as i32)))?;
+    begin(a, lanes, if dtype == DType::Q4 { 0x0f0f_0f0f } else { 0x8080_8080 })?;
     a.mov(LEFT, blocks.next_multiple_of(GROUP) as i64)?;
 
     a.set_label(&mut group)?;
@@ -108,20 +95,10 @@ pub(super) fn lanes_vnni(lanes: Lanes) -> Code {
     }
 
     a.set_label(&mut pair)?;
-    // Whole lines of each stream, and with an odd block's more of them than with the even one's.
-    let streams = lanes.streams as i32;
-    let pair_bytes = LANES as i32 * 2 * dtype.row_bytes(BLOCK) as i32 / streams;
-    let of =
-        |stream: i32| (0..pair_bytes).step_by(64).map(move |line| stream * bytes as i32 / streams + line);
-    let fetched: Vec<i32> = (0..streams).flat_map(of).collect();
-    let halves: [&[i32]; 2] = fetched.split_at(fetched.len() / 2).into();
+    let fetched = fetched(lanes);
     for (odd, labels) in entries.iter_mut().enumerate() {
-        let (quants, total) = quants(a, lanes, halves[odd])?;
-        if odd == 0 {
-            a.vpslld(SCALE, ZMM[PAIRS[0]], 16)?;
-        } else {
-            a.vpandd(SCALE, ZMM[PAIRS[0]], UPPER)?;
-        }
+        let (quants, total) = quants(a, lanes, &fetched[odd])?;
+        block_scale(a, odd)?;
         if rows > 1 {
             a.jmp(ENTRIES[odd])?;
         }
@@ -141,7 +118,7 @@ pub(super) fn lanes_vnni(lanes: Lanes) -> Code {
         a.cmp(LEFT, end)?;
         a.je(done)?;
     }
-    a.add(FETCH, pair_bytes)?;
+    a.add(FETCH, pair_bytes(lanes) as i32)?;
     for pair in PAIRS.windows(2) {
         a.vmovdqa32(ZMM[pair[0]], ZMM[pair[1]])?;
     }
@@ -152,6 +129,48 @@ pub(super) fn lanes_vnni(lanes: Lanes) -> Code {
     a.set_label(&mut done)?;
     store(a, lanes)?;
     a.assemble(0)
+}
+
+/// Readies what stays in registers: no sums, what quants are masked by, places of what is fetched and of scales, and in
+/// `k1` the blocks of the last group if it has not all of them.
+pub(super) fn begin(a: &mut CodeAssembler, lanes: Lanes, mask: u32) -> Done {
+    let Lanes { dtype, k, rows, .. } = lanes;
+    let (blocks, row_bytes) = (k / BLOCK, dtype.row_bytes(k));
+    for &sum in &SUMS[..rows] {
+        a.vpxord(sum, sum, sum)?;
+    }
+    a.mov(gpr32::eax, mask)?;
+    a.vpbroadcastd(MASK, gpr32::eax)?;
+    a.mov(gpr32::eax, 0xffff_0000u32)?;
+    a.vpbroadcastd(UPPER, gpr32::eax)?;
+    if !blocks.is_multiple_of(GROUP) {
+        a.mov(gpr32::eax, (1u32 << (blocks % GROUP)) - 1)?;
+        a.kmovw(k1, gpr32::eax)?;
+    }
+    let bytes = LANES * row_bytes;
+    a.lea(FETCH, ptr(W + (bytes * AHEAD.div_ceil(bytes)) as i32))?;
+    a.lea(SCALES, ptr(W + (row_bytes - 2 * blocks) as i32))
+}
+
+/// Bytes of each stream that are fetched with a pair of blocks.
+pub(super) fn pair_bytes(lanes: Lanes) -> usize {
+    LANES * 2 * lanes.dtype.row_bytes(BLOCK) / lanes.streams
+}
+
+/// Lines that are fetched with a pair's even block and with its odd one: of each stream whole ones.
+pub(super) fn fetched(lanes: Lanes) -> [Vec<i32>; 2] {
+    let stream_bytes = LANES * lanes.dtype.row_bytes(lanes.k) / lanes.streams;
+    let of =
+        |stream| (0..pair_bytes(lanes)).step_by(64).map(move |line| (stream * stream_bytes + line) as i32);
+    let mut even: Vec<i32> = (0..lanes.streams).flat_map(of).collect();
+    let odd = even.split_off(even.len() / 2);
+    [even, odd]
+}
+
+/// The scales of a pair's even block, or of its odd one, as f32: [`SCALE`].
+pub(super) fn block_scale(a: &mut CodeAssembler, odd: usize) -> Done {
+    let pair = ZMM[PAIRS[0]];
+    if odd == 0 { a.vpslld(SCALE, pair, 16) } else { a.vpandd(SCALE, pair, UPPER) }
 }
 
 /// Stores the sums of as many rows of x as there are, and returns.

@@ -20,9 +20,7 @@ use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::{BLOCK, DType};
 
 use super::dot::Done;
-use super::lanes::{
-    self, AHEAD, COUNT, FETCH, GROUP, LANES, LINES, PAIRS, SCALE, SCALES, SUMS, UPPER, W, WORK, X,
-};
+use super::lanes::{self, COUNT, FETCH, GROUP, LANES, LINES, PAIRS, SCALE, SCALES, SUMS, W, WORK, X};
 use super::tile::ZMM;
 use super::{Code, LANE_BLOCK, Lanes, amx};
 
@@ -50,15 +48,18 @@ const QUANTS: AsmRegisterTmm = tmm0;
 const ROWS_OF_X: [AsmRegisterTmm; 2] = [tmm1, tmm4];
 const TOTALS: [[AsmRegisterTmm; 2]; 2] = [[tmm2, tmm3], [tmm5, tmm6]];
 
-/// The frame: quants and sums of two blocks each, then where the stack was.
+/// The frame: quants and sums of two blocks each, where the stack was, and constants.
 const VECTOR: i32 = 4 * LANES as i32;
 const QUANTS_BYTES: i32 = BLOCK as i32 / 4 * VECTOR;
 const TOTALS_BYTES: i32 = lanes::ROWS as i32 * VECTOR;
 const TOTALS_AT: i32 = 2 * QUANTS_BYTES;
 const BEFORE: i32 = TOTALS_AT + 2 * TOTALS_BYTES;
+const SIGN_AT: i32 = BEFORE + 8;
+const SIXTEENTH_AT: i32 = SIGN_AT + 4;
 
 /// Upper halves of bytes, and their signs.
 const UPPER_QUANT: AsmRegisterZmm = lanes::MASK;
+const UPPER_MASK: u32 = 0xf0f0_f0f0;
 const SIGN: u32 = 0x8080_8080;
 /// A sixteenth, as f32: quants of 4 bits come in upper halves of bytes, which scales make up for to the bit.
 const SIXTEENTH: u32 = 0x3d80_0000;
@@ -97,29 +98,14 @@ pub(super) fn configure() -> Code {
 
 /// Readies the frame, and what stays in registers.
 fn begin(a: &mut CodeAssembler, lanes: Lanes) -> Done {
-    let Lanes { dtype, k, rows, .. } = lanes;
     a.mov(BEGUN, STACK)?;
     a.sub(STACK, BEFORE + VECTOR)?;
     a.and(STACK, -VECTOR)?;
     a.mov(qword_ptr(STACK + BEFORE), BEGUN)?;
-    for &sum in &SUMS[..rows] {
-        a.vpxord(sum, sum, sum)?;
+    for (at, dword) in [(SIGN_AT, SIGN), (SIXTEENTH_AT, SIXTEENTH)] {
+        a.mov(dword_ptr(STACK + at), dword)?;
     }
-    let rest = k / BLOCK % GROUP;
-    if rest > 0 {
-        a.mov(gpr32::eax, (1u32 << rest) - 1)?;
-        a.kmovw(k1, gpr32::eax)?;
-    }
-    a.mov(gpr32::eax, 0xf0f0_f0f0u32)?;
-    a.vpbroadcastd(UPPER_QUANT, gpr32::eax)?;
-    a.mov(gpr32::eax, 0xffff_0000u32)?;
-    a.vpbroadcastd(UPPER, gpr32::eax)?;
-    for (i, dword) in (0..).zip([SIGN, SIXTEENTH]) {
-        a.mov(dword_ptr(STACK + (BEFORE + 8 + 4 * i)), dword)?;
-    }
-    let bytes = LANES * dtype.row_bytes(k);
-    a.lea(FETCH, ptr(W + (bytes * AHEAD.div_ceil(bytes)) as i32))?;
-    a.lea(SCALES, ptr(W + (dtype.row_bytes(k) - 2 * k / BLOCK) as i32))?;
+    lanes::begin(a, lanes, UPPER_MASK)?;
     a.mov(X_STRIDE, LANE_BLOCK as i64)?;
     a.mov(STRIDE, i64::from(VECTOR))
 }
@@ -247,23 +233,17 @@ impl Rows {
 
     /// The quants of a block, signed, four elements a register; those of 4 bits sixteen times as large.
     fn unpack(&self, a: &mut CodeAssembler, p: i32) -> Done {
-        let Lanes { dtype, k, streams, .. } = self.lanes;
+        let Lanes { dtype, k, .. } = self.lanes;
         let row_bytes = dtype.row_bytes(k) as i32;
         let [p0, q, r, s, t, u, v, w, spare] = WORK;
         let (first, second) = ([p0, q, r, s], [t, u, v, w]);
         let byte = p * self.quant_bytes() as i32;
-        // Of each pair of blocks whole lines of each stream.
-        let pair_bytes = 2 * LANES * dtype.row_bytes(BLOCK) / streams;
-        let of = |stream: usize| {
-            (0..pair_bytes).step_by(64).map(move |line| stream * LANES * row_bytes as usize / streams + line)
-        };
-        let fetched: Vec<i32> = (0..streams).flat_map(of).map(|line| line as i32).collect();
-        let halves: [&[i32]; 2] = fetched.split_at(fetched.len() / 2).into();
-        let ahead = &mut halves[p as usize % 2].iter().copied();
+        let fetched = lanes::fetched(self.lanes);
+        let ahead = &mut fetched[p as usize % 2].iter().copied();
         lanes::load(a, first, (row_bytes, byte), (ahead, LINES))?;
         lanes::turn(a, first, spare)?;
         if dtype == DType::Q4 {
-            let sign = dword_bcst(STACK + (BEFORE + 8));
+            let sign = dword_bcst(STACK + SIGN_AT);
             for (low, high) in first.into_iter().zip(second) {
                 a.vpsllw(ZMM[high], ZMM[low], 4)?;
                 // The second half of the elements are the bytes' upper halves.
@@ -278,7 +258,7 @@ impl Rows {
         for (i, quant) in (0..).zip(all) {
             a.vmovdqa32(zmmword_ptr(STACK + (p % 2 * QUANTS_BYTES + i * VECTOR)), ZMM[quant])?;
         }
-        if p % 2 == 1 { a.add(FETCH, pair_bytes as i32) } else { Ok(()) }
+        if p % 2 == 1 { a.add(FETCH, lanes::pair_bytes(self.lanes) as i32) } else { Ok(()) }
     }
 
     /// The sums of a block for each row of x.
@@ -294,15 +274,9 @@ impl Rows {
 
     /// Adds a block's sums to each row's.
     fn scale(&self, a: &mut CodeAssembler, p: i32) -> Done {
-        let dtype = self.lanes.dtype;
-        let pair = ZMM[PAIRS[0]];
-        if p.rem_euclid(2) == 0 {
-            a.vpslld(SCALE, pair, 16)?;
-        } else {
-            a.vpandd(SCALE, pair, UPPER)?;
-        }
-        if dtype == DType::Q4 {
-            a.vmulps(SCALE, SCALE, dword_bcst(STACK + (BEFORE + 12)))?;
+        lanes::block_scale(a, p.rem_euclid(2) as usize)?;
+        if self.lanes.dtype == DType::Q4 {
+            a.vmulps(SCALE, SCALE, dword_bcst(STACK + SIXTEENTH_AT))?;
         }
         let mut done = a.create_label();
         for t in 0..self.met {

@@ -238,13 +238,15 @@ impl Microkernel {
         self.operands == DType::BF16 && self.kr == 4
     }
 
-    /// The shapes of tile registers that its functions run with in calls of at most `most` rows, between
-    /// [`Raw::Configure`] and [`Raw::Release`], if they do.
-    pub fn tile_shapes(&self, most: usize) -> Option<Shapes> {
-        if self.is_configured() {
-            return Some(Shapes::Whole);
-        }
-        self.has_tiled_lanes(most).then_some(Shapes::Lanes)
+    /// What its functions run between in calls of at most `most` rows, if they take tile registers:
+    /// [`Raw::Configure`] for their shapes, and [`Raw::Release`].
+    pub fn around(&self, most: usize) -> Option<[Raw; 2]> {
+        let shapes = match self.is_configured() {
+            true => Shapes::Whole,
+            false if self.has_tiled_lanes(most) => Shapes::Lanes,
+            false => return None,
+        };
+        Some([Raw::Configure(shapes), Raw::Release])
     }
 
     /// Whether its tiles run between [`Raw::Configure`] and [`Raw::Release`].

@@ -248,7 +248,7 @@ pub enum Raw {
     /// weights, c (f32, rows).
     Dot(Dot),
     /// Readies this thread for functions of a row of the table that
-    /// [`Microkernel::tile_shapes`](super::Microkernel::tile_shapes) has shapes for; no operands.
+    /// [`Microkernel::around`](super::Microkernel::around) has shapes for; no operands.
     Configure(Shapes),
     /// Undoes that; no operands.
     Release,

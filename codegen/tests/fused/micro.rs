@@ -4,6 +4,7 @@ use lapidary_codegen::kernel::Epilogue;
 use lapidary_codegen::micro::{self, Emit, MICROKERNELS, Microkernel, Quantised};
 use lapidary_codegen::target::{CPUS, Placement, TARGETS, Target};
 use lapidary_ir::DType::{self, F32};
+use lapidary_runtime::threads;
 
 use super::harness::*;
 use super::linear::{Case, weights, whole_blocks};
@@ -63,6 +64,7 @@ fn every_length_has_a_microkernel() {
 #[test]
 fn every_microkernel() {
     let mut random = Random(2);
+    let mut cases = vec![];
     for microkernel in MICROKERNELS {
         // What serves other kernels is tested through them.
         if microkernel.max_rows == 0 {
@@ -114,9 +116,11 @@ fn every_microkernel() {
                         rounded: microkernel.operands != F32,
                         decoded: false,
                     };
-                    case.check(&mut random);
+                    cases.push((case, Random(random.bits())));
                 }
             }
         }
     }
+    // It takes longest of all tests here.
+    threads::map(threads::of_machine(), cases, |(case, mut random)| case.check(&mut random));
 }

@@ -18,7 +18,7 @@ use super::super::tiling::Tiling;
 use super::{Attention, fixed};
 use crate::emit::{Emitter, Features};
 use crate::kernel::{Kernel, Maximum, QueryTiles};
-use crate::micro::{self, Microkernel, Quantised, Raw, Shapes, Soften};
+use crate::micro::{self, Microkernel, Quantised, Raw, Soften};
 
 /// Keys of a block.
 pub(super) const BLOCK: usize = 64;
@@ -198,12 +198,13 @@ pub(super) fn lower(e: &mut Emitter<'_>, op: Attention<'_>, shape: QueryTiles) {
         output_rows: each(e, 2 * columns),
         range: each(e, RANGE_BYTES),
     };
-    if shape.micro.is_configured() {
-        e.call_raw(Raw::Configure(Shapes::Whole), &[]);
+    let around = shape.micro.around(shape.rows);
+    if let Some([configure, _]) = around {
+        e.call_raw(configure, &[]);
     }
     e.for_tiles(|e, tile| a.tile(e, tile));
-    if shape.micro.is_configured() {
-        e.call_raw(Raw::Release, &[]);
+    if let Some([_, release]) = around {
+        e.call_raw(release, &[]);
     }
 }
 
