@@ -144,6 +144,7 @@ fn statistics() {
         "decode_ms",
         "decode_tokens_per_second",
         "weight_bytes",
+        "weight_bytes_mapped",
         "kv_local_bytes",
         "kv_global_bytes",
         "kv_bytes",

@@ -67,7 +67,7 @@ impl Memory {
 /// When weights come to lie where they stay ([`Residence`]).
 #[derive(Clone, Copy)]
 enum Settling {
-    /// After a step: that has read them, and how their pages lie is known.
+    /// After a step: whoever waits for the first token does not wait for them, and that has read them from the disk.
     AfterStep,
     /// With the next step.
     Now,
