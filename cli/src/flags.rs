@@ -59,7 +59,7 @@ const FLAGS: &[Flag] = &[
     none(&["-ctk", "--cache-type-k", "-ctv", "--cache-type-v"],
         "--kv-cache f32, bf16 or int8 is for keys and values alike"),
     none(&["--mlock", "-dio", "--direct-io", "-ndio", "--no-direct-io"],
-        "weights are mapped; --no-mmap copies them to memory"),
+        "weights are copied to memory after the first step, with --no-mmap at once"),
     none(&["--numa", "--cpu-mask", "--cpu-range", "--cpu-strict", "--prio", "--poll"],
         "`taskset` and `numactl` place threads; --threads says how many"),
     none(&["--color", "-co", "--simple-io", "--no-display-prompt", "--no-warmup", "--warmup", "--log-disable",
