@@ -229,7 +229,7 @@ fn others_flags_work() {
         (&["run", "--n-gpu-layers", "99", "x"], "CPUs"),
         (&["run", "-cnv"], "lapidary chat"),
         (&["run", "-fa", "on", "x"], "fused"),
-        (&["chat", "--mlock"], "mapped"),
+        (&["chat", "--mlock"], "--no-mmap"),
         (&["compile", "-mu", "https://x", "-o", "/nowhere/x"], "OWNER/REPO"),
         (&["run", "--format", "json", "x"], "--json"),
     ] {
