@@ -106,18 +106,20 @@ impl LaneRows {
         }
         if let Some(weights) = self.alone {
             return for_blocks(e, (x, stride), (to, row), rows, k, |e, to, b, rounded| {
-                let (quants, half) = RowUnit::quants(weights);
+                let [half, block, pair] = RowUnit::quants(weights).map(|bytes| bytes as i64);
                 let last = e.i64(ROW_BLOCKS as i64 - 1);
                 let within = e.b.ins().band(b, last);
                 let unit = e.b.ins().isub(b, within);
                 let at = e.scale(unit, (RowUnit::BYTES / ROW_BLOCKS) as i64);
                 let to = e.b.ins().iadd(to, at);
-                let [numbers, at] = [4, quants as i64].map(|bytes| {
-                    let at = e.scale(within, bytes);
-                    e.b.ins().iadd(to, at)
-                });
+                let [odd, second] = [e.b.ins().band_imm_u(within, 1), e.b.ins().ushr_imm_u(within, 1)];
+                let [numbers, odd, second] =
+                    [(within, 4), (odd, block), (second, pair)].map(|(i, bytes)| e.scale(i, bytes));
+                let numbers = e.b.ins().iadd(to, numbers);
+                let at = e.b.ins().iadd(odd, second);
+                let at = e.b.ins().iadd(to, at);
                 let places = [RowUnit::SCALES, RowUnit::SUMS, RowUnit::FIRSTS, RowUnit::WORTH];
-                rounded.store(e, numbers, places.map(i64::from), (at, [0, half as i64]));
+                rounded.store(e, numbers, places.map(i64::from), (at, [0, half]));
             });
         }
         for_blocks(e, (x, stride), (to, row), rows, k, |e, to, b, rounded| {

@@ -27,6 +27,7 @@ mod lanes_bf16;
 mod mix;
 pub mod probe;
 mod raw;
+mod rounded;
 mod scores;
 mod soften;
 mod table;
@@ -44,9 +45,11 @@ pub use self::choose::{
 };
 pub use self::held::Held;
 pub use self::raw::{
-    Block, Dot, Fetched, LANE_BLOCK, Lanes, MAGIC, Mix, ROW_BLOCKS, Raw, Row, RowUnit, Scores, Soften,
-    StoredTile, Streams, Tile, TileOperands, Turn, Widen, WidenOperands, Widened, int8_quant_bytes,
-    int8_row_bytes, lane_row_bytes,
+    Block, Dot, Fetched, Lanes, Mix, Raw, Row, Scores, Soften, StoredTile, Streams, Tile, TileOperands, Turn,
+    Widen, WidenOperands, Widened,
+};
+pub use self::rounded::{
+    LANE_BLOCK, MAGIC, ROW_BLOCKS, RowUnit, int8_quant_bytes, int8_row_bytes, lane_row_bytes,
 };
 pub use self::soften::UNSEEN;
 pub use self::table::MICROKERNELS;

@@ -1,8 +1,8 @@
-//! What raw code is specialised to, and what it is called with: the fixed measures of each kind of function, its
-//! operands, and rows of x as it reads them.
+//! What raw code is specialised to, and what it is called with: the fixed measures of each kind of function, and its
+//! operands.
 
 use cranelift_codegen::ir::Value;
-use lapidary_ir::{BLOCK, DType};
+use lapidary_ir::DType;
 
 use super::amx::Shapes;
 
@@ -107,7 +107,7 @@ pub struct StoredTile {
 /// Dot products' fixed measures: what the code of a [`Emit::RawDot`](super::Emit::RawDot) is specialised to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Dot {
-    /// How x is held: f32, or q8 as [`int8_row_bytes`] says.
+    /// How x is held: f32, or q8 as [`int8_row_bytes`](super::int8_row_bytes) says.
     pub operands: DType,
     /// Weights' element type.
     pub dtype: DType,
@@ -165,7 +165,7 @@ pub struct Row {
 pub struct Scores {
     /// The keys' element type; not q4.
     pub dtype: DType,
-    /// Length of the sums, a multiple of [`BLOCK`].
+    /// Length of the sums, a multiple of [`BLOCK`](lapidary_ir::BLOCK).
     pub k: usize,
     /// Keys; they follow one another in memory. At most four.
     pub rows: usize,
@@ -184,9 +184,9 @@ pub struct Mix {
     pub dtype: DType,
     /// Their length; they follow one another in memory.
     pub k: usize,
-    /// First column that is summed, a multiple of [`BLOCK`].
+    /// First column that is summed, a multiple of [`BLOCK`](lapidary_ir::BLOCK).
     pub column: usize,
-    /// Columns, a multiple of [`BLOCK`]: at most those of the microkernel's shape.
+    /// Columns, a multiple of [`BLOCK`](lapidary_ir::BLOCK): at most those of the microkernel's shape.
     pub columns: usize,
     /// Sums side by side: at most 2.
     pub heads: usize,
@@ -244,20 +244,20 @@ pub enum Raw {
     /// Operands: x, weights (the first row), c, scratch of
     /// [`Microkernel::stored_bytes`](super::Microkernel::stored_bytes).
     StoredTile(StoredTile),
-    /// Operands: x (f32 of length k; or, for a row of the table with operands q8, what [`int8_row_bytes`] says),
-    /// weights, c (f32, rows).
+    /// Operands: x (f32 of length k; or, for a row of the table with operands q8, what
+    /// [`int8_row_bytes`](super::int8_row_bytes) says), weights, c (f32, rows).
     Dot(Dot),
     /// Readies this thread for functions of a row of the table that
     /// [`Microkernel::around`](super::Microkernel::around) has shapes for; no operands.
     Configure(Shapes),
     /// Undoes that; no operands.
     Release,
-    /// Operands: x (rounded, as [`lane_row_bytes`] says; of [`Emit::SplitLanes`](super::Emit::SplitLanes) and
-    /// [`Emit::BlockLanes`](super::Emit::BlockLanes) block by block, of all `rows` rows), weights (the first row), c
-    /// f32 `[rows][lanes]`, rows of x (not 0).
+    /// Operands: x (rounded, as [`lane_row_bytes`](super::lane_row_bytes) says; of
+    /// [`Emit::SplitLanes`](super::Emit::SplitLanes) and [`Emit::BlockLanes`](super::Emit::BlockLanes) block by block,
+    /// of all `rows` rows), weights (the first row), c f32 `[rows][lanes]`, rows of x (not 0).
     Lanes(Lanes),
-    /// Operands: x (rounded, as [`RowUnit`] says), weights (the first row), c f32, a quarter of the weight rows (not
-    /// 0); they and their results follow one another.
+    /// Operands: x (rounded, as [`RowUnit`](super::RowUnit) says), weights (the first row), c f32, a quarter of the
+    /// weight rows (not 0); they and their results follow one another.
     Row(Row),
     /// Operands: queries (f32), keys (the first row), c f32 `[heads][rows]`, as many bytes as the keys to fetch
     /// meanwhile.
@@ -274,7 +274,7 @@ pub enum Raw {
     /// element), rows of x, weight rows (neither 0; sums of whole sixteens of them are read).
     Turn(Turn),
     /// Operands: the first element's block in its format's first plane, in its last, results, blocks (not 0); of floats
-    /// the elements, anything, results, times [`BLOCK`] elements.
+    /// the elements, anything, results, times [`BLOCK`](lapidary_ir::BLOCK) elements.
     Widen(Widen),
 }
 
@@ -332,66 +332,4 @@ pub struct WidenOperands {
     pub to: Value,
     /// How many times [`Microkernel::elements_stored`](super::Microkernel::elements_stored) of each row (i64).
     pub rounds: Value,
-}
-
-/// Bytes of the quants of a row of x rounded to 8 bits: k (i8), and what is left of a pair of blocks.
-pub fn int8_quant_bytes(k: usize) -> usize {
-    k.next_multiple_of(2 * BLOCK)
-}
-
-/// 1.5 times 2^23: this and an integer below 2^22 is a float whose bits are this one's and the integer.
-pub const MAGIC: f32 = 12_582_912.0;
-
-/// Bytes of a row of x rounded to 8 bits: quants, then for each block its scale (f32), then for each block the sum of
-/// its quants (i32), or for [`Emit::RawDot`](super::Emit::RawDot) 8 times that and [`MAGIC`] (f32); a multiple of 64.
-/// Quants lie as they follow one another, or in pairs of blocks as [`Emit::PairedDot`](super::Emit::PairedDot) reads
-/// them: the first halves of both, then their second halves.
-pub fn int8_row_bytes(k: usize) -> usize {
-    (int8_quant_bytes(k) + k / BLOCK * 8).next_multiple_of(64)
-}
-
-/// Bytes of a block of such a row, for [`Emit::RawLanes`](super::Emit::RawLanes): its scale (f32), -8 times the sum of
-/// its quants (i32), the same of the first half of them (i32), the scale times the first of these sums (f32), and the
-/// quants.
-pub const LANE_BLOCK: usize = 4 * size_of::<f32>() + BLOCK;
-
-/// Bytes of a row of x rounded for [`Emit::RawLanes`](super::Emit::RawLanes): to 8 bits, block by block; or to bf16.
-pub fn lane_row_bytes(operands: DType, k: usize) -> usize {
-    if operands == DType::BF16 { operands.row_bytes(k) } else { k / BLOCK * LANE_BLOCK }
-}
-
-/// Blocks of x of a [`RowUnit`].
-pub const ROW_BLOCKS: usize = 4;
-
-/// How a row of x lies that is rounded to 8 bits for [`Raw::Row`]: four blocks at a time, what [`LANE_BLOCK`] has of
-/// each. Of what is not there any bytes do.
-pub struct RowUnit;
-
-impl RowUnit {
-    /// The blocks' scales (f32).
-    pub const SCALES: i32 = (ROW_BLOCKS * BLOCK) as i32;
-    /// -8 times the sums of their quants (i32).
-    pub const SUMS: i32 = RowUnit::SCALES + 4 * ROW_BLOCKS as i32;
-    /// The same of their first halves (i32).
-    pub const FIRSTS: i32 = RowUnit::SUMS + 4 * ROW_BLOCKS as i32;
-    /// Scales times the first of these sums (f32).
-    pub const WORTH: i32 = RowUnit::FIRSTS + 4 * ROW_BLOCKS as i32;
-    /// All of them, after the quants.
-    pub const BYTES: usize = ROW_BLOCKS * LANE_BLOCK;
-
-    /// Bytes from a block's quants to the next's, and from its first half of them to the second.
-    pub fn quants(weights: DType) -> (usize, usize) {
-        if row_halves(weights) { (BLOCK / 2, ROW_BLOCKS * BLOCK / 2) } else { (BLOCK, BLOCK / 2) }
-    }
-
-    /// Bytes of a row.
-    pub fn row_bytes(k: usize) -> usize {
-        k.div_ceil(ROW_BLOCKS * BLOCK) * RowUnit::BYTES
-    }
-}
-
-/// Whether weights are met by the first halves of four blocks of x, then by the second ones: their bytes hold a
-/// block's first half low, the second high, and follow one another.
-pub(super) fn row_halves(weights: DType) -> bool {
-    weights == DType::Q4
 }

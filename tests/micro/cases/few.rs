@@ -167,12 +167,12 @@ fn lane_case(
 fn row_case((dtype, k): (DType, usize), each: usize, source: &mut Source) -> Case {
     let (blocks, x) = lane_row(k, source);
     let mut bytes = vec![0xa5; RowUnit::row_bytes(k)];
-    let (block, half) = RowUnit::quants(dtype);
+    let [half, block, pair] = RowUnit::quants(dtype);
     for (i, from) in blocks.chunks(micro::LANE_BLOCK).enumerate() {
         let (unit, i) = (i / ROW_BLOCKS * RowUnit::BYTES, i % ROW_BLOCKS);
         let numbers = [RowUnit::SCALES, RowUnit::SUMS, RowUnit::FIRSTS, RowUnit::WORTH];
         let numbers = numbers.map(|at| (at as usize + 4 * i, 4));
-        let quants = [0, half].map(|at| (i * block + at, BLOCK / 2));
+        let quants = [0, half].map(|at| (i % 2 * block + i / 2 * pair + at, BLOCK / 2));
         let mut from = from;
         for (at, n) in numbers.into_iter().chain(quants) {
             bytes[unit + at..][..n].copy_from_slice(&from[..n]);

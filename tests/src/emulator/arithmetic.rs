@@ -35,6 +35,10 @@ impl Cpu {
                 let (from, counts) = (vector(1)?, vector(2)?);
                 half_lanes(|at| half(&from, at).checked_shr(half(&counts, at).into()).unwrap_or(0))
             }
+            M::Vpsllvw => {
+                let (from, counts) = (vector(1)?, vector(2)?);
+                half_lanes(|at| half(&from, at).checked_shl(half(&counts, at).into()).unwrap_or(0))
+            }
             M::Vpxor | M::Vpxord | M::Vpxorq | M::Vxorps => {
                 let (a, b) = (vector(1)?, vector(2)?);
                 lanes(|lane| a[lane] ^ b[lane])
@@ -81,6 +85,10 @@ impl Cpu {
                 let (a, b) = (vector(1)?, vector(2)?);
                 half_lanes(|at| half(&a, at).wrapping_add(half(&b, at)))
             }
+            M::Vpsubw => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                half_lanes(|at| half(&a, at).wrapping_sub(half(&b, at)))
+            }
             M::Vpslld => shift(&|word| word.checked_shl(count).unwrap_or(0))?,
             M::Vpsrld => shift(&|word| word.checked_shr(count).unwrap_or(0))?,
             M::Vpsrad => shift(&|word| (word as i32 >> count.min(31)) as u32)?,
@@ -95,6 +103,7 @@ impl Cpu {
             }
             M::Vpsrlw => shift(&|word| halves(word, &|half| half.checked_shr(count).unwrap_or(0)))?,
             M::Vpsllw => shift(&|word| halves(word, &|half| half.checked_shl(count).unwrap_or(0)))?,
+            M::Vpsraw => shift(&|word| halves(word, &|half| (half as i16 >> count.min(15)) as u16))?,
             M::Vphaddd => {
                 let (a, b) = (vector(1)?, vector(2)?);
                 lanes(|lane| {

@@ -40,6 +40,8 @@ impl Cpu {
                 let into = value.get_mut(..size.size()).ok_or(Fault::Unknown(*i))?;
                 match i.op_mask() {
                     Register::None => self.read(i, at, into)?,
+                    // Whichever lanes it goes to.
+                    _ if i.mnemonic() == Mnemonic::Vpbroadcastd => self.read(i, at, into)?,
                     k => {
                         let mask = self.masks[mask(k)];
                         for (e, element) in into.chunks_mut(size.element_size()).enumerate() {

@@ -84,8 +84,8 @@ pub(in crate::micro) struct Unit<'a> {
     pub(super) constants: Constants,
     /// How many times 16 there are at a time.
     pub(super) lanes: usize,
-    /// Whether these are the first halves of blocks of 32, and the next ones their second halves.
-    pub(super) by_halves: bool,
+    /// Of two units the order that they are taken in, 16 elements at a time.
+    pub(super) order: [usize; 2 * UNIT / LANE],
 }
 
 /// A scale or an offset, as an operand or in a register.
@@ -96,7 +96,12 @@ enum Factor {
 
 impl<'a> Unit<'a> {
     pub(in crate::micro) fn new(format: &'a Format) -> Unit<'a> {
-        Unit { format, constants: Constants::default(), lanes: UNIT / LANE, by_halves: false }
+        Unit {
+            format,
+            constants: Constants::default(),
+            lanes: UNIT / LANE,
+            order: std::array::from_fn(|i| i),
+        }
     }
 
     /// How many they are.
@@ -212,10 +217,8 @@ impl<'a> Unit<'a> {
 
     /// Where 16 elements have a field, `lane` times 16 from element `first`: bytes that follow one another.
     pub(super) fn place(&self, bits: &Bits, first: usize, lane: usize) -> Place {
-        let element = match self.by_halves {
-            true => first - first % (2 * UNIT) + first % (2 * UNIT) / UNIT * LANE + lane * BLOCK,
-            false => first + lane * LANE,
-        };
+        let within = first % (2 * UNIT);
+        let element = first - within + self.order[within / LANE + lane] * LANE;
         let (block, within) = (element / self.format.block, element % self.format.block);
         let place = bits.place(within);
         Place { byte: place.byte + block * self.format.planes[0], ..place }

@@ -6,15 +6,15 @@
 //! sums of each 16 elements are then brought together, a row a lane. They are exact, so that scaled and added up group
 //! by group, as `lanes_512.rs` does, they come to the same bits.
 
-use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::format::Reading;
 use lapidary_ir::{BLOCK, Format};
 
 use super::bf16_512::{LANE, QUANTS, UNIT, Unit};
+use super::quants_512::Wanted;
 use super::{PLANES, excess, offset};
 use crate::micro::dot::{Done, XMM};
-use crate::micro::raw::{ROW_BLOCKS, RowUnit, row_halves};
+use crate::micro::rounded::{ROW_BLOCKS, RowUnit};
 use crate::micro::tile::ZMM;
 use crate::micro::{Code, Row};
 
@@ -22,13 +22,14 @@ use crate::micro::{Code, Row};
 pub(super) const ROWS: usize = 4;
 /// Elements whose sums are scaled together.
 pub(super) const ELEMENTS: usize = ROW_BLOCKS * BLOCK;
-/// How many bytes ahead the second cache is filled, of each row: of weights of a byte and more, and of others. Its
-/// prefetcher goes on from there; what is fetched behind the last rows is lost.
-const AHEAD: [i32; 2] = [3072, 2048];
+/// How many bytes ahead the first cache is filled, of each row: what is fetched behind the last rows is lost.
+const AHEAD: i32 = 3072;
 const LINE: usize = 64;
 
 /// Bytes from each of the four rows to the next; the first one's, in its first plane; what is fetched of it.
-pub(super) const APART: AsmRegister64 = gpr64::r8;
+const APART: AsmRegister64 = gpr64::r8;
+/// Three times that.
+const THREE: AsmRegister64 = gpr64::rbx;
 pub(super) const W: AsmRegister64 = gpr64::r9;
 const X: AsmRegister64 = gpr64::r10;
 const FETCH: AsmRegister64 = gpr64::r11;
@@ -53,10 +54,11 @@ pub(super) const VECTOR: i32 = 64;
 pub(super) const PRODUCTS: [[usize; ROWS]; 2] = [[8, 9, 10, 11], [12, 13, 14, 5]];
 /// Results, a weight row a lane.
 const RESULTS: AsmRegisterXmm = xmm15;
-/// Of x's four blocks each four times.
+/// Of x's four blocks, in the order of their sums, each four times.
 const EACH: AsmRegisterZmm = zmm28;
-/// Quants of x.
-const OF_X: AsmRegisterZmm = zmm30;
+/// Quants of x, and of a row, of the first half of elements and of the second.
+const OF_X: [AsmRegisterZmm; 2] = [zmm30, zmm31];
+const OF_ROW: [usize; 2] = [QUANTS, 3];
 /// What makes quants unsigned, or their table.
 const READ: AsmRegisterZmm = zmm29;
 
@@ -73,7 +75,12 @@ pub(super) struct Apart<'a> {
 pub(in crate::micro) fn row_512(row: Row) -> Code {
     let Some(format) = row.dtype.format() else { unreachable!("blocks have a format") };
     let zero = excess(format);
-    let unit = Unit { by_halves: row_halves(row.dtype), ..Unit::new(format) };
+    let mut unit = Unit::new(format);
+    let places = RowUnit::quants(row.dtype);
+    for i in 0..unit.order.len() {
+        let at: usize = (0..3).map(|bit| places[bit] * (i >> bit & 1)).sum();
+        unit.order[at / LANE] = i;
+    }
     Apart { row, format, unit, zero }.all()
 }
 
@@ -81,12 +88,14 @@ impl Apart<'_> {
     fn all(&mut self) -> Code {
         let a = &mut CodeAssembler::new(64)?;
         let mut row = a.create_label();
+        a.push(THREE)?;
         self.begin(a)?;
         a.set_label(&mut row)?;
         self.rows(a)?;
         a.dec(qword_ptr(STACK + LEFT))?;
         a.jnz(row)?;
         a.mov(STACK, qword_ptr(STACK + BEFORE))?;
+        a.pop(THREE)?;
         a.vzeroupper()?;
         a.ret()?;
         self.unit.end(a)?;
@@ -103,10 +112,15 @@ impl Apart<'_> {
         a.mov(qword_ptr(STACK + LEFT), COUNT)?;
         a.mov(W, PLANES[1])?;
         a.imul_3(APART, COUNT, self.format.row_bytes(self.row.k) as i32)?;
+        a.lea(THREE, ptr(APART + APART * 2))?;
         a.shl(COUNT, 2)?;
         a.mov(qword_ptr(STACK + COLUMNS), COUNT)?;
-        let each = self.unit.constants.dwords(a, (0..16).map(|lane| lane / 4).collect());
+        let each = self.order().into_iter().flat_map(|block| [block as u32; 4]).collect();
+        let each = self.unit.constants.dwords(a, each);
         a.vmovdqu32(EACH, zmmword_ptr(each))?;
+        if self.format.block > BLOCK {
+            self.ready_long_scales(a)?;
+        }
         match self.format.quants.reading {
             Reading::Less(_) => Ok(()),
             Reading::Signed => {
@@ -127,7 +141,7 @@ impl Apart<'_> {
         let (step, row_bytes) = (format.block.max(ELEMENTS), format.row_bytes(k));
         a.vpxor(RESULTS, RESULTS, RESULTS)?;
         a.mov(X, qword_ptr(STACK + ROW_OF_X))?;
-        a.lea(FETCH, ptr(W + AHEAD[usize::from(format.block_bytes() < format.block)]))?;
+        a.lea(FETCH, ptr(W + AHEAD))?;
         if format.planes.len() > 1 {
             a.lea(PLANES[1], ptr(W + format.plane_at(1, k) as i32))?;
         }
@@ -176,46 +190,63 @@ impl Apart<'_> {
     fn elements(&mut self, a: &mut CodeAssembler, first: usize, blocks: usize) -> Done {
         let x = (first / ELEMENTS * RowUnit::BYTES) as i32;
         // Sixteens of elements in each half.
-        let halves = match self.unit.by_halves {
+        let lanes = match self.is_one_sum() {
             true => [blocks, blocks],
             false => [(2 * blocks).min(4), (2 * blocks).saturating_sub(4)],
         };
-        for (half, lanes) in halves.into_iter().enumerate().filter(|(_, lanes)| *lanes > 0) {
-            a.vmovdqu32(OF_X, zmmword_ptr(X + (x + half as i32 * VECTOR)))?;
-            self.unit.lanes = lanes;
-            self.products(a, first, half)?;
-        }
+        self.products(a, (first, x), lanes)?;
         if self.format.block == BLOCK {
             self.short_scales(a, blocks)?;
         }
         together(a, PRODUCTS[0])?;
-        if halves[1] > 0 && !self.unit.by_halves {
+        let two = lanes[1] > 0 && !self.is_one_sum();
+        if two {
             together(a, PRODUCTS[1])?;
         }
         if self.format.group < BLOCK {
             self.by_halves(a, (first, blocks), x)
         } else {
-            self.by_blocks(a, (first, blocks), (x, halves[1] > 0))
+            self.by_blocks(a, (first, blocks), (x, two))
         }
     }
 
-    /// The products of half of the elements from `first` on, of each row.
-    fn products(&mut self, a: &mut CodeAssembler, first: usize, half: usize) -> Done {
-        // Both halves of a block come to one sum.
-        let (sums, fresh) = if self.unit.by_halves { (0, half == 0) } else { (half, true) };
-        let quants = ZMM[QUANTS];
+    /// Whether a block's two halves come to the same lanes of one sum.
+    fn is_one_sum(&self) -> bool {
+        self.unit.order[UNIT / LANE] == 1
+    }
+
+    /// The blocks in the order of their sums.
+    fn order(&self) -> [usize; ROW_BLOCKS] {
+        let each = if self.is_one_sum() { 1 } else { 2 };
+        std::array::from_fn(|i| self.unit.order[i * each] / 2)
+    }
+
+    /// The products of the elements from `first` on, so many times 16 in each half, of each row.
+    fn products(&mut self, a: &mut CodeAssembler, (first, x): (usize, i32), lanes: [usize; 2]) -> Done {
+        let halves: Vec<usize> = (0..2).filter(|&half| lanes[half] > 0).collect();
+        let of = |half: usize| Wanted { first: first + half * UNIT, lanes: lanes[half], to: OF_ROW[half] };
+        let wanted: Vec<Wanted> = halves.iter().map(|&half| of(half)).collect();
+        for &half in &halves {
+            a.vmovdqu32(OF_X[half], zmmword_ptr(X + (x + half as i32 * VECTOR)))?;
+        }
         a.mov(PLANES[0], W)?;
-        for (q, sum) in PRODUCTS[sums].into_iter().enumerate() {
-            self.unit.fields(a, first + half * UNIT)?;
-            match self.format.quants.reading {
-                Reading::Less(_) => {}
-                Reading::Signed => a.vpxord(quants, quants, READ)?,
-                Reading::Table(_) => a.vpshufb(quants, READ, quants)?,
+        let [low, high] = PRODUCTS;
+        for (q, (low, high)) in low.into_iter().zip(high).enumerate() {
+            let sums = if self.is_one_sum() { [low; 2] } else { [low, high] };
+            self.unit.fields(a, &wanted)?;
+            for &half in &halves {
+                let quants = ZMM[OF_ROW[half]];
+                match self.format.quants.reading {
+                    Reading::Less(_) => {}
+                    Reading::Signed => a.vpxord(quants, quants, READ)?,
+                    Reading::Table(_) => a.vpshufb(quants, READ, quants)?,
+                }
+                let sum = sums[half];
+                if half == 0 || !self.is_one_sum() {
+                    a.vpxor(XMM[sum], XMM[sum], XMM[sum])?;
+                }
+                a.vpdpbusd(ZMM[sum], quants, OF_X[half])?;
             }
-            if fresh {
-                a.vpxor(XMM[sum], XMM[sum], XMM[sum])?;
-            }
-            a.vpdpbusd(ZMM[sum], quants, OF_X)?;
             if q + 1 < ROWS {
                 a.add(PLANES[0], APART)?;
             }
@@ -231,8 +262,8 @@ impl Apart<'_> {
         (x, two): (i32, bool),
     ) -> Done {
         let [[low, ..], [high, ..]] = PRODUCTS.map(|products| products.map(|i| ZMM[i]));
-        let t = if self.unit.by_halves { low } else { zmm0 };
-        if !self.unit.by_halves {
+        let t = if self.is_one_sum() { low } else { zmm0 };
+        if !self.is_one_sum() {
             let other = if two { high } else { low };
             a.vshufi32x4(t, low, other, 0b10_00_10_00)?;
             a.vshufi32x4(zmm1, low, other, 0b11_01_11_01)?;
@@ -248,9 +279,10 @@ impl Apart<'_> {
         a.vcvtdq2ps(t, t)?;
         a.vmulps(t, t, zmm1)?;
         a.vmovups(zmmword_ptr(STACK + SCALED), t)?;
+        let order = self.order();
         for block in 0..blocks {
             let element = first + block * BLOCK;
-            let at = 16 * block as i32;
+            let at = order.iter().position(|&b| b == block).map_or(0, |i| 16 * i as i32);
             a.vmovups(xmm1, xmmword_ptr(STACK + (SCALED + at)))?;
             a.vfmadd231ps(RESULTS, xmm1, xmmword_ptr(self.scale_at(0, element)))?;
             if offset(self.format).is_some() {
@@ -335,27 +367,19 @@ impl Apart<'_> {
 fn fetch(a: &mut CodeAssembler, lines: usize) -> Done {
     for line in 0..lines {
         for q in 0..ROWS {
-            let at = of_row(a, FETCH, q)?;
-            a.prefetcht1(byte_ptr(at + (line * LINE) as i32))?;
+            a.prefetcht0(byte_ptr(of_row(FETCH, q) + (line * LINE) as i32))?;
         }
     }
     Ok(())
 }
 
-/// Where row `q` has what `first` is the first row's. Clobbers [`SPARE`].
-pub(super) fn of_row(
-    a: &mut CodeAssembler,
-    first: AsmRegister64,
-    q: usize,
-) -> Result<AsmMemoryOperand, IcedError> {
-    Ok(match q {
+/// Where row `q` has what `first` is the first row's.
+pub(super) fn of_row(first: AsmRegister64, q: usize) -> AsmMemoryOperand {
+    match q {
         0 => first + 0,
         1 | 2 => first + APART * q as i32,
-        _ => {
-            a.lea(SPARE, ptr(first + APART * 2))?;
-            SPARE + APART
-        }
-    })
+        _ => first + THREE,
+    }
 }
 
 /// Of four rows' sums in dwords: of each 128 bits their sum, a row a lane, in the first. Clobbers the others.

@@ -1,18 +1,26 @@
 //! Scales and offsets of four weight rows apart, for `row_512.rs`: of each group those of the four, side by side in the
 //! stack's frame, where a sum is multiplied by them as they lie.
 
-use iced_x86::code_asm::*;
-use lapidary_ir::format::Scale;
+use iced_x86::code_asm::{registers::gpr32, *};
+use lapidary_ir::format::{Reading, Scale};
 use lapidary_ir::{BLOCK, DType};
 
 use super::bf16_512::both;
-use super::row_512::{APART, Apart, ELEMENTS, PRODUCTS, ROWS, SCALES, STACK, VECTOR, W, of_row};
-use super::widen_512::scales_512;
-use super::{PLANES, eighth, scales_of};
+use super::row_512::{Apart, ELEMENTS, ROWS, SCALES, STACK, VECTOR, W, of_row};
+use super::{Field, OR_MASKED, PLANES, eighth, fields_of, scales_of};
 use crate::micro::dot::{Done, XMM, YMM};
-use crate::micro::lanes;
-use crate::micro::raw::ROW_BLOCKS;
+use crate::micro::rounded::ROW_BLOCKS;
 use crate::micro::tile::ZMM;
+
+/// Of 128 bits the dword of each row but the first.
+const FROM_ROW: [AsmRegisterK; ROWS - 1] = [k3, k4, k5];
+/// What four rows' floats are; how rows become lanes; bytes of four blocks; numbers as words, eight of each row.
+const FLOATS: AsmRegisterZmm = zmm26;
+const TURNED: AsmRegisterZmm = zmm27;
+const WINDOWS: usize = 3;
+const WORDS: [AsmRegisterZmm; 2] = [zmm1, zmm2];
+/// Of `vpshufb`: no byte, 0.
+const NOTHING: u8 = 0x80;
 
 impl Apart<'_> {
     /// Where the scale (0) or offset (1) of an element of the step lies, of each row.
@@ -23,7 +31,7 @@ impl Apart<'_> {
         } else {
             let group = element / format.group;
             let (list, i) = if both(format).is_some() { (0, 2 * group + kind) } else { (kind, group) };
-            list * 4 * VECTOR as usize + i % 4 * VECTOR as usize + i / 4 * 16
+            list * 4 * VECTOR as usize + i * 16
         };
         STACK + (SCALES + at as i32)
     }
@@ -43,7 +51,7 @@ impl Apart<'_> {
             if scale.dtype == DType::BF16 && bytes == 2 && blocks == ROW_BLOCKS {
                 // They follow one another.
                 for (q, register) in XMM[..ROWS].iter().enumerate() {
-                    let at = of_row(a, plane, q)?;
+                    let at = of_row(plane, q);
                     a.vmovq(*register, qword_ptr(at + scale.byte as i32))?;
                 }
                 a.vpunpcklqdq(xmm0, xmm0, xmm1)?;
@@ -58,7 +66,7 @@ impl Apart<'_> {
                 a.vpxor(xmm0, xmm0, xmm0)?;
                 a.vpxor(xmm1, xmm1, xmm1)?;
                 for q in 0..ROWS {
-                    let at = of_row(a, plane, q)?;
+                    let at = of_row(plane, q);
                     for block in 0..blocks {
                         let (x, lane) = (XMM[block / 2], block % 2 * 4 + q);
                         a.vpinsrw(x, x, word_ptr(at + (scale.byte + block * bytes) as i32), lane as u32)?;
@@ -80,29 +88,150 @@ impl Apart<'_> {
         Ok(())
     }
 
-    /// The scales and offsets of a long block's groups: of each group those of four rows.
+    /// What scales and offsets of long blocks want in registers.
+    pub(super) fn ready_long_scales(&mut self, a: &mut CodeAssembler) -> Done {
+        for (mask, q) in FROM_ROW.into_iter().zip(1..) {
+            a.mov(gpr32::eax, 1 << q)?;
+            a.kmovd(mask, gpr32::eax)?;
+        }
+        let turned = self.unit.constants.dwords(a, (0..16).map(|i| i % 4 * 4 + i / 4).collect());
+        a.vmovdqu32(TURNED, zmmword_ptr(turned))
+    }
+
+    /// The scales and offsets of a long block's groups: of each group those of four rows. A row has 128 bits of a
+    /// register until its numbers are put together, as words.
     pub(super) fn long_scales(&mut self, a: &mut CodeAssembler) -> Done {
         let format = self.format;
-        let pair = both(format);
-        let lists: Vec<Vec<&Scale>> = match pair {
+        let lists: Vec<Vec<&Scale>> = match both(format) {
             Some(both) => vec![both.to_vec()],
             None => scales_of(format).map(|scale| vec![scale]).collect(),
         };
-        let of = PRODUCTS[0];
         for (kind, scales) in lists.iter().enumerate() {
-            a.mov(PLANES[0], W)?;
-            for to in of {
-                scales_512(a, &mut self.unit.constants, format, scales, to)?;
-                a.add(PLANES[0], APART)?;
-            }
-            lanes::turn(a, of, 0)?;
-            for (i, register) in of.into_iter().enumerate() {
-                if kind > 0 || pair.is_some() && i % 2 == 1 {
-                    self.eighth(a, ZMM[register])?;
+            self.floats(a, scales, kind)?;
+            let numbers = format.block / format.group * scales.len();
+            let Some((fields, reading)) = fields_of(format, scales, 0..numbers) else {
+                unreachable!("groups of long blocks have integers")
+            };
+            for (i, field) in fields.iter().enumerate() {
+                if i == 0 || fields[i - 1].from != field.from {
+                    self.windows(a, field.from as i32)?;
                 }
-                let at = SCALES + (4 * kind + i) as i32 * VECTOR;
-                a.vmovups(zmmword_ptr(STACK + at), ZMM[register])?;
+                for (half, to) in WORDS.into_iter().enumerate().take(numbers / 8) {
+                    let to_bit = fields[..i].iter().map(|field| field.width).sum();
+                    self.words(a, field, half, reading, (to, to_bit))?;
+                }
             }
+            for (half, words) in WORDS.into_iter().enumerate().take(numbers / 8) {
+                let at = SCALES + (4 * kind + 2 * half) as i32 * VECTOR;
+                self.scaled(a, words, reading, at)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The floats of four blocks that their groups' integers are multiplied by, side by side, in every 128 bits: of a
+    /// scale and an offset that take turns, each in every other's. An eighth of what offsets are worth.
+    fn floats(&mut self, a: &mut CodeAssembler, scales: &[&Scale], kind: usize) -> Done {
+        let (numbers, places) = (zmm0, zmm1);
+        // Two halves of a row, of which the first or the second is the scale's; or both are wanted.
+        let byte = scales[0].byte;
+        let (from, second) = if scales.len() == 1 && byte >= 2 { (byte - 2, 1) } else { (byte, 0) };
+        a.vmovd(xmm0, dword_ptr(W + from as i32))?;
+        for (masked, q) in [zmm0.k3(), zmm0.k4(), zmm0.k5()].into_iter().zip(1..) {
+            let at = of_row(W, q);
+            a.vpbroadcastd(masked, dword_ptr(at + from as i32))?;
+        }
+        a.vcvtph2ps(ymm0, xmm0)?;
+        let turn = |lane: usize| second + lane / 4 % scales.len();
+        let of = |lane: usize| (lane % 4 * 2 + turn(lane)) as u32;
+        let of = self.unit.constants.dwords(a, (0..16).map(of).collect());
+        a.vmovdqu32(places, zmmword_ptr(of))?;
+        a.vpermps(FLOATS, places, numbers)?;
+        if kind == 0 && scales.len() == 1 {
+            return Ok(());
+        }
+        let worth = |lane: usize| if kind + turn(lane) > 0 { eighth(self.format) } else { 1.0 };
+        let worth = (0..16).map(|lane| worth(lane).to_bits()).collect();
+        let worth = self.unit.constants.dwords(a, worth);
+        a.vmulps(FLOATS, FLOATS, zmmword_ptr(worth))
+    }
+
+    /// 16 bytes of each of the four blocks.
+    fn windows(&self, a: &mut CodeAssembler, from: i32) -> Done {
+        let x = ZMM[WINDOWS];
+        a.vmovdqu(XMM[WINDOWS], xmmword_ptr(W + from))?;
+        for q in 1..ROWS {
+            let at = of_row(W, q);
+            a.vinserti32x4(x, x, xmmword_ptr(at + from), q as u32)?;
+        }
+        Ok(())
+    }
+
+    /// A field of eight numbers of each row, from bit `to_bit` of their words on.
+    fn words(
+        &mut self,
+        a: &mut CodeAssembler,
+        field: &Field,
+        half: usize,
+        reading: Reading,
+        (to, to_bit): (AsmRegisterZmm, usize),
+    ) -> Done {
+        let constants = &mut self.unit.constants;
+        let signed = matches!(reading, Reading::Signed);
+        let x = if to_bit == 0 { to } else { zmm4 };
+        // Of a dword the first word is of the first four numbers.
+        let of = |word: usize| 8 * half + word / 2 + word % 2 * 4;
+        let bytes: Vec<u8> = (0..8)
+            .flat_map(|word| match field.bytes[of(word)] {
+                byte if signed => [NOTHING, byte],
+                byte => [byte, NOTHING],
+            })
+            .collect();
+        let places = constants.bytes(a, &bytes.repeat(4));
+        a.vpshufb(x, ZMM[WINDOWS], zmmword_ptr(places))?;
+        if signed {
+            return a.vpsraw(x, x, 8);
+        }
+        let down: Vec<i32> = (0..8).map(|word| field.shifts[of(word)] as i32 - to_bit as i32).collect();
+        let each = |by: &dyn Fn(i32) -> i32| -> Vec<u8> {
+            down.iter().flat_map(|&down| (by(down) as u16).to_le_bytes()).collect::<Vec<_>>().repeat(4)
+        };
+        if down.iter().any(|&down| down > 0) {
+            let by = constants.bytes(a, &each(&|down| down.max(0)));
+            a.vpsrlvw(x, x, zmmword_ptr(by))?;
+        }
+        if down.iter().any(|&down| down < 0) {
+            let by = constants.bytes(a, &each(&|down| -down.min(0)));
+            a.vpsllvw(x, x, zmmword_ptr(by))?;
+        }
+        let mask = constants.dwords(a, vec![(((1u32 << field.width) - 1) << to_bit) * 0x0001_0001]);
+        if to_bit == 0 {
+            return a.vpandd(to, to, dword_bcst(mask));
+        }
+        a.vpternlogd(to, x, dword_bcst(mask), OR_MASKED)
+    }
+
+    /// Stores what the numbers of words are worth, four numbers of four rows a register.
+    fn scaled(&mut self, a: &mut CodeAssembler, words: AsmRegisterZmm, reading: Reading, at: i32) -> Done {
+        let (low, high) = (zmm0, words);
+        if let Reading::Less(zero @ 1..) = reading {
+            let zero = self.unit.constants.dwords(a, vec![zero as u32 * 0x0001_0001; 16]);
+            a.vpsubw(words, words, zmmword_ptr(zero))?;
+        }
+        a.vpermd(words, TURNED, words)?;
+        if let Reading::Less(0) = reading {
+            let mask = self.unit.constants.dwords(a, vec![0xffff]);
+            a.vpandd(low, words, dword_bcst(mask))?;
+            a.vpsrld(high, words, 16)?;
+        } else {
+            a.vpslld(low, words, 16)?;
+            a.vpsrad(low, low, 16)?;
+            a.vpsrad(high, words, 16)?;
+        }
+        for (x, at) in [(low, at), (high, at + VECTOR)] {
+            a.vcvtdq2ps(x, x)?;
+            a.vmulps(x, x, FLOATS)?;
+            a.vmovups(zmmword_ptr(STACK + at), x)?;
         }
         Ok(())
     }
