@@ -215,7 +215,7 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, linear: Linear) {
         let normed = linear.prologue.map(|eps| (eps, e.take_scratch(rows * k * 4)));
         if micro.has_lanes() {
             let bytes = match alone {
-                true => linear_row::rounded_bytes(k),
+                true => linear_row::rounded_bytes(k, weights),
                 false => rows * micro::lane_row_bytes(micro.operands, k),
             };
             let rounded = (!linear.ready).then(|| e.take_scratch(bytes));
@@ -341,9 +341,9 @@ impl Job<'_> {
                 let magic = matches!(self.linear.micro.emit, Emit::RawDot(_));
                 round_rows(e, x, stride, rows, Rounding { k, paired, magic }, scratch);
             }
+            Operand::Lanes { rounded: Some(scratch), .. } if self.alone => self.round_alone(e, x, scratch),
             Operand::Lanes { rounded: Some(scratch), .. } => {
-                let alone = self.alone.then_some(weights);
-                let of = LaneRows { k, micro: self.linear.micro, most: most_rows(self.kernel), alone };
+                let of = LaneRows { k, micro: self.linear.micro, most: most_rows(self.kernel), alone: None };
                 of.round(e, (x, stride), rows, scratch);
             }
             Operand::Rows { .. } | Operand::Lanes { .. } | Operand::Packed { .. } => {}

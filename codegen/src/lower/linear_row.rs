@@ -7,6 +7,7 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 
 use super::linear::{Job, Operand, fixed};
 use super::linear_lanes::MARGIN;
+use super::round::LaneRows;
 use crate::emit::{Emitter, Features};
 use crate::kernel::Linear;
 use crate::micro::{Raw, Row, RowUnit};
@@ -34,9 +35,17 @@ pub(super) fn results_bytes(weights: &[View], linear: &Linear) -> usize {
     (MARGIN + at_once(weights, linear) * linear.micro.block_rows()) * 4
 }
 
-/// Bytes of x, rounded.
-pub(super) fn rounded_bytes(k: usize) -> usize {
-    RowUnit::row_bytes(k)
+/// How x lies for the weights, each way once: weights of one kernel may be in several formats.
+pub(super) fn layouts(weights: &[View]) -> Vec<[usize; 3]> {
+    let mut layouts: Vec<_> = weights.iter().map(|w| RowUnit::quants(w.dtype)).collect();
+    layouts.sort_unstable();
+    layouts.dedup();
+    layouts
+}
+
+/// Bytes of x, rounded, in every way that it lies.
+pub(super) fn rounded_bytes(k: usize, weights: &[View]) -> usize {
+    layouts(weights).len() * RowUnit::row_bytes(k)
 }
 
 /// The code for a weight.
@@ -45,14 +54,28 @@ pub(super) fn raw_row(weight: &View) -> Raw {
 }
 
 impl Job<'_> {
+    /// Rounds the row of x, in every way that it lies, to `to`.
+    pub(super) fn round_alone(&self, e: &mut Emitter<'_>, x: Value, to: Value) {
+        let one = e.i64(1);
+        for (layout, i) in layouts(self.linear.weights(&self.kernel.inputs)).into_iter().zip(0..) {
+            let to = e.offset(to, i * RowUnit::row_bytes(self.k) as i64);
+            let of = LaneRows { k: self.k, micro: self.linear.micro, most: 1, alone: Some(layout) };
+            of.round(e, (x, 0), one, to);
+        }
+    }
+
     /// Dot products of `width` weight rows from `first` with the row of x, for each of the tile's weights; then the
     /// epilogue.
     pub(super) fn row_block(&self, e: &mut Emitter<'_>, weights: &[View], first: Value, width: Value) {
-        let Operand::Lanes { rounded: Some(x), .. } = self.x else {
+        let Operand::Lanes { rounded: Some(rounded), .. } = self.x else {
             unreachable!("a kernel of one row of x rounds it itself")
         };
+        let layouts = layouts(self.linear.weights(&self.kernel.inputs));
         for (weight, &c) in weights.iter().zip(&self.results) {
             let raw = raw_row(weight);
+            let layout = RowUnit::quants(weight.dtype);
+            let before = layouts.iter().take_while(|&&other| other != layout).count();
+            let x = e.offset(rounded, (before * RowUnit::row_bytes(self.k)) as i64);
             let base = e.base(weight);
             let each = e.b.ins().ushr_imm_u(width, i64::from(RUNS.trailing_zeros()));
             let some = e.b.ins().icmp_imm_u(IntCC::NotEqual, each, 0);

@@ -65,8 +65,8 @@ pub(super) struct LaneRows {
     /// What multiplies them, in calls of so many rows at most.
     pub(super) micro: &'static Microkernel,
     pub(super) most: usize,
-    /// If it is one row for [`micro::Raw::Row`]: the weights' type.
-    pub(super) alone: Option<DType>,
+    /// If it is one row for [`micro::Raw::Row`]: how it lies, as [`RowUnit::quants`] says.
+    pub(super) alone: Option<[usize; 3]>,
 }
 
 impl LaneRows {
@@ -104,9 +104,9 @@ impl LaneRows {
                 }
             });
         }
-        if let Some(weights) = self.alone {
+        if let Some(layout) = self.alone {
             return for_blocks(e, (x, stride), (to, row), rows, k, |e, to, b, rounded| {
-                let [half, block, pair] = RowUnit::quants(weights).map(|bytes| bytes as i64);
+                let [half, block, pair] = layout.map(|bytes| bytes as i64);
                 let last = e.i64(ROW_BLOCKS as i64 - 1);
                 let within = e.b.ins().band(b, last);
                 let unit = e.b.ins().isub(b, within);
