@@ -225,33 +225,38 @@ impl Apart<'_> {
     fn products(&mut self, a: &mut CodeAssembler, (first, x): (usize, i32), lanes: [usize; 2]) -> Done {
         let halves: Vec<usize> = (0..2).filter(|&half| lanes[half] > 0).collect();
         let of = |half: usize| Wanted { first: first + half * UNIT, lanes: lanes[half], to: OF_ROW[half] };
-        let wanted: Vec<Wanted> = halves.iter().map(|&half| of(half)).collect();
-        for &half in &halves {
-            a.vmovdqu32(OF_X[half], zmmword_ptr(X + (x + half as i32 * VECTOR)))?;
-        }
-        a.mov(PLANES[0], W)?;
-        let [low, high] = PRODUCTS;
-        for (q, (low, high)) in low.into_iter().zip(high).enumerate() {
-            let sums = if self.is_one_sum() { [low; 2] } else { [low, high] };
-            self.unit.fields(a, &wanted)?;
-            for &half in &halves {
-                let quants = ZMM[OF_ROW[half]];
-                match self.format.quants.reading {
-                    Reading::Less(_) => {}
-                    Reading::Signed => a.vpxord(quants, quants, READ)?,
-                    Reading::Table(_) => a.vpshufb(quants, READ, quants)?,
-                }
-                let sum = sums[half];
-                if half == 0 || !self.is_one_sum() {
-                    a.vpxor(XMM[sum], XMM[sum], XMM[sum])?;
-                }
-                a.vpdpbusd(ZMM[sum], quants, OF_X[half])?;
+        // Rows take turns with every line of memory, unless it has elements of both halves.
+        for halves in halves.chunks(if self.format.quants.bits[0].width < 8 { 2 } else { 1 }) {
+            let wanted: Vec<Wanted> = halves.iter().map(|&half| of(half)).collect();
+            for &half in halves {
+                a.vmovdqu32(OF_X[half], zmmword_ptr(X + (x + half as i32 * VECTOR)))?;
             }
-            if q + 1 < ROWS {
-                a.add(PLANES[0], APART)?;
+            a.mov(PLANES[0], W)?;
+            let [low, high] = PRODUCTS;
+            for (q, (low, high)) in low.into_iter().zip(high).enumerate() {
+                let sums = if self.is_one_sum() { [low; 2] } else { [low, high] };
+                self.unit.fields(a, &wanted)?;
+                halves.iter().try_for_each(|&half| self.multiply(a, half, sums[half]))?;
+                if q + 1 < ROWS {
+                    a.add(PLANES[0], APART)?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Multiplies a row's quants of half of the elements, for a sum.
+    fn multiply(&self, a: &mut CodeAssembler, half: usize, sum: usize) -> Done {
+        let quants = ZMM[OF_ROW[half]];
+        match self.format.quants.reading {
+            Reading::Less(_) => {}
+            Reading::Signed => a.vpxord(quants, quants, READ)?,
+            Reading::Table(_) => a.vpshufb(quants, READ, quants)?,
+        }
+        if half == 0 || !self.is_one_sum() {
+            a.vpxor(XMM[sum], XMM[sum], XMM[sum])?;
+        }
+        a.vpdpbusd(ZMM[sum], quants, OF_X[half])
     }
 
     /// Adds up sums of whole blocks, a block's four rows in each 128 bits.
@@ -365,12 +370,8 @@ impl Apart<'_> {
 
 /// Fetches so many lines of each row, those of one row never at once.
 fn fetch(a: &mut CodeAssembler, lines: usize) -> Done {
-    for line in 0..lines {
-        for q in 0..ROWS {
-            a.prefetcht0(byte_ptr(of_row(FETCH, q) + (line * LINE) as i32))?;
-        }
-    }
-    Ok(())
+    let mut turns = (0..lines).flat_map(|line| (0..ROWS).map(move |q| (line, q)));
+    turns.try_for_each(|(line, q)| a.prefetcht0(byte_ptr(of_row(FETCH, q) + (line * LINE) as i32)))
 }
 
 /// Where row `q` has what `first` is the first row's.
