@@ -13,11 +13,20 @@ use super::{Cpu, Fault};
 /// Bytes of an instruction's elements, by which masks count.
 fn element_bytes(i: &Instruction) -> usize {
     match i.mnemonic() {
-        Mnemonic::Vmovdqu8 | Mnemonic::Vpaddb => 1,
-        Mnemonic::Vmovdqu16 | Mnemonic::Vcvtne2ps2bf16 | Mnemonic::Vpermw => 2,
+        Mnemonic::Vmovdqu8 | Mnemonic::Vpaddb | Mnemonic::Vpbroadcastb => 1,
+        Mnemonic::Vmovdqu16 | Mnemonic::Vcvtne2ps2bf16 | Mnemonic::Vpermw | Mnemonic::Vpbroadcastw => 2,
         Mnemonic::Vextractf64x4 | Mnemonic::Vextracti64x4 | Mnemonic::Vpxorq | Mnemonic::Vpandq => 8,
         _ => 4,
     }
+}
+
+/// Whether what it reads goes to many places, so that masks do not count what is read.
+fn repeats(i: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        i.mnemonic(),
+        M::Vpbroadcastb | M::Vpbroadcastw | M::Vpbroadcastd | M::Vbroadcastss | M::Vbroadcasti64x4
+    )
 }
 
 impl Cpu {
@@ -40,8 +49,7 @@ impl Cpu {
                 let into = value.get_mut(..size.size()).ok_or(Fault::Unknown(*i))?;
                 match i.op_mask() {
                     Register::None => self.read(i, at, into)?,
-                    // Whichever lanes it goes to.
-                    _ if i.mnemonic() == Mnemonic::Vpbroadcastd => self.read(i, at, into)?,
+                    _ if repeats(i) => self.read(i, at, into)?,
                     k => {
                         let mask = self.masks[mask(k)];
                         for (e, element) in into.chunks_mut(size.element_size()).enumerate() {

@@ -51,7 +51,7 @@ const FRAME: i32 = NUMBERS + 32;
 pub(super) const VECTOR: i32 = 64;
 
 /// Sums of products, of the first half of elements and of the second.
-pub(super) const PRODUCTS: [[usize; ROWS]; 2] = [[8, 9, 10, 11], [12, 13, 14, 5]];
+const PRODUCTS: [[usize; ROWS]; 2] = [[8, 9, 10, 11], [12, 13, 14, 5]];
 /// Results, a weight row a lane.
 const RESULTS: AsmRegisterXmm = xmm15;
 /// Of x's four blocks, in the order of their sums, each four times.
@@ -118,9 +118,7 @@ impl Apart<'_> {
         let each = self.order().into_iter().flat_map(|block| [block as u32; 4]).collect();
         let each = self.unit.constants.dwords(a, each);
         a.vmovdqu32(EACH, zmmword_ptr(each))?;
-        if self.format.block > BLOCK {
-            self.ready_long_scales(a)?;
-        }
+        self.ready_scales(a)?;
         match self.format.quants.reading {
             Reading::Less(_) => Ok(()),
             Reading::Signed => {

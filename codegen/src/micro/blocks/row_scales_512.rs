@@ -57,10 +57,8 @@ impl Apart<'_> {
                 a.vpunpcklqdq(xmm0, xmm0, xmm1)?;
                 a.vpunpcklqdq(xmm2, xmm2, xmm3)?;
                 a.vinserti128(ymm0, ymm0, xmm2, 1)?;
-                let turned = self.unit.constants.dwords(a, (0..16).map(|i| i % 4 * 4 + i / 4).collect());
                 a.vpmovzxwd(t, ymm0)?;
-                a.vmovdqu32(zmm1, zmmword_ptr(turned))?;
-                a.vpermd(t, zmm1, t)?;
+                a.vpermd(t, TURNED, t)?;
                 a.vpslld(t, t, 16)?;
             } else {
                 a.vpxor(xmm0, xmm0, xmm0)?;
@@ -88,8 +86,8 @@ impl Apart<'_> {
         Ok(())
     }
 
-    /// What scales and offsets of long blocks want in registers.
-    pub(super) fn ready_long_scales(&mut self, a: &mut CodeAssembler) -> Done {
+    /// What scales and offsets want in registers.
+    pub(super) fn ready_scales(&mut self, a: &mut CodeAssembler) -> Done {
         for (mask, q) in FROM_ROW.into_iter().zip(1..) {
             a.mov(gpr32::eax, 1 << q)?;
             a.kmovd(mask, gpr32::eax)?;
@@ -147,13 +145,16 @@ impl Apart<'_> {
         let of = self.unit.constants.dwords(a, (0..16).map(of).collect());
         a.vmovdqu32(places, zmmword_ptr(of))?;
         a.vpermps(FLOATS, places, numbers)?;
-        if kind == 0 && scales.len() == 1 {
-            return Ok(());
+        match (scales.len(), kind) {
+            (1, 0) => Ok(()),
+            (1, _) => self.eighth(a, FLOATS),
+            _ => {
+                let worth = [1.0, eighth(self.format)];
+                let worth = (0..16).map(|lane| worth[turn(lane)].to_bits()).collect();
+                let worth = self.unit.constants.dwords(a, worth);
+                a.vmulps(FLOATS, FLOATS, zmmword_ptr(worth))
+            }
         }
-        let worth = |lane: usize| if kind + turn(lane) > 0 { eighth(self.format) } else { 1.0 };
-        let worth = (0..16).map(|lane| worth(lane).to_bits()).collect();
-        let worth = self.unit.constants.dwords(a, worth);
-        a.vmulps(FLOATS, FLOATS, zmmword_ptr(worth))
     }
 
     /// 16 bytes of each of the four blocks.
