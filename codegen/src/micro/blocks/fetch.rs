@@ -1,4 +1,5 @@
-//! What code with weight rows in lanes fetches meanwhile: the rows of a later call, in the order of their bytes.
+//! What code with weight rows in lanes fetches meanwhile: to the second cache the rows of a later call, in the order of
+//! their bytes; to the first what is near in its own.
 
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::{BLOCK, Format};
@@ -8,6 +9,8 @@ use crate::micro::dot::Done;
 use crate::micro::lanes::AHEAD;
 
 const LINE: usize = 64;
+/// How many blocks ahead the first cache is filled.
+const NEAR: usize = 2;
 
 /// What is fetched next; and a number to spare.
 const FETCH: AsmRegister64 = gpr64::r8;
@@ -26,6 +29,26 @@ impl Ahead<'_> {
     pub(super) fn begin(&self, a: &mut CodeAssembler, weights: AsmRegister64) -> Done {
         let call = self.rows * self.format.row_bytes(self.lanes.k);
         a.lea(FETCH, ptr(weights + (call * AHEAD.div_ceil(call)) as i32))
+    }
+
+    /// Fetches to the first cache, with the 32 elements from `first` of a long block, their share of what each row has
+    /// [`NEAR`] blocks later: asked for when it is wanted, a line waits behind those that come from memory. More rows of
+    /// x wait for arithmetic instead, and short blocks have several to a line; several streams were not measured.
+    pub(super) fn fetch_near(&self, a: &mut CodeAssembler, first: usize, weights: AsmRegister64) -> Done {
+        let Lanes { k, rows, streams, .. } = self.lanes;
+        let Format { block, planes, .. } = self.format;
+        if *block == BLOCK || rows > 1 || streams > 1 {
+            return Ok(());
+        }
+        let of = |row: usize| {
+            let near = row * self.format.row_bytes(k) + NEAR * planes[0];
+            (0..planes[0]).step_by(LINE).map(move |line| near + line)
+        };
+        let lines: Vec<usize> = (0..self.rows).flat_map(of).collect();
+        let at = |element: usize| lines.len() * element / block;
+        lines[at(first)..at(first + BLOCK)]
+            .iter()
+            .try_for_each(|line| a.prefetcht0(byte_ptr(weights + *line as i32)))
     }
 
     /// Fetches what is ahead of the 32 elements from `first` of a block, each line once: asked for twice it would keep

@@ -143,6 +143,7 @@ impl Rows<'_> {
         self.floats(a)?;
         for first in (0..format.block).step_by(BLOCK) {
             ahead.fetch(a, first)?;
+            ahead.fetch_near(a, first, W)?;
             let lifted = self.unpack(a, first)?;
             self.meet(a, first, lifted)?;
         }
