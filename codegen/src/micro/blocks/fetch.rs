@@ -32,8 +32,8 @@ impl Ahead<'_> {
     }
 
     /// Fetches to the first cache, with the 32 elements from `first` of a long block, their share of what each row has
-    /// [`NEAR`] blocks later: asked for when it is wanted, a line waits behind those that come from memory. More rows of
-    /// x wait for arithmetic instead, and short blocks have several to a line; several streams were not measured.
+    /// [`NEAR`] blocks later: asked for when it is wanted, a line waits behind those that come from memory. More rows
+    /// of x wait for arithmetic instead, and short blocks have several to a line; several streams were not measured.
     pub(super) fn fetch_near(&self, a: &mut CodeAssembler, first: usize, weights: AsmRegister64) -> Done {
         let Lanes { k, rows, streams, .. } = self.lanes;
         let Format { block, planes, .. } = self.format;
