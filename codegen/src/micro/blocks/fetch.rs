@@ -1,6 +1,8 @@
 //! What code with weight rows in lanes fetches meanwhile: to the second cache the rows of a later call, in the order of
 //! their bytes; to the first what is near in its own.
 
+use std::ops::Range;
+
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::{BLOCK, Format};
 
@@ -45,10 +47,14 @@ impl Ahead<'_> {
             (0..planes[0]).step_by(LINE).map(move |line| near + line)
         };
         let lines: Vec<usize> = (0..self.rows).flat_map(of).collect();
-        let at = |element: usize| lines.len() * element / block;
-        lines[at(first)..at(first + BLOCK)]
-            .iter()
-            .try_for_each(|line| a.prefetcht0(byte_ptr(weights + *line as i32)))
+        let mut lines = lines[self.part(lines.len(), first)].iter();
+        lines.try_for_each(|line| a.prefetcht0(byte_ptr(weights + *line as i32)))
+    }
+
+    /// Which of so many lines of a block are fetched with the 32 elements from `first`.
+    fn part(&self, lines: usize, first: usize) -> Range<usize> {
+        let at = |element: usize| lines * element / self.format.block;
+        at(first)..at(first + BLOCK)
     }
 
     /// Fetches what is ahead of the 32 elements from `first` of a block, each line once: asked for twice it would keep
@@ -63,15 +69,13 @@ impl Ahead<'_> {
             let count = (share + LINE / 2) / LINE;
             let of = |stream: usize| (0..count).map(move |i| stream * apart + i * share / count);
             let lines: Vec<usize> = (0..streams).flat_map(of).collect();
-            let at = |element: usize| lines.len() * element / block;
-            for line in &lines[at(first)..at(first + BLOCK)] {
+            for line in &lines[self.part(lines.len(), first)] {
                 a.prefetcht1(byte_ptr(FETCH + *line as i32))?;
             }
             return if first + BLOCK == block { a.add(FETCH, share as i32) } else { Ok(()) };
         }
         let lines = bytes / LINE;
-        let line = |element: usize| lines * element / block;
-        for line in line(first)..line(first + BLOCK) {
+        for line in self.part(lines, first) {
             a.prefetcht1(byte_ptr(FETCH + (line * LINE) as i32))?;
         }
         if first + BLOCK < block {
