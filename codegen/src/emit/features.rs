@@ -32,8 +32,15 @@ pub struct Features {
 }
 
 impl Features {
-    /// How many streams, each in the order of its bytes, weights are best fetched in. The second cache's prefetcher
-    /// goes 20 lines ahead of each on Intel's CPUs, too few of one for the memory; AMD's serve one best.
+    /// Whether one row of x is best met by weight rows far from each other, in four streams of memory. AMD's Zen 4
+    /// serves one better, and Zen 5, which has AVX-VNNI too, four.
+    pub fn far_rows(&self) -> bool {
+        self.avxvnni || self.streams() > 1
+    }
+
+    /// How many streams, each in the order of its bytes, weights are best fetched in that lie side by side. The second
+    /// cache's prefetcher goes 20 lines ahead of each on Intel's CPUs, too few of one for the memory; AMD's serve one
+    /// best.
     pub fn streams(&self) -> usize {
         if (self.avx512 || self.avxvnni) && !self.bf16 { 4 } else { 1 }
     }

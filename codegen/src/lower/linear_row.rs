@@ -21,7 +21,7 @@ const AT_ONCE: usize = 16;
 /// Whether a kernel of calls of up to `rows` rows takes its weights so.
 pub(super) fn is_alone(linear: &Linear, weights: &[View], rows: usize, features: &Features) -> bool {
     let fits = |w: &View| fixed(w, 0) >= linear.micro.block_rows();
-    rows == 1 && features.streams() > 1 && linear.micro.has_row() && weights.iter().all(fits)
+    rows == 1 && features.far_rows() && linear.micro.has_row() && weights.iter().all(fits)
 }
 
 /// Blocks that are taken together.

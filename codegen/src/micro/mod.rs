@@ -33,6 +33,7 @@ mod soften;
 mod table;
 mod tile;
 mod tile_int8;
+mod tile_vnni;
 mod turn;
 mod widen;
 

@@ -5,17 +5,17 @@
 //!
 //! With AVX2 weights are held in halves of 4 bits: one of 8 bits is 16 times its upper half and its lower half, two
 //! rows to multiply by. A whole block of such products fits sums of 16 bits (32 / 2 of at most 15 * 127), so that a
-//! step is `vpmaddubsw` and `vpaddw`. With AVX-512 VNNI a step is `vpdpbusd`, of weights of either width.
+//! step is `vpmaddubsw` and `vpaddw`. With AVX-512 VNNI (`tile_vnni.rs`) a step is `vpdpbusd`, of weights of either
+//! width.
 
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::{BLOCK, DType};
 
 use super::dot::{Done, YMM, fill};
-use super::tile::ZMM;
 use super::{Code, Held, Tile, Widen};
 
 /// Elements of k whose products one 32-bit lane adds up.
-const STEP: usize = 4;
+pub(super) const STEP: usize = 4;
 
 /// Bytes that a block of one row of x takes in a panel: its scale (f32), -8 times the sum of its quants (i32), and
 /// these. A panel holds, block by block, each of the three for all rows; the quants four of a row at a time.
@@ -181,68 +181,6 @@ fn blocks(
     a.add(weights, halved_block(tile.weights) as i32)?;
     a.dec(count)?;
     a.jnz(again)
-}
-
-/// AVX-512 VNNI: 16 lanes, at most 24 sums; k is counted in blocks, not 0.
-pub(super) fn tile_vnni(tile: Tile) -> Code {
-    let (x, weights, c, k, accumulate) = (gpr64::rdi, gpr64::rsi, gpr64::rdx, gpr64::rcx, gpr64::r8);
-    let a = &mut CodeAssembler::new(64)?;
-    let vectors = tile.columns / 16;
-    let lane_bytes = tile.panel as i32 * 4;
-    let sum = |n: usize, v: usize| ZMM[n * vectors + v];
-    let at = |n: usize, v: usize| c + (n as i32 * tile.c_stride + v as i32 * 64);
-    let xs = &ZMM[24..24 + vectors];
-    let (w, result) = (zmm30, zmm31);
-    let mut again = a.create_label();
-    a.test(accumulate, accumulate)?;
-    a.jnz(again)?;
-    a.vpxord(result, result, result)?;
-    for n in 0..tile.nr {
-        for v in 0..vectors {
-            a.vmovups(zmmword_ptr(at(n, v)), result)?;
-        }
-    }
-    a.set_label(&mut again)?;
-    for v in 0..vectors {
-        let first = sum(0, v);
-        a.vmovdqu32(first, zmmword_ptr(x + (lane_bytes + v as i32 * 64)))?;
-        if tile.weights == DType::Q8 {
-            // Shifted by 128, which is 16 times 8.
-            a.vpslld(first, first, 4)?;
-        }
-        for n in 1..tile.nr {
-            a.vmovdqa32(sum(n, v), first)?;
-        }
-    }
-    for step in 0..BLOCK / STEP {
-        for (v, &register) in xs.iter().enumerate() {
-            a.vmovdqu32(register, zmmword_ptr(x + ((2 + step as i32) * lane_bytes + v as i32 * 64)))?;
-        }
-        for n in 0..tile.nr {
-            a.vpbroadcastd(w, dword_ptr(weights + (n as i32 * tile.weight_stride + (step * STEP) as i32)))?;
-            for (v, &register) in xs.iter().enumerate() {
-                a.evex().vpdpbusd(sum(n, v), w, register)?;
-            }
-        }
-    }
-    for n in 0..tile.nr {
-        a.vbroadcastss(w, dword_ptr(weights + (n as i32 * tile.weight_stride + BLOCK as i32)))?;
-        for v in 0..vectors {
-            let total = sum(n, v);
-            a.vcvtdq2ps(total, total)?;
-            a.vmulps(total, total, zmmword_ptr(x + v as i32 * 64))?;
-            a.vmovups(result, zmmword_ptr(at(n, v)))?;
-            a.vfmadd231ps(result, total, w)?;
-            a.vmovups(zmmword_ptr(at(n, v)), result)?;
-        }
-    }
-    a.add(x, tile.panel as i32 * PANEL_BLOCK as i32)?;
-    a.add(weights, Held::Whole.block_bytes(tile.weights) as i32)?;
-    a.dec(k)?;
-    a.jnz(again)?;
-    a.vzeroupper()?;
-    a.ret()?;
-    a.assemble(0)
 }
 
 /// As many multiply-adds as registers alone allow: rounds of twelve sums of a step each.

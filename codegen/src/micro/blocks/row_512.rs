@@ -22,8 +22,8 @@ use crate::micro::{Code, Row};
 pub(super) const ROWS: usize = 4;
 /// Elements whose sums are scaled together.
 pub(super) const ELEMENTS: usize = ROW_BLOCKS * BLOCK;
-/// How many bytes ahead the first cache is filled, of each row: what is fetched behind the last rows is lost.
-const AHEAD: i32 = 3072;
+/// How many bytes ahead at least the first cache is filled, of each row: what is fetched behind the last rows is lost.
+const AHEAD: usize = 3072;
 const LINE: usize = 64;
 
 /// Bytes from each of the four rows to the next; the first one's, in its first plane; what is fetched of it.
@@ -139,7 +139,9 @@ impl Apart<'_> {
         let (step, row_bytes) = (format.block.max(ELEMENTS), format.row_bytes(k));
         a.vpxor(RESULTS, RESULTS, RESULTS)?;
         a.mov(X, qword_ptr(STACK + ROW_OF_X))?;
-        a.lea(FETCH, ptr(W + AHEAD))?;
+        // A row's first elements want the second plane's first bytes.
+        let ahead = if format.planes.len() > 1 { AHEAD.max(format.plane_at(1, k) + LINE) } else { AHEAD };
+        a.lea(FETCH, ptr(W + ahead as i32))?;
         if format.planes.len() > 1 {
             a.lea(PLANES[1], ptr(W + format.plane_at(1, k) as i32))?;
         }

@@ -4,7 +4,7 @@
 
 use lapidary_ir::{BLOCK, DType};
 
-use crate::micro::{Emit, Held, Microkernel, aarch64, amx, clif, tile, tile_int8};
+use crate::micro::{Emit, Held, Microkernel, aarch64, amx, clif, tile, tile_int8, tile_vnni};
 
 /// In the order in which they are tried.
 pub(super) const ROWS: &[Microkernel] = &[
@@ -28,7 +28,7 @@ pub(super) const ROWS: &[Microkernel] = &[
         kr: BLOCK,
         max_rows: usize::MAX,
         runs_on: |f| f.avx512 && f.vnni,
-        emit: Emit::IntegerTile(tile_int8::tile_vnni, Held::Whole),
+        emit: Emit::IntegerTile(tile_vnni::tile_vnni, Held::Whole),
     },
     Microkernel {
         name: "avx512_bf16_tile",
