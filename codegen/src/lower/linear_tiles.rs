@@ -9,7 +9,7 @@ use super::linear::{Job, fixed};
 use super::tiling::Tiling;
 use crate::emit::{Emitter, Features};
 use crate::kernel::Linear;
-use crate::micro::{Microkernel, Raw, StoredTile, TileOperands};
+use crate::micro::{Microkernel, Raw, StoredTile, TileOperands, WidenOperands};
 use crate::view::View;
 
 /// Tiles of weights stored so, as they are held in scratch.
@@ -17,7 +17,8 @@ pub(super) fn tiling(micro: &'static Microkernel, stored: DType) -> Tiling {
     let weights = if micro.operands.is_quantised() { stored } else { micro.operands };
     let (weight_stride, c_stride) = (weight_row(micro, stored), micro.mr * 4);
     let fours = micro.has_fours();
-    Tiling { micro, weights, weight_stride, c_stride, ahead: 0, nr: None, fours, streams: None }
+    let fetched = micro.is_fetching().then(|| stored.row_bytes(BLOCK));
+    Tiling { micro, weights, weight_stride, c_stride, ahead: 0, nr: None, fours, streams: None, fetched }
 }
 
 /// Elements of the longest block of these weights.
@@ -246,6 +247,7 @@ impl Job<'_> {
             let length = e.min(left, length);
             let steps = self.steps(e, length);
             hold(e, weight, first, (from, length), held, &tiling);
+            let streams = self.next_block(e, weight, (first, from), &tiling);
             e.for_range(zero, rows, mr, &[], |e, t, _| {
                 let panel = e.scale(t, self.linear.micro.panel_bytes(self.k) as i64);
                 let panel = e.b.ins().iadd(x, panel);
@@ -257,7 +259,7 @@ impl Job<'_> {
                 let c = e.b.ins().iadd(c, at);
                 let left = e.b.ins().isub(rows, t);
                 let (weights, accumulate) = (held, from);
-                let operands = TileOperands { x: panel, weights, c, k: steps, accumulate, streams: None };
+                let operands = TileOperands { x: panel, weights, c, k: steps, accumulate, streams };
                 tiling.run(e, &operands, left, width);
                 vec![]
             });
@@ -287,15 +289,32 @@ impl Job<'_> {
             held
         };
         let k = self.steps(e, k);
+        let streams = self.next_block(e, weight, (first, zero), &tiling);
         e.for_range(zero, rows, micro.mr as i64, &[], |e, t, _| {
             let panel = e.scale(t, micro.panel_bytes(self.k) as i64);
             let x = e.b.ins().iadd(x, panel);
             let at = e.scale(t, micro.block_rows() as i64 * 4);
             let c = e.b.ins().iadd(c, at);
             let left = e.b.ins().isub(rows, t);
-            tiling.run(e, &TileOperands { x, weights, c, k, accumulate: zero, streams: None }, left, width);
+            tiling.run(e, &TileOperands { x, weights, c, k, accumulate: zero, streams }, left, width);
             vec![]
         });
+    }
+
+    /// Where what tiles of the elements from `from` on fetch of the block of weight rows after this one begins, if they do.
+    fn next_block(
+        &self,
+        e: &mut Emitter<'_>,
+        weight: &View,
+        (first, from): (Value, Value),
+        tiling: &Tiling,
+    ) -> Option<(Value, Option<WidenOperands>)> {
+        let rows = tiling.micro.block_rows() as i64;
+        let bytes = tiling.fetched? as i64 * rows;
+        let (base, next) = (e.base(weight), e.offset(first, rows));
+        let next = e.step(weight, 0, base, next);
+        let at = e.scale(from, bytes / BLOCK as i64);
+        Some((e.b.ins().iadd(next, at), None))
     }
 
     /// A block of weight rows from `first`, as they are stored, with the one panel of x, by the first tile that is wide

@@ -80,6 +80,7 @@ fn tilings(a: &View, capacity: Capacity, micro: &'static Microkernel) -> (Option
         nr: None,
         fours: false,
         streams: None,
+        fetched: None,
     };
     let stride = a.axes[tail].stride * 4;
     let lies = a.dtype == DType::F32 && a.inner_stride() == 1 && (1..1 << 20).contains(&stride);

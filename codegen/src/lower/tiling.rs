@@ -6,7 +6,10 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::DType;
 
 use crate::emit::Emitter;
-use crate::micro::{Emit, Microkernel, Raw, Streams, Tile, TileOperands};
+use crate::micro::{Emit, Fetched, Microkernel, Raw, Streams, Tile, TileOperands};
+
+/// Bytes of a line of memory.
+const LINE: usize = 64;
 
 /// A microkernel and the strides that its operands have in a kernel.
 #[derive(Clone, Copy)]
@@ -27,11 +30,16 @@ pub(super) struct Tiling {
     pub(super) fours: bool,
     /// If x passes the first cache by: what is done meanwhile.
     pub(super) streams: Option<Streams>,
+    /// Bytes of a step of a weight row as it is stored, if as much of the next block's rows is fetched meanwhile.
+    pub(super) fetched: Option<usize>,
 }
 
 impl Tiling {
     pub(super) fn tile(&self, shape: usize) -> Tile {
         let (columns, nr) = self.micro.shapes[shape];
+        let lines = |bytes: usize| (nr * bytes).div_ceil(LINE) as i32;
+        let fetched = |bytes| Fetched { rows: 1, stride: 0, lines: lines(bytes) };
+        let fetching = self.fetched.map(|bytes| Streams { fetched: fetched(bytes), widened: None });
         Tile {
             operands: self.micro.operands,
             weights: self.weights,
@@ -42,7 +50,7 @@ impl Tiling {
             c_stride: self.c_stride as i32,
             ahead: self.ahead as i32,
             fours: self.fours,
-            streams: self.streams,
+            streams: self.streams.or(fetching),
         }
     }
 
@@ -94,7 +102,16 @@ impl Tiling {
             let weights = e.b.ins().iadd(operands.weights, at);
             let at = e.scale(n, self.c_stride as i64);
             let c = e.b.ins().iadd(operands.c, at);
-            let operands = TileOperands { weights, c, ..*operands };
+            let streams = operands.streams.map(|(wanted, widened)| match self.fetched {
+                // Tiles share the next block's bytes.
+                Some(bytes) => {
+                    let steps = e.b.ins().imul(n, operands.k);
+                    let at = e.scale(steps, bytes as i64);
+                    (e.b.ins().iadd(wanted, at), widened)
+                }
+                None => (wanted, widened),
+            });
+            let operands = TileOperands { weights, c, streams, ..*operands };
             if let Emit::Inline(emit) = self.micro.emit {
                 emit(e, tile, &operands);
             } else if self.micro.is_packed() {

@@ -21,6 +21,7 @@ mod dot;
 mod dot_groups;
 mod dot_int8;
 mod held;
+mod hold_512;
 mod lanes;
 mod lanes_amx;
 mod lanes_bf16;
@@ -256,6 +257,11 @@ impl Microkernel {
     /// Whether its tiles run between [`Raw::Configure`] and [`Raw::Release`].
     pub fn is_configured(&self) -> bool {
         matches!(self.emit, Emit::ConfiguredTile(_))
+    }
+
+    /// Whether tiles of weights that are held fetch the next block of these as it is stored meanwhile.
+    pub fn is_fetching(&self) -> bool {
+        matches!(self.emit, Emit::IntegerTile(_, Held::Whole))
     }
 
     /// Elements of stored weight rows that its [`Raw::StoredTile`] widens together, if it takes them so.

@@ -47,12 +47,13 @@ pub struct Tile {
     pub ahead: i32,
     /// Whether k lies in fours in both operands: see [`Microkernel::has_fours`](super::Microkernel::has_fours).
     pub fours: bool,
-    /// If x and sums pass the first cache by, which the weights then have to themselves: what is done meanwhile. Of
-    /// [`Emit::ConfiguredTile`](super::Emit::ConfiguredTile) alone.
+    /// What is done meanwhile, if something is. Of [`Emit::ConfiguredTile`](super::Emit::ConfiguredTile), where x and
+    /// sums then pass the first cache by, which the weights have to themselves; others
+    /// [fetch](super::Microkernel::is_fetching).
     pub streams: Option<Streams>,
 }
 
-/// What a tile that streams does meanwhile.
+/// What a tile does meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Streams {
     /// What it fetches.

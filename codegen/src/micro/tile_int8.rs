@@ -32,16 +32,7 @@ fn halved_block(weights: DType) -> usize {
 
 /// Holds blocks of a weight row for tiles with AVX2: see [`Held::Halves`].
 pub(super) fn hold_halves(widen: Widen) -> Code {
-    hold(widen, halves(widen.from) == 2)
-}
-
-/// Holds blocks of a weight row for tiles with VNNI: see [`Held::Whole`].
-pub(super) fn hold_whole(widen: Widen) -> Code {
-    hold(widen, false)
-}
-
-/// Code for AVX2.
-fn hold(widen: Widen, halved: bool) -> Code {
+    let halved = halves(widen.from) == 2;
     let (from, scales, to, count) = (gpr64::rdi, gpr64::rsi, gpr64::rdx, gpr64::rcx);
     /// How far ahead weights are fetched, in bytes.
     const AHEAD: i32 = 1024;

@@ -13,10 +13,11 @@ use lapidary_ir::{BLOCK, DType};
 use super::dot::Done;
 use super::tile::ZMM;
 use super::tile_int8::{PANEL_BLOCK, STEP};
-use super::{Code, Held, Tile};
+use super::{Code, Fetched, Held, Streams, Tile};
 
 const LANES: usize = 16;
 const VECTOR: usize = 4 * LANES;
+const LINE: i32 = 64;
 
 const X: AsmRegister64 = gpr64::rdi;
 const WEIGHTS: AsmRegister64 = gpr64::rsi;
@@ -24,6 +25,8 @@ const C: AsmRegister64 = gpr64::rdx;
 /// Blocks that are left; whether they are added to what the results are.
 const K: AsmRegister64 = gpr64::rcx;
 const ACCUMULATE: AsmRegister64 = gpr64::r8;
+/// What is fetched next.
+const WANTED: AsmRegister64 = gpr64::r9;
 
 /// The vectors of a step of x, and a row's quants.
 const XS: &[AsmRegisterZmm] = ZMM.split_at(24).1;
@@ -125,8 +128,26 @@ impl Rows {
                 a.vpbroadcastd(QUANTS, dword_ptr(self.weights(n, step * STEP)))?;
                 self.vectors().try_for_each(|v| a.evex().vpdpbusd(self.sum(n, v), QUANTS, XS[v]))?;
             }
+            self.fetch(a, step)?;
         }
         Ok(a.take_instructions())
+    }
+
+    /// Fetches what comes with some of a block's elements, once for both halves.
+    fn fetch(&self, a: &mut CodeAssembler, step: usize) -> Done {
+        let Some(Streams { fetched: Fetched { rows, stride, lines }, .. }) = self.tile.streams else {
+            return Ok(());
+        };
+        if self.rows.start > 0 {
+            return Ok(());
+        }
+        let of = |row: i32| (0..lines).map(move |line| row * stride + line * LINE);
+        let all: Vec<i32> = (0..rows).flat_map(of).collect();
+        let before = |step: usize| all.len() * step * STEP / BLOCK;
+        for line in &all[before(step)..before(step + 1)] {
+            a.prefetcht1(byte_ptr(WANTED + *line))?;
+        }
+        if (step + 1) * STEP == BLOCK { a.add(WANTED, lines * LINE) } else { Ok(()) }
     }
 
     /// The sums times both scales, added to the results: of a block so many bytes of x and of weights from here.

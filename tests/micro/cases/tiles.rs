@@ -167,6 +167,17 @@ fn integer_tile(
         }
     }
     let (weight_stride, c_stride) = (stride as i32, c_row as i32 * 4);
+    let fetched = Fetched { rows: 1, stride: 0, lines: blocks as i32 };
+    let streams = micro.is_fetching().then_some(Streams { fetched, widened: None });
+    let mut operands = vec![
+        Operand::In(x),
+        Operand::In(held),
+        Operand::Out(c),
+        Operand::Number(blocks as u64),
+        Operand::Number(accumulate.into()),
+    ];
+    // What is fetched may lie anywhere.
+    operands.extend(streams.map(|_| Operand::Number(0)));
     Case {
         raw: Raw::Tile(Tile {
             operands: DType::Q8,
@@ -178,15 +189,9 @@ fn integer_tile(
             c_stride,
             ahead: 0,
             fours: false,
-            streams: None,
+            streams,
         }),
-        operands: vec![
-            Operand::In(x),
-            Operand::In(held),
-            Operand::Out(c),
-            Operand::Number(blocks as u64),
-            Operand::Number(accumulate.into()),
-        ],
+        operands,
         want: Want::Floats(want),
     }
 }

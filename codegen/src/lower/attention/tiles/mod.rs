@@ -86,6 +86,7 @@ fn score_tiling(micro: &'static Microkernel, head_dim: usize) -> Tiling {
         nr: None,
         fours: false,
         streams: None,
+        fetched: None,
     }
 }
 
@@ -99,6 +100,7 @@ fn value_tiling(micro: &'static Microkernel) -> Tiling {
         nr: None,
         fours: false,
         streams: None,
+        fetched: None,
     }
 }
 
