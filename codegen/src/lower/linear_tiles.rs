@@ -301,7 +301,7 @@ impl Job<'_> {
         });
     }
 
-    /// Where what tiles of the elements from `from` on fetch of the block of weight rows after this one begins, if they do.
+    /// Where that begins which tiles of the elements from `from` on fetch of the next block of weight rows, if they do.
     fn next_block(
         &self,
         e: &mut Emitter<'_>,
