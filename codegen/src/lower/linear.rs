@@ -15,7 +15,7 @@ use lapidary_runtime::program::{RESUMED, Tiles};
 use super::hold::{weight_row, widening};
 use super::linear_blocked::{Blocking, few};
 use super::linear_dots::{dot_rows, raw_dot, raw_dots_of, shapes};
-use super::linear_epilogue::{turned_bytes, turning};
+use super::linear_epilogue::{gating, turned_bytes, turning};
 use super::linear_lanes::{self, most_in_lanes, raw_lanes};
 use super::linear_row;
 use super::linear_spans;
@@ -99,6 +99,7 @@ pub(super) fn raw_code(
         let most = most_in_lanes(linear.few, most_rows(kernel));
         weights.iter().map(move |w| (few, raw_lanes(w, few, micro, most, features)))
     };
+    let gate = gating(linear, &kernel.outputs[0], features);
     match micro.emit {
         Emit::RawTile(_) | Emit::IntegerTile(..) | Emit::ConfiguredTile(_) => {
             // What streaming tiles hold, and others.
@@ -119,14 +120,14 @@ pub(super) fn raw_code(
             let blocked = |b: Blocking| weights.iter().flat_map(move |w| b.raw_code(linear, weights, w));
             let tiles = tiles.chain(blocking.into_iter().flat_map(blocked));
             let turn = kernel.outputs.iter().filter_map(|output| turning(linear, output, features));
-            widen.chain(tiles.map(|raw| (micro, raw))).chain(few).chain(turn).collect()
+            widen.chain(tiles.map(|raw| (micro, raw))).chain(few).chain(turn).chain(gate).collect()
         }
         _ if linear_row::is_alone(linear, weights, most_rows(kernel), features) => {
-            weights.iter().map(|w| (micro, linear_row::raw_row(w))).collect()
+            weights.iter().map(|w| (micro, linear_row::raw_row(w))).chain(gate).collect()
         }
         Emit::RawLanes(_) | Emit::TileLanes(_) | Emit::SplitLanes(_) | Emit::BlockLanes(_) => {
             let around = micro.around(most_rows(kernel)).into_iter().flatten();
-            lanes(micro).chain(around.map(|raw| (micro, raw))).collect()
+            lanes(micro).chain(around.map(|raw| (micro, raw))).chain(gate).collect()
         }
         Emit::RawDot(_) | Emit::PairedDot(_) => {
             let k = fixed(&weights[0], 1);

@@ -6,6 +6,7 @@ use lapidary_ir::DType;
 use super::elementwise::store_along_row;
 use super::hold::hold_row;
 use super::linear::{Job, Operand, fixed};
+use super::linear_epilogue::gating;
 use crate::emit::Emitter;
 use crate::micro::{self, Block, Dot, Emit, Microkernel, Raw};
 use crate::view::View;
@@ -98,6 +99,13 @@ impl Job<'_> {
     ) {
         let output = &self.kernel.outputs[self.output];
         let (row, end) = self.span(e);
+        if let Some((_, raw)) = gating(&self.linear, output, &e.features) {
+            let [sums, second] = [0, 1].map(|i| e.offset(self.results[i], from));
+            let out = e.base(output);
+            let out = e.at(output, out, &[(0, row), (1, first)]);
+            let rows = e.b.ins().isub(end, row);
+            return e.call_raw(raw, &[sums, second, out, rows, width]);
+        }
         e.for_range(row, end, 1, &[], |e, t, _| {
             let out = e.base(output);
             let out = e.at(output, out, &[(0, t), (1, first)]);

@@ -7,6 +7,7 @@ use lapidary_ir::DType;
 
 use super::elementwise::store_along_row;
 use super::linear::Job;
+use super::linear_lanes::row_bytes;
 use super::transpose;
 use crate::emit::{Emitter, Features};
 use crate::kernel::{Epilogue, Linear};
@@ -31,12 +32,34 @@ pub(super) fn turning(
     features: &Features,
 ) -> Option<(&'static Microkernel, Raw)> {
     let (panel, gated) = (linear.micro.mr, linear.epilogue == Epilogue::Gate);
-    let sides = panel.is_multiple_of(16) && linear.micro.block_rows().is_multiple_of(16);
     let plain = gated || linear.epilogue == Epilogue::Store;
+    let turn = Turn { panel, by_rows: false, gated, out_stride: 0 };
+    to_rows(turn, linear, output, features).filter(|_| panel.is_multiple_of(16) && plain)
+}
+
+/// The raw code that gates the sums of weight rows in lanes, if that is to be done and the CPU has some.
+pub(super) fn gating(
+    linear: &Linear,
+    output: &View,
+    features: &Features,
+) -> Option<(&'static Microkernel, Raw)> {
+    let gated = linear.epilogue == Epilogue::Gate && (linear.micro.has_lanes() || linear.few.is_some());
+    let turn = Turn { panel: row_bytes(linear.micro) / 4, by_rows: true, gated, out_stride: 0 };
+    to_rows(turn, linear, output, features).filter(|_| gated)
+}
+
+/// The raw code that brings sums to rows of the output, if the CPU has some.
+fn to_rows(
+    turn: Turn,
+    linear: &Linear,
+    output: &View,
+    features: &Features,
+) -> Option<(&'static Microkernel, Raw)> {
     let out_stride = i32::try_from(output.step_bytes(0)).ok().filter(|stride| *stride < 1 << 26)?;
     let rows = output.dtype == DType::F32 && output.inner_stride() == 1;
-    let micro = micro::turning(features).filter(|_| sides && plain && rows)?;
-    Some((micro, Raw::Turn(Turn { panel, gated, out_stride })))
+    let sides = linear.micro.block_rows().is_multiple_of(16);
+    let micro = micro::turning(features).filter(|_| sides && rows)?;
+    Some((micro, Raw::Turn(Turn { out_stride, ..turn })))
 }
 
 impl Job<'_> {

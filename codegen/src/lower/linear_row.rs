@@ -6,7 +6,7 @@ use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 
 use super::linear::{Job, Operand, fixed};
-use super::linear_lanes::MARGIN;
+use super::linear_lanes::{MARGIN, row_bytes};
 use super::round::LaneRows;
 use crate::emit::{Emitter, Features};
 use crate::kernel::Linear;
@@ -97,6 +97,6 @@ impl Job<'_> {
                 e.call_raw(raw, &[x, rows, results, one]);
             });
         }
-        self.row_epilogue(e, first, width, (0, MARGIN as i64 * 4));
+        self.row_epilogue(e, first, width, (row_bytes(self.linear.micro) as i64, MARGIN as i64 * 4));
     }
 }

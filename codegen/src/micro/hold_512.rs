@@ -100,7 +100,8 @@ impl Hold {
 
     fn one(&self, a: &mut CodeAssembler) -> Done {
         if self.widen.from == DType::Q4 {
-            a.vbroadcasti128(ymm0, xmmword_ptr(FROM))?;
+            a.vmovdqu(xmm0, xmmword_ptr(FROM))?;
+            a.vinserti128(ymm0, ymm0, xmm0, 1)?;
             a.vpsrlw(zmm0.k1(), zmm0, 4)?;
             a.vpand(ymm0, ymm0, ymm5)?;
         } else {

@@ -219,6 +219,8 @@ pub struct Soften {
 pub struct Turn {
     /// Rows of x in a panel, a multiple of 16: elements from one weight row's sums to the next's.
     pub panel: usize,
+    /// Whether sums lie by rows already: elements are so many from one row's of x to the next's then.
+    pub by_rows: bool,
     /// Whether a result is the tanh approximation of GELU of the first weight's sum times the second's.
     pub gated: bool,
     /// Bytes from one row of the output to the next.
@@ -271,8 +273,8 @@ pub enum Raw {
     /// sees and one past the last (i32), its denominator, its maximum and what its sums are to be multiplied by (f32);
     /// the first key; keys (not 0); columns.
     Soften(Soften),
-    /// Operands: the first weight's sums f32 `[width][panel]`, the second's or anything, the output (the first row's
-    /// element), rows of x, weight rows (neither 0; sums of whole sixteens of them are read).
+    /// Operands: the first weight's sums f32 `[width][panel]` (or by rows), the second's or anything, the output (the
+    /// first row's element), rows of x, weight rows (neither 0; sums of whole sixteens of them are read).
     Turn(Turn),
     /// Operands: the first element's block in its format's first plane, in its last, results, blocks (not 0); of floats
     /// the elements, anything, results, times [`BLOCK`](lapidary_ir::BLOCK) elements.

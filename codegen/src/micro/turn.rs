@@ -1,5 +1,6 @@
 //! The sums of a panel to rows of results, assembled: blocks of 16 weight rows by 16 rows of x are read, finished if
-//! they are to be, transposed in registers and stored along rows of the output.
+//! they are to be, transposed in registers and stored along rows of the output. Sums that lie by rows already are
+//! finished 16 at a time.
 //!
 //! What finishes them is the gate of `math::gelu_tanh`, operation by operation, so that its bits are those of kernels
 //! that have no panels.
@@ -17,6 +18,7 @@ use crate::math;
 
 /// Weight rows, and rows of x, of a block.
 const SIDE: usize = 16;
+const VECTOR: i32 = 4 * SIDE as i32;
 
 const SUMS: AsmRegister64 = gpr64::rdi;
 /// From the first weight's sums to the second's.
@@ -32,8 +34,10 @@ const ROW: AsmRegister64 = gpr64::rax;
 
 /// With AVX-512.
 pub(super) fn turn_512(turn: Turn) -> Code {
-    let Turn { panel, gated, out_stride } = turn;
+    let Turn { panel, by_rows, gated, out_stride } = turn;
     let row = panel as i32 * 4;
+    // Rows of x at a time; bytes from 16 of their sums to the next 16, and to those of the next rows.
+    let (at_once, along, across) = if by_rows { (1, VECTOR, row) } else { (SIDE, SIDE as i32 * row, VECTOR) };
     let a = &mut CodeAssembler::new(64)?;
     let mut constants = Constants::default();
     let masks: Vec<u32> = (0..SIDE as u32).map(|left| (1 << left) - 1).collect();
@@ -54,17 +58,19 @@ pub(super) fn turn_512(turn: Turn) -> Code {
     a.mov(gpr32::eax, dword_ptr(ROW + LEFT * 4))?;
     a.set_label(&mut whole)?;
     a.kmovw(k1, gpr32::eax)?;
-    for (i, &x) in (0..).zip(&ZMM[..SIDE]) {
+    for (i, &x) in (0..).zip(&ZMM[..at_once]) {
         a.vmovups(x, zmmword_ptr(FROM + i * row))?;
         if gated {
             gelu(a, &mut constants, x)?;
             a.vmulps(x, x, zmmword_ptr(FROM + SECOND + i * row))?;
         }
     }
-    transpose(a)?;
+    if !by_rows {
+        transpose(a)?;
+    }
     let mut stored = a.create_label();
     a.mov(ROW, TO)?;
-    for (i, &x) in ZMM[..SIDE].iter().enumerate() {
+    for (i, &x) in ZMM[..at_once].iter().enumerate() {
         if i > 0 {
             a.cmp(ROWS, i as i32)?;
             a.jle(stored)?;
@@ -73,13 +79,13 @@ pub(super) fn turn_512(turn: Turn) -> Code {
         a.vmovups(zmmword_ptr(ROW).k1(), x)?;
     }
     a.set_label(&mut stored)?;
-    a.add(FROM, SIDE as i32 * row)?;
-    a.add(TO, (SIDE * 4) as i32)?;
+    a.add(FROM, along)?;
+    a.add(TO, VECTOR)?;
     a.sub(LEFT, SIDE as i32)?;
     a.jg(blocks)?;
-    a.add(SUMS, (SIDE * 4) as i32)?;
-    a.add(OUT, SIDE as i32 * out_stride)?;
-    a.sub(ROWS, SIDE as i32)?;
+    a.add(SUMS, across)?;
+    a.add(OUT, at_once as i32 * out_stride)?;
+    a.sub(ROWS, at_once as i32)?;
     a.jg(columns)?;
     a.vzeroupper()?;
     a.ret()?;

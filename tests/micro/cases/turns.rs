@@ -9,15 +9,22 @@ use crate::operands::{Source, Values, float_bytes};
 pub(super) fn turns(micro: &Microkernel, source: &mut Source, values: Values) -> Vec<Case> {
     let (nr, mr) = micro.shapes[0];
     let sizes = [(1, 1), (nr, mr), (nr + 1, mr - 1), (2 * nr, 2 * mr), (2 * nr - 3, 2 * mr + 5), (3 * nr, 7)];
-    let all = sizes.into_iter().flat_map(|size| [(size, false), (size, true)]);
-    let all = all.filter(|(_, gated)| !gated || values != Values::Small);
-    all.map(|((width, rows), gated)| turn(micro, (width, rows), gated, source)).collect()
+    let all = sizes.into_iter().flat_map(|size| [false, true].map(|by_rows| (size, by_rows)));
+    let all = all.flat_map(|(size, by_rows)| [(size, by_rows, false), (size, by_rows, true)]);
+    let all = all.filter(|(.., gated)| !gated || values != Values::Small);
+    all.map(|(size, by_rows, gated)| turn(micro, size, by_rows, gated, source)).collect()
 }
 
-fn turn(micro: &Microkernel, (width, rows): (usize, usize), gated: bool, source: &mut Source) -> Case {
-    let panel = 3 * micro.mr;
+fn turn(
+    micro: &Microkernel,
+    (width, rows): (usize, usize),
+    by_rows: bool,
+    gated: bool,
+    source: &mut Source,
+) -> Case {
+    let panel = if by_rows { width.next_multiple_of(16) + 16 } else { 3 * micro.mr };
     let out_stride = width + 3;
-    let height = width.next_multiple_of(micro.shapes[0].0);
+    let height = if by_rows { rows } else { width.next_multiple_of(micro.shapes[0].0) };
     let [mut first, second]: [Vec<f32>; 2] =
         std::array::from_fn(|_| (0..height * panel).map(|_| source.float()).collect());
     // Where the exponential has its ends.
@@ -28,7 +35,8 @@ fn turn(micro: &Microkernel, (width, rows): (usize, usize), gated: bool, source:
     }
     let (out, _) = before(source, rows * out_stride);
     let result = |row: usize, column: usize| {
-        let [x, up] = [&first, &second].map(|sums| f64::from(sums[column * panel + row]));
+        let [x, up] = [&first, &second]
+            .map(|sums| f64::from(sums[if by_rows { row * panel + column } else { column * panel + row }]));
         if !gated {
             return (x, 0.0);
         }
@@ -40,7 +48,7 @@ fn turn(micro: &Microkernel, (width, rows): (usize, usize), gated: bool, source:
         (column < width).then(|| result(row, column))
     });
     Case {
-        raw: Raw::Turn(Turn { panel, gated, out_stride: 4 * out_stride as i32 }),
+        raw: Raw::Turn(Turn { panel, by_rows, gated, out_stride: 4 * out_stride as i32 }),
         want: Want::Floats(want.collect()),
         operands: vec![
             Operand::In(float_bytes(&first)),

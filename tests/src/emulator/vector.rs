@@ -15,6 +15,7 @@ fn element_bytes(i: &Instruction) -> usize {
     match i.mnemonic() {
         Mnemonic::Vmovdqu8 | Mnemonic::Vpaddb | Mnemonic::Vpbroadcastb => 1,
         Mnemonic::Vmovdqu16 | Mnemonic::Vcvtne2ps2bf16 | Mnemonic::Vpermw | Mnemonic::Vpbroadcastw => 2,
+        Mnemonic::Vpsllw | Mnemonic::Vpsrlw | Mnemonic::Vpsraw => 2,
         Mnemonic::Vextractf64x4 | Mnemonic::Vextracti64x4 | Mnemonic::Vpxorq | Mnemonic::Vpandq => 8,
         _ => 4,
     }
