@@ -20,7 +20,10 @@ const AT_ONCE: usize = 16;
 
 /// Whether a kernel of calls of up to `rows` rows takes its weights so.
 pub(super) fn is_alone(linear: &Linear, weights: &[View], rows: usize, features: &Features) -> bool {
-    let fits = |w: &View| fixed(w, 0) >= linear.micro.block_rows();
+    // Where one stream is nearly as good, weights in lanes make more of bits that lie one by one.
+    let by_bits = |w: &View| w.dtype.format().is_some_and(|f| f.quants.bits.iter().any(|bits| bits.run == 1));
+    let suits = |w: &View| features.streams() > 1 || !by_bits(w);
+    let fits = |w: &View| fixed(w, 0) >= linear.micro.block_rows() && suits(w);
     rows == 1 && features.far_rows() && linear.micro.has_row() && weights.iter().all(fits)
 }
 
