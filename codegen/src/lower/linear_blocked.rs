@@ -16,7 +16,7 @@ use lapidary_ir::BLOCK;
 use super::hold::hold;
 use super::linear::{Job, fixed};
 use super::linear_tiles::{block_bytes, longest_block, part, tiling};
-use super::tiling::Tiling;
+use super::tiling::{LINE, Tiling};
 use crate::emit::Emitter;
 use crate::kernel::Linear;
 use crate::micro::{Fetched, Microkernel, Raw, Streams, Tile, TileOperands, Widened};
@@ -31,7 +31,6 @@ const ROWS: [usize; 2] = [256, 512];
 const WAITING: usize = 512 << 10;
 /// The most rows of x whose weights are read as they are stored or lie, a block at a time: [`Job::one_block`].
 const FEW: [usize; 2] = [32, 64];
-const LINE: usize = 64;
 /// In how many calls a part is widened, each some of its rows: as many as there are panels, or the most below. With
 /// each how many elements of k there are in a part at most: the fewer calls, the more of what is widened meanwhile
 /// waits in the first cache beside it; the more parts, the more often sums come and go.

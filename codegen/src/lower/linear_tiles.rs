@@ -15,10 +15,8 @@ use crate::view::View;
 /// Tiles of weights stored so, as they are held in scratch.
 pub(super) fn tiling(micro: &'static Microkernel, stored: DType) -> Tiling {
     let weights = if micro.operands.is_quantised() { stored } else { micro.operands };
-    let (weight_stride, c_stride) = (weight_row(micro, stored), micro.mr * 4);
-    let fours = micro.has_fours();
     let fetched = micro.is_fetching().then(|| stored.row_bytes(BLOCK));
-    Tiling { micro, weights, weight_stride, c_stride, ahead: 0, nr: None, fours, streams: None, fetched }
+    Tiling { fours: micro.has_fours(), fetched, ..Tiling::new(micro, weights, weight_row(micro, stored)) }
 }
 
 /// Elements of the longest block of these weights.

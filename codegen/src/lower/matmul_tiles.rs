@@ -71,17 +71,7 @@ fn step(micro: &Microkernel) -> usize {
 fn tilings(a: &View, capacity: Capacity, micro: &'static Microkernel) -> (Option<Tiling>, Tiling) {
     let tail = a.axes.len() - 2;
     let k = capacity.of(a.axes[tail + 1].dim);
-    let of = |stride: usize| Tiling {
-        micro,
-        weights: DType::F32,
-        weight_stride: stride,
-        c_stride: micro.mr * 4,
-        ahead: 0,
-        nr: None,
-        fours: false,
-        streams: None,
-        fetched: None,
-    };
+    let of = |stride: usize| Tiling::new(micro, DType::F32, stride);
     let stride = a.axes[tail].stride * 4;
     let lies = a.dtype == DType::F32 && a.inner_stride() == 1 && (1..1 << 20).contains(&stride);
     (lies.then(|| of(stride as usize)), of(held_row(micro, DType::F32, k)))

@@ -9,7 +9,7 @@ use crate::emit::Emitter;
 use crate::micro::{Emit, Fetched, Microkernel, Raw, Streams, Tile, TileOperands};
 
 /// Bytes of a line of memory.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// A microkernel and the strides that its operands have in a kernel.
 #[derive(Clone, Copy)]
@@ -35,6 +35,13 @@ pub(super) struct Tiling {
 }
 
 impl Tiling {
+    /// Of weights that are held so, `weight_stride` bytes from row to row, a panel's results side by side; nothing is
+    /// done meanwhile.
+    pub(super) fn new(micro: &'static Microkernel, weights: DType, weight_stride: usize) -> Tiling {
+        let (c_stride, ahead, nr, fours, streams, fetched) = (micro.mr * 4, 0, None, false, None, None);
+        Tiling { micro, weights, weight_stride, c_stride, ahead, nr, fours, streams, fetched }
+    }
+
     pub(super) fn tile(&self, shape: usize) -> Tile {
         let (columns, nr) = self.micro.shapes[shape];
         let lines = |bytes: usize| (nr * bytes).div_ceil(LINE) as i32;

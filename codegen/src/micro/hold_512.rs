@@ -20,6 +20,7 @@ const COUNT: AsmRegister64 = gpr64::rcx;
 
 /// What quants of four bits are masked by, or which bit of eight is turned.
 const MASK: AsmRegisterZmm = zmm5;
+const MASK_256: AsmRegisterYmm = ymm5;
 /// The second, fourth .. 16 bytes, in words.
 const ODD: u32 = 0xff00_ff00;
 
@@ -48,7 +49,7 @@ pub(super) fn hold_whole(widen: Widen) -> Code {
     a.add(COUNT, FOUR)?;
     a.jz(done)?;
     a.set_label(&mut one)?;
-    hold.one(a)?;
+    hold.one(a, 0)?;
     hold.step(a, 1)?;
     a.dec(COUNT)?;
     a.jnz(one)?;
@@ -78,37 +79,34 @@ impl Hold {
     }
 
     fn four(&self, a: &mut CodeAssembler) -> Done {
-        if self.widen.from == DType::Q4 {
-            a.vmovdqu32(zmm0, zmmword_ptr(FROM))?;
-            // Of the first and second blocks each twice, and of the others: the second half of the elements are the
-            // bytes' upper halves.
-            for (pair, which, x, y) in [(0, 0b01_01_00_00, zmm1, ymm1), (2, 0b11_11_10_10, zmm2, ymm2)] {
-                a.vshufi32x4(x, zmm0, zmm0, which)?;
-                a.vpsrlw(x.k1(), x, 4)?;
-                a.vpandd(x, x, MASK)?;
-                a.vmovdqu(ymmword_ptr(self.to(pair)), y)?;
-                a.vextracti64x4(ymmword_ptr(self.to(pair + 1)), x, 1)?;
-            }
-        } else {
-            for block in 0..FOUR {
-                a.vpxor(ymm0, ymm5, ymmword_ptr(FROM + block * self.quants))?;
-                a.vmovdqu(ymmword_ptr(self.to(block)), ymm0)?;
-            }
+        if self.widen.from != DType::Q4 {
+            return (0..FOUR).try_for_each(|block| self.one(a, block));
+        }
+        a.vmovdqu32(zmm0, zmmword_ptr(FROM))?;
+        // Of the first and second blocks each twice, and of the others: the second half of the elements are the bytes'
+        // upper halves.
+        for (pair, which, x, y) in [(0, 0b01_01_00_00, zmm1, ymm1), (2, 0b11_11_10_10, zmm2, ymm2)] {
+            a.vshufi32x4(x, zmm0, zmm0, which)?;
+            a.vpsrlw(x.k1(), x, 4)?;
+            a.vpandd(x, x, MASK)?;
+            a.vmovdqu(ymmword_ptr(self.to(pair)), y)?;
+            a.vextracti64x4(ymmword_ptr(self.to(pair + 1)), x, 1)?;
         }
         (0..FOUR).try_for_each(|block| self.scale(a, block))
     }
 
-    fn one(&self, a: &mut CodeAssembler) -> Done {
+    fn one(&self, a: &mut CodeAssembler, block: i32) -> Done {
+        let from = FROM + block * self.quants;
         if self.widen.from == DType::Q4 {
-            a.vmovdqu(xmm0, xmmword_ptr(FROM))?;
+            a.vmovdqu(xmm0, xmmword_ptr(from))?;
             a.vinserti128(ymm0, ymm0, xmm0, 1)?;
             a.vpsrlw(zmm0.k1(), zmm0, 4)?;
-            a.vpand(ymm0, ymm0, ymm5)?;
+            a.vpand(ymm0, ymm0, MASK_256)?;
         } else {
-            a.vpxor(ymm0, ymm5, ymmword_ptr(FROM))?;
+            a.vpxor(ymm0, MASK_256, ymmword_ptr(from))?;
         }
-        a.vmovdqu(ymmword_ptr(self.to(0)), ymm0)?;
-        self.scale(a, 0)
+        a.vmovdqu(ymmword_ptr(self.to(block)), ymm0)?;
+        self.scale(a, block)
     }
 
     fn scale(&self, a: &mut CodeAssembler, block: i32) -> Done {

@@ -219,7 +219,7 @@ pub struct Soften {
 pub struct Turn {
     /// Rows of x in a panel, a multiple of 16: elements from one weight row's sums to the next's.
     pub panel: usize,
-    /// Whether sums lie by rows already: elements are so many from one row's of x to the next's then.
+    /// Whether sums lie by rows of x instead, `panel` elements from one row's to the next's.
     pub by_rows: bool,
     /// Whether a result is the tanh approximation of GELU of the first weight's sum times the second's.
     pub gated: bool,
@@ -241,7 +241,7 @@ pub struct Widen {
 /// A function of raw code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Raw {
-    /// Operands: x, weights, c, k, accumulate; if x streams, where the first line is that is fetched; if it widens too,
+    /// Operands: x, weights, c, k, accumulate; if it fetches, where the first line of that is; if it widens too,
     /// what [`WidenOperands`] says.
     Tile(Tile),
     /// Operands: x, weights (the first row), c, scratch of
@@ -311,7 +311,8 @@ pub struct TileOperands {
     pub k: Value,
     /// 0 to start the sums, else they are added to what `c` holds (i64).
     pub accumulate: Value,
-    /// If x streams: the address of weights as they are stored that are wanted next, and what is widened.
+    /// If something is done meanwhile: the address of weights as they are stored that are wanted next, and what is
+    /// widened.
     pub streams: Option<(Value, Option<WidenOperands>)>,
 }
 

@@ -35,8 +35,8 @@ fn turn(
     }
     let (out, _) = before(source, rows * out_stride);
     let result = |row: usize, column: usize| {
-        let [x, up] = [&first, &second]
-            .map(|sums| f64::from(sums[if by_rows { row * panel + column } else { column * panel + row }]));
+        let at = if by_rows { row * panel + column } else { column * panel + row };
+        let [x, up] = [&first, &second].map(|sums| f64::from(sums[at]));
         if !gated {
             return (x, 0.0);
         }

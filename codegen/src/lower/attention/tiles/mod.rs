@@ -77,31 +77,11 @@ fn padded(n: usize, operands: DType) -> usize {
 }
 
 fn score_tiling(micro: &'static Microkernel, head_dim: usize) -> Tiling {
-    Tiling {
-        micro,
-        weights: micro.operands,
-        weight_stride: padded(head_dim, micro.operands),
-        c_stride: micro.mr * 4,
-        ahead: 0,
-        nr: None,
-        fours: false,
-        streams: None,
-        fetched: None,
-    }
+    Tiling::new(micro, micro.operands, padded(head_dim, micro.operands))
 }
 
 fn value_tiling(micro: &'static Microkernel) -> Tiling {
-    Tiling {
-        micro,
-        weights: micro.operands,
-        weight_stride: padded(BLOCK, micro.operands),
-        c_stride: micro.mr * 4,
-        ahead: 0,
-        nr: None,
-        fours: false,
-        streams: None,
-        fetched: None,
-    }
+    Tiling::new(micro, micro.operands, padded(BLOCK, micro.operands))
 }
 
 /// Bytes of a panel's queries.
