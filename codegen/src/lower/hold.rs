@@ -14,7 +14,7 @@ use crate::emit::{BlockRow, Emitter, Features};
 use crate::micro::{self, Held, Microkernel, Raw, Widen};
 use crate::view::View;
 
-/// Bytes of a widened weight row of bf16 in scratch, and a little more, lest rows share cache sets.
+/// Bytes of a weight row widened to bf16 in scratch, and a little more, lest rows share cache sets.
 pub(super) fn widened_row(k: usize) -> usize {
     (k.next_multiple_of(32) + 32) * 2
 }

@@ -53,7 +53,7 @@ pub fn choose(
         prologue,
         epilogue,
         micro,
-        few: micro.of_few_rows(fixed(&weights[0], 1), features),
+        few: micro.of_few_rows(fixed(&weights[0], 1), quantised, features),
         ready: false,
     }
 }

@@ -1,4 +1,5 @@
-//! Rows of x rounded to 8 bits in blocks of 32, a scale, 8 times the sum less, and quants a block; or to bf16.
+//! Rows of x rounded to 8 bits in blocks of 32, a scale, 8 times the sum less, and quants a block; or to bf16; or as
+//! they are, in f32.
 
 use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::types::F32X4;
@@ -95,11 +96,11 @@ impl LaneRows {
     pub(super) fn round(&self, e: &mut Emitter<'_>, (x, stride): (Value, i64), rows: Value, to: Value) {
         let (row, block) = self.strides();
         let (k, operands) = (self.k, self.micro.operands);
-        if operands == DType::BF16 {
+        if !operands.is_quantised() {
             return for_values(e, (x, stride), (to, row), rows, k, |e, to, b, values| {
                 let at = e.scale(b, block as i64);
                 let to = e.b.ins().iadd(to, at);
-                for (byte, value) in (0..).step_by(8).zip(values) {
+                for (byte, value) in (0..).step_by(4 * operands.bytes()).zip(values) {
                     e.store(operands, value, to, byte, 4);
                 }
             });

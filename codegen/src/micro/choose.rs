@@ -10,8 +10,9 @@ const TO_FLOATS: Widen = Widen { from: DType::BF16, to: DType::F32, fetches: tru
 
 /// The widening of weights that the CPU has, if it has one.
 pub fn widening(features: &Features, widen: Widen) -> Option<&'static Microkernel> {
-    let does = |m: &&Microkernel| {
-        matches!(m.emit, Emit::RawWiden(_)) || matches!(m.emit, Emit::RawHold(_)) && widen.to == DType::Q8
+    let does = |m: &&Microkernel| match m.emit {
+        Emit::RawHold(_) => widen.to == DType::Q8,
+        _ => matches!(m.emit, Emit::RawWiden(_)) && widen.to != DType::Q8,
     };
     MICROKERNELS.iter().filter(does).find(|m| (m.runs_on)(features))
 }

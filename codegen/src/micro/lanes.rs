@@ -14,7 +14,7 @@ use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
 use lapidary_ir::{BLOCK, DType};
 
 use super::dot::{Done, XMM};
-use super::tile::ZMM;
+use super::tile::{Vector, ZMM};
 use super::{Code, Lanes};
 use crate::micro;
 
@@ -127,7 +127,7 @@ pub(super) fn lanes_vnni(lanes: Lanes) -> Code {
     a.jmp(group)?;
 
     a.set_label(&mut done)?;
-    store(a, lanes)?;
+    store(a, lanes, SUMS)?;
     a.assemble(0)
 }
 
@@ -174,14 +174,14 @@ pub(super) fn block_scale(a: &mut CodeAssembler, odd: usize) -> Done {
 }
 
 /// Stores the sums of as many rows of x as there are, and returns.
-pub(super) fn store(a: &mut CodeAssembler, lanes: Lanes) -> Done {
+pub(super) fn store<V: Vector>(a: &mut CodeAssembler, lanes: Lanes, sums: &[V]) -> Done {
     let mut stored = a.create_label();
-    for (t, &sum) in SUMS[..lanes.rows].iter().enumerate() {
+    for (t, &sum) in sums[..lanes.rows].iter().enumerate() {
         if t > 0 {
             a.cmp(COUNT, t as i32 + 1)?;
             a.jb(stored)?;
         }
-        a.vmovups(zmmword_ptr(C + t as i32 * lanes.c_stride), sum)?;
+        sum.store(a, ptr(C + t as i32 * lanes.c_stride))?;
     }
     a.set_label(&mut stored)?;
     a.vzeroupper()?;
@@ -292,13 +292,29 @@ pub(super) fn join(first: [usize; 4], second: [usize; 4]) -> [usize; 8] {
 /// Transposes four registers where they are, dwords within each 128 bits, by way of a fifth: the i-th has dword i of
 /// each then.
 pub(super) fn turn(a: &mut CodeAssembler, registers: [usize; 4], spare: usize) -> Done {
-    let ([p, q, r, s], t) = (registers.map(|i| ZMM[i]), ZMM[spare]);
-    a.vpunpckldq(t, p, q)?;
-    a.vpunpckhdq(p, p, q)?;
-    a.vpunpckldq(q, r, s)?;
-    a.vpunpckhdq(s, r, s)?;
-    a.vpunpcklqdq(r, p, s)?;
-    a.vpunpckhqdq(s, p, s)?;
-    a.vpunpcklqdq(p, t, q)?;
-    a.vpunpckhqdq(q, t, q)
+    Turned::turn(a, registers.map(|i| ZMM[i]), ZMM[spare])
 }
+
+/// Vectors of either width that are transposed so.
+pub(super) trait Turned: Vector {
+    fn turn(a: &mut CodeAssembler, registers: [Self; 4], spare: Self) -> Done;
+}
+
+macro_rules! turned {
+    ($($vector:ty),*) => {
+        $(impl Turned for $vector {
+            fn turn(a: &mut CodeAssembler, [p, q, r, s]: [Self; 4], t: Self) -> Done {
+                a.vpunpckldq(t, p, q)?;
+                a.vpunpckhdq(p, p, q)?;
+                a.vpunpckldq(q, r, s)?;
+                a.vpunpckhdq(s, r, s)?;
+                a.vpunpcklqdq(r, p, s)?;
+                a.vpunpckhqdq(s, p, s)?;
+                a.vpunpcklqdq(p, t, q)?;
+                a.vpunpckhqdq(q, t, q)
+            }
+        })*
+    };
+}
+
+turned!(AsmRegisterYmm, AsmRegisterZmm);

@@ -21,10 +21,12 @@ mod dot;
 mod dot_groups;
 mod dot_int8;
 mod held;
+mod hold_256;
 mod hold_512;
 mod lanes;
 mod lanes_amx;
-mod lanes_bf16;
+mod lanes_floats;
+mod lanes_floats_256;
 mod mix;
 pub mod probe;
 mod raw;
@@ -283,7 +285,7 @@ impl Microkernel {
     fn takes(&self, quantised: Quantised) -> bool {
         match (self.emit, self.operands) {
             (Emit::BlockLanes(_), _) => quantised == Quantised::Blocks,
-            (Emit::RawLanes(_), DType::BF16) => quantised == Quantised::Halves,
+            (Emit::RawLanes(_), DType::BF16 | DType::F32) => quantised == Quantised::Halves,
             (_, DType::Q8) => quantised == Quantised::Own,
             _ => true,
         }
@@ -324,8 +326,13 @@ impl Microkernel {
     }
 
     /// The microkernel for calls of up to [`FEW_ROWS`] rows of `k` elements that adds up in this one's order, and so
-    /// comes to the same bits, if the CPU has one.
-    pub fn of_few_rows(&self, k: usize, features: &Features) -> Option<&'static Microkernel> {
+    /// comes to the same bits, if the CPU has one for such weights.
+    pub fn of_few_rows(
+        &self,
+        k: usize,
+        quantised: Quantised,
+        features: &Features,
+    ) -> Option<&'static Microkernel> {
         let one_by_one = matches!(self.emit, Emit::IntegerTile(..))
             || matches!(self.emit, Emit::RawTile(_)) && !self.has_fours();
         let same = |m: &&Microkernel| {
@@ -334,6 +341,7 @@ impl Microkernel {
                 && !m.has_tiled_lanes(FEW_ROWS)
                 && m.sums() == 1
                 && m.operands == self.operands
+                && (m.takes(quantised) || m.operands != DType::F32)
                 && k.is_multiple_of(m.kr)
         };
         MICROKERNELS.iter().filter(same).find(|m| (m.runs_on)(features))

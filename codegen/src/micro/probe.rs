@@ -8,7 +8,8 @@ use iced_x86::code_asm::{registers::gpr64, *};
 use lapidary_ir::{BLOCK, DType};
 use lapidary_runtime::program::FRAME_SLOTS;
 
-use super::{Code, Quantised, amx, tile_int8};
+use super::tile_int8::Integers;
+use super::{Code, Quantised, amx};
 use crate::emit::{Emitter, Features};
 
 /// Bytes that a tile of [`Probe::Read`] loads, from slot 0.
@@ -32,11 +33,11 @@ pub enum Probe {
 
 impl Features {
     /// What operands held so are multiplied in: the tile unit or dot products of bf16, dot products of 8-bit integers,
-    /// or AVX2's 8-bit products, where the CPU has them for such operands, else f32.
+    /// or products of these alone, where the CPU has them for such operands, else f32.
     pub fn unit(&self, operands: DType) -> DType {
         let has = match operands {
             DType::BF16 => self.avx512 && (self.amx || self.bf16),
-            DType::Q8 => self.avx2 && self.fma && (!self.avx512 || self.vnni),
+            DType::Q8 => self.avx2 && self.fma,
             DType::F32 | DType::F16 | DType::I32 | DType::Bool | DType::Block(_) => false,
         };
         if has { operands } else { DType::F32 }
@@ -75,8 +76,11 @@ pub fn assemble(probe: Probe, features: &Features) -> Option<Code> {
         Probe::Read => read(features.avx512),
         Probe::Multiply(unit) => {
             let unit = features.unit(unit);
-            let tiles = unit == DType::BF16 && features.amx;
-            if tiles { amx::multiply(ROUNDS) } else { multiply(features.avx512, unit) }
+            match (unit, features.avx512) {
+                (DType::BF16, _) if features.amx => amx::multiply(ROUNDS),
+                (_, true) => multiply::<AsmRegisterZmm>(features, unit),
+                (_, false) => multiply::<AsmRegisterYmm>(features, unit),
+            }
         }
     })
 }
@@ -120,44 +124,26 @@ fn read(wide: bool) -> Code {
     a.assemble(0)
 }
 
-fn multiply(wide: bool, unit: DType) -> Code {
-    let zmm = [
-        zmm0, zmm1, zmm2, zmm3, zmm4, zmm5, zmm6, zmm7, zmm8, zmm9, zmm10, zmm11, zmm12, zmm13, zmm14, zmm15,
-        zmm16, zmm17, zmm18, zmm19, zmm20, zmm21, zmm22, zmm23,
-    ];
-    let ymm = [ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11];
+fn multiply<V: Integers>(features: &Features, unit: DType) -> Code {
     let a = &mut CodeAssembler::new(64)?;
     let (mut tile, mut round, mut done) = (a.create_label(), a.create_label(), a.create_label());
+    let (_, count) = shape(features, unit);
+    let (sums, others) = V::ALL.split_at(count);
+    let [w, product, ..] = *others else { unreachable!("sums leave registers for their operands") };
     a.sub(END, BEGIN)?;
     a.jle(done)?;
-    a.vxorps(ymm12, ymm12, ymm12)?;
-    for sum in ymm {
-        a.vxorps(sum, sum, sum)?;
-    }
-    if wide {
-        a.vpxord(zmm30, zmm30, zmm30)?;
-        for sum in zmm {
-            a.vpxord(sum, sum, sum)?;
-        }
-    }
+    sums.iter().chain([&w]).try_for_each(|register| register.zero(a))?;
     a.set_label(&mut tile)?;
     a.mov(gpr64::rcx, i64::from(ROUNDS))?;
     a.set_label(&mut round)?;
-    if wide {
-        for sum in zmm {
-            match unit {
-                DType::BF16 => a.vdpbf16ps(sum, zmm30, zmm30)?,
-                DType::Q8 => a.evex().vpdpbusd(sum, zmm30, zmm30)?,
-                DType::F32 | DType::F16 | DType::I32 | DType::Bool | DType::Block(_) => {
-                    a.vfmadd231ps(sum, zmm30, zmm30)?;
-                }
-            }
-        }
-    } else if unit == DType::Q8 {
-        tile_int8::multiply_256(a)?;
-    } else {
-        for sum in ymm {
-            a.vfmadd231ps(sum, ymm12, ymm12)?;
+    for sum in sums {
+        if unit != DType::Q8 {
+            sum.add_product(a, w, w, unit)?;
+        } else if features.vnni || features.avxvnni && !features.avx512 {
+            sum.add_fours(a, w, w)?;
+        } else {
+            product.twos(a, w, w)?;
+            sum.add_words(a, product)?;
         }
     }
     a.dec(gpr64::rcx)?;

@@ -26,9 +26,10 @@ pub fn int8_row_bytes(k: usize) -> usize {
 /// quants.
 pub const LANE_BLOCK: usize = 4 * size_of::<f32>() + BLOCK;
 
-/// Bytes of a row of x rounded for [`Emit::RawLanes`](super::Emit::RawLanes): to 8 bits, block by block; or to bf16.
+/// Bytes of a row of x as [`Emit::RawLanes`](super::Emit::RawLanes) reads it: rounded to 8 bits, block by block, or to
+/// bf16, or in f32.
 pub fn lane_row_bytes(operands: DType, k: usize) -> usize {
-    if operands == DType::BF16 { operands.row_bytes(k) } else { k / BLOCK * LANE_BLOCK }
+    if operands.is_quantised() { k / BLOCK * LANE_BLOCK } else { operands.row_bytes(k) }
 }
 
 /// Blocks of x of a [`RowUnit`].

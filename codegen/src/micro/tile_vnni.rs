@@ -1,9 +1,11 @@
-//! Tiles in integers with AVX-512 VNNI, assembled: x rounded to 8 bits in blocks, against quantised weight rows, as
-//! `tile_int8.rs` says.
+//! Tiles in integers with VNNI, in 256 bits or 512, assembled: x rounded to 8 bits in blocks, against quantised weight
+//! rows, as `tile_int8.rs` says.
 //!
-//! Half of the weight rows' products are summed while the other half's sums are scaled and added to the results. That
-//! waits for a block's last product, and a CPU sees less than a block ahead: so the instructions of both come in turn.
+//! In 512 bits half of the weight rows' products are summed while the other half's sums are scaled and added to the
+//! results. That waits for a block's last product, and a CPU sees less than a block ahead: so the instructions of both
+//! come in turn.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use iced_x86::code_asm::{registers::gpr64, *};
@@ -11,12 +13,9 @@ use iced_x86::{IcedError, Instruction};
 use lapidary_ir::{BLOCK, DType};
 
 use super::dot::Done;
-use super::tile::ZMM;
-use super::tile_int8::{PANEL_BLOCK, STEP};
+use super::tile_int8::{Integers, PANEL_BLOCK, STEP};
 use super::{Code, Fetched, Held, Streams, Tile};
 
-const LANES: usize = 16;
-const VECTOR: usize = 4 * LANES;
 const LINE: i32 = 64;
 
 const X: AsmRegister64 = gpr64::rdi;
@@ -28,26 +27,34 @@ const ACCUMULATE: AsmRegister64 = gpr64::r8;
 /// What is fetched next.
 const WANTED: AsmRegister64 = gpr64::r9;
 
-/// The vectors of a step of x, and a row's quants.
-const XS: &[AsmRegisterZmm] = ZMM.split_at(24).1;
-const QUANTS: AsmRegisterZmm = zmm28;
-/// A row's scale, and some of its results.
-const SCALE: AsmRegisterZmm = zmm29;
-const RESULT: AsmRegisterZmm = zmm30;
-
-/// 16 lanes, at most 24 sums; k is counted in blocks, not 0.
-pub(super) fn tile_vnni(tile: Tile) -> Code {
+/// AVX-VNNI: 8 lanes, at most 12 sums; k is counted in blocks, not 0.
+pub(super) fn tile_256(tile: Tile) -> Code {
     let a = &mut CodeAssembler::new(64)?;
-    let [mut again, mut ready, mut done] = std::array::from_fn(|_| a.create_label());
-    let [first, second] = [0..tile.nr / 2, tile.nr / 2..tile.nr].map(|rows| Rows { tile, rows });
-    a.test(ACCUMULATE, ACCUMULATE)?;
-    a.jnz(ready)?;
-    a.vpxord(RESULT, RESULT, RESULT)?;
-    for (n, v) in first.sums().chain(second.sums()) {
-        a.vmovups(zmmword_ptr(first.results(n, v)), RESULT)?;
-    }
-    a.set_label(&mut ready)?;
-    let [x, weights] = [tile.panel * PANEL_BLOCK, Held::Whole.block_bytes(tile.weights)].map(|b| b as i32);
+    let mut again = a.create_label();
+    let rows = Rows::<AsmRegisterYmm>::of(tile, 0..tile.nr);
+    rows.begin(a)?;
+    a.set_label(&mut again)?;
+    // Of half as many sums products would wait for each other; those of the next block are within sight.
+    in_turn(a, &rows.products()?, &[])?;
+    in_turn(a, &rows.scaling([0, 0])?, &[])?;
+    let [x, weights] = block_bytes(tile);
+    a.add(X, x)?;
+    a.add(WEIGHTS, weights)?;
+    a.dec(K)?;
+    a.jnz(again)?;
+    a.vzeroupper()?;
+    a.ret()?;
+    a.assemble(0)
+}
+
+/// AVX-512 VNNI: 16 lanes, at most 24 sums; k is counted in blocks, not 0.
+pub(super) fn tile_512(tile: Tile) -> Code {
+    let a = &mut CodeAssembler::new(64)?;
+    let [mut again, mut done] = std::array::from_fn(|_| a.create_label());
+    let [first, second] =
+        [0..tile.nr / 2, tile.nr / 2..tile.nr].map(|rows| Rows::<AsmRegisterZmm>::of(tile, rows));
+    Rows::<AsmRegisterZmm>::of(tile, 0..tile.nr).begin(a)?;
+    let [x, weights] = block_bytes(tile);
     in_turn(a, &first.products()?, &[])?;
     a.set_label(&mut again)?;
     in_turn(a, &second.products()?, &first.scaling([0, 0])?)?;
@@ -64,6 +71,11 @@ pub(super) fn tile_vnni(tile: Tile) -> Code {
     a.assemble(0)
 }
 
+/// Bytes from a block of a panel of x to the next, and of a weight row.
+fn block_bytes(tile: Tile) -> [i32; 2] {
+    [tile.panel * PANEL_BLOCK, Held::Whole.block_bytes(tile.weights)].map(|bytes| bytes as i32)
+}
+
 /// Puts down many instructions and fewer, evenly among them.
 fn in_turn(a: &mut CodeAssembler, many: &[Instruction], fewer: &[Instruction]) -> Done {
     let upto = |i: usize| fewer.len() * i / many.len();
@@ -75,14 +87,31 @@ fn in_turn(a: &mut CodeAssembler, many: &[Instruction], fewer: &[Instruction]) -
 }
 
 /// Some weight rows of a tile.
-struct Rows {
+struct Rows<V> {
     tile: Tile,
     rows: Range<usize>,
+    vectors: PhantomData<V>,
 }
 
-impl Rows {
+impl<V: Integers> Rows<V> {
+    fn of(tile: Tile, rows: Range<usize>) -> Rows<V> {
+        Rows { tile, rows, vectors: PhantomData }
+    }
+
+    /// Makes the results 0 if they are not added to.
+    fn begin(&self, a: &mut CodeAssembler) -> Done {
+        let mut ready = a.create_label();
+        a.test(ACCUMULATE, ACCUMULATE)?;
+        a.jnz(ready)?;
+        let zero = V::ALL[0];
+        zero.zero(a)?;
+        self.sums().try_for_each(|(n, v)| zero.store(a, self.results(n, v)))?;
+        a.set_label(&mut ready)?;
+        a.zero_bytes()
+    }
+
     fn vectors(&self) -> Range<usize> {
-        0..self.tile.columns / LANES
+        0..self.tile.columns * 4 / V::BYTES as usize
     }
 
     /// Weight rows and vectors of x, whose products have a sum each.
@@ -90,17 +119,26 @@ impl Rows {
         self.rows.clone().flat_map(|n| self.vectors().map(move |v| (n, v)))
     }
 
-    fn sum(&self, n: usize, v: usize) -> AsmRegisterZmm {
-        ZMM[n * self.vectors().len() + v]
+    fn sum(&self, n: usize, v: usize) -> V {
+        V::ALL[n * self.vectors().len() + v]
+    }
+
+    /// The vectors of a step of x; a row's quants; a row's scale.
+    fn operands(&self) -> (&'static [V], V, V) {
+        let vectors = self.vectors().len();
+        match V::ALL[self.tile.nr * vectors..].split_at(vectors) {
+            (xs, &[quants, scale, ..]) => (xs, quants, scale),
+            _ => unreachable!("a tile leaves registers for quants and a scale"),
+        }
     }
 
     fn results(&self, n: usize, v: usize) -> AsmMemoryOperand {
-        C + (n as i32 * self.tile.c_stride + (v * VECTOR) as i32)
+        C + (n as i32 * self.tile.c_stride + v as i32 * V::BYTES)
     }
 
     /// The `part`-th of what a block of a panel of x has for all its rows, 4 bytes each: scales, sums, quants by fours.
     fn x(&self, part: usize, v: usize) -> AsmMemoryOperand {
-        X + (part * self.tile.panel * 4 + v * VECTOR) as i32
+        X + ((part * self.tile.panel * 4) as i32 + v as i32 * V::BYTES)
     }
 
     /// Bytes into a block of weight row `n`: the quants, then the scale.
@@ -111,22 +149,21 @@ impl Rows {
     /// Sums of a block's products, less what quants are held more than they are.
     fn products(&self) -> Result<Vec<Instruction>, IcedError> {
         let a = &mut CodeAssembler::new(64)?;
+        let (xs, quants, _) = self.operands();
         for v in self.vectors() {
             let first = self.sum(self.rows.start, v);
-            a.vmovdqu32(first, zmmword_ptr(self.x(1, v)))?;
+            first.load(a, self.x(1, v))?;
             if self.tile.weights == DType::Q8 {
                 // Shifted by 128, which is 16 times 8.
-                a.vpslld(first, first, 4)?;
+                first.sixteenfold(a)?;
             }
-            self.rows.clone().skip(1).try_for_each(|n| a.vmovdqa32(self.sum(n, v), first))?;
+            self.rows.clone().skip(1).try_for_each(|n| self.sum(n, v).copy(a, first))?;
         }
         for step in 0..BLOCK / STEP {
-            for v in self.vectors() {
-                a.vmovdqu32(XS[v], zmmword_ptr(self.x(2 + step, v)))?;
-            }
+            self.vectors().try_for_each(|v| xs[v].load(a, self.x(2 + step, v)))?;
             for n in self.rows.clone() {
-                a.vpbroadcastd(QUANTS, dword_ptr(self.weights(n, step * STEP)))?;
-                self.vectors().try_for_each(|v| a.evex().vpdpbusd(self.sum(n, v), QUANTS, XS[v]))?;
+                quants.broadcast(a, self.weights(n, step * STEP))?;
+                self.vectors().try_for_each(|v| self.sum(n, v).add_fours(a, quants, xs[v]))?;
             }
             self.fetch(a, step)?;
         }
@@ -153,15 +190,14 @@ impl Rows {
     /// The sums times both scales, added to the results: of a block so many bytes of x and of weights from here.
     fn scaling(&self, [x, weights]: [i32; 2]) -> Result<Vec<Instruction>, IcedError> {
         let a = &mut CodeAssembler::new(64)?;
+        let (_, _, scale) = self.operands();
         for n in self.rows.clone() {
-            a.vbroadcastss(SCALE, dword_ptr(self.weights(n, BLOCK) + weights))?;
+            scale.broadcast(a, self.weights(n, BLOCK) + weights)?;
             for v in self.vectors() {
                 let sum = self.sum(n, v);
-                a.vcvtdq2ps(sum, sum)?;
-                a.vmulps(sum, sum, zmmword_ptr(self.x(0, v) + x))?;
-                a.vmovups(RESULT, zmmword_ptr(self.results(n, v)))?;
-                a.vfmadd231ps(RESULT, sum, SCALE)?;
-                a.vmovups(zmmword_ptr(self.results(n, v)), RESULT)?;
+                sum.scale(a, self.x(0, v) + x)?;
+                sum.times_plus(a, scale, self.results(n, v))?;
+                sum.store(a, self.results(n, v))?;
             }
         }
         Ok(a.take_instructions())

@@ -5,7 +5,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr64, *};
 use lapidary_ir::{BLOCK, DType};
 
-use super::{Code, Widen, blocks, hold_512, tile_int8};
+use super::{Code, Widen, blocks};
 
 const FROM: AsmRegister64 = gpr64::rdi;
 const TO: AsmRegister64 = gpr64::rdx;
@@ -22,11 +22,8 @@ fn next(a: &mut CodeAssembler, widen: Widen, again: CodeLabel) -> Result<(), Ice
     a.jnz(again)
 }
 
-/// AVX-512; to bf16 with AVX-512 BF16; for integer tiles.
+/// AVX-512; to bf16 with AVX-512 BF16.
 pub(super) fn widen_512(widen: Widen) -> Code {
-    if widen.to == DType::Q8 {
-        return hold_512::hold_whole(widen);
-    }
     if let Some(format) = widen.from.format() {
         return blocks::widen_512(widen, format);
     }
@@ -74,11 +71,8 @@ pub(super) fn widen_512(widen: Widen) -> Code {
     a.assemble(0)
 }
 
-/// AVX2 with F16C, to f32 or for integer tiles.
+/// AVX2 with F16C, to f32.
 pub(super) fn widen_256(widen: Widen) -> Code {
-    if widen.to == DType::Q8 {
-        return tile_int8::hold_halves(widen);
-    }
     if let Some(format) = widen.from.format() {
         return blocks::widen_256(widen, format);
     }

@@ -29,10 +29,18 @@ impl Target {
                 attention_tile_flops: 160.0,
                 ..wide
             },
-            (true, _) => Machine { dot: dot(rounded), attention_tile_flops: 160.0, ..wide },
+            (true, _) => {
+                let flops = if rounded { formats(228.0, 228.0, 320.0, 550.0) } else { wide.flops };
+                Machine { dot: dot(rounded), flops, attention_tile_flops: 160.0, ..wide }
+            }
             (false, true) => {
                 let (attention_flops, attention_tile_flops) = (122.0, 126.0);
-                let flops = if rounded { formats(228.0, 228.0, 320.0, 550.0) } else { wide.flops };
+                let flops = match rounded {
+                    // By what they take on a Zen 5 beside AVX2's.
+                    true if f.avxvnni => formats(228.0, 228.0, 740.0, 750.0),
+                    true => formats(228.0, 228.0, 320.0, 550.0),
+                    false => wide.flops,
+                };
                 Machine { dot: dot(rounded), flops, attention_flops, attention_tile_flops, ..wide }
             }
             (false, false) => Machine {

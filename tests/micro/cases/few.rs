@@ -90,7 +90,7 @@ pub(super) fn lanes(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
     let (own, all) = (|d: &DType| micro::raw_reads(*d), matches!(micro.emit, Emit::BlockLanes(_)));
     let mut cases = vec![];
     let reads = |d: &DType| match micro.operands {
-        DType::BF16 => *d == micro.operands,
+        DType::BF16 | DType::F32 => *d == DType::BF16,
         _ => d.is_quantised() && (all || own(d)),
     };
     for dtype in DType::ALL.into_iter().filter(reads) {
@@ -103,7 +103,7 @@ pub(super) fn lanes(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
         for blocks in lengths.into_iter().filter(|blocks| (blocks * block).is_multiple_of(micro.kr)) {
             let most = micro.mr;
             for (most, rows) in [(1, 1), (3, 1), (3, 2), (3, 3), (most, 1 + blocks % 8), (most, most)] {
-                let pads = if micro.operands == DType::BF16 { vec![0, BLOCK] } else { vec![0] };
+                let pads = if micro.operands.is_quantised() { vec![0] } else { vec![0, BLOCK] };
                 for pad in pads {
                     cases.push(lane_case(micro, (dtype, blocks * block, pad), (most, rows), source));
                 }
@@ -124,7 +124,7 @@ fn lane_case(
 ) -> Case {
     let nr = micro.shapes[0].1;
     let (x, xs) = match micro.operands {
-        DType::BF16 => source.rows(DType::BF16, rows, k, 0),
+        floats @ (DType::BF16 | DType::F32) => source.rows(floats, rows, k, 0),
         _ => {
             let (bytes, values): (Vec<_>, _) = (0..rows).map(|_| lane_row(k, source)).unzip();
             let mut bytes = panel_of(bytes, micro.lane_panel(most));

@@ -16,11 +16,12 @@ pub(super) fn widenings(micro: &Microkernel, targets: &[Target], source: &mut So
         targets.iter().filter(|t| micro::widening(&t.features, widen).is_some_and(|w| w.name == micro.name))
     {
         let tiles = || MICROKERNELS.iter().filter(|m| m.is_packed() && (m.runs_on)(&target.features));
-        if !holds {
+        if holds {
+            forms.extend(tiles().find(|m| m.operands == DType::Q8).map(|m| (m.operands, m.held())));
+        } else {
             let floats = tiles().filter(|m| m.operands != DType::Q8);
             forms.extend(floats.map(|m| (m.operands, None)));
         }
-        forms.extend(tiles().find(|m| m.operands == DType::Q8).map(|m| (m.operands, m.held())));
     }
     forms.sort_unstable();
     forms.dedup();

@@ -4,7 +4,7 @@
 
 use lapidary_ir::{BLOCK, DType};
 
-use crate::micro::{Emit, Microkernel, aarch64, mix, scores, soften, turn, widen};
+use crate::micro::{Emit, Microkernel, aarch64, hold_256, hold_512, mix, scores, soften, turn, widen};
 
 /// In the order in which they are tried, of each kind.
 pub(super) const ROWS: &[Microkernel] = &[
@@ -117,6 +117,39 @@ pub(super) const ROWS: &[Microkernel] = &[
         max_rows: 0,
         runs_on: |f| f.avx2 && f.fma,
         emit: Emit::RawWiden(widen::widen_256),
+    },
+    Microkernel {
+        name: "avx512_hold",
+        operands: DType::Q8,
+        mr: 1,
+        shapes: &[(BLOCK, 1)],
+        block: (1, 0),
+        kr: 1,
+        max_rows: 0,
+        runs_on: |f| f.avx512 && f.vnni,
+        emit: Emit::RawHold(hold_512::hold_whole),
+    },
+    Microkernel {
+        name: "avxvnni_hold",
+        operands: DType::Q8,
+        mr: 1,
+        shapes: &[(BLOCK, 1)],
+        block: (1, 0),
+        kr: 1,
+        max_rows: 0,
+        runs_on: |f| f.avxvnni && f.fma && !f.avx512,
+        emit: Emit::RawHold(hold_256::hold_whole),
+    },
+    Microkernel {
+        name: "avx2_hold",
+        operands: DType::Q8,
+        mr: 1,
+        shapes: &[(BLOCK, 1)],
+        block: (1, 0),
+        kr: 1,
+        max_rows: 0,
+        runs_on: |f| f.avx2 && f.fma,
+        emit: Emit::RawHold(hold_256::hold_halves),
     },
     Microkernel {
         name: "neon_hold_pairs",

@@ -5,7 +5,8 @@
 use lapidary_ir::{BLOCK, DType};
 
 use crate::micro::{
-    Emit, FEW_ROWS, Microkernel, aarch64, blocks, clif, dot, dot_int8, lanes, lanes_amx, lanes_bf16,
+    Emit, FEW_ROWS, Microkernel, aarch64, blocks, clif, dot, dot_int8, lanes, lanes_amx, lanes_floats,
+    lanes_floats_256,
 };
 
 /// Rows of x that meet weight rows of blocks in lanes before these are unpacked again: a block of each and their
@@ -45,7 +46,7 @@ pub(super) const ROWS: &[Microkernel] = &[
         kr: BLOCK,
         max_rows: FEW_ROWS,
         runs_on: |f| f.avx512 && f.bf16,
-        emit: Emit::RawLanes(lanes_bf16::lanes_bf16),
+        emit: Emit::RawLanes(lanes_floats::lanes_bf16),
     },
     Microkernel {
         name: "avx512_vnni_block_lanes",
@@ -121,8 +122,31 @@ pub(super) const ROWS: &[Microkernel] = &[
         block: (2 * blocks::LANES, 0),
         kr: BLOCK,
         max_rows: usize::MAX,
-        runs_on: |f| f.avx2 && f.fma && !f.avx512,
+        runs_on: |f| f.avx2 && f.fma && !(f.avx512 && f.vnni),
         emit: Emit::BlockLanes(blocks::lanes_avx2),
+    },
+    Microkernel {
+        name: "avx512_widening_lanes",
+        operands: DType::F32,
+        mr: lanes::ROWS,
+        shapes: &[(lanes::ROWS, lanes::LANES)],
+        block: (lanes::LANES, 0),
+        kr: BLOCK,
+        // Products of each row alone add up otherwise.
+        max_rows: 0,
+        runs_on: |f| f.avx512,
+        emit: Emit::RawLanes(lanes_floats::lanes_512),
+    },
+    Microkernel {
+        name: "avx2_widening_lanes",
+        operands: DType::F32,
+        mr: lanes_floats_256::ROWS,
+        shapes: &[(lanes_floats_256::ROWS, lanes::LANES)],
+        block: (lanes::LANES, 0),
+        kr: BLOCK,
+        max_rows: 0,
+        runs_on: |f| f.avx2 && f.fma,
+        emit: Emit::RawLanes(lanes_floats_256::lanes_256),
     },
     Microkernel {
         name: "neon_sdot",

@@ -28,7 +28,7 @@ pub(super) const ROWS: &[Microkernel] = &[
         kr: BLOCK,
         max_rows: usize::MAX,
         runs_on: |f| f.avx512 && f.vnni,
-        emit: Emit::IntegerTile(tile_vnni::tile_vnni, Held::Whole),
+        emit: Emit::IntegerTile(tile_vnni::tile_512, Held::Whole),
     },
     Microkernel {
         name: "avx512_bf16_tile",
@@ -42,6 +42,17 @@ pub(super) const ROWS: &[Microkernel] = &[
         emit: Emit::RawTile(tile::tile_bf16),
     },
     Microkernel {
+        name: "avx512_int8_tile",
+        operands: DType::Q8,
+        mr: 48,
+        shapes: &[(48, 8), (32, 12), (16, 24)],
+        block: (48, 1024),
+        kr: BLOCK,
+        max_rows: usize::MAX,
+        runs_on: |f| f.avx512 && !f.vnni,
+        emit: Emit::IntegerTile(tile_int8::tile_512, Held::Halves),
+    },
+    Microkernel {
         name: "avx512_tile",
         operands: DType::F32,
         mr: 48,
@@ -53,6 +64,17 @@ pub(super) const ROWS: &[Microkernel] = &[
         emit: Emit::RawTile(tile::tile_512),
     },
     Microkernel {
+        name: "avxvnni_tile",
+        operands: DType::Q8,
+        mr: 16,
+        shapes: &[(16, 6), (8, 12)],
+        block: (48, 1024),
+        kr: BLOCK,
+        max_rows: usize::MAX,
+        runs_on: |f| f.avxvnni && f.fma && !f.avx512,
+        emit: Emit::IntegerTile(tile_vnni::tile_256, Held::Whole),
+    },
+    Microkernel {
         name: "avx2_int8_tile",
         operands: DType::Q8,
         mr: 16,
@@ -60,7 +82,6 @@ pub(super) const ROWS: &[Microkernel] = &[
         block: (48, 1024),
         kr: BLOCK,
         max_rows: usize::MAX,
-        // With AVX-512 wider tiles of f32 are as fast.
         runs_on: |f| f.avx2 && f.fma && !f.avx512,
         emit: Emit::IntegerTile(tile_int8::tile_256, Held::Halves),
     },
