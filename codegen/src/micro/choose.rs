@@ -116,7 +116,7 @@ pub fn choose(
     let is_long = DType::BF16.row_bytes(k) >= LONG;
     let fits = |m: &&Microkernel| {
         let operands = (m.operands == DType::F32 || rounded) && m.takes(quantised);
-        let turned = m.operands == DType::BF16 && m.has_lanes();
+        let turned = !m.operands.is_quantised() && m.has_lanes();
         let pays = !turned || is_long;
         // Blocks that CLIF would widen to scratch it multiplies sooner itself.
         let widened = matches!(m.emit, Emit::RawDot(_)) && quantised == Quantised::Blocks;

@@ -6,7 +6,7 @@
 //! another, as tiles add them (`tile.rs`): a result has the same bits.
 //!
 //! Weight rows that follow one another lie in memory. The 16 after these are fetched meanwhile in the order of their
-//! bytes, so that memory serves one stream. Rows that lie apart are held in cache.
+//! bytes, or in as many streams as memory serves best. Rows that lie apart are held in cache.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr32, registers::gpr64, *};
@@ -23,7 +23,7 @@ const STEPS: usize = BLOCK / ELEMENTS;
 /// Where the part of the last row of x begins, in each of them.
 const ENTRIES: [AsmRegister64; STEPS] = [gpr64::r10, gpr64::r11];
 /// Bytes of a line of memory.
-const LINE: i32 = 64;
+const LINE: usize = 64;
 
 /// With AVX-512 BF16; k is a multiple of [`BLOCK`].
 pub(super) fn lanes_bf16(lanes: Lanes) -> Code {
@@ -80,9 +80,13 @@ fn lanes_of<M: Meeting>(lanes: Lanes) -> Code {
     a.mov(LEFT, (k / BLOCK) as i64)?;
 
     a.set_label(&mut again)?;
-    let fetched = DType::BF16.row_bytes(LANES * ELEMENTS) as i32;
+    let stream_bytes = bytes / lanes.streams;
+    let fetched = DType::BF16.row_bytes(LANES * ELEMENTS) / lanes.streams;
     for (step, labels) in entries.iter_mut().enumerate() {
-        let lines = (step as i32 * fetched..(step as i32 + 1) * fetched).step_by(LINE as usize);
+        let lines = |stream| {
+            (step * fetched..(step + 1) * fetched).step_by(LINE).map(move |line| stream * stream_bytes + line)
+        };
+        let lines = (0..lanes.streams).flat_map(lines).map(|line| line as i32);
         let weights = M::weights(a, stride, step, &mut lines.filter(|_| follow))?;
         if rows > 1 {
             a.jmp(ENTRIES[step])?;
@@ -98,7 +102,7 @@ fn lanes_of<M: Meeting>(lanes: Lanes) -> Code {
     a.add(X, (BLOCK * M::X_ELEMENT) as i32)?;
     a.add(W, DType::BF16.row_bytes(BLOCK) as i32)?;
     if follow {
-        a.add(FETCH, STEPS as i32 * fetched)?;
+        a.add(FETCH, (STEPS * fetched) as i32)?;
     }
     a.dec(LEFT)?;
     a.jnz(again)?;

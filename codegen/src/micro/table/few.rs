@@ -132,8 +132,7 @@ pub(super) const ROWS: &[Microkernel] = &[
         shapes: &[(lanes::ROWS, lanes::LANES)],
         block: (lanes::LANES, 0),
         kr: BLOCK,
-        // Products of each row alone add up otherwise.
-        max_rows: 0,
+        max_rows: FEW_ROWS,
         runs_on: |f| f.avx512,
         emit: Emit::RawLanes(lanes_floats::lanes_512),
     },
@@ -144,6 +143,7 @@ pub(super) const ROWS: &[Microkernel] = &[
         shapes: &[(lanes_floats_256::ROWS, lanes::LANES)],
         block: (lanes::LANES, 0),
         kr: BLOCK,
+        // Rows that are decoded are better met by dot products.
         max_rows: 0,
         runs_on: |f| f.avx2 && f.fma,
         emit: Emit::RawLanes(lanes_floats_256::lanes_256),
