@@ -9,14 +9,33 @@ use lapidary_ir::{BLOCK, DType, Dim};
 
 use super::elementwise::{load_along_row, store_along_row};
 use super::round::largest_of_block;
-use crate::emit::Emitter;
+use crate::emit::{Emitter, Features};
 use crate::kernel::Kernel;
+use crate::micro::{self, Microkernel, Raw, Widen};
 use crate::view::View;
+
+/// The raw code that rounds a row, if there is some.
+fn rounding(kernel: &Kernel, features: &Features) -> Option<(&'static Microkernel, Raw)> {
+    let (rows, cache) = (&kernel.inputs[0], &kernel.outputs[0]);
+    let whole = rows.dims().last().is_some_and(|n| matches!(n, Dim::Fixed(n) if n.is_multiple_of(BLOCK)));
+    let (from, to) = (rows.dtype, cache.dtype);
+    let suits = features.unit(to) == to && (from, to) == (DType::F32, DType::BF16);
+    let side_by_side = rows.inner_stride() == 1 && cache.inner_stride() == 1;
+    let widen = Widen { from, to, fetches: false };
+    let micro = micro::widening(features, widen).filter(|_| suits && side_by_side && whole)?;
+    Some((micro, Raw::Widen(widen)))
+}
+
+/// The raw code that the kernel calls.
+pub(super) fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkernel, Raw)> {
+    rounding(kernel, features).into_iter().collect()
+}
 
 /// Emits the kernel; a tile is a head's row.
 pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
     let (rows, cache) = (&kernel.inputs[0], &kernel.outputs[0]);
     let dims = rows.dims();
+    let rounding = rounding(kernel, &e.features);
     e.for_tiles(|e, tile| {
         let indices = e.unravel(tile, &dims[..2]);
         let (head, t) = (indices[0], indices[1]);
@@ -33,6 +52,10 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel) {
             return;
         }
         let n = e.length(dims[2]);
+        if let Some((_, raw)) = rounding {
+            let blocks = e.b.ins().ushr_imm_u(n, i64::from(BLOCK.trailing_zeros()));
+            return e.call_raw(raw, &[row, row, out, blocks]);
+        }
         e.for_lanes(n, &[], |e, i, lanes, _| {
             let value = load_along_row(e, rows, Some(row), i, lanes);
             store_along_row(e, cache, value, out, i, lanes);

@@ -156,6 +156,7 @@ pub(super) fn raw_code(
         | Emit::RawMix(_)
         | Emit::RawSoften(_)
         | Emit::RawTurn(_)
+        | Emit::RawPack(_)
         | Emit::RawWiden(_)
         | Emit::RawHold(_) => vec![],
     }

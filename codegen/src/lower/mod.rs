@@ -42,15 +42,15 @@ pub fn raw_code(kernel: &Kernel, features: &Features) -> Vec<(&'static Microkern
         Body::Linear(linear) => linear::raw_code(kernel, linear, features),
         Body::Attention { way, .. } => attention::raw_code(kernel, *way, features),
         Body::Product(product) => matmul_tiles::raw_code(kernel, product.micro),
+        Body::Append => append::raw_code(kernel, features),
+        Body::Pack(pack) => pack::raw_code(kernel, pack, features),
         Body::Elementwise(_)
         | Body::Map(_)
         | Body::Reduce(_)
         | Body::Matmul
         | Body::Gather { .. }
-        | Body::Append
         | Body::RmsNorm { .. }
         | Body::AddRmsNorm { .. }
-        | Body::Pack(_)
         | Body::Rope
         | Body::Scores { .. }
         | Body::PackColumns(_)

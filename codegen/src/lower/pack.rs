@@ -11,13 +11,13 @@ use lapidary_ir::{BLOCK, DType, Dim};
 use lapidary_runtime::program::Tiles;
 
 use super::elementwise::load_along_row;
-use super::linear::norm_row_into;
+use super::linear::{fixed, norm_row_into};
 use super::linear_lanes::most_in_lanes;
 use super::round::{LaneRows, Rounded, round_block};
 use super::transpose;
-use crate::emit::Emitter;
+use crate::emit::{Emitter, Features};
 use crate::kernel::{Kernel, Pack};
-use crate::micro::{self, FEW_ROWS, Held, Microkernel};
+use crate::micro::{self, FEW_ROWS, Held, Microkernel, Raw};
 use crate::view::{Base, Capacity, View};
 
 /// Elements of k that are packed for all rows before the next: they stay in the first cache.
@@ -63,8 +63,34 @@ pub fn packed(rows: Dim, k: usize, capacity: Capacity, micro: &Microkernel) -> V
     View::contiguous(Base::Number(0.0), dtype, &dims.map(Dim::Fixed), capacity)
 }
 
+/// The raw code that packs some rows at a time, if there is some: of rows of so many bytes, one after the other.
+fn packing(
+    Pack { prologue, micro, few: _ }: Pack,
+    x: &View,
+    features: &Features,
+) -> Option<(&'static Microkernel, Raw)> {
+    let k = fixed(x, 1);
+    let stride = if prologue.is_some() { 4 * k as i64 } else { x.step_bytes(0) };
+    let packs = micro::packing(features)?;
+    let floats = prologue.is_some() || x.dtype == DType::F32 && x.inner_stride() == 1;
+    let blocks = micro.held().is_some_and(|held| held.run() == 4) && micro.mr.is_multiple_of(packs.mr);
+    let x_stride = i32::try_from(stride).ok().filter(|stride| *stride < 1 << 26 && floats && blocks)?;
+    Some((packs, Raw::Pack(micro::Pack { panel: micro.mr, x_stride })))
+}
+
+/// The raw code that the kernel calls.
+pub(super) fn raw_code(
+    kernel: &Kernel,
+    pack: &Pack,
+    features: &Features,
+) -> Vec<(&'static Microkernel, Raw)> {
+    packing(*pack, &kernel.inputs[0], features).into_iter().collect()
+}
+
 /// Emits the kernel.
-pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, Pack { prologue, micro, few }: Pack) {
+pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, pack: Pack) {
+    let Pack { prologue, micro, few } = pack;
+    let packing = packing(pack, &kernel.inputs[0], &e.features);
     let panel = tile_rows(micro);
     let (x, output) = (&kernel.inputs[0], &kernel.outputs[0]);
     let Some(Dim::Fixed(k)) = x.axes.last().map(|a| a.dim) else { unreachable!("rows have fixed lengths") };
@@ -113,8 +139,11 @@ pub(super) fn lower(e: &mut Emitter<'_>, kernel: &Kernel, Pack { prologue, micro
             let out = e.step(output, 0, out, tile);
             let run = micro.held().map_or(if micro.has_fours() { 4 } else { 2 }, Held::run);
             let k = e.i64(k as i64);
-            let read = Read { view: &view, base, rows: (first, end), k, out, panel, run };
+            let mut read = Read { view: &view, base, rows: (first, end), k, out, panel, run };
             if micro.operands == DType::Q8 {
+                if let Some(packing) = packing {
+                    read.raw_blocks(e, packing);
+                }
                 read.blocks(e);
             } else {
                 read.floats(e, micro.operands == DType::BF16);
@@ -133,11 +162,11 @@ pub(super) struct Read<'a> {
     pub(super) view: &'a View,
     /// Address of row 0.
     pub(super) base: Value,
-    /// The panel's first row and its end.
+    /// The first row that is read, and their end.
     pub(super) rows: (Value, Value),
     /// Elements of a row (i64).
     pub(super) k: Value,
-    /// Address of the panel, of so many rows.
+    /// Where that row goes in its panel, of so many rows.
     pub(super) out: Value,
     pub(super) panel: usize,
     /// Elements of a row that follow one another, of quants four or eight, of bf16 two or four.
@@ -203,6 +232,27 @@ impl Read<'_> {
             });
             vec![]
         });
+    }
+
+    /// As many rows at a time as raw code takes, rounded to 8 bits in blocks. What is left over remains to be read.
+    fn raw_blocks(&mut self, e: &mut Emitter<'_>, (micro, raw): (&Microkernel, Raw)) {
+        let Read { base, rows: (first, end), out, .. } = *self;
+        let rows = e.b.ins().isub(end, first);
+        let mask = e.i64(!(micro.mr as i64 - 1));
+        let whole = e.b.ins().band(rows, mask);
+        let blocks = e.b.ins().ushr_imm_u(self.k, i64::from(BLOCK.trailing_zeros()));
+        let zero = e.i64(0);
+        e.for_range(zero, whole, micro.mr as i64, &[], |e, t, _| {
+            let row = e.b.ins().iadd(first, t);
+            let x = e.step(self.view, 0, base, row);
+            let lane = e.scale(t, 4);
+            let to = e.b.ins().iadd(out, lane);
+            e.call_raw(raw, &[x, to, blocks]);
+            vec![]
+        });
+        self.rows.0 = e.b.ins().iadd(first, whole);
+        let lanes = e.scale(whole, 4);
+        self.out = e.b.ins().iadd(out, lanes);
     }
 
     /// Rounded to 8 bits in blocks, row by row: for each block scales, -8 times sums, and quants, four or eight of a

@@ -8,11 +8,12 @@ use crate::emit::Features;
 /// Widening that not only integer tiles ask for.
 const TO_FLOATS: Widen = Widen { from: DType::BF16, to: DType::F32, fetches: true };
 
-/// The widening of weights that the CPU has, if it has one.
+/// The widening of weights, or what holds them for tiles of integers, that the CPU has, if it has one.
 pub fn widening(features: &Features, widen: Widen) -> Option<&'static Microkernel> {
-    let does = |m: &&Microkernel| match m.emit {
-        Emit::RawHold(_) => widen.to == DType::Q8,
-        _ => matches!(m.emit, Emit::RawWiden(_)) && widen.to != DType::Q8,
+    let holds = widen.to == DType::Q8;
+    let does = |m: &&Microkernel| match holds {
+        true => matches!(m.emit, Emit::RawHold(_)),
+        false => matches!(m.emit, Emit::RawWiden(_)),
     };
     MICROKERNELS.iter().filter(does).find(|m| (m.runs_on)(features))
 }
@@ -31,6 +32,11 @@ pub fn softening(operands: DType, features: &Features) -> Option<&'static Microk
 /// What brings sums of panels to rows that the CPU has, if it has it.
 pub fn turning(features: &Features) -> Option<&'static Microkernel> {
     MICROKERNELS.iter().find(|m| matches!(m.emit, Emit::RawTurn(_)) && (m.runs_on)(features))
+}
+
+/// What packs rows of x, rounded to 8 bits, that the CPU has, if it has it.
+pub fn packing(features: &Features) -> Option<&'static Microkernel> {
+    MICROKERNELS.iter().find(|m| matches!(m.emit, Emit::RawPack(_)) && (m.runs_on)(features))
 }
 
 /// The weighted sum of rows that the CPU has, if it has one.

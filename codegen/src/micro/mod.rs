@@ -28,6 +28,7 @@ mod lanes_amx;
 mod lanes_floats;
 mod lanes_floats_256;
 mod mix;
+mod pack_512;
 pub mod probe;
 mod raw;
 mod rounded;
@@ -45,12 +46,12 @@ use lapidary_ir::{BLOCK, DType};
 
 pub use self::amx::Shapes;
 pub use self::choose::{
-    Quantised, choose, mixing, raw_reads, scoring, select, select_for, softening, turning, widening,
+    Quantised, choose, mixing, packing, raw_reads, scoring, select, select_for, softening, turning, widening,
 };
 pub use self::held::Held;
 pub use self::raw::{
-    Block, Dot, Fetched, Lanes, Mix, Raw, Row, Scores, Soften, StoredTile, Streams, Tile, TileOperands, Turn,
-    Widen, WidenOperands, Widened,
+    Block, Dot, Fetched, Lanes, Mix, Pack, Raw, Row, Scores, Soften, StoredTile, Streams, Tile, TileOperands,
+    Turn, Widen, WidenOperands, Widened,
 };
 pub use self::rounded::{
     LANE_BLOCK, MAGIC, ROW_BLOCKS, RowUnit, int8_quant_bytes, int8_row_bytes, lane_row_bytes,
@@ -94,6 +95,8 @@ pub enum Emit {
     RawSoften(fn(Soften) -> Code),
     /// Sums of panels to rows, as machine code so too: see [`Raw::Turn`].
     RawTurn(fn(Turn) -> Code),
+    /// Packing of rounded rows of x, as machine code so too: see [`Raw::Pack`].
+    RawPack(fn(Pack) -> Code),
     /// Widening, as machine code so too: see [`Raw::Widen`].
     RawWiden(fn(Widen) -> Code),
     /// The same of quantised rows for integer tiles alone.
@@ -212,6 +215,7 @@ impl Microkernel {
             (Emit::RawMix(emit), Raw::Mix(mix)) => emit(mix),
             (Emit::RawSoften(emit), Raw::Soften(soften)) => emit(soften),
             (Emit::RawTurn(emit), Raw::Turn(turn)) => emit(turn),
+            (Emit::RawPack(emit), Raw::Pack(pack)) => emit(pack),
             (Emit::RawWiden(emit) | Emit::RawHold(emit), Raw::Widen(widen)) => emit(widen),
             (emit, raw) => unreachable!("{}: {raw:?} of {}", self.name, matches!(emit, Emit::Dot(_))),
         }

@@ -227,6 +227,16 @@ pub struct Turn {
     pub out_stride: i32,
 }
 
+/// Rows of x to lanes of a panel, rounded: what the code of a [`Emit::RawPack`](super::Emit::RawPack) is specialised
+/// to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pack {
+    /// Rows of x in the panel.
+    pub panel: usize,
+    /// Bytes from one row of x to the next.
+    pub x_stride: i32,
+}
+
 /// Widening: what the code of a [`Emit::RawWiden`](super::Emit::RawWiden) is specialised to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Widen {
@@ -276,6 +286,9 @@ pub enum Raw {
     /// Operands: the first weight's sums f32 `[width][panel]` (or by rows), the second's or anything, the output (the
     /// first row's element), rows of x, weight rows (neither 0; sums of whole sixteens of them are read).
     Turn(Turn),
+    /// Operands: the first of as many rows of x (f32) as the microkernel takes, the first of their lanes in a panel of
+    /// blocks as [`TileOperands`] says, blocks (not 0).
+    Pack(Pack),
     /// Operands: the first element's block in its format's first plane, in its last, results, blocks (not 0); of floats
     /// the elements, anything, results, times [`BLOCK`](lapidary_ir::BLOCK) elements.
     Widen(Widen),
@@ -289,7 +302,7 @@ impl Raw {
             Raw::Tile(Tile { streams: Some(Streams { widened: Some(_), .. }), .. }) => 10,
             Raw::Tile(Tile { streams: Some(_), .. }) => 6,
             Raw::Tile(_) | Raw::Mix(_) | Raw::Turn(_) => 5,
-            Raw::Dot(_) => 3,
+            Raw::Dot(_) | Raw::Pack(_) => 3,
             Raw::StoredTile(_) | Raw::Lanes(_) | Raw::Row(_) | Raw::Scores(_) | Raw::Widen(_) => 4,
             Raw::Configure(_) | Raw::Release => 0,
         }

@@ -20,7 +20,7 @@ fn form(microkernel: &Microkernel) -> Quantised {
     match (microkernel.operands, microkernel.emit) {
         (DType::Q8, Emit::BlockLanes(_)) => Quantised::Blocks,
         (DType::Q8, _) => Quantised::Own,
-        (DType::BF16, Emit::RawLanes(_)) => Quantised::Halves,
+        (DType::BF16 | DType::F32, Emit::RawLanes(_)) => Quantised::Halves,
         _ => Quantised::No,
     }
 }

@@ -1,8 +1,9 @@
 //! Calls of raw microkernels at their edges, and what they must come to: a file for each kind of product, one for what
-//! attention is made of, one for widening.
+//! attention is made of, one for packing, one for widening.
 
 mod attention;
 mod few;
+mod packs;
 mod stored;
 mod tiles;
 mod turns;
@@ -64,6 +65,7 @@ pub(crate) fn all(micro: &Microkernel, targets: &[Target], values: Values) -> Ve
         Emit::RawMix(_) => attention::mixes(micro, source),
         Emit::RawSoften(_) => attention::softenings(source),
         Emit::RawTurn(_) => turns::turns(micro, source, values),
+        Emit::RawPack(_) => packs::packs(micro, source),
         Emit::RawWiden(_) | Emit::RawHold(_) => widenings::widenings(micro, targets, source),
         Emit::Dot(_) | Emit::Inline(_) => unreachable!("no raw code"),
     }

@@ -223,6 +223,23 @@ impl Cpu {
                 let among = width(i.op_register(0)) / 2;
                 half_lanes(|at| half(&from, half(&index, at) as usize % among))
             }
+            // Within each 128 bits, of either first those of the one, then those of the other; what is too large is as
+            // large as can be.
+            M::Vpackssdw => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                half_lanes(|at| {
+                    let from = if at % 8 < 4 { &a } else { &b };
+                    (from[at / 8 * 4 + at % 4] as i32).clamp(i16::MIN.into(), i16::MAX.into()) as u16
+                })
+            }
+            M::Vpacksswb => {
+                let (a, b) = (vector(1)?, vector(2)?);
+                byte_lanes(|at| {
+                    let from = if at % 16 < 8 { &a } else { &b };
+                    let word = half(from, at / 16 * 8 + at % 8) as i16;
+                    word.clamp(i8::MIN.into(), i8::MAX.into()) as u8
+                })
+            }
             // Within each 128 bits.
             M::Vpunpckldq | M::Vpunpckhdq => {
                 let (a, b) = (vector(1)?, vector(2)?);

@@ -4,7 +4,9 @@
 
 use lapidary_ir::{BLOCK, DType};
 
-use crate::micro::{Emit, Microkernel, aarch64, hold_256, hold_512, mix, scores, soften, turn, widen};
+use crate::micro::{
+    Emit, Microkernel, aarch64, hold_256, hold_512, mix, pack_512, scores, soften, turn, widen,
+};
 
 /// In the order in which they are tried, of each kind.
 pub(super) const ROWS: &[Microkernel] = &[
@@ -62,6 +64,17 @@ pub(super) const ROWS: &[Microkernel] = &[
         max_rows: 0,
         runs_on: |f| f.avx512,
         emit: Emit::RawTurn(turn::turn_512),
+    },
+    Microkernel {
+        name: "avx512_pack",
+        operands: DType::Q8,
+        mr: pack_512::ROWS,
+        shapes: &[(pack_512::ROWS, 1)],
+        block: (1, 0),
+        kr: BLOCK,
+        max_rows: 0,
+        runs_on: |f| f.avx512 && f.vnni,
+        emit: Emit::RawPack(pack_512::pack_512),
     },
     Microkernel {
         name: "avx512_mix",
