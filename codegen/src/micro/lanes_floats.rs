@@ -22,8 +22,9 @@ const ELEMENTS: usize = 16;
 const STEPS: usize = BLOCK / ELEMENTS;
 /// Where the part of the last row of x begins, in each of them.
 const ENTRIES: [AsmRegister64; STEPS] = [gpr64::r10, gpr64::r11];
-/// Bytes of a line of memory.
+/// Bytes of a line of memory; of x that meet a register.
 const LINE: usize = 64;
+const WORD: usize = 4;
 
 /// With AVX-512 BF16; k is a multiple of [`BLOCK`].
 pub(super) fn lanes_bf16(lanes: Lanes) -> Code {
@@ -37,8 +38,6 @@ pub(super) fn lanes_512(lanes: Lanes) -> Code {
 
 /// How weight rows are brought into registers, and rows of x meet them.
 trait Meeting {
-    /// Bytes of x that meet a register.
-    const X_BYTES: usize = 4;
     /// Bytes of an element of x.
     const X_ELEMENT: usize;
     /// Readies what stays in registers.
@@ -95,7 +94,7 @@ fn lanes_of<M: Meeting>(lanes: Lanes) -> Code {
             a.set_label(&mut labels[t])?;
             let row = (t * k + step * ELEMENTS) * M::X_ELEMENT;
             for (i, &w) in weights.iter().enumerate() {
-                M::meet(a, sums[t], w, (row + i * M::X_BYTES) as i32)?;
+                M::meet(a, sums[t], w, (row + i * WORD) as i32)?;
             }
         }
     }
