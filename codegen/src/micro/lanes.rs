@@ -127,7 +127,7 @@ pub(super) fn lanes_vnni(lanes: Lanes) -> Code {
     a.jmp(group)?;
 
     a.set_label(&mut done)?;
-    store(a, lanes, SUMS)?;
+    store(a, lanes)?;
     a.assemble(0)
 }
 
@@ -174,14 +174,14 @@ pub(super) fn block_scale(a: &mut CodeAssembler, odd: usize) -> Done {
 }
 
 /// Stores the sums of as many rows of x as there are, and returns.
-pub(super) fn store<V: Vector>(a: &mut CodeAssembler, lanes: Lanes, sums: &[V]) -> Done {
+pub(super) fn store(a: &mut CodeAssembler, lanes: Lanes) -> Done {
     let mut stored = a.create_label();
-    for (t, &sum) in sums[..lanes.rows].iter().enumerate() {
+    for (t, &sum) in SUMS[..lanes.rows].iter().enumerate() {
         if t > 0 {
             a.cmp(COUNT, t as i32 + 1)?;
             a.jb(stored)?;
         }
-        sum.store(a, ptr(C + t as i32 * lanes.c_stride))?;
+        a.vmovups(zmmword_ptr(C + t as i32 * lanes.c_stride), sum)?;
     }
     a.set_label(&mut stored)?;
     a.vzeroupper()?;

@@ -83,7 +83,7 @@ pub(super) fn lanes_amx(lanes: Lanes) -> Code {
     Rows { lanes, pairs, met: lanes::ROWS }.all(a)?;
     a.set_label(&mut done)?;
     a.mov(STACK, qword_ptr(STACK + BEFORE))?;
-    lanes::store(a, lanes, lanes::SUMS)?;
+    lanes::store(a, lanes)?;
     a.assemble(0)
 }
 

@@ -23,7 +23,7 @@ const STEPS: usize = BLOCK / ELEMENTS;
 /// Where the part of the last row of x begins, in each of them.
 const ENTRIES: [AsmRegister64; STEPS] = [gpr64::r10, gpr64::r11];
 /// Bytes of a line of memory; of x that meet a register.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 const WORD: usize = 4;
 
 /// With AVX-512 BF16; k is a multiple of [`BLOCK`].
@@ -105,7 +105,7 @@ fn lanes_of<M: Meeting>(lanes: Lanes) -> Code {
     }
     a.dec(LEFT)?;
     a.jnz(again)?;
-    store(a, lanes, SUMS)?;
+    store(a, lanes)?;
     a.assemble(0)
 }
 

@@ -11,6 +11,7 @@ use lapidary_ir::DType;
 
 use super::dot::{Done, XMM, YMM, fill};
 use super::lanes::{AHEAD, C, COUNT, FETCH, LANES, LEFT, Turned, W, X};
+use super::lanes_floats::LINE;
 use super::tile::Vector;
 use super::{Code, Lanes};
 
@@ -20,8 +21,6 @@ pub(super) const ROWS: usize = 8;
 const EIGHT: usize = 8;
 /// Elements of k whose pairs are in registers at a time.
 const ELEMENTS: usize = 8;
-/// Bytes of a line of memory.
-const LINE: usize = 64;
 
 /// Where x and weights are in a loop.
 const X_AT: AsmRegister64 = gpr64::r9;

@@ -98,6 +98,32 @@ macro_rules! integers {
 integers!(AsmRegisterYmm, vex, |a: &mut CodeAssembler, y: AsmRegisterYmm| a.vpcmpeqd(y, y, y));
 integers!(AsmRegisterZmm, evex, |a: &mut CodeAssembler, z: AsmRegisterZmm| a.vpternlogd(z, z, z, 0xff));
 
+/// How many vectors of x a tile has.
+pub(super) fn vectors<V: Vector>(tile: Tile) -> usize {
+    tile.columns * 4 / V::BYTES as usize
+}
+
+/// Where the results of a weight row with a vector of x are.
+pub(super) fn result<V: Vector>(tile: Tile, n: usize, v: usize) -> AsmMemoryOperand {
+    gpr64::rdx + (n as i32 * tile.c_stride + v as i32 * V::BYTES)
+}
+
+/// Makes the results 0 if they are not added to.
+pub(super) fn begin<V: Vector>(a: &mut CodeAssembler, tile: Tile) -> Done {
+    let accumulate = gpr64::r8;
+    let mut ready = a.create_label();
+    a.test(accumulate, accumulate)?;
+    a.jnz(ready)?;
+    let zero = V::ALL[0];
+    zero.zero(a)?;
+    for n in 0..tile.nr {
+        (0..vectors::<V>(tile)).try_for_each(|v| zero.store(a, result::<V>(tile, n, v)))?;
+    }
+    a.set_label(&mut ready)?;
+    // Another label may follow.
+    a.zero_bytes()
+}
+
 /// AVX2: 8 lanes, at most 12 sums; k is counted in blocks.
 pub(super) fn tile_256(tile: Tile) -> Code {
     tile_of::<AsmRegisterYmm>(tile)
@@ -109,19 +135,9 @@ pub(super) fn tile_512(tile: Tile) -> Code {
 }
 
 fn tile_of<V: Integers>(tile: Tile) -> Code {
-    let (x, weights, c, k, accumulate) = (gpr64::rdi, gpr64::rsi, gpr64::rdx, gpr64::rcx, gpr64::r8);
+    let (x, weights, k) = (gpr64::rdi, gpr64::rsi, gpr64::rcx);
     let a = &mut CodeAssembler::new(64)?;
-    let vectors = tile.columns * 4 / V::BYTES as usize;
-    let at = |n: usize, v: usize| c + (n as i32 * tile.c_stride + v as i32 * V::BYTES);
-    let mut ready = a.create_label();
-    a.test(accumulate, accumulate)?;
-    a.jnz(ready)?;
-    let zero = V::ALL[0];
-    zero.zero(a)?;
-    for n in 0..tile.nr {
-        (0..vectors).try_for_each(|v| zero.store(a, at(n, v)))?;
-    }
-    a.set_label(&mut ready)?;
+    begin::<V>(a, tile)?;
     // As many rows at a time as have sums in registers.
     let rows = tile.nr / halves(tile.weights);
     for first in (0..tile.nr).step_by(rows) {
@@ -129,7 +145,7 @@ fn tile_of<V: Integers>(tile: Tile) -> Code {
         a.mov(cursors.0, x)?;
         a.lea(cursors.1, ptr(weights + first as i32 * tile.weight_stride))?;
         a.mov(cursors.2, k)?;
-        blocks::<V>(a, tile, rows, cursors, &|n, v| at(first + n, v))?;
+        blocks::<V>(a, tile, rows, cursors, &|n, v| result::<V>(tile, first + n, v))?;
     }
     a.vzeroupper()?;
     a.ret()?;
@@ -144,7 +160,7 @@ fn blocks<V: Integers>(
     (x, weights, count): (AsmRegister64, AsmRegister64, AsmRegister64),
     c: &dyn Fn(usize, usize) -> AsmMemoryOperand,
 ) -> Done {
-    let (vectors, halves) = (tile.columns * 4 / V::BYTES as usize, halves(tile.weights));
+    let (vectors, halves) = (vectors::<V>(tile), halves(tile.weights));
     let lane_bytes = tile.panel as i32 * 4;
     let sum = |n: usize, half: usize, v: usize| V::ALL[(n * halves + half) * vectors + v];
     let (xs, others) = V::ALL[rows * halves * vectors..].split_at(vectors);

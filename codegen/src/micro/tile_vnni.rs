@@ -13,17 +13,15 @@ use iced_x86::{IcedError, Instruction};
 use lapidary_ir::{BLOCK, DType};
 
 use super::dot::Done;
-use super::tile_int8::{Integers, PANEL_BLOCK, STEP};
+use super::tile_int8::{Integers, PANEL_BLOCK, STEP, begin, result, vectors};
 use super::{Code, Fetched, Held, Streams, Tile};
 
 const LINE: i32 = 64;
 
 const X: AsmRegister64 = gpr64::rdi;
 const WEIGHTS: AsmRegister64 = gpr64::rsi;
-const C: AsmRegister64 = gpr64::rdx;
-/// Blocks that are left; whether they are added to what the results are.
+/// Blocks that are left.
 const K: AsmRegister64 = gpr64::rcx;
-const ACCUMULATE: AsmRegister64 = gpr64::r8;
 /// What is fetched next.
 const WANTED: AsmRegister64 = gpr64::r9;
 
@@ -32,7 +30,7 @@ pub(super) fn tile_256(tile: Tile) -> Code {
     let a = &mut CodeAssembler::new(64)?;
     let mut again = a.create_label();
     let rows = Rows::<AsmRegisterYmm>::of(tile, 0..tile.nr);
-    rows.begin(a)?;
+    begin::<AsmRegisterYmm>(a, tile)?;
     a.set_label(&mut again)?;
     // Of half as many sums products would wait for each other; those of the next block are within sight.
     in_turn(a, &rows.products()?, &[])?;
@@ -53,7 +51,7 @@ pub(super) fn tile_512(tile: Tile) -> Code {
     let [mut again, mut done] = std::array::from_fn(|_| a.create_label());
     let [first, second] =
         [0..tile.nr / 2, tile.nr / 2..tile.nr].map(|rows| Rows::<AsmRegisterZmm>::of(tile, rows));
-    Rows::<AsmRegisterZmm>::of(tile, 0..tile.nr).begin(a)?;
+    begin::<AsmRegisterZmm>(a, tile)?;
     let [x, weights] = block_bytes(tile);
     in_turn(a, &first.products()?, &[])?;
     a.set_label(&mut again)?;
@@ -98,25 +96,8 @@ impl<V: Integers> Rows<V> {
         Rows { tile, rows, vectors: PhantomData }
     }
 
-    /// Makes the results 0 if they are not added to.
-    fn begin(&self, a: &mut CodeAssembler) -> Done {
-        let mut ready = a.create_label();
-        a.test(ACCUMULATE, ACCUMULATE)?;
-        a.jnz(ready)?;
-        let zero = V::ALL[0];
-        zero.zero(a)?;
-        self.sums().try_for_each(|(n, v)| zero.store(a, self.results(n, v)))?;
-        a.set_label(&mut ready)?;
-        a.zero_bytes()
-    }
-
     fn vectors(&self) -> Range<usize> {
-        0..self.tile.columns * 4 / V::BYTES as usize
-    }
-
-    /// Weight rows and vectors of x, whose products have a sum each.
-    fn sums(&self) -> impl Iterator<Item = (usize, usize)> {
-        self.rows.clone().flat_map(|n| self.vectors().map(move |v| (n, v)))
+        0..vectors::<V>(self.tile)
     }
 
     fn sum(&self, n: usize, v: usize) -> V {
@@ -133,7 +114,7 @@ impl<V: Integers> Rows<V> {
     }
 
     fn results(&self, n: usize, v: usize) -> AsmMemoryOperand {
-        C + (n as i32 * self.tile.c_stride + v as i32 * V::BYTES)
+        result::<V>(self.tile, n, v)
     }
 
     /// The `part`-th of what a block of a panel of x has for all its rows, 4 bytes each: scales, sums, quants by fours.

@@ -17,6 +17,8 @@ impl Target {
         let wide = Machine { flops: Formats::all(228.0), few_flops: 228.0, ..Machine::GENERIC };
         let dot =
             |rounded| if rounded { formats(35.0, 60.0, 71.0, 63.0) } else { formats(35.0, 60.0, 50.0, 48.0) };
+        // Quantised weights in halves of 4 bits.
+        let halves = if rounded { formats(228.0, 228.0, 320.0, 550.0) } else { wide.flops };
         let machine = match (f.avx512, f.avx2 && f.fma) {
             (true, _) if rounded && f.amx => {
                 Machine { flops: Formats::all(2000.0), dot: formats(35.0, 60.0, 80.0, 75.0), ..wide }
@@ -29,18 +31,11 @@ impl Target {
                 attention_tile_flops: 160.0,
                 ..wide
             },
-            (true, _) => {
-                let flops = if rounded { formats(228.0, 228.0, 320.0, 550.0) } else { wide.flops };
-                Machine { dot: dot(rounded), flops, attention_tile_flops: 160.0, ..wide }
-            }
+            (true, _) => Machine { dot: dot(rounded), flops: halves, attention_tile_flops: 160.0, ..wide },
             (false, true) => {
                 let (attention_flops, attention_tile_flops) = (122.0, 126.0);
-                let flops = match rounded {
-                    // By what they take on a Zen 5 beside AVX2's.
-                    true if f.avxvnni => formats(228.0, 228.0, 740.0, 750.0),
-                    true => formats(228.0, 228.0, 320.0, 550.0),
-                    false => wide.flops,
-                };
+                // By what they take on a Zen 5 beside halves.
+                let flops = if rounded && f.avxvnni { formats(228.0, 228.0, 740.0, 750.0) } else { halves };
                 Machine { dot: dot(rounded), flops, attention_flops, attention_tile_flops, ..wide }
             }
             (false, false) => Machine {

@@ -19,7 +19,6 @@
 
 use std::collections::BTreeMap;
 
-use iced_x86::IcedError;
 use iced_x86::code_asm::{registers::gpr64, *};
 use lapidary_ir::format::Reading;
 use lapidary_ir::{BLOCK, Format};
@@ -27,6 +26,7 @@ use lapidary_ir::{BLOCK, Format};
 use super::fetch::Ahead;
 use super::{Constants, offset, windows_of_more};
 use crate::micro::dot::{Done, XMM, YMM};
+use crate::micro::lanes::Turned;
 use crate::micro::{Code, LANE_BLOCK, Lanes, SUMS};
 
 /// Weight rows, a lane each.
@@ -291,42 +291,33 @@ impl Rows<'_> {
         register + (r * self.format.row_bytes(self.lanes.k) + byte) as i32
     }
 
-    /// Sixteen bytes of every row, transposed: dwords 0 to 3, a row a lane; and the register that is free then.
+    /// Sixteen bytes of every row, transposed: dwords 0 to 3, a row a lane. Clobbers a register more.
     pub(super) fn window(
         &mut self,
         a: &mut CodeAssembler,
         byte: usize,
         into: [usize; 4],
         spare: usize,
-    ) -> Result<([usize; 4], usize), IcedError> {
+    ) -> Done {
         let vectors = |at: i32| (0..4).map(move |i| ymmword_ptr(STACK + at + i * VECTOR));
         if let Some(&(at, true)) = self.frame.windows.get(&byte) {
             for (register, from) in into.into_iter().zip(vectors(at)) {
                 a.vmovdqu(YMM[register], from)?;
             }
-            return Ok((into, spare));
+            return Ok(());
         }
         for (r, register) in into.into_iter().enumerate() {
             a.vmovdqu(XMM[register], xmmword_ptr(self.at(0, r, byte)))?;
             let upper = xmmword_ptr(self.at(0, r + 4, byte));
             a.vinserti128(YMM[register], YMM[register], upper, 1)?;
         }
-        let [p, q, r, s, t] = [into[0], into[1], into[2], into[3], spare].map(|i| YMM[i]);
-        a.vpunpckldq(t, p, q)?;
-        a.vpunpckhdq(q, p, q)?;
-        a.vpunpckldq(p, r, s)?;
-        a.vpunpckhdq(s, r, s)?;
-        a.vpunpcklqdq(r, t, p)?;
-        a.vpunpckhqdq(p, t, p)?;
-        a.vpunpcklqdq(t, q, s)?;
-        a.vpunpckhqdq(q, q, s)?;
-        let turned = [into[2], into[0], spare, into[1]];
+        Turned::turn(a, into.map(|i| YMM[i]), YMM[spare])?;
         if let Some((at, stored)) = self.frame.windows.get_mut(&byte) {
-            for (register, to) in turned.into_iter().zip(vectors(*at)) {
+            for (register, to) in into.into_iter().zip(vectors(*at)) {
                 a.vmovdqu(to, YMM[register])?;
             }
             *stored = true;
         }
-        Ok((turned, into[3]))
+        Ok(())
     }
 }

@@ -39,10 +39,10 @@ impl Rows<'_> {
         let lowest = all.iter().flatten().flat_map(|(places, _)| places).map(|p| p.byte).min();
         // Integers lie within 16 bytes.
         let from = lowest.map(|byte| byte.min(self.format.planes[0] - 16));
-        let window = match from {
-            Some(byte) => self.window(a, byte, [0, 1, 2, 3], 4)?.0,
-            None => [0; 4],
-        };
+        let window = [0, 1, 2, 3];
+        if let Some(byte) = from {
+            self.window(a, byte, window, 4)?;
+        }
         for (kind, (scale, integers)) in kinds.into_iter().zip(all).enumerate() {
             self.floats(a, scale, float)?;
             let offset = kind > 0;
@@ -97,29 +97,24 @@ impl Rows<'_> {
         let [p, q, r, s, spare, t, u, v, w] = QUANTS;
         let (lowest, others) = (self.format.quants.bits[0], &self.format.quants.bits[1..]);
         let places = halves(&lowest, first);
-        let ([low, high], _) = {
-            let (low, free) = self.window(a, places[0].byte, [p, q, r, s], spare)?;
-            if places[0].byte == places[1].byte {
-                let high = [t, u, v, free];
-                self.fields(a, low, high, places[1].shift as i32, lowest.width, 0)?;
-                self.fields(a, low, low, places[0].shift as i32, lowest.width, 0)?;
-                ([low, high], w)
-            } else {
-                let (high, free) = self.window(a, places[1].byte, [t, u, v, w], free)?;
-                for (registers, place) in [low, high].into_iter().zip(places) {
-                    self.fields(a, registers, registers, place.shift as i32, lowest.width, 0)?;
-                }
-                ([low, high], free)
-            }
+        let (low, high) = ([p, q, r, s], [t, u, v, w]);
+        self.window(a, places[0].byte, low, spare)?;
+        let second = if places[0].byte == places[1].byte {
+            low
+        } else {
+            self.window(a, places[1].byte, high, spare)?;
+            high
         };
+        self.fields(a, second, high, places[1].shift as i32, lowest.width, 0)?;
+        self.fields(a, low, low, places[0].shift as i32, lowest.width, 0)?;
         let mut width = lowest.width;
         for bits in others {
             if bits.run == 1 {
                 self.single_bits(a, bits.place(first).byte, width, [low, high])?;
             } else {
                 for (quants, place) in [low, high].into_iter().zip(halves(bits, first)) {
-                    let [p, q, r, s, spare] = WORK;
-                    let (fields, _) = self.window(a, place.byte, [p, q, r, s], spare)?;
+                    let [fields @ .., spare] = WORK;
+                    self.window(a, place.byte, fields, spare)?;
                     let down = place.shift as i32 - width as i32;
                     self.fields(a, fields, fields, down, bits.width, width)?;
                     for (quants, field) in quants.into_iter().zip(fields) {
