@@ -2,11 +2,13 @@
 """Cycles of the inner loops that Lapidary makes for AArch64, by LLVM's models of its CPUs (llvm-mca), on any machine.
 
     cargo build --release
-    python3 tests/peers/loops.py --work /tmp/loops [--mca llvm-mca-22] [--ggml LLAMA.CPP/ggml]
+    python3 tests/peers/loops.py --work /tmp/loops [--mca llvm-mca-22] [--ggml LLAMA.CPP/ggml] [--kleidiai FILE]
 
 Objects of a layer of Gemma 2 2B's shape are compiled for each CPU and disassembled; of each raw microkernel the loop
 with the most multiply-adds counts, as it is in the file. `--ggml` compiles ggml's own loops for the same CPUs
-(aarch64-linux-gnu-gcc) and reads them in the same way. A figure is multiply-adds a cycle of one core with everything in
+(aarch64-linux-gnu-gcc) and reads them in the same way; `--kleidiai` reads KleidiAI's out of a file that has them, which
+torch's package for AArch64 does (`pip download --no-deps --only-binary :all: --platform manylinux_2_28_aarch64 torch`,
+torch/lib/libtorch_cpu.so in it), weights of 4 bits with a scale every 32. A figure is multiply-adds a cycle of one core with everything in
 its first cache; `peak` is what the model gives for the loop's own multiply instruction alone, 24 times with different
 registers. LLVM knows Neoverse N1, N2 and V1 since version 17; its model of Cortex-A72 is Cortex-A57's.
 """
@@ -27,6 +29,7 @@ FORMATS = ["q4", "q8", "bf16"]
 # Multiply-adds of an instruction: of integers and bf16, which come before those of f32 that scale their sums.
 PRODUCTS = {"sdot": 16, "smmla": 32, "bfmmla": 16, "bfdot": 8, "smull": 8, "smull2": 8, "smlal": 8, "smlal2": 8}
 FLOATS = {"fmla": 4}
+BRANCH = re.compile(r"^(?:b\.\w+|cbn?z \w+,|tbn?z \w+, #\d+,)\s*([0-9a-f]+)\b")
 # ggml's functions: of weights of 4 bits, 8 bits and bf16.
 GGML = {
     "q4": ["ggml_vec_dot_q4_0_q8_0", "ggml_gemv_q4_0_4x4_q8_0", "ggml_gemv_q4_0_4x8_q8_0",
@@ -34,6 +37,11 @@ GGML = {
     "q8": ["ggml_vec_dot_q8_0_q8_0", "ggml_gemv_q8_0_4x4_q8_0", "ggml_gemv_q8_0_4x8_q8_0",
            "ggml_gemm_q8_0_4x4_q8_0", "ggml_gemm_q8_0_4x8_q8_0"],
     "bf16": ["ggml_vec_dot_bf16"],
+}
+# KleidiAI's, and the CPUs that have what they ask for.
+KLEIDIAI = {
+    "kai_kernel_matmul_clamp_f32_qai8dxp1x8_qsi4c32p8x8_1x8x32_neon_dotprod": ["neoverse-n1", "neoverse-v1"],
+    "kai_kernel_matmul_clamp_f32_qai8dxp4x8_qsi4c32p8x8_4x8x32_neon_i8mm": ["neoverse-v1"],
 }
 
 
@@ -45,10 +53,10 @@ def run(*command, **options):
     return result.stdout
 
 
-def functions(binary):
+def functions(binary, *options):
     """Functions of an object: (name, [(address, text of the instruction)])."""
     found, name, lines = [], None, []
-    for line in run("aarch64-linux-gnu-objdump", "-d", "--no-show-raw-insn", binary).splitlines():
+    for line in run("aarch64-linux-gnu-objdump", "-d", "--no-show-raw-insn", *options, binary).splitlines():
         head = re.match(r"^[0-9a-f]+ <(.+)>:$", line)
         body = re.match(r"^\s*([0-9a-f]+):\s*(.+?)\s*(//.*)?$", line)
         if head:
@@ -67,12 +75,14 @@ def multiplies(text):
     return PRODUCTS.get(word, 0), FLOATS.get(word, 0)
 
 
-def loop(lines):
-    """The loop of a function with the most multiply-adds and no other inside: (instructions, multiply-adds)."""
+def loop(lines, outer=False):
+    """The loop of a function with the most multiply-adds and no other inside: (instructions, multiply-adds). Or the
+    one around it, with each instruction once.
+    """
     at = {address: index for index, (address, _) in enumerate(lines)}
     loops = []
     for index, (_, text) in enumerate(lines):
-        branch = re.match(r"^(?:b\.\w+|cbn?z \w+,|tbn?z \w+, #\d+,)\s*([0-9a-f]+)\b", text)
+        branch = BRANCH.match(text)
         start = at.get(int(branch[1], 16)) if branch else None
         if start is not None and start <= index:
             loops.append((start, index))
@@ -83,7 +93,11 @@ def loop(lines):
         body = [text for _, text in lines[start:end]]
         products, floats = (sum(column) for column in zip(*map(multiplies, body), (0, 0)))
         if (products or floats) > best[1]:
-            best = (body, products or floats)
+            best, inner = (body, products or floats), (start, end)
+    around = [l for l in loops if outer and best[1] and l[0] <= inner[0] and inner[1] < l[1]]
+    if around:
+        start, end = min(around, key=lambda l: l[1] - l[0])
+        best = ([text for _, text in lines[start:end] if not BRANCH.match(text)], best[1])
     return best
 
 
@@ -144,6 +158,15 @@ def theirs(ggml, work, weights, cpu):
                 yield known, body, count
 
 
+def kleidiai(binary, weights, cpu):
+    """KleidiAI's loops over blocks, likewise: the loop inside goes round once a block."""
+    for name in [name for name, cpus in KLEIDIAI.items() if weights == "q4" and cpu in cpus]:
+        for _, lines in functions(binary, f"--disassemble={name}"):
+            body, count = loop(lines, outer=True)
+            if count:
+                yield name, body, count
+
+
 def main():
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,6 +174,7 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--mca", default="llvm-mca")
     parser.add_argument("--ggml", type=pathlib.Path, help="llama.cpp's folder `ggml`")
+    parser.add_argument("--kleidiai", type=pathlib.Path, help="a file with KleidiAI's functions in it")
     parser.add_argument("--weights", default=",".join(FORMATS))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -160,6 +184,8 @@ def main():
             loops = list(ours(args.lapidary, args.work, weights, cpu))
             if args.ggml:
                 loops += theirs(args.ggml, args.work, weights, cpu)
+            if args.kleidiai:
+                loops += kleidiai(args.kleidiai, weights, cpu)
             for name, body, count in loops:
                 for model in models:
                     took = cycles(args.mca, model, body)

@@ -140,7 +140,7 @@ pub(super) fn raw_code(
             let unread = weights.iter().filter(widens);
             let mut raw: Vec<_> = unread.filter_map(|w| widening(w, micro, true, features)).collect();
             for w in weights {
-                for n in [dot_rows(w), 1] {
+                for n in [dot_rows(w, micro), 1] {
                     let shapes = shapes(micro, w).iter().filter(|shape| shape.0 <= most_rows(kernel));
                     let of_rows =
                         |&(xs, of): &(usize, usize)| raw_dots_of(w, micro, x_stride, (xs, of.min(n)));

@@ -23,8 +23,8 @@ pub(super) fn read_as(weight: &View, operands: DType) -> DType {
 }
 
 /// Weight rows that are taken at a time: of those that raw code does not read one, which is widened before.
-pub(super) fn dot_rows(weight: &View) -> usize {
-    if micro::raw_reads(weight.dtype) { micro::dot_rows(weight.dtype, fixed(weight, 1)) } else { 1 }
+pub(super) fn dot_rows(weight: &View, micro: &Microkernel) -> usize {
+    if micro::raw_reads(weight.dtype) { micro.dot_rows(weight.dtype, fixed(weight, 1)) } else { 1 }
 }
 
 /// Rows of x and weight rows that go together, besides one row of x: see [`Microkernel::dot_shapes`].
@@ -161,7 +161,7 @@ impl Job<'_> {
         x: (Value, i64),
         c: Value,
     ) {
-        let at_a_time = dot_rows(weight);
+        let at_a_time = dot_rows(weight, self.linear.micro);
         let (zero, k) = (e.i64(0), e.i64(self.k as i64));
         let spans = if at_a_time == 1 {
             vec![(zero, width, 1)]

@@ -112,12 +112,6 @@ pub const SUMS: usize = 8;
 /// The most weight rows that [`Emit::RawDot`] takes at a time; those left over go one by one.
 pub const DOT_ROWS: usize = 4;
 
-/// Weight rows of length `k` that [`Emit::RawDot`] takes at a time. Of quantised rows of a KiB or more one: memory
-/// serves one stream better than four. Shorter ones end too soon to wait for each one's sum.
-pub fn dot_rows(dtype: DType, k: usize) -> usize {
-    if dtype.is_quantised() && is_long(dtype, k) { 1 } else { DOT_ROWS }
-}
-
 /// Whether weight rows of length `k` have a KiB or more. Of quantised ones [`Emit::PairedDot`] takes several rows of x
 /// with these alone: the last blocks of shorter ones, where they are no group, take too much of their time.
 pub fn is_long(dtype: DType, k: usize) -> bool {
@@ -179,6 +173,18 @@ impl Microkernel {
             };
         }
         if is_raw || matches!(self.emit, Emit::PairedDot(_)) { &[(4, 1), (2, 2)] } else { &[] }
+    }
+
+    /// Weight rows of length `k` that [`Emit::RawDot`] takes at a time. Of quantised rows of a KiB or more one, for
+    /// memory serves one stream better than four, or two that share x where that is loaded one register at a time.
+    /// Shorter ones end too soon to wait for each one's sum.
+    pub fn dot_rows(&self, dtype: DType, k: usize) -> usize {
+        let shares = matches!(self.emit, Emit::RawDot(_)) && self.operands == DType::Q8;
+        match dtype.is_quantised() && is_long(dtype, k) {
+            true if shares => 2,
+            true => 1,
+            false => DOT_ROWS,
+        }
     }
 
     /// Weight rows of a tile of a linear kernel's tile space.

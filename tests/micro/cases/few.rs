@@ -15,7 +15,7 @@ pub(super) fn dots(micro: &Microkernel, source: &mut Source) -> Vec<Case> {
     let mut cases = vec![];
     let mut add = |dtype: DType, k: usize| {
         let together = micro.dot_shapes(dtype).iter().copied();
-        for (xs, rows) in [(1, 1), (1, DOT_ROWS)].into_iter().chain(together) {
+        for (xs, rows) in [(1, 1), (1, 2), (1, DOT_ROWS)].into_iter().chain(together) {
             let pad = if xs == 1 { 0 } else { k % 3 };
             let (x, values) = match micro.operands {
                 DType::Q8 => {

@@ -2,7 +2,7 @@
 //!
 //! Four blocks at a time. A block's products are summed exactly in i32 and the four sums brought to a lane each; these
 //! are scaled by both blocks' scales and added up in f32, so that a result has four sums, which are added up across at
-//! the end. Weights are read and unpacked once for all rows of x. Sums begin at the bits of a float ([`MAGIC`]): that
+//! the end. Weights are read and unpacked once for all rows of x, the only row of x once for all weight rows. Sums begin at the bits of a float ([`MAGIC`]): that
 //! taken off, they are floats. Weights of 4 bits stay unsigned, and what is taken off has 8 times the sum of the
 //! block's x in it.
 //!
@@ -26,10 +26,11 @@ const W: u32 = 1;
 const C: u32 = 2;
 const FREE: u32 = 3;
 
-/// Vectors: blocks' sums; x; weights, a pair a block; the rest by name. v8 to v15 are the caller's.
+/// Vectors: blocks' sums; what passes by, a pair of two blocks in turn; what stays for a group, a pair a block; the rest
+/// by name. v8 to v15 are the caller's.
 const PRODUCTS: u32 = 0;
-const XS: u32 = 4;
-const WEIGHTS: u32 = 16;
+const PASSING: u32 = 4;
+const KEPT: u32 = 16;
 /// The mask of nibbles; of weights of 8 bits [`MAGIC`].
 const NIBBLE: u32 = 24;
 const START: u32 = 25;
@@ -143,45 +144,67 @@ impl Products {
         }
     }
 
-    /// So many blocks, at most a group, of all rows, so many groups on.
+    /// So many blocks, at most a group, of all rows, so many groups on. What stays in registers meanwhile is a weight
+    /// row for all rows of x; or the only row of x for all weight rows.
     fn blocks(&self, a: &mut Assembler, group: usize, blocks: usize) {
-        for (r, &(quants, scales)) in self.rows.iter().enumerate() {
-            for b in 0..blocks as u32 {
-                let (low, high) = (WEIGHTS + 2 * b, WEIGHTS + 2 * b + 1);
-                let at = ((group * GROUP + b as usize) * self.bytes()) as i32 - MIDDLE;
-                a.load_q(low, quants, at);
-                if self.dot.dtype == DType::Q4 {
-                    // The upper half of a block lies in the high nibbles.
-                    a.high_nibbles(high, low);
-                    a.and(low, low, NIBBLE);
-                } else {
-                    a.load_q(high, quants, at + 16);
-                }
+        let here = |b: u32| group * GROUP + b as usize;
+        let sum = |t: usize, r: usize| SUMS + (t * self.rows.len() + r) as u32;
+        if let ([x], [_, _, ..]) = (self.xs.as_slice(), self.rows.as_slice()) {
+            (0..blocks as u32).for_each(|b| load_x(a, x, here(b), kept(b)));
+            for (r, row) in self.rows.iter().enumerate() {
+                let load = |a: &mut Assembler, b: u32| self.load_weights(a, row, here(b), passing(b));
+                self.meet(a, blocks, load, |b| (passing(b), kept(b)));
+                self.scales(a, row, (group, blocks));
+                self.add_up(a, x, (group, blocks), sum(0, r));
             }
-            let at = (2 * group * GROUP) as i32;
-            match blocks {
-                1 => a.load_h(SCALE, scales, at),
-                2 | 3 => a.load_s(SCALE, scales, at),
-                _ => a.load_d(SCALE, scales, at),
-            }
-            if blocks == 3 {
-                a.step(self.spare, scales, at + 4);
-                a.load_third_half(SCALE, self.spare);
-            }
-            a.widen_bf16(SCALE, SCALE);
-            for (t, &x) in self.xs.iter().enumerate() {
-                self.meet(a, (group, blocks), x, SUMS + (t * self.rows.len() + r) as u32);
+            return;
+        }
+        for (r, row) in self.rows.iter().enumerate() {
+            (0..blocks as u32).for_each(|b| self.load_weights(a, row, here(b), kept(b)));
+            self.scales(a, row, (group, blocks));
+            for (t, x) in self.xs.iter().enumerate() {
+                self.meet(a, blocks, |a, b| load_x(a, x, here(b), passing(b)), |b| (kept(b), passing(b)));
+                self.add_up(a, x, (group, blocks), sum(t, r));
             }
         }
     }
 
-    /// A row of x against the blocks in registers.
+    /// A block of a weight row, unpacked.
+    fn load_weights(&self, a: &mut Assembler, row: &(u32, u32), block: usize, [low, high]: [u32; 2]) {
+        let (quants, at) = (row.0, (block * self.bytes()) as i32 - MIDDLE);
+        a.load_q(low, quants, at);
+        if self.dot.dtype == DType::Q4 {
+            // The upper half of a block lies in the high nibbles.
+            a.high_nibbles(high, low);
+            a.and(low, low, NIBBLE);
+        } else {
+            a.load_q(high, quants, at + 16);
+        }
+    }
+
+    /// The scales of blocks of a weight row.
+    fn scales(&self, a: &mut Assembler, &(_, scales): &(u32, u32), (group, blocks): (usize, usize)) {
+        let at = (2 * group * GROUP) as i32;
+        match blocks {
+            1 => a.load_h(SCALE, scales, at),
+            2 | 3 => a.load_s(SCALE, scales, at),
+            _ => a.load_d(SCALE, scales, at),
+        }
+        if blocks == 3 {
+            a.step(self.spare, scales, at + 4);
+            a.load_third_half(SCALE, self.spare);
+        }
+        a.widen_bf16(SCALE, SCALE);
+    }
+
+    /// A row of x against a weight row: products of blocks, each of which is loaded by `load`, if it is not there, to
+    /// where weights and x lie by `places`.
     fn meet(
         &self,
         a: &mut Assembler,
-        (group, blocks): (usize, usize),
-        [quants, scales, sums]: [u32; 3],
-        sum: u32,
+        blocks: usize,
+        load: impl Fn(&mut Assembler, u32),
+        places: impl Fn(u32) -> ([u32; 2], [u32; 2]),
     ) {
         let is_q4 = self.dot.dtype == DType::Q4;
         for b in 0..GROUP as u32 {
@@ -190,11 +213,8 @@ impl Products {
                 a.zero(product);
                 continue;
             }
-            let (low, high) = (WEIGHTS + 2 * b, WEIGHTS + 2 * b + 1);
-            let (first, second) = (XS + 2 * (b % 2), XS + 2 * (b % 2) + 1);
-            let at = ((group * GROUP + b as usize) * BLOCK) as i32 - MIDDLE;
-            a.load_q(first, quants, at);
-            a.load_q(second, quants, at + 16);
+            load(a, b);
+            let ([low, high], [first, second]) = places(b);
             if self.has_sdot {
                 a.copy(product, START);
                 a.sdot(product, low, first);
@@ -216,6 +236,16 @@ impl Products {
                 a.add_pair_halves(product, UPPER);
             }
         }
+    }
+
+    /// Scales a group's products and adds them to a result's sums. Clobbers what passes by.
+    fn add_up(
+        &self,
+        a: &mut Assembler,
+        &[_, scales, sums]: &[u32; 3],
+        (group, blocks): (usize, usize),
+        sum: u32,
+    ) {
         let [p, q, r, s] = [0, 1, 2, 3].map(|b| PRODUCTS + b);
         a.add_pairs(p, p, q);
         a.add_pairs(r, r, s);
@@ -224,15 +254,15 @@ impl Products {
             a.add_words(p, p, START);
         }
         let at = (4 * group * GROUP) as i32;
-        if is_q4 {
-            self.of_blocks(a, XS, (sums, at), blocks);
-            a.subtract_floats(p, p, XS);
+        if self.dot.dtype == DType::Q4 {
+            self.of_blocks(a, PASSING, (sums, at), blocks);
+            a.subtract_floats(p, p, PASSING);
         } else {
             a.subtract_floats(p, p, NIBBLE);
         }
-        self.of_blocks(a, XS + 1, (scales, at), blocks);
-        a.multiply(XS + 1, XS + 1, SCALE);
-        a.multiply_add(sum, p, XS + 1);
+        self.of_blocks(a, PASSING + 1, (scales, at), blocks);
+        a.multiply(PASSING + 1, PASSING + 1, SCALE);
+        a.multiply_add(sum, p, PASSING + 1);
     }
 
     /// A word of each of so many blocks; those missing in a group are 0. Clobbers the spare register.
@@ -247,4 +277,20 @@ impl Products {
             a.load_third_word(to, self.spare);
         }
     }
+}
+
+/// Where a block's halves lie: of what stays for a group, and of what passes by, in turn.
+fn kept(block: u32) -> [u32; 2] {
+    [KEPT + 2 * block, KEPT + 2 * block + 1]
+}
+
+fn passing(block: u32) -> [u32; 2] {
+    [PASSING + 2 * (block % 2), PASSING + 2 * (block % 2) + 1]
+}
+
+/// A block of a row of x.
+fn load_x(a: &mut Assembler, &[quants, ..]: &[u32; 3], block: usize, [first, second]: [u32; 2]) {
+    let at = (block * BLOCK) as i32 - MIDDLE;
+    a.load_q(first, quants, at);
+    a.load_q(second, quants, at + 16);
 }
