@@ -8,9 +8,10 @@ Objects of a layer of Gemma 2 2B's shape are compiled for each CPU and disassemb
 with the most multiply-adds counts, as it is in the file. `--ggml` compiles ggml's own loops for the same CPUs
 (aarch64-linux-gnu-gcc) and reads them in the same way; `--kleidiai` reads KleidiAI's out of a file that has them, which
 torch's package for AArch64 does (`pip download --no-deps --only-binary :all: --platform manylinux_2_28_aarch64 torch`,
-torch/lib/libtorch_cpu.so in it), weights of 4 bits with a scale every 32. A figure is multiply-adds a cycle of one core with everything in
-its first cache; `peak` is what the model gives for the loop's own multiply instruction alone, 24 times with different
-registers. LLVM knows Neoverse N1, N2 and V1 since version 17; its model of Cortex-A72 is Cortex-A57's.
+torch/lib/libtorch_cpu.so in it), weights of 4 bits with a scale every 32. A figure is multiply-adds a cycle of one
+core with everything in its first cache; `peak` is what the model gives for the loop's own multiply instruction alone,
+24 times with different registers. LLVM knows Neoverse N1, N2 and V1 since version 17; its model of Cortex-A72 is
+Cortex-A57's.
 """
 import argparse
 import pathlib

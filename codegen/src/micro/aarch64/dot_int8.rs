@@ -2,9 +2,9 @@
 //!
 //! Four blocks at a time. A block's products are summed exactly in i32 and the four sums brought to a lane each; these
 //! are scaled by both blocks' scales and added up in f32, so that a result has four sums, which are added up across at
-//! the end. Weights are read and unpacked once for all rows of x, the only row of x once for all weight rows. Sums begin at the bits of a float ([`MAGIC`]): that
-//! taken off, they are floats. Weights of 4 bits stay unsigned, and what is taken off has 8 times the sum of the
-//! block's x in it.
+//! the end. Weights are read and unpacked once for all rows of x, the only row of x once for all weight rows. Sums
+//! begin at the bits of a float ([`MAGIC`]): that taken off, they are floats. Weights of 4 bits stay unsigned, and what
+//! is taken off has 8 times the sum of the block's x in it.
 //!
 //! `sdot` adds up four products a lane; without it they are multiplied to 16 bits (`smull`), of which as many are added
 //! up as fit.
@@ -26,8 +26,8 @@ const W: u32 = 1;
 const C: u32 = 2;
 const FREE: u32 = 3;
 
-/// Vectors: blocks' sums; what passes by, a pair of two blocks in turn; what stays for a group, a pair a block; the rest
-/// by name. v8 to v15 are the caller's.
+/// Vectors: blocks' sums; what passes by, a pair of two blocks in turn; what stays for a group, a pair a block; the
+/// rest by name. v8 to v15 are the caller's.
 const PRODUCTS: u32 = 0;
 const PASSING: u32 = 4;
 const KEPT: u32 = 16;
